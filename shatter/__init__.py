@@ -1,0 +1,28 @@
+"""shatter: fine-tuning language models from human feedback, inclusively, as pure functions."""
+
+from shatter import (
+    choice,
+    documents,
+    ensembles,
+    evaluation,
+    exploration,
+    losses,
+    models,
+    numerics,
+    training,
+    types,
+)
+
+__all__ = [
+    "choice",
+    "documents",
+    "ensembles",
+    "evaluation",
+    "exploration",
+    "losses",
+    "models",
+    "numerics",
+    "training",
+    "types",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,42 @@
+"""Logits -> documents: scoring, sampling, enumeration, and the LM as a decision process."""
+
+from typing import Any
+
+from shatter.documents.enumeration import (
+    document_log_probs,
+    enumerate_documents,
+    sequence_tempered,
+)
+from shatter.documents.interface import Interface, interface, prefix_log_probs, soft_values
+from shatter.documents.sampling import Samples, sample
+from shatter.documents.scoring import log_prob, response_mask, token_log_probs
+from shatter.numerics import entropy, expectation, kl_divergence, total_variation
+
+__all__ = [
+    "DocumentDistribution",
+    "Interface",
+    "Samples",
+    "document_log_probs",
+    "entropy",
+    "enumerate_documents",
+    "expectation",
+    "interface",
+    "kl_divergence",
+    "log_prob",
+    "prefix_log_probs",
+    "response_mask",
+    "sample",
+    "sequence_tempered",
+    "soft_values",
+    "token_log_probs",
+    "total_variation",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """`DocumentDistribution` is imported when asked for, since distrax is slow to import."""
+    if name == "DocumentDistribution":
+        from shatter.documents.distribution import DocumentDistribution
+
+        return DocumentDistribution
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

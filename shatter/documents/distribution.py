@@ -1,0 +1,88 @@
+"""A language model as a distrax distribution over documents.
+
+Imported on first use only: distrax brings tensorflow_probability with it.
+"""
+
+import distrax
+import jax.numpy as jnp
+
+from shatter.documents.enumeration import document_log_probs, enumerate_documents
+from shatter.documents.sampling import sample
+from shatter.documents.scoring import response_mask
+from shatter.models import LanguageModel
+from shatter.numerics import entropy
+from shatter.types import Array, Key, Params
+
+
+class DocumentDistribution(distrax.Distribution):
+    """The law of a language model over documents that follow a prompt.
+
+    An event is `tokens[P + max_length]`: the prompt, the response, and after EOS anything.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        params: Params,
+        prompt: Array,
+        *,
+        vocab_size: int,
+        max_length: int,
+        eos: int | None = None,
+    ) -> None:
+        """Binds a language model to a prompt.
+
+        Args:
+          lm: the language model.
+          params: its parameters.
+          prompt: int `[P]`, at least one token.
+          vocab_size: V, number of tokens.
+          max_length: largest number of response tokens.
+          eos: the token that ends a response; None = every response has `max_length` tokens.
+        """
+        super().__init__()
+        self._lm = lm
+        self._params = params
+        self._prompt = jnp.asarray(prompt, int)
+        self._vocab_size = vocab_size
+        self._max_length = max_length
+        self._eos = eos
+
+    @property
+    def event_shape(self) -> tuple[int]:
+        """`(P + max_length,)`."""
+        return (self._prompt.shape[0] + self._max_length,)
+
+    def _sample_n(self, key: Key, n: int) -> Array:
+        return self._sample_n_and_log_prob(key, n)[0]
+
+    def _sample_n_and_log_prob(self, key: Key, n: int) -> tuple[Array, Array]:
+        samples = sample(
+            self._lm,
+            self._params,
+            key,
+            self._prompt,
+            num_samples=n,
+            max_length=self._max_length,
+            eos=self._eos,
+        )
+        return samples.tokens, samples.raw_log_probs
+
+    def log_prob(self, value: Array) -> Array:
+        """Log-prob of documents `value[..., P + max_length]`, nats."""
+        mask = response_mask(value, prompt_length=self._prompt.shape[0], eos=self._eos)
+        return document_log_probs(self._lm, self._params, value, mask)
+
+    def entropy(self) -> Array:
+        """Entropy in nats, exact by enumeration.
+
+        Raises:
+          ValueError: if the space has over a million documents.
+        """
+        responses, _ = enumerate_documents(
+            vocab_size=self._vocab_size, max_length=self._max_length, eos=self._eos
+        )
+        prompts = jnp.broadcast_to(
+            self._prompt, (responses.shape[0], self._prompt.shape[0])
+        )
+        return entropy(self.log_prob(jnp.concatenate([prompts, responses[:, 1:]], axis=1)))

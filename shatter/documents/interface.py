@@ -1,0 +1,129 @@
+"""The shattered interface: one language model is policy, reward and transition.
+
+State: a document so far. Action: the next token. Transition: append, known exactly. Policy: the
+language model. Reward: log pi(action | state), so that a document's return is log pi(x).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from shatter.documents.enumeration import enumerate_documents
+from shatter.models import LanguageModel
+from shatter.types import Array, Params
+
+
+class Interface(NamedTuple):
+    """Three faces of one params pytree. A state is `tokens[..., T]`, of which `length[...]` count.
+
+    Attributes:
+      policy: `(params, tokens[..., T], length[...]) -> log_probs[..., V]`, the law of the next
+        token, nats.
+      reward: `(params, tokens[..., T], length[...], action[...]) -> [...]`, nats.
+      transition: `(tokens[..., T], length[...], action[...]) -> (tokens, length)`.
+    """
+
+    policy: Callable[[Params, Array, Array], Array]
+    reward: Callable[[Params, Array, Array, Array], Array]
+    transition: Callable[[Array, Array, Array], tuple[Array, Array]]
+
+
+def interface(lm: LanguageModel) -> Interface:
+    """Opens a language model as a decision process.
+
+    Source: our reading of Xu et al., Shattering the Agent-Environment Interface for Fine-Tuning
+    Inclusive Language Models, https://arxiv.org/abs/2305.11455.
+
+    Args:
+      lm: the language model.
+
+    Returns:
+      Its policy, reward and transition.
+    """
+
+    def policy(params: Params, tokens: Array, length: Array) -> Array:
+        chex.assert_equal_shape([tokens[..., 0], length])
+        logits = lm.apply(params, tokens)  # causal: what stands after the state does not matter
+        last = jnp.take_along_axis(logits, (length - 1)[..., None, None], axis=-2)[..., 0, :]
+        return jax.nn.log_softmax(last)
+
+    def reward(params: Params, tokens: Array, length: Array, action: Array) -> Array:
+        log_probs = policy(params, tokens, length)
+        return jnp.take_along_axis(log_probs, action[..., None], axis=-1)[..., 0]
+
+    def transition(tokens: Array, length: Array, action: Array) -> tuple[Array, Array]:
+        chex.assert_equal_shape([tokens[..., 0], length, action])
+        here = jax.nn.one_hot(length, tokens.shape[-1], dtype=bool)
+        return jnp.where(here, action[..., None], tokens), length + 1
+
+    return Interface(policy, reward, transition)
+
+
+def prefix_log_probs(
+    lm: LanguageModel,
+    params: Params,
+    *,
+    vocab_size: int,
+    max_length: int,
+    prompt: tuple[int, ...] = (0,),
+) -> list[Array]:
+    """Next-token log-probs at every prefix of a response: the policy as a table.
+
+    Args:
+      lm: the language model.
+      params: its parameters.
+      vocab_size: V, number of tokens.
+      max_length: largest number of response tokens.
+      prompt: the prompt's tokens, at least one.
+
+    Returns:
+      A list over prefix lengths t = 0..max_length - 1 of `[V^t, V]`, nats, prefixes in
+      lexicographic order. Prefixes that hold EOS are there too; nothing reaches them.
+    """
+    levels = [jax.nn.log_softmax(lm.apply(params, jnp.asarray([prompt]))[:, -1])]
+    for length in range(1, max_length):
+        tokens, _ = enumerate_documents(vocab_size=vocab_size, max_length=length, prompt=prompt)
+        levels.append(jax.nn.log_softmax(lm.apply(params, tokens)[:, -1]))
+    return levels
+
+
+def soft_values(
+    rewards: list[Array], *, temperature: float | Array = 1.0, eos: int | None = None
+) -> tuple[list[Array], list[Array]]:
+    """Soft values and the soft-optimal policy by backward recursion over the tree of prefixes.
+
+    `V(s) = tau log sum_a exp((r(s, a) + V(s.a)) / tau)`, `V(end) = 0`,
+    `log pi*(a | s) = (r(s, a) + V(s.a) - V(s)) / tau`.
+
+    With r(s, a) = log pi(a | s) at tau = 1, V is 0 everywhere and pi* = pi: nothing is left to
+    optimise. At another tau, pi* is the sequence-tempered law. With
+    r(s, a) = beta log p0(a | s), plus r(x) on the last action, at tau = beta, it is the posterior
+    p0 exp(r / beta) / Z of KL-regularised RL with V(root) = beta log Z.
+
+    Source: Levine, Reinforcement Learning and Control as Probabilistic Inference, section 2,
+    https://arxiv.org/abs/1805.00909; Korbak, Perez, Buckley, https://arxiv.org/abs/2205.11275.
+
+    Args:
+      rewards: a list over prefix lengths of `[V^t, V]`, as `prefix_log_probs` gives them; -inf
+        forbids an action.
+      temperature: tau > 0.
+      eos: the action that ends a document; None = it ends at the last level.
+
+    Returns:
+      values, a list of `[V^t]`, and log-probs of the soft-optimal policy, a list of `[V^t, V]`.
+    """
+    values: list[Array] = []
+    policy: list[Array] = []
+    after = jnp.zeros(rewards[-1].shape, rewards[-1].dtype)
+    for level in reversed(rewards):
+        if eos is not None:
+            after = after.at[:, eos].set(0.0)
+        action_values = level + after
+        value = temperature * jax.nn.logsumexp(action_values / temperature, axis=1)
+        values.insert(0, value)
+        policy.insert(0, (action_values - value[:, None]) / temperature)
+        after = value.reshape(-1, level.shape[1])
+    return values, policy

@@ -1,0 +1,156 @@
+"""Sampling documents from a language model, with the log-probs they were drawn with."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from shatter.documents.scoring import response_mask
+from shatter.models import LanguageModel
+from shatter.numerics import LOG_ZERO, masked_sum
+from shatter.types import Array, Key, Params
+
+
+class Samples(NamedTuple):
+    """Documents drawn from a language model.
+
+    Attributes:
+      tokens: int `[..., N, P + max_length]`; after EOS, EOS again.
+      mask: bool `[..., N, P + max_length]`, true on the response's tokens, EOS included.
+      log_probs: `[..., N]`, under the law drawn from (temperature applied), nats.
+      raw_log_probs: `[..., N]`, under the model itself, nats.
+    """
+
+    tokens: Array
+    mask: Array
+    log_probs: Array
+    raw_log_probs: Array
+
+
+def sample(
+    lm: LanguageModel,
+    params: Params,
+    key: Key,
+    prompt: Array,
+    *,
+    num_samples: int,
+    max_length: int,
+    temperature: float = 1.0,
+    eos: int | None = None,
+    valid: Array | None = None,
+) -> Samples:
+    """Draws responses token by token in one scan, by the cache where the model has one.
+
+    Args:
+      lm: the language model.
+      params: its parameters.
+      key: a typed key.
+      prompt: int `[P]` or `[B, P]`, P >= 1.
+      num_samples: N, responses a prompt.
+      max_length: largest number of response tokens.
+      temperature: divides the logits of every token, > 0.
+      eos: the token that ends a response; None = every response has `max_length` tokens.
+      valid: bool like `prompt`, false on its padding, left or right.
+
+    Returns:
+      The documents; the axis B is there if `prompt` has it.
+
+    Raises:
+      AssertionError: if the shapes or types do not fit.
+      ValueError: if a size or the temperature is not positive.
+    """
+    chex.assert_type(prompt, int)
+    chex.assert_rank(prompt, {1, 2})
+    if num_samples < 1 or max_length < 1 or prompt.shape[-1] < 1 or temperature <= 0:
+        raise ValueError(
+            "sample expects num_samples >= 1, max_length >= 1, at least one prompt token (BOS where "
+            f"there is nothing else) and temperature > 0, found {num_samples}, {max_length}, "
+            f"{prompt.shape[-1]} and {temperature}"
+        )
+    prompt_length = prompt.shape[-1]
+    leading = (*prompt.shape[:-1], num_samples)
+    rows = jnp.repeat(prompt.reshape(-1, prompt_length), num_samples, axis=0)
+    if valid is not None:
+        chex.assert_equal_shape([prompt, valid])
+        valid = jnp.repeat(valid.reshape(-1, prompt_length), num_samples, axis=0)
+    first, step = (_decoding if lm.decode is not None else _rescoring)(
+        lm, params, rows, valid, max_length
+    )
+
+    def draw(carry: tuple, t: Array) -> tuple[tuple, tuple[Array, Array, Array]]:
+        state, logits, alive = carry
+        # A logit of -inf stays drawable by nobody, and its log-prob finite as in `log_prob`.
+        logits = jnp.maximum(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), LOG_ZERO)
+        token = jax.random.categorical(jax.random.fold_in(key, t), logits / temperature)
+        if eos is not None:
+            token = jnp.where(alive, token, eos)
+        drawn_with = _at(jax.nn.log_softmax(logits / temperature), token)
+        raw = _at(jax.nn.log_softmax(logits), token)
+        alive = alive if eos is None else alive & (token != eos)
+        state, logits = step(state, token, t)
+        return (state, logits, alive), (token, drawn_with, raw)
+
+    state, logits = first
+    start = (state, logits, jnp.ones(rows.shape[0], bool))
+    _, (response, drawn_with, raw) = jax.lax.scan(draw, start, jnp.arange(max_length))
+    tokens = jnp.concatenate([rows, response.T.astype(rows.dtype)], axis=1)
+    mask = response_mask(tokens, prompt_length=prompt_length, eos=eos)
+    return Samples(
+        tokens=tokens.reshape(*leading, -1),
+        mask=mask.reshape(*leading, -1),
+        log_probs=masked_sum(drawn_with.T, mask[:, prompt_length:]).reshape(leading),
+        raw_log_probs=masked_sum(raw.T, mask[:, prompt_length:]).reshape(leading),
+    )
+
+
+def _last_valid(valid: Array | None, prompt_length: int) -> Array | int:
+    """The column of the last prompt token that is no padding."""
+    if valid is None:
+        return prompt_length - 1
+    return prompt_length - 1 - jnp.argmax(valid[:, ::-1], axis=1)
+
+
+def _decoding(lm, params, rows, valid, max_length):  # noqa: ANN001, ANN202
+    """(state, first logits) and the step with a cache: state = cache."""
+    batch, prompt_length = rows.shape
+    cache = lm.init_cache(batch, prompt_length + max_length)
+    logits, cache = lm.decode(params, cache, rows, valid=valid)
+
+    def step(cache, token, t):  # noqa: ANN001, ANN202
+        del t
+        logits, cache = lm.decode(params, cache, token[:, None].astype(rows.dtype))
+        return cache, logits[:, 0]
+
+    return (cache, _column(logits, _last_valid(valid, prompt_length))), step
+
+
+def _rescoring(lm, params, rows, valid, max_length):  # noqa: ANN001, ANN202
+    """(state, first logits) and the step without a cache: state = tokens so far."""
+    batch, prompt_length = rows.shape
+    tokens = jnp.concatenate([rows, jnp.zeros((batch, max_length), rows.dtype)], axis=1)
+    if valid is not None:
+        valid = jnp.concatenate([valid, jnp.ones((batch, max_length), bool)], axis=1)
+
+    def logits_at(tokens, column):  # noqa: ANN001, ANN202
+        return _column(lm.apply(params, tokens, valid=valid), column)
+
+    def step(tokens, token, t):  # noqa: ANN001, ANN202
+        column = prompt_length + t
+        tokens = jax.lax.dynamic_update_slice_in_dim(
+            tokens, token[:, None].astype(rows.dtype), column, axis=1
+        )
+        return tokens, logits_at(tokens, column)
+
+    last = _last_valid(None if valid is None else valid[:, :prompt_length], prompt_length)
+    return (tokens, logits_at(tokens, last)), step
+
+
+def _column(logits: Array, column: Array | int) -> Array:
+    """`logits[b, column_b, :]`."""
+    index = jnp.broadcast_to(jnp.asarray(column), logits.shape[:1])
+    return jnp.take_along_axis(logits, index[:, None, None], axis=1)[:, 0]
+
+
+def _at(log_probs: Array, token: Array) -> Array:
+    return jnp.take_along_axis(log_probs, token[:, None], axis=1)[:, 0]

@@ -1,0 +1,90 @@
+"""Log-probs of tokens and of documents under masks."""
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.experimental import checkify
+
+from shatter.numerics import LOG_ZERO, masked_sum
+from shatter.types import Array
+
+
+def token_log_probs(logits: Array, tokens: Array) -> Array:
+    """Log-prob of every token given those before it.
+
+    `out_t = logits[t - 1, token_t] - log sum_v exp logits[t - 1, v]`, `out_0 = 0`, in float32 at
+    least. What cannot happen (a logit of -inf) gets about -1e30, not -inf, so that sums and
+    gradients stay finite; `exp` of it is 0.
+
+    Args:
+      logits: `[..., T, V]`; entry t is the law of token t + 1 given tokens 0..t.
+      tokens: int `[..., T]`.
+
+    Returns:
+      `[..., T]`, nats.
+
+    Raises:
+      AssertionError: if the shapes or types do not fit.
+    """
+    chex.assert_type([logits, tokens], [float, int])
+    chex.assert_equal_shape([logits[..., 0], tokens])
+    vocab_size = logits.shape[-1]
+    checkify.debug_check(~jnp.any(jnp.isnan(logits)), "logits hold a NaN")
+    dtype = jnp.promote_types(logits.dtype, jnp.float32)
+    logits = jnp.maximum(logits[..., :-1, :].astype(dtype), LOG_ZERO)
+    targets = jnp.clip(tokens[..., 1:], 0, vocab_size - 1)  # padding may hold any id
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    log_probs = chosen - jax.nn.logsumexp(logits, axis=-1)
+    return jnp.concatenate([jnp.zeros_like(tokens[..., :1], dtype), log_probs], axis=-1)
+
+
+def log_prob(logits: Array, tokens: Array, mask: Array) -> Array:
+    """Log-prob of the response of every document, summed over its tokens.
+
+    `log pi(x) = sum_t mask_t log pi(x_t | x_<t)`: on a language model that plays policy, reward and
+    transition this is the document's return.
+
+    Source: our reading of Xu et al., https://arxiv.org/abs/2305.11455.
+
+    Args:
+      logits: `[..., T, V]`; entry t is the law of token t + 1 given tokens 0..t.
+      tokens: int `[..., T]`.
+      mask: bool `[..., T]`, true on the response's tokens, EOS included.
+
+    Returns:
+      `[...]`, nats; 0 where the mask is empty.
+
+    Raises:
+      AssertionError: if the shapes or types do not fit.
+    """
+    chex.assert_type(mask, bool)
+    chex.assert_equal_shape([tokens, mask])
+    checkify.debug_check(
+        jnp.all(jnp.any(mask, axis=-1)), "a response is empty: its mask is false everywhere"
+    )
+    checkify.debug_check(
+        jnp.all(~mask | ((tokens >= 0) & (tokens < logits.shape[-1]))),
+        f"a token is out of range: expected 0 <= token < {logits.shape[-1]}, found between {{low}} "
+        "and {high}",
+        low=jnp.min(jnp.where(mask, tokens, 0)),
+        high=jnp.max(jnp.where(mask, tokens, 0)),
+    )
+    return masked_sum(token_log_probs(logits, tokens), mask)
+
+
+def response_mask(tokens: Array, *, prompt_length: int, eos: int | None) -> Array:
+    """The mask of documents whose response ends with its first EOS or at the last token.
+
+    Args:
+      tokens: int `[..., T]`, prompt and response.
+      prompt_length: number of prompt tokens; EOS among them ends nothing.
+      eos: the token that ends a document; None = it ends at the last token.
+
+    Returns:
+      bool `[..., T]`, true on the response's tokens, EOS included.
+    """
+    is_response = jnp.broadcast_to(jnp.arange(tokens.shape[-1]) >= prompt_length, tokens.shape)
+    if eos is None:
+        return is_response
+    ends = is_response & (tokens == eos)
+    return is_response & (jnp.cumsum(ends, axis=-1) - ends == 0)

@@ -1,0 +1,83 @@
+"""The one protocol of ensembles, and how members predict together."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from shatter.types import Array, Key, Params
+
+
+class Ensemble(NamedTuple):
+    """An index -> a plausible language model. Lift by vmap with in_axes (None, 0, None).
+
+    Attributes:
+      init: `(key) -> (shared, own[M])`: what all members hold in common and never train, and what
+        each has of its own, with a leading axis M on every leaf.
+      apply: `(shared, own_of_one, tokens, *, valid=None) -> logits`, one member's language model.
+      penalty: `(own_of_one, anchor_of_one) -> []`, minus the member's log prior density up to a
+        constant, nats; the anchor is what `init` drew.
+      observation_weights: `(key, shape) -> [M, *shape]`, each member's own weight on every
+        observation.
+    """
+
+    init: Callable[[Key], tuple[Params, Params]]
+    apply: Callable[..., Array]
+    penalty: Callable[[Params, Params], Array]
+    observation_weights: Callable[[Key, tuple[int, ...]], Array]
+
+
+def mixture_log_probs(log_probs: Array, *, axis: int = 0) -> Array:
+    """Log-probs of the mixture of the members: `log (1/M) sum_m exp log_probs_m`.
+
+    Prediction averages probabilities, not logits.
+
+    Args:
+      log_probs: `[M, ...]`, each member's log-probs of the same events, nats.
+      axis: the axis of the members.
+
+    Returns:
+      `[...]`, nats.
+    """
+    return jax.nn.logsumexp(log_probs, axis=axis) - jnp.log(log_probs.shape[axis])
+
+
+def anchor_penalty(params: Params, anchor: Params, prior_scale: float | Array) -> Array:
+    """Minus the log density of a Gaussian prior: `|theta - theta_m|^2 / (2 sigma^2)`.
+
+    Args:
+      params: a pytree of arrays, theta.
+      anchor: the same pytree, theta_m.
+      prior_scale: sigma > 0, in the unit of the parameters.
+
+    Returns:
+      `[]`, nats.
+    """
+    chex.assert_trees_all_equal_shapes(params, anchor)
+    squares = jax.tree.map(lambda a, b: jnp.sum(jnp.square(a - b)), params, anchor)
+    return jax.tree.reduce(jnp.add, squares) / (2.0 * prior_scale**2)
+
+
+def gaussian_draws(
+    key: Key, params: Params, prior_scale: float | Array, num_members: int
+) -> Params:
+    """Independent draws around parameters: `theta_m = theta_0 + sigma eps_m`.
+
+    Args:
+      key: a typed key.
+      params: a pytree of floating arrays, theta_0.
+      prior_scale: sigma >= 0.
+      num_members: M.
+
+    Returns:
+      The pytree with a leading axis M on every leaf.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    drawn = [
+        leaf[None] + prior_scale * jax.random.normal(k, (num_members, *leaf.shape), leaf.dtype)
+        for k, leaf in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, drawn)

@@ -1,0 +1,110 @@
+"""Held-out choices: log-loss of one model, marginal and joint log-loss of an ensemble."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from shatter.choice import luce_log_prob
+from shatter.types import Array, Key
+
+
+def choice_log_loss(response_log_probs: Array, choices: Array) -> Array:
+    """Log-loss of held-out choices, `-log(pi(x_c) / sum_k pi(x_k))`, one a comparison.
+
+    Args:
+      response_log_probs: `[..., K]`, nats.
+      choices: int `[...]`, the chosen response.
+
+    Returns:
+      `[...]`, nats; log K for a model that knows nothing.
+    """
+    return -luce_log_prob(response_log_probs, choices)
+
+
+def marginal_log_loss(label_log_probs: Array) -> Array:
+    """Log-loss of the ensemble's mixture, label by label: `-log (1/M) sum_m p_m(y_t | x_t)`.
+
+    Args:
+      label_log_probs: `[M, ..., T]`, each member's log-prob of each label, nats.
+
+    Returns:
+      `[..., T]`, nats.
+    """
+    return -(jax.nn.logsumexp(label_log_probs, axis=0) - jnp.log(label_log_probs.shape[0]))
+
+
+def joint_log_loss(label_log_probs: Array) -> Array:
+    """Log-loss of labels judged together: `-log (1/M) sum_m prod_t p_m(y_t | x_t)`.
+
+    Only the joint loss tells a member that is sure and wrong from one that does not know.
+
+    Source: Osband et al., The Neural Testbed: Evaluating Joint Predictions, section 2,
+    https://arxiv.org/abs/2110.04629.
+
+    Args:
+      label_log_probs: `[M, ..., T]`, each member's log-prob of each label, nats.
+
+    Returns:
+      `[...]`, nats for all T labels.
+    """
+    return marginal_log_loss(jnp.sum(label_log_probs, axis=-1, keepdims=True))[..., 0]
+
+
+def dyadic_inputs(key: Key, num_inputs: int, *, num_labels: int = 10, num_anchors: int = 2) -> Array:
+    """Dyadic sampling: tau inputs redrawn from kappa anchor inputs.
+
+    Source: Osband et al., Evaluating High-Order Predictive Distributions in Deep Learning, section
+    4, https://arxiv.org/abs/2202.13509.
+
+    Args:
+      key: a typed key.
+      num_inputs: how many inputs there are to draw anchors from.
+      num_labels: tau.
+      num_anchors: kappa.
+
+    Returns:
+      int `[num_labels]`, input indices, of at most kappa kinds.
+    """
+    anchor_key, pick_key = jax.random.split(key)
+    anchors = jax.random.randint(anchor_key, (num_anchors,), 0, num_inputs)
+    return anchors[jax.random.randint(pick_key, (num_labels,), 0, num_anchors)]
+
+
+def dyadic_joint_log_loss(
+    key: Key,
+    response_log_probs: Array,
+    true_log_probs: Array,
+    *,
+    num_labels: int = 10,
+    num_anchors: int = 2,
+) -> Array:
+    """One draw of the dyadic joint log-loss of an ensemble of choice models.
+
+    tau queries are redrawn from kappa anchors, each labelled afresh by the population, and the
+    labels are judged together. Average over keys.
+
+    Source: Osband et al., Evaluating High-Order Predictive Distributions in Deep Learning, section
+    4, https://arxiv.org/abs/2202.13509.
+
+    Args:
+      key: a typed key.
+      response_log_probs: `[M, Q, K]`, each member's log-probs of the responses to Q queries, nats.
+      true_log_probs: `[Q, K]`, the population's log density of the same responses, nats.
+      num_labels: tau.
+      num_anchors: kappa.
+
+    Returns:
+      `[]`, nats for all tau labels.
+
+    Raises:
+      AssertionError: if the shapes do not fit.
+    """
+    chex.assert_equal_shape([response_log_probs[0], true_log_probs])
+    input_key, label_key = jax.random.split(key)
+    inputs = dyadic_inputs(
+        input_key, true_log_probs.shape[0], num_labels=num_labels, num_anchors=num_anchors
+    )
+    labels = jax.random.categorical(label_key, true_log_probs[inputs])
+    members = response_log_probs[:, inputs]
+    labels = jnp.broadcast_to(labels, members.shape[:-1])
+    return joint_log_loss(luce_log_prob(members, labels))

@@ -1,0 +1,73 @@
+"""The language model as a NamedTuple of pure functions, and the adapter for any flax module."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import flax.linen as nn
+import jax.numpy as jnp
+
+from shatter.types import Array, Key, Params
+
+
+class LanguageModel(NamedTuple):
+    """A language model: pure functions of its parameters.
+
+    Attributes:
+      init: `(key) -> params`.
+      apply: `(params, tokens[..., T], *, valid=None) -> logits[..., T, V]`; `logits[..., t, :]` is
+        the law of token t + 1 given tokens 0..t. `valid[..., T]` is false on padding, left or
+        right; positions come from it.
+      features: `(params, tokens, *, valid=None) -> [..., T, D]`, the last hidden layer; optional.
+      init_cache: `(batch, length) -> cache`, room for `length` tokens; optional.
+      decode: `(params, cache, tokens[B, t], *, valid=None) -> (logits[B, t, V], cache)`, prefill
+        and step by one function; optional.
+    """
+
+    init: Callable[[Key], Params]
+    apply: Callable[..., Array]
+    features: Callable[..., Array] | None = None
+    init_cache: Callable[[int, int], Any] | None = None
+    decode: Callable[..., tuple[Array, Any]] | None = None
+
+
+def from_flax(module: nn.Module, *, length: int = 1) -> LanguageModel:
+    """Makes a language model of a flax (linen) module tokens -> logits.
+
+    The module's whole variable dict is the params. The module must be causal: logits at t may
+    depend on tokens 0..t only. An nnx module comes in through `flax.nnx.bridge.ToLinen`.
+
+    Args:
+      module: `module.apply(variables, tokens[..., T]) -> logits[..., T, V]`; called with `valid=`
+        too where the caller has padding, if its `__call__` takes it.
+      length: number of tokens of the dummy document that `init` shows the module.
+
+    Returns:
+      A language model without cache.
+
+    Raises:
+      TypeError: if `module` is not a linen module, or padding is given to a module without `valid`.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"from_flax expects a flax.linen module (an instance), found {type(module)!r}; wrap an "
+            "nnx module with flax.nnx.bridge.ToLinen"
+        )
+    takes_valid = "valid" in inspect.signature(module.__call__).parameters
+
+    def init(key: Key) -> Params:
+        return module.init(key, jnp.zeros((1, length), int))
+
+    def apply(params: Params, tokens: Array, *, valid: Array | None = None) -> Array:
+        chex.assert_type(tokens, int)
+        if valid is None:
+            return module.apply(params, tokens)
+        if not takes_valid:
+            raise TypeError(
+                f"{type(module).__name__}.__call__ takes no `valid`, so it cannot tell padding from "
+                "text: pass documents without padding before the response, or add the argument"
+            )
+        return module.apply(params, tokens, valid=valid)
+
+    return LanguageModel(init=init, apply=apply)

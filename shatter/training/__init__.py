@@ -1,0 +1,27 @@
+"""Learners and the interaction; receives callables, imports no algorithm."""
+
+from shatter.training.interaction import (
+    Interaction,
+    InteractionState,
+    ask,
+    interaction,
+    run_rounds,
+)
+from shatter.training.step import Learner, Objective, TrainState, learner
+from shatter.training.store import Store, add_comparisons, empty_store, sample_comparisons
+
+__all__ = [
+    "Interaction",
+    "InteractionState",
+    "Learner",
+    "Objective",
+    "Store",
+    "TrainState",
+    "add_comparisons",
+    "ask",
+    "empty_store",
+    "interaction",
+    "learner",
+    "run_rounds",
+    "sample_comparisons",
+]
