@@ -127,8 +127,8 @@ def _ranks_log_prob(utilities: Array, ranks: Array) -> Array:
 
 def _block_before_rest(block: Array, rest: Array) -> Array:
     """The integral above over x = log(s_B t); +inf in `block`, -inf in `rest` = not a member."""
-    nodes, step = _race_nodes(block.shape[0], float(jnp.finfo(block.dtype).eps))
-    nodes = jnp.asarray(nodes, block.dtype)
+    grid, step = _race_nodes(block.shape[0], float(jnp.finfo(block.dtype).eps))
+    nodes = jnp.asarray(grid, block.dtype)
     member = ~jnp.isposinf(block)[None, :]
     log_rate_time = jnp.where(member, block[None, :], 0.0) - jax.nn.logsumexp(rest) + nodes[:, None]
     arrived = jnp.sum(jnp.where(member, _log_arrived(log_rate_time), 0.0), axis=1)

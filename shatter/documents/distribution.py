@@ -82,7 +82,5 @@ class DocumentDistribution(distrax.Distribution):
         responses, _ = enumerate_documents(
             vocab_size=self._vocab_size, max_length=self._max_length, eos=self._eos
         )
-        prompts = jnp.broadcast_to(
-            self._prompt, (responses.shape[0], self._prompt.shape[0])
-        )
+        prompts = jnp.broadcast_to(self._prompt, (responses.shape[0], self._prompt.shape[0]))
         return entropy(self.log_prob(jnp.concatenate([prompts, responses[:, 1:]], axis=1)))

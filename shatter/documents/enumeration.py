@@ -33,8 +33,8 @@ def enumerate_documents(
     """
     if vocab_size < 1 or max_length < 1 or not prompt:
         raise ValueError(
-            "enumerate_documents expects vocab_size >= 1, max_length >= 1 and a prompt token, found "
-            f"{vocab_size}, {max_length} and {len(prompt)} prompt tokens"
+            "enumerate_documents expects vocab_size >= 1, max_length >= 1 and a prompt token, "
+            f"found {vocab_size}, {max_length} and {len(prompt)} prompt tokens"
         )
     if vocab_size**max_length > _MAX_DOCUMENTS:
         raise ValueError(

@@ -64,8 +64,8 @@ def sample(
     chex.assert_rank(prompt, {1, 2})
     if num_samples < 1 or max_length < 1 or prompt.shape[-1] < 1 or temperature <= 0:
         raise ValueError(
-            "sample expects num_samples >= 1, max_length >= 1, at least one prompt token (BOS where "
-            f"there is nothing else) and temperature > 0, found {num_samples}, {max_length}, "
+            "sample expects num_samples >= 1, max_length >= 1, at least one prompt token (BOS "
+            f"where there is nothing else) and temperature > 0, found {num_samples}, {max_length}, "
             f"{prompt.shape[-1]} and {temperature}"
         )
     prompt_length = prompt.shape[-1]
@@ -111,13 +111,13 @@ def _last_valid(valid: Array | None, prompt_length: int) -> Array | int:
     return prompt_length - 1 - jnp.argmax(valid[:, ::-1], axis=1)
 
 
-def _decoding(lm, params, rows, valid, max_length):  # noqa: ANN001, ANN202
+def _decoding(lm, params, rows, valid, max_length):
     """(state, first logits) and the step with a cache: state = cache."""
     batch, prompt_length = rows.shape
     cache = lm.init_cache(batch, prompt_length + max_length)
     logits, cache = lm.decode(params, cache, rows, valid=valid)
 
-    def step(cache, token, t):  # noqa: ANN001, ANN202
+    def step(cache, token, t):
         del t
         logits, cache = lm.decode(params, cache, token[:, None].astype(rows.dtype))
         return cache, logits[:, 0]
@@ -125,17 +125,17 @@ def _decoding(lm, params, rows, valid, max_length):  # noqa: ANN001, ANN202
     return (cache, _column(logits, _last_valid(valid, prompt_length))), step
 
 
-def _rescoring(lm, params, rows, valid, max_length):  # noqa: ANN001, ANN202
+def _rescoring(lm, params, rows, valid, max_length):
     """(state, first logits) and the step without a cache: state = tokens so far."""
     batch, prompt_length = rows.shape
     tokens = jnp.concatenate([rows, jnp.zeros((batch, max_length), rows.dtype)], axis=1)
     if valid is not None:
         valid = jnp.concatenate([valid, jnp.ones((batch, max_length), bool)], axis=1)
 
-    def logits_at(tokens, column):  # noqa: ANN001, ANN202
+    def logits_at(tokens, column):
         return _column(lm.apply(params, tokens, valid=valid), column)
 
-    def step(tokens, token, t):  # noqa: ANN001, ANN202
+    def step(tokens, token, t):
         column = prompt_length + t
         tokens = jax.lax.dynamic_update_slice_in_dim(
             tokens, token[:, None].astype(rows.dtype), column, axis=1

@@ -106,9 +106,7 @@ def prior_functions(
     )
 
 
-def point_estimate(
-    lm: LanguageModel, params: Params, *, prior_scale: float | Array
-) -> Ensemble:
+def point_estimate(lm: LanguageModel, params: Params, *, prior_scale: float | Array) -> Ensemble:
     """The maximum a posteriori learner: anchor = pretrained parameters, unit weights, M = 1.
 
     Minimises `sum_i nll_i(theta) + |theta - theta_0|^2 / (2 sigma^2)`. This, not a member of an
@@ -135,17 +133,15 @@ def point_estimate(
     )
 
 
-def _apply_own(lm: LanguageModel):  # noqa: ANN202
-    def apply(
-        shared: Params, own: Params, tokens: Array, *, valid: Array | None = None
-    ) -> Array:
+def _apply_own(lm: LanguageModel) -> Callable[..., Array]:
+    def apply(shared: Params, own: Params, tokens: Array, *, valid: Array | None = None) -> Array:
         del shared
         return lm.apply(own, tokens, valid=valid)
 
     return apply
 
 
-def _exponential_weights(num_members: int):  # noqa: ANN202
+def _exponential_weights(num_members: int) -> Callable[[Key, tuple[int, ...]], Array]:
     def observation_weights(key: Key, shape: tuple[int, ...]) -> Array:
         return jax.random.exponential(key, (num_members, *shape))
 

@@ -50,7 +50,9 @@ def joint_log_loss(label_log_probs: Array) -> Array:
     return marginal_log_loss(jnp.sum(label_log_probs, axis=-1, keepdims=True))[..., 0]
 
 
-def dyadic_inputs(key: Key, num_inputs: int, *, num_labels: int = 10, num_anchors: int = 2) -> Array:
+def dyadic_inputs(
+    key: Key, num_inputs: int, *, num_labels: int = 10, num_anchors: int = 2
+) -> Array:
     """Dyadic sampling: tau inputs redrawn from kappa anchor inputs.
 
     Source: Osband et al., Evaluating High-Order Predictive Distributions in Deep Learning, section

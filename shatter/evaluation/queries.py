@@ -29,7 +29,7 @@ def queries_to_level(
             f"expected curves [S, R] and queries [R], found {curves.shape} and {queries.shape}"
         )
     reached = curves <= np.broadcast_to(np.asarray(levels, float), curves.shape[:1])[:, None]
-    censored = ~reached.any(axis=1)
+    censored = np.logical_not(reached.any(axis=1))
     return np.where(censored, queries[-1], queries[reached.argmax(axis=1)]), censored
 
 
@@ -59,7 +59,9 @@ def bootstrap_interval(
     sizes = {array.shape for array in arrays}
     if len(sizes) != 1 or arrays[0].ndim != 1 or not arrays[0].size:
         raise ValueError(f"expected samples [S] of one length >= 1, found shapes {sorted(sizes)}")
-    draws = np.random.default_rng(seed).integers(arrays[0].size, size=(num_resamples, arrays[0].size))
+    draws = np.random.default_rng(seed).integers(
+        arrays[0].size, size=(num_resamples, arrays[0].size)
+    )
     values = [statistic(*(array[draw] for array in arrays)) for draw in draws]
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)

@@ -24,9 +24,7 @@ def prepare(
         )
     valid = jnp.ones(num_candidates, bool) if valid is None else valid
     chex.assert_shape(valid, (num_candidates,))
-    checkify.debug_check(
-        ~jnp.any(jnp.isnan(log_probs)), "the candidates' log-probs hold a NaN"
-    )
+    checkify.debug_check(~jnp.any(jnp.isnan(log_probs)), "the candidates' log-probs hold a NaN")
     checkify.debug_check(
         jnp.sum(valid) >= (num_responses if distinct else 1),
         f"{num_responses} responses are wanted, found {{valid}} valid candidates",
@@ -65,9 +63,7 @@ def top(key: Key, scores: Array, valid: Array, num_responses: int, distinct: boo
     return without_empty_slots(jnp.broadcast_to(best, (num_responses,)), valid)
 
 
-def best_set(
-    key: Key, scores: Array, valid: Array, num_responses: int, distinct: bool
-) -> Array:
+def best_set(key: Key, scores: Array, valid: Array, num_responses: int, distinct: bool) -> Array:
     """The best pair under symmetric scores[N, N] >= 0; further responses by the largest sum.
 
     Scores that differ by rounding alone count as tied, and ties are broken by the key: members

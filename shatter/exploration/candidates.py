@@ -93,9 +93,7 @@ def drawn_candidates(
     return Candidates(jnp.zeros((), int), tokens[items], mask[items], items, first)
 
 
-def sampled_candidates(
-    tokens: Array, mask: Array, *, prompt_id: Array | int = 0
-) -> Candidates:
+def sampled_candidates(tokens: Array, mask: Array, *, prompt_id: Array | int = 0) -> Candidates:
     """Documents sampled from a language model or from an ensemble's members, made distinct.
 
     Args:

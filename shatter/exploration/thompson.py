@@ -118,7 +118,7 @@ def double_thompson(
 
 
 def _first_that_differ(key: Key, proposals: Array, valid: Array, distinct: bool) -> Array:
-    """From proposals[K, R]: for each response the first that is new, else uniform among the rest."""
+    """From proposals[K, R]: each response the first that is new, else uniform among the rest."""
     if not distinct:
         return without_empty_slots(proposals[:, 0], valid)
     chosen = jnp.zeros(valid.shape, bool)

@@ -24,8 +24,8 @@ from shatter.types import Array
 def ilhf_loss(response_log_probs: Array, choices: Array) -> Array:
     """Minus the log of Luce's probability of the choice, on the model's own log-probs.
 
-    `-log(pi(x_c) / sum_k pi(x_k))`; for pairs `-log sigmoid(log pi(x_w) - log pi(x_l))`. With enough
-    choices of a population with density q it makes pi = q on the documents that were compared.
+    `-log(pi(x_c) / sum_k pi(x_k))`; for pairs `-log sigmoid(log pi(x_w) - log pi(x_l))`. With
+    enough choices of a population with density q it makes pi = q on the documents compared.
 
     Source: our reading of Xu et al., Shattering the Agent-Environment Interface for Fine-Tuning
     Inclusive Language Models, https://arxiv.org/abs/2305.11455 (only its abstract was at hand).

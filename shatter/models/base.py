@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import chex
 import flax.linen as nn
@@ -62,12 +62,12 @@ def from_flax(module: nn.Module, *, length: int = 1) -> LanguageModel:
     def apply(params: Params, tokens: Array, *, valid: Array | None = None) -> Array:
         chex.assert_type(tokens, int)
         if valid is None:
-            return module.apply(params, tokens)
+            return cast(Array, module.apply(params, tokens))
         if not takes_valid:
             raise TypeError(
-                f"{type(module).__name__}.__call__ takes no `valid`, so it cannot tell padding from "
-                "text: pass documents without padding before the response, or add the argument"
+                f"{type(module).__name__}.__call__ takes no `valid`, so it cannot tell padding "
+                "from text: pass documents without padding before the response, or add the argument"
             )
-        return module.apply(params, tokens, valid=valid)
+        return cast(Array, module.apply(params, tokens, valid=valid))
 
     return LanguageModel(init=init, apply=apply)

@@ -1,7 +1,7 @@
 """A decoder-only transformer, small and clear, with an explicit key-value cache."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import chex
 import flax.linen as nn
@@ -59,13 +59,13 @@ class Cache(NamedTuple):
       keys: `[layers, B, length, heads, head size]`.
       values: `[layers, B, length, heads, head size]`.
       valid: bool `[B, length]`, true on slots that hold a token that is no padding.
-      index: int `[]`, number of slots in use.
+      length: int `[]`, number of slots in use.
     """
 
     keys: Array
     values: Array
     valid: Array
-    index: Array
+    length: Array
 
 
 class _Block(nn.Module):
@@ -98,8 +98,8 @@ class _Transformer(nn.Module):
         before = jnp.sum(cache.valid, axis=1, keepdims=True)
         positions = jnp.clip(before + jnp.cumsum(valid, axis=1) - 1, 0, config.max_length - 1)
         slots = cache.valid.shape[1]
-        in_use = jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, cache.index, axis=1)
-        own_slot = cache.index + jnp.arange(tokens.shape[1])
+        in_use = jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, cache.length, axis=1)
+        own_slot = cache.length + jnp.arange(tokens.shape[1])
         causal = jnp.arange(slots)[None, :] <= own_slot[:, None]
         # A padding token attends to itself alone: a softmax over nothing would be NaN.
         itself = jnp.arange(slots)[None, :] == own_slot[:, None]
@@ -116,11 +116,11 @@ class _Transformer(nn.Module):
             unroll=config.num_layers if config.num_layers <= _UNROLL_UP_TO else 1,
         )(config, name="blocks")
         x, (keys, values) = blocks(
-            embed(tokens) + place(positions), (cache.keys, cache.values), cache.index, attend
+            embed(tokens) + place(positions), (cache.keys, cache.values), cache.length, attend
         )
         features = nn.LayerNorm(name="final_norm")(x)
         logits = nn.Dense(config.vocab_size, name="head")(features)
-        return logits, features, Cache(keys, values, in_use, cache.index + tokens.shape[1])
+        return logits, features, Cache(keys, values, in_use, cache.length + tokens.shape[1])
 
 
 def transformer(config: TransformerConfig) -> LanguageModel:
@@ -136,6 +136,9 @@ def transformer(config: TransformerConfig) -> LanguageModel:
       A language model with `features`, `init_cache` and `decode`.
     """
     module = _Transformer(config)
+
+    def run(params: Params, *args: Any) -> tuple[Array, Array, Cache]:
+        return cast(tuple[Array, Array, Cache], module.apply(params, *args))
 
     def init_cache(batch: int, length: int) -> Cache:
         shape = (config.num_layers, batch, length, config.num_heads)
@@ -154,7 +157,7 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         length = tokens.shape[-1]
         flat, flat_valid = tokens.reshape(-1, length), valid.reshape(-1, length)
         cache = init_cache(flat.shape[0], length)
-        logits, features, _ = module.apply(params, flat, flat_valid, cache)
+        logits, features, _ = run(params, flat, flat_valid, cache)
         leading = (*tokens.shape, -1)
         return logits.reshape(leading), features.reshape(leading)
 
@@ -169,7 +172,7 @@ def transformer(config: TransformerConfig) -> LanguageModel:
     ) -> tuple[Array, Cache]:
         chex.assert_rank(tokens, 2)
         valid = jnp.ones(tokens.shape, bool) if valid is None else valid
-        logits, _, cache = module.apply(params, tokens, valid, cache)
+        logits, _, cache = run(params, tokens, valid, cache)
         return logits, cache
 
     return LanguageModel(init, apply, features, init_cache, decode)
@@ -178,8 +181,8 @@ def transformer(config: TransformerConfig) -> LanguageModel:
 def _check_tokens(tokens: Array, valid: Array, config: TransformerConfig) -> None:
     checkify.debug_check(
         jnp.all(~valid | ((tokens >= 0) & (tokens < config.vocab_size))),
-        f"a token is out of range: expected 0 <= token < {config.vocab_size}, found between {{low}} "
-        "and {high}",
+        f"a token is out of range: expected 0 <= token < {config.vocab_size}, found between "
+        "{low} and {high}",
         low=jnp.min(jnp.where(valid, tokens, 0)),
         high=jnp.max(jnp.where(valid, tokens, 0)),
     )

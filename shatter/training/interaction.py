@@ -142,7 +142,7 @@ def interaction(
 
         def step(members: TrainState, t: Array) -> tuple[TrainState, Metrics]:
             if batch_size is None:
-                rows, own_weights, fraction = store.comparisons, store.member_weights, 1.0
+                rows, own_weights, fraction = store.comparisons, store.member_weights, jnp.ones(())
             else:
                 rows, own_weights = sample_comparisons(
                     store, jax.random.fold_in(batch_key, t), batch_size
@@ -228,16 +228,12 @@ def _query(pool: Any, indices: Array) -> Query:
     )
 
 
-def _blank_comparison(pool: Any, num_responses: int) -> Comparison:
+def _blank_comparison(pool: Any, num_responses: int) -> Any:
     """Shapes and types of one comparison about a pool's candidates."""
 
-    def blank(leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((num_responses, *leaf.shape[1:]), leaf.dtype)
+    def comparison(pool: Any) -> Comparison:
+        query = _query(pool, jnp.zeros(num_responses, int))
+        unknown = jnp.asarray(-1)
+        return Comparison(query, query.valid - 1, jnp.ones(()), unknown, unknown)
 
-    integer = jax.eval_shape(lambda: jnp.zeros((), int))
-    query = Query(
-        pool.prompt_id, blank(pool.tokens), blank(pool.mask), blank(pool.item_ids), blank(pool.valid)
-    )
-    ranks = jax.ShapeDtypeStruct((num_responses,), integer.dtype)
-    weight = jax.eval_shape(lambda: jnp.zeros(()))
-    return Comparison(query, ranks, weight, integer, integer)
+    return jax.eval_shape(comparison, pool)

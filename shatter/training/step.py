@@ -57,7 +57,9 @@ def learner(objective: Objective, optimizer: optax.GradientTransformation) -> Le
         (loss, metrics), grads = gradient(state.params, frozen, key, batch)
         grad_norm = optax.tree.norm(grads)
         checkify.debug_check(jnp.isfinite(loss), "the loss is {loss}", loss=loss)
-        checkify.debug_check(jnp.isfinite(grad_norm), "the gradient's norm is {norm}", norm=grad_norm)
+        checkify.debug_check(
+            jnp.isfinite(grad_norm), "the gradient's norm is {norm}", norm=grad_norm
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {**metrics, "loss": loss, "grad_norm": grad_norm}

@@ -1,0 +1,1 @@
+"""Scientific questions, one folder each: the only place where parts of shatter are assembled."""

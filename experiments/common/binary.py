@@ -1,0 +1,58 @@
+"""An absl binary whose flags are the fields of a frozen dataclass."""
+
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import tyro
+from absl import app, flags, logging
+from rich.console import Console
+
+Config = TypeVar("Config")
+
+
+class UsageError(Exception):
+    """The user can mend it: shown without a traceback."""
+
+
+def main(config_class: type[Config], experiment: Callable[[Config], None]) -> None:
+    """Parses the command line into a config and runs the experiment under absl.
+
+    Args:
+      config_class: a frozen dataclass; its docstring and fields become `--help`.
+      experiment: the experiment. A `UsageError` ends the process with its message and status 1.
+    """
+
+    def parse(argv: list[str]) -> list[str]:
+        parsed.append(tyro.cli(config_class, args=argv[1:], use_underscores=True))
+        return flags.FLAGS(argv[:1])  # absl has no flags of its own here
+
+    def run(argv: list[str]) -> None:
+        del argv
+        logging.set_verbosity(logging.WARNING)  # orbax tells of every file it writes
+        try:
+            experiment(parsed[0])
+        except UsageError as error:
+            Console(stderr=True, highlight=False, soft_wrap=True).print(
+                f"error: {error}", markup=False
+            )
+            sys.exit(1)
+
+    parsed: list[Config] = []
+    app.run(run, flags_parser=parse)
+
+
+def choose(kind: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
+    """Refuses names that are not known.
+
+    Args:
+      kind: what they name, for the message.
+      names: the names asked for.
+      known: the names there are.
+
+    Raises:
+      UsageError: if a name is unknown; the message lists the known ones.
+    """
+    for name in names:
+        if name not in known:
+            raise UsageError(f"unknown {kind} {name!r}; the known ones are: {', '.join(known)}")

@@ -1,0 +1,242 @@
+"""The didactic process: a hidden law around a pretrained model, and the arms that ask about it."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.common.chunks import Process
+from experiments.exploration.config import Config, Setting
+from shatter import choice, documents, ensembles, evaluation, exploration, losses, models, training
+from shatter.types import Array, Key, Metrics, Params
+
+EOS = 0
+HELD_OUT_QUERIES = 64
+JOINT_DRAWS = 32
+JOINT_SEED = 7  # the same draws of the joint loss for every arm and round
+PASSIVE_CANDIDATES = 4  # two of them nearly always differ, and their frequencies stay p0's
+TRANSFORMER = {"width": 16, "num_layers": 2, "num_heads": 2}
+PRETRAINING_STEPS = 300
+LEARNING_RATE_RATIO = 0.05  # of a transformer's parameters to a table's logits
+
+
+class Arm(NamedTuple):
+    """Who learns, where candidates come from, how a pair is chosen."""
+
+    learner: str  # "ensemble" or "map"
+    candidates: str  # "all" documents, samples of the "pretrained" model, or of the "members"
+    explore: Callable[..., Array]
+
+
+ARMS = {
+    "uniform": Arm("ensemble", "all", exploration.uniform),
+    "passive": Arm("ensemble", "pretrained", exploration.uniform),
+    "passive_map": Arm("map", "pretrained", exploration.uniform),
+    "greedy": Arm("map", "all", exploration.greedy),
+    "boltzmann": Arm("map", "all", exploration.boltzmann),
+    "thompson": Arm("ensemble", "all", exploration.thompson),
+    "double_thompson": Arm("ensemble", "members", exploration.double_thompson),
+    "double_thompson_sampled": Arm("ensemble", "all", exploration.double_thompson_sampled),
+    "infomax": Arm("ensemble", "members", exploration.infomax),
+    "variance": Arm("ensemble", "members", exploration.variance),
+    "log_ratio_variance": Arm("ensemble", "members", exploration.log_ratio_variance),
+    "ucb": Arm("ensemble", "members", exploration.ucb),
+}
+
+
+class Problem(NamedTuple):
+    """What a seed draws once: the pretrained model, the hidden law, the held-out queries."""
+
+    params: Params
+    log_p0: Array  # [D]
+    log_q: Array  # [D]
+    held_out: Array  # int [Q, 2], pairs of documents
+    choices: Array  # int [Q]
+
+
+def baseline_of(arm: str) -> str:
+    """The passive arm with the same learner."""
+    return "passive" if ARMS[arm].learner == "ensemble" else "passive_map"
+
+
+def make_process(setting: Setting, arm: str) -> Process:
+    """The run of one seed of one arm.
+
+    Args:
+      setting: config and learner.
+      arm: a name in `ARMS`.
+
+    Returns:
+      `start` and `rounds`. The pretrained model, the hidden law and the held-out queries depend on
+      the key alone, so they are the same for all arms.
+    """
+    config = setting.config
+    space = documents.enumerate_documents(
+        vocab_size=config.vocab_size, max_length=config.max_length, eos=EOS
+    )
+    table = models.tabular(vocab_size=config.vocab_size, max_length=config.max_length)
+    lm = table if setting.learner == "tabular" else _transformer(config)
+
+    def assemble(problem: Problem) -> tuple[training.Interaction, Callable]:
+        ensemble = _ensemble(setting, ARMS[arm].learner, lm, table, problem.params)
+
+        def score_all(shared: Params, own: Params) -> Array:
+            return documents.log_prob(ensemble.apply(shared, own, space[0]), *space)
+
+        def evaluate(state: training.InteractionState) -> Metrics:
+            own = state.members.params
+            return _metrics(problem, jax.vmap(score_all, in_axes=(None, 0))(state.shared, own))
+
+        return _interaction(config, ARMS[arm], ensemble, score_all, problem, space), evaluate
+
+    def start(key: Key) -> tuple[Any, Metrics]:
+        problem_key, init_key, run_key = jax.random.split(key, 3)
+        problem = _draw_problem(problem_key, setting, lm, table, space)
+        interaction, evaluate = assemble(problem)
+        state = interaction.init(init_key)
+        return (problem, state, run_key), evaluate(state)
+
+    def rounds(carry: Any, first_round: Array, num_rounds: int) -> tuple[Any, Metrics]:
+        problem, state, key = carry
+        interaction, evaluate = assemble(problem)
+        rater = choice.luce_rater(choice.table_utility(problem.log_q[None]))
+        state, metrics = training.run_rounds(
+            interaction, rater, evaluate, state, key, num_rounds=num_rounds, first_round=first_round
+        )
+        return (problem, state, key), metrics
+
+    return Process(start, rounds)
+
+
+def _transformer(config: Config) -> models.LanguageModel:
+    sizes = models.TransformerConfig(
+        vocab_size=config.vocab_size, max_length=1 + config.max_length, **TRANSFORMER
+    )
+    return models.transformer(sizes)
+
+
+def _draw_problem(
+    key: Key,
+    setting: Setting,
+    lm: models.LanguageModel,
+    table: models.LanguageModel,
+    space: tuple[Array, Array],
+) -> Problem:
+    """Gaussian logits for every prefix, and the target's around them."""
+    table_key, target_key, query_key, choice_key, lm_key = jax.random.split(key, 5)
+    logits = table.init(table_key)
+    noise = jax.random.normal(target_key, logits.shape)
+    log_p0 = documents.document_log_probs(table, logits, *space)
+    log_q = documents.document_log_probs(table, logits + setting.config.spread * noise, *space)
+    params = logits
+    if setting.learner == "transformer":
+        params = _pretrain(lm, lm.init(lm_key), log_p0, space)
+        log_p0 = documents.document_log_probs(lm, params, *space)
+    held_out = jax.vmap(lambda key: exploration.uniform(key, log_p0[None]), in_axes=0)(
+        jax.random.split(query_key, HELD_OUT_QUERIES)
+    )
+    choices = choice.luce_sample(choice_key, log_q[held_out])
+    return Problem(params, log_p0, log_q, held_out, choices)
+
+
+def _pretrain(
+    lm: models.LanguageModel, params: Params, log_p0: Array, space: tuple[Array, Array]
+) -> Params:
+    """Fits a model to the pretrained law by its exact forward KL."""
+
+    def objective(params: Params, log_p0: Array, key: Key, batch: None) -> tuple[Array, Metrics]:
+        del key, batch
+        log_probs = documents.document_log_probs(lm, params, *space)
+        return documents.kl_divergence(log_p0, log_probs), {}
+
+    fit = training.learner(objective, optax.adam(1e-2))
+    state = fit.init(params, jax.random.key(0))
+    state, _ = jax.lax.scan(
+        lambda state, _: fit.step(state, log_p0, None), state, length=PRETRAINING_STEPS
+    )
+    return state.params
+
+
+def _ensemble(
+    setting: Setting,
+    learner: str,
+    lm: models.LanguageModel,
+    table: models.LanguageModel,
+    params: Params,
+) -> ensembles.Ensemble:
+    """Tabular: anchored, the prior is on logits. Transformer: prior functions that are tables.
+
+    So the prior says the same of documents whichever model learns.
+    """
+    config = setting.config
+    scale = config.prior_scale * config.spread
+    if setting.learner == "tabular":
+        if learner == "map":
+            return ensembles.point_estimate(lm, params, prior_scale=scale)
+        return ensembles.anchored(lm, params, num_members=config.num_members, prior_scale=scale)
+    if learner == "map":
+        return ensembles.point_estimate(lm, params, prior_scale=1.0)
+    return ensembles.prior_functions(
+        lm, params, num_members=config.num_members, prior_scale=scale, prior_lm=table
+    )
+
+
+def _interaction(
+    config: Config,
+    arm: Arm,
+    ensemble: ensembles.Ensemble,
+    score_all: Callable[[Params, Params], Array],
+    problem: Problem,
+    space: tuple[Array, Array],
+) -> training.Interaction:
+    def candidates(key: Key, shared: Params, own: Params) -> exploration.Candidates:
+        if arm.candidates == "all":
+            return exploration.pool_candidates(*space)
+        if arm.candidates == "pretrained":
+            return exploration.drawn_candidates(
+                key, problem.log_p0, *space, num_candidates=PASSIVE_CANDIDATES
+            )
+        members = jax.vmap(score_all, in_axes=(None, 0))(shared, own)
+        mixture = ensembles.mixture_log_probs(members)
+        return exploration.drawn_candidates(
+            key, mixture, *space, num_candidates=config.num_candidates
+        )
+
+    def score(shared: Params, own: Params, responses: Any) -> Array:
+        return score_all(shared, own)[responses.item_ids]
+
+    explore = arm.explore
+    if explore is exploration.boltzmann:
+        explore = partial(explore, temperature=config.boltzmann_temperature)
+    is_table = isinstance(problem.params, jax.Array)
+    rate = config.learning_rate * (1.0 if is_table else LEARNING_RATE_RATIO)
+    return training.interaction(
+        ensemble,
+        candidates=candidates,
+        score=score,
+        explore=explore,
+        loss=losses.ilhf_ranking_loss,
+        optimizer=optax.adam(rate),
+        num_queries=config.queries_per_round,
+        capacity=config.queries_per_round * config.num_rounds,
+        num_steps=config.num_steps,
+    )
+
+
+def _metrics(problem: Problem, members: Array) -> Metrics:
+    """Exact measures of the prediction, and losses on held-out queries, from members[M, D]."""
+    held_out = members[:, problem.held_out]  # [M, Q, 2]
+    labels = jnp.broadcast_to(problem.choices, held_out.shape[:-1])
+    label_log_probs = choice.luce_log_prob(held_out, labels)
+    joint = jax.vmap(evaluation.dyadic_joint_log_loss, in_axes=(0, None, None))
+    keys = jax.random.split(jax.random.key(JOINT_SEED), JOINT_DRAWS)
+    mixture = ensembles.mixture_log_probs(members)
+    return {
+        **evaluation.prediction_metrics(mixture, problem.log_p0, problem.log_q),
+        "pretrained_kl": documents.kl_divergence(problem.log_q, problem.log_p0),
+        "choice_log_loss": jnp.mean(evaluation.marginal_log_loss(label_log_probs)),
+        "joint_log_loss": jnp.mean(joint(keys, held_out, problem.log_q[problem.held_out])),
+    }

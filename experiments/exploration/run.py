@@ -1,0 +1,141 @@
+"""`python -m experiments.exploration.run`: see README.md beside this file."""
+
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from experiments.common import binary, chunks, run_folder
+from experiments.common.binary import UsageError
+from experiments.common.progress import open_console, progress_bar
+from experiments.exploration import plot, process
+from experiments.exploration.config import Config, Setting, settings
+from experiments.exploration.summary import LEVELS, summarise
+
+
+def check(config: Config) -> None:
+    """Refuses values that cannot be.
+
+    Raises:
+      UsageError: with the flag's name, what was expected and what was found.
+    """
+    binary.choose("arm", config.arms, tuple(process.ARMS))
+    at_least = {
+        "num_seeds": 2,
+        "num_members": 1,
+        "vocab_size": 2,
+        "max_length": 1,
+        "num_rounds": 2,
+        "queries_per_round": 1,
+        "num_candidates": 2,
+        "num_steps": 1,
+        "chunk_rounds": 1,
+    }
+    for name, least in at_least.items():
+        if getattr(config, name) < least:
+            raise UsageError(f"--{name} must be at least {least}, found {getattr(config, name)}")
+    for name in ("spread", "prior_scale", "learning_rate", "boltzmann_temperature", "level"):
+        if not getattr(config, name) > 0:
+            raise UsageError(f"--{name} must be positive, found {getattr(config, name)}")
+
+
+def minutes(setting: Setting, arm: str) -> float:
+    """Rough cost of an arm on 2 CPU cores, from measured runs: compilation and document scores."""
+    config = setting.config
+    members = config.num_members if process.ARMS[arm].learner == "ensemble" else 1
+    documents = config.vocab_size**config.max_length
+    scores = config.num_seeds * members * documents * config.num_rounds * (config.num_steps + 1)
+    return (8.0 + scores * SECONDS_A_SCORE[setting.learner]) / 60.0
+
+
+SECONDS_A_SCORE = {"tabular": 3.5e-7, "transformer": 5e-6}
+
+
+def experiment(config: Config) -> None:
+    """Runs every arm of every setting, then writes and prints the results."""
+    check(config)
+    console = open_console()
+    plan = [(s, arm) for s in settings(config, tuple(process.ARMS)) for arm in _with_baselines(s)]
+    cost = sum(minutes(setting, arm) for setting, arm in plan)
+    console.print(
+        f"figure {config.figure}: {len(plan)} runs of {config.num_seeds} seeds on "
+        f"{jax.default_backend()}, about {cost:.1f} minutes on 2 CPU cores"
+    )
+    folder = run_folder.open_run_folder(f"{config.run_dir}/{config.figure}", config)
+    began = time.perf_counter()
+    results = _run(plan, folder, console)
+    rows = [
+        row
+        for (setting, arm), metrics in results.items()
+        for row in run_folder.metric_rows(setting.name, arm, _queries(setting), metrics)
+    ]
+    run_folder.write_csv(folder / "metrics.csv", rows)
+    summary = [summarise(setting, arm, results, _queries(setting)) for setting, arm in plan]
+    run_folder.write_json(folder / "summary.json", summary)
+    figure = plot.draw(config, results, summary, folder)
+    for table in _tables(summary):
+        console.print(table)
+    console.print(
+        f"{time.perf_counter() - began:.0f} s. Results in {folder}: metrics.csv, summary.json, "
+        f"{figure.name}"
+    )
+
+
+def _with_baselines(setting: Setting) -> tuple[str, ...]:
+    """The setting's arms, with the passive arm of every learner among them."""
+    baselines = dict.fromkeys(process.baseline_of(arm) for arm in setting.arms)
+    return tuple(dict.fromkeys((*baselines, *setting.arms)))
+
+
+def _queries(setting: Setting) -> np.ndarray:
+    return np.arange(setting.config.num_rounds + 1) * setting.config.queries_per_round
+
+
+def _run(
+    plan: list[tuple[Setting, str]], folder: Path, console: Console
+) -> dict[tuple[Setting, str], dict[str, np.ndarray]]:
+    results = {}
+    with progress_bar(console, sum(s.config.num_rounds for s, _ in plan)) as advance:
+        for setting, arm in plan:
+            advance(f"{setting.name} {arm}", 0)
+            config = setting.config
+            results[setting, arm] = chunks.run_seeds(
+                process.make_process(setting, arm),
+                jax.random.split(jax.random.key(config.seed), config.num_seeds),
+                folder / "arms" / setting.name / arm,
+                num_rounds=config.num_rounds,
+                chunk_rounds=config.chunk_rounds,
+                progress=partial(advance, f"{setting.name} {arm}"),
+            )
+    return results
+
+
+def _tables(summary: list[dict]) -> list[Table]:
+    tables = []
+    for name in dict.fromkeys(row["setting"] for row in summary):
+        rows = [row for row in summary if row["setting"] == name]
+        table = Table(
+            title=f"{name}: {rows[0]['num_seeds']} seeds, {rows[0]['budget']} queries",
+            caption="median queries to a level (share of seeds that never reach it); ratio to the "
+            "passive arm with the same learner [95%]; half and quarter of the pretrained KL",
+        )
+        table.add_column("arm")
+        table.add_column("mean KL at the end", justify="right")
+        for level in LEVELS:
+            table.add_column(f"to {level}", justify="right")
+            table.add_column("ratio", justify="right")
+        for row in rows:
+            cells = [f"{row['kl']:.2f} [{row['kl_low']:.2f}, {row['kl_high']:.2f}]"]
+            for level in LEVELS:
+                cells += [row[level]["text"], row[level]["ratio_text"]]
+            table.add_row(row["arm"], *cells)
+        tables.append(table)
+    return tables
+
+
+if __name__ == "__main__":
+    binary.main(Config, experiment)

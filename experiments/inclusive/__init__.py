@@ -1,0 +1,1 @@
+"""Real people's recorded choices: does one model learn the shares of all of them?"""

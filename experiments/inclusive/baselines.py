@@ -1,0 +1,179 @@
+"""What classical fits reach on the three surveys: the figures that a language model is measured by.
+
+Every function fits to some people and judges by others; all figures are in nats.
+`python -m experiments.inclusive.baselines` prints them for random halves of the published files.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tyro
+from scipy.special import softmax
+
+from experiments.inclusive import classical, people, sources
+from experiments.inclusive.arrays import Floats, Ints
+from experiments.inclusive.data import Survey, load_nonvoters
+from experiments.inclusive.likings import load_cuisines, load_starwars
+
+ANSWERS = (30, 100, 300, 1000, 3000)  # to each question
+GROUP_PRIOR = 30.0  # pseudo-respondents that shrink a group's shares towards everybody's
+MIXTURE_COMPONENTS = 4
+MIXTURE_SEEDS = 4  # of which the most likely fit counts
+
+
+def survey_baselines(fit: Survey, held: Survey) -> dict[str, float]:
+    """KL(held-out people's shares || prediction), the mean over questions.
+
+    "people" predicts the shares of the people to fit: the floor for what was learnt from them.
+    """
+    shares = people.survey_shares(fit)
+    truth = people.survey_shares(held)
+    return {
+        "people": _mean_kl(truth, shares),
+        "uniform": _mean_kl(truth, [np.full(len(share), 1 / len(share)) for share in shares]),
+        "majority": _mean_kl(truth, [classical.majority(share) for share in shares]),
+    }
+
+
+def survey_group_baselines(fit: Survey, held: Survey, attribute: str) -> dict[str, float]:
+    """KL(held-out group's shares || prediction), the mean over questions and groups.
+
+    "groups" predicts the group's shares among the people to fit, shrunk towards everybody's;
+    "everybody" predicts the latter for every group.
+    """
+    shares = people.survey_shares(fit)
+    groups = people.survey_group_shares(fit, attribute, prior_strength=GROUP_PRIOR)
+    truth = people.survey_group_shares(held, attribute)
+    return {
+        "groups": _mean_kl(truth, groups),
+        "everybody": _mean_kl(truth, shares),
+        "uniform": _mean_kl(truth, [np.full(len(share), 1 / len(share)) for share in shares]),
+    }
+
+
+def survey_bradley_terry(
+    fit: Survey, held: Survey, num_answers: int, *, ridge: float, seed: int
+) -> float:
+    """As `survey_baselines`, of a Bradley-Terry fit to each question's own pairwise answers.
+
+    Args:
+      fit: The people who answer (see `people.sample_wins`).
+      held: The people to judge by.
+      num_answers: How many answers each question gets.
+      ridge: Of the fit; 1 is a standard normal prior on utilities.
+      seed: Seed of numpy's default generator for the answers.
+
+    Returns:
+      The mean KL in nats.
+    """
+    rng = np.random.default_rng(seed)
+    wins = [people.sample_wins(share, num_answers, rng) for share in people.survey_shares(fit)]
+    fits = [softmax(classical.fit_bradley_terry(counts, ridge=ridge)) for counts in wins]
+    return _mean_kl(people.survey_shares(held), fits)
+
+
+def ranking_baselines(fit: Ints, held: Ints, *, seed: int = 0) -> dict[str, float]:
+    """Fits to complete rankings, judged by other people's pairs and first places.
+
+    Args:
+      fit: [R, N] item indices, best first.
+      held: [R', N] likewise.
+      seed: The first of the seeds of the mixture's fits.
+
+    Returns:
+      "pair ...": the log-loss per held-out pair; "first ...": KL(held-out shares of first places ||
+      prediction). The fits are Bradley-Terry from all pairs, a free table of pairs, Plackett-Luce
+      and a mixture of Plackett-Luce laws; "people" predicts the shares of the people to fit.
+    """
+    fit_wins, held_wins = people.wins_from_rankings(fit), people.wins_from_rankings(held)
+    bradley_terry = classical.fit_bradley_terry(fit_wins)
+    mixtures = [
+        classical.fit_mixture_plackett_luce(fit, MIXTURE_COMPONENTS, seed=seed + i)
+        for i in range(MIXTURE_SEEDS)
+    ]
+    mixture = max(mixtures, key=lambda m: m.log_likelihood)
+    first = {
+        "Bradley-Terry": softmax(bradley_terry),
+        "Plackett-Luce": softmax(classical.fit_plackett_luce(fit)),
+        "mixture": mixture.weights @ softmax(mixture.utilities, axis=1),
+        "people": _first_shares(fit),
+        "uniform": np.full(fit.shape[1], 1 / fit.shape[1]),
+    }
+    truth = _first_shares(held)
+    return {
+        **_pair_losses(fit_wins, held_wins),
+        **{f"first {name}": float(classical.kl(truth, p)) for name, p in first.items()},
+    }
+
+
+def rating_baselines(fit: Ints, held: Ints) -> dict[str, float]:
+    """The "pair ..." figures of `ranking_baselines` from ratings [R, N]; 0 or less is no rating."""
+    return _pair_losses(
+        people.wins_from_ratings(fit, fit > 0), people.wins_from_ratings(held, held > 0)
+    )
+
+
+def _pair_losses(fit_wins: Floats, held_wins: Floats) -> dict[str, float]:
+    utilities = classical.fit_bradley_terry(fit_wins)
+    tables = {
+        "Bradley-Terry": classical.luce_pair_table(utilities),
+        "table": classical.fit_pair_table(fit_wins),
+    }
+    return {
+        f"pair {name}": classical.pair_log_loss(table, held_wins) for name, table in tables.items()
+    }
+
+
+def _first_shares(rankings: Ints) -> Floats:
+    return np.bincount(rankings[:, 0], minlength=rankings.shape[1]) / len(rankings)
+
+
+def _mean_kl(truth: Sequence[Floats], prediction: Sequence[Floats]) -> float:
+    """The mean over questions, and over groups where the shares are [G, K]."""
+    pairs = zip(truth, prediction, strict=True)
+    return float(np.mean([np.mean(classical.kl(t, p)) for t, p in pairs]))
+
+
+def _survey_figures(survey: Survey, fit: Ints, held: Ints, seed: int) -> dict[str, float]:
+    parts = survey.take(fit), survey.take(held)
+    by_party = survey_group_baselines(*parts, "party")
+    return {
+        **survey_baselines(*parts),
+        **{f"by party: {name}": value for name, value in by_party.items()},
+        **{
+            f"Bradley-Terry, {n} answers, ridge {ridge}": survey_bradley_terry(
+                *parts, n, ridge=ridge, seed=seed
+            )
+            for ridge in (0.0, 1.0)
+            for n in ANSWERS
+        },
+    }
+
+
+def main(data_dir: str | None = None, num_splits: int = 5, seed: int = 0) -> None:
+    """Prints every baseline as mean and standard deviation over random halves of the people.
+
+    Args:
+      data_dir: The folder with the published files; see `sources`.
+      num_splits: How many random halves.
+      seed: The seed of the first.
+    """
+    survey = load_nonvoters(sources.locate("nonvoters", data_dir))
+    films = load_starwars(sources.locate("starwars", data_dir)).rankings
+    cuisines = load_cuisines(sources.locate("cuisines", data_dir)).ratings
+    studies: dict[str, tuple[int, Callable[[Ints, Ints, int], dict[str, float]]]] = {
+        "Non-voters": (len(survey.rid), lambda f, h, s: _survey_figures(survey, f, h, s)),
+        "Star Wars": (len(films), lambda f, h, s: ranking_baselines(films[f], films[h], seed=s)),
+        "Cuisines": (len(cuisines), lambda f, h, s: rating_baselines(cuisines[f], cuisines[h])),
+    }
+    for title, (size, figures) in studies.items():
+        print(f"{title}: {size} people, {num_splits} random halves (mean, sd; nats)")
+        seeds = range(seed, seed + num_splits)
+        rows = [figures(*people.split_people(size, seed=s), s) for s in seeds]
+        for name in rows[0]:
+            values = [row[name] for row in rows]
+            print(f"  {name:42s} {np.mean(values):.4f} {np.std(values):.4f}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,274 @@
+"""Classical fits of choices and rankings by maximum likelihood, and what to compare them with.
+
+Counts of wins are arrays [N, N]: entry (i, j) is how often item i was preferred to item j.
+Utilities are [N], in nats, of mean 0: P(i over j) = sig(u_i - u_j), and shares are softmax(u)
+(Luce's rule).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.sparse.csgraph import connected_components
+from scipy.special import expit, log_expit, logsumexp, rel_entr
+
+from experiments.inclusive.arrays import Floats, Ints
+
+# The ridge where none was asked for but no maximum exists, since some items never win or never lose
+# against the others (Ford 1957): a Gaussian prior on utilities, of standard deviation 10 nats.
+TINY_RIDGE = 0.01
+EM_TOLERANCE = 1e-6  # of the log-likelihood
+GRADIENT_TOLERANCE = 1e-8  # per comparison; a fit that misses 100 times as much is refused
+
+
+class PlackettLuceMixture(NamedTuple):
+    """A mixture of Plackett-Luce laws.
+
+    Attributes:
+      weights: [C] the components' shares of the population.
+      utilities: [C, N], each row of mean 0.
+      log_likelihood: Of all rankings, in nats.
+    """
+
+    weights: Floats
+    utilities: Floats
+    log_likelihood: float
+
+
+def fit_bradley_terry(wins: Floats, *, ridge: float = 0.0) -> Floats:
+    """The Bradley-Terry model: minimises -sum_ij wins_ij log sig(u_i - u_j) + ridge/2 |u|^2.
+
+    Bradley and Terry, "Rank Analysis of Incomplete Block Designs", Biometrika 39, 1952.
+
+    Args:
+      wins: [N, N] counts, >= 0; the diagonal is ignored.
+      ridge: The prior's precision, in nats^-2. Where it is 0 and the maximum does not exist (an
+        item that never wins or never loses, or items that were not compared), `TINY_RIDGE` stands
+        in for it.
+
+    Returns:
+      [N] utilities of mean 0.
+
+    Raises:
+      ValueError: wins is not square, or has a negative or non-finite entry.
+    """
+    wins = _checked_wins(wins)
+    ridge = _existing_ridge(wins, ridge)
+
+    def loss(u: Floats) -> tuple[float, Floats]:
+        gaps = u[:, None] - u[None, :]
+        pull = wins * expit(-gaps)
+        value = -np.sum(wins * log_expit(gaps)) + 0.5 * ridge * u @ u
+        return value, pull.sum(axis=0) - pull.sum(axis=1) + ridge * u
+
+    return _minimise(loss, np.zeros(len(wins)), max(wins.sum(), 1.0))
+
+
+def fit_plackett_luce(
+    rankings: Ints,
+    *,
+    weights: Floats | None = None,
+    ridge: float = 0.0,
+    start: Floats | None = None,
+) -> Floats:
+    """The Plackett-Luce model of rankings: each place is a Luce choice among the items left.
+
+    Plackett, "The Analysis of Permutations", Applied Statistics 24, 1975.
+
+    Args:
+      rankings: [R, N] item indices, best first.
+      weights: [R] of the rankings, >= 0; None for 1 each.
+      ridge: As in `fit_bradley_terry`.
+      start: [N] utilities to begin with; None for 0.
+
+    Returns:
+      [N] utilities of mean 0.
+
+    Raises:
+      ValueError: A row that is not a permutation of 0..N-1.
+    """
+    rankings = _checked_rankings(rankings)
+    num_items = rankings.shape[1]
+    weights = np.ones(len(rankings)) if weights is None else weights
+    if ridge == 0:
+        ridge = _existing_ridge(_followed_by(rankings, weights), ridge)
+
+    def loss(u: Floats) -> tuple[float, Floats]:
+        ranked = u[rankings]
+        log_left = _log_sum_of_the_rest(ranked)
+        # log_left[r, t] has slope exp(ranked[r, s] - log_left[r, t]) in ranked[r, s] where s >= t
+        slopes = np.exp(ranked + np.logaddexp.accumulate(-log_left, axis=1)) - 1
+        value = weights @ (log_left - ranked).sum(axis=1) + 0.5 * ridge * u @ u
+        gradient = np.bincount(
+            rankings.ravel(), (weights[:, None] * slopes).ravel(), minlength=num_items
+        )
+        return value, gradient + ridge * u
+
+    start = np.zeros(num_items) if start is None else start
+    return _minimise(loss, start, max(weights.sum() * num_items, 1.0))
+
+
+def plackett_luce_log_prob(utilities: Floats, rankings: Ints) -> Floats:
+    """[R] log-probability in nats of complete rankings [R, N] (best first) under utilities [N]."""
+    ranked = utilities[rankings]
+    return (ranked - _log_sum_of_the_rest(ranked)).sum(axis=1)
+
+
+def fit_mixture_plackett_luce(
+    rankings: Ints,
+    num_components: int,
+    *,
+    seed: int,
+    ridge: float = TINY_RIDGE,
+    max_iterations: int = 200,
+) -> PlackettLuceMixture:
+    """A mixture of Plackett-Luce laws, by expectation maximisation from random responsibilities.
+
+    Args:
+      rankings: [R, N] item indices, best first.
+      num_components: C.
+      seed: Seed of numpy's default generator. The maximum found is a local one: compare several
+        seeds.
+      ridge: As in `fit_bradley_terry`, for each component.
+      max_iterations: The most rounds of expectation and maximisation; fewer where the
+        log-likelihood has stopped gaining a millionth of itself.
+
+    Returns:
+      The mixture of the last round.
+
+    Raises:
+      ValueError: A row that is not a permutation of 0..N-1.
+    """
+    rankings = _checked_rankings(rankings)
+    rng = np.random.default_rng(seed)
+    posterior = rng.dirichlet(np.ones(num_components), size=len(rankings))
+    utilities = np.zeros((num_components, rankings.shape[1]))
+    previous = -np.inf
+    for _ in range(max_iterations):
+        weights = posterior.mean(axis=0)
+        utilities = np.stack(
+            [
+                fit_plackett_luce(rankings, weights=p, ridge=ridge, start=u)
+                for p, u in zip(posterior.T, utilities, strict=True)
+            ]
+        )
+        log_probs = [plackett_luce_log_prob(u, rankings) for u in utilities]
+        joint = np.log(weights) + np.stack(log_probs, axis=1)
+        evidence = logsumexp(joint, axis=1, keepdims=True)
+        posterior = np.exp(joint - evidence)
+        log_likelihood = float(evidence.sum())
+        if log_likelihood - previous < EM_TOLERANCE * abs(log_likelihood):
+            break
+        previous = log_likelihood
+    return PlackettLuceMixture(weights, utilities, log_likelihood)
+
+
+def fit_pair_table(wins: Floats, *, pseudo_count: float = 0.5) -> Floats:
+    """The free table of pairs: P(i over j) estimated for each pair alone.
+
+    Args:
+      wins: [N, N] counts.
+      pseudo_count: Added to both outcomes of every pair, > 0.
+
+    Returns:
+      [N, N] probabilities, P + P^T = 1, 0.5 on the diagonal.
+    """
+    wins = _checked_wins(wins)
+    return (wins + pseudo_count) / (wins + wins.T + 2 * pseudo_count)
+
+
+def luce_pair_table(utilities: Floats) -> Floats:
+    """[N, N] probabilities sig(u_i - u_j) that i is preferred to j."""
+    return expit(utilities[:, None] - utilities[None, :])
+
+
+def pair_log_loss(pair_table: Floats, wins: Floats) -> float:
+    """The mean of -log P(winner over loser) in nats over counted comparisons wins [N, N]."""
+    wins = _checked_wins(wins)
+    return float(-np.sum(wins * np.log(np.where(wins > 0, pair_table, 1.0))) / wins.sum())
+
+
+def majority(shares: Floats, weight: float = 0.95) -> Floats:
+    """[..., K] `weight` on the largest of shares [..., K] (the first of equals), even elsewhere."""
+    num_options = shares.shape[-1]
+    is_largest = np.arange(num_options) == np.argmax(shares, axis=-1)[..., None]
+    return np.where(is_largest, weight, (1 - weight) / (num_options - 1))
+
+
+def agglomerative(p0: Floats, q: Floats, beta: float) -> Floats:
+    """p0 q^(1/beta) / Z over the last axis: where RLHF and DPO end with enough choices from q.
+
+    Args:
+      p0: [..., K] the pretrained model's probabilities.
+      q: [..., K] the population's.
+      beta: The KL coefficient, > 0.
+
+    Returns:
+      [..., K] probabilities.
+    """
+    with np.errstate(divide="ignore"):
+        logits = np.log(p0) + np.log(q) / beta
+    return np.exp(logits - logsumexp(logits, axis=-1, keepdims=True))
+
+
+def kl(p: Floats, q: Floats) -> Floats:
+    """KL(p || q) in nats over the last axis; infinite where q is 0 and p is not."""
+    return np.asarray(rel_entr(p, q).sum(axis=-1))
+
+
+def _checked_wins(wins: Floats) -> Floats:
+    wins = np.array(wins, np.float64)
+    if wins.ndim != 2 or wins.shape[0] != wins.shape[1]:
+        raise ValueError(f"wins must be square, found shape {wins.shape}")
+    if not np.isfinite(wins).all() or (wins < 0).any():
+        raise ValueError("wins must be finite and not negative")
+    np.fill_diagonal(wins, 0)
+    return wins
+
+
+def _checked_rankings(rankings: Ints) -> Ints:
+    rankings = np.asarray(rankings)
+    wrong = np.flatnonzero((np.sort(rankings, axis=1) != np.arange(rankings.shape[1])).any(axis=1))
+    if len(wrong):
+        row = rankings[wrong[0]].tolist()
+        raise ValueError(
+            f"ranking {wrong[0]} is {row}, not a permutation of 0..{rankings.shape[1] - 1}"
+        )
+    return rankings
+
+
+def _existing_ridge(wins: Floats, ridge: float) -> float:
+    """`ridge`, or `TINY_RIDGE` where it is 0 and who beat whom is not strongly connected."""
+    if ridge == 0 and connected_components(wins > 0, connection="strong")[0] > 1:
+        return TINY_RIDGE
+    return ridge
+
+
+def _followed_by(rankings: Ints, weights: Floats) -> Floats:
+    """[N, N] total weight of the rankings in which item j comes directly after item i."""
+    num_items = rankings.shape[1]
+    follows = np.zeros((num_items, num_items))
+    np.add.at(follows, (rankings[:, :-1], rankings[:, 1:]), weights[:, None])
+    return follows
+
+
+def _log_sum_of_the_rest(ranked: Floats) -> Floats:
+    """[R, N] log sum of exp over the places from t to the last."""
+    return np.logaddexp.accumulate(ranked[:, ::-1], axis=1)[:, ::-1]
+
+
+def _minimise(
+    loss: Callable[[Floats], tuple[float, Floats]], start: Floats, scale: float
+) -> Floats:
+    """The minimum of a smooth convex loss of about `scale` comparisons, shifted to mean 0.
+
+    By BFGS: L-BFGS-B has the same answers, but calls a threaded LAPACK at each of its steps, which
+    on problems this small was measured to take several times as long.
+    """
+    options = {"maxiter": 10_000, "gtol": GRADIENT_TOLERANCE * scale}
+    result = minimize(loss, start, jac=True, method="BFGS", options=options)
+    slope = np.abs(result.jac).max()
+    if not slope <= 100 * GRADIENT_TOLERANCE * scale:
+        raise RuntimeError(f"the fit did not converge: slope {slope}, {result.message}")
+    return np.asarray(result.x - result.x.mean())

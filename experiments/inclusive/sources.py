@@ -1,0 +1,199 @@
+"""Where the recorded choices come from: original files, their addresses, checksums and licences.
+
+No data is kept in this project. A file is looked for in the data folder given by the user, in the
+folder named by the environment variable `SHATTER_DATA_DIR` and in the user's cache; failing those
+it is downloaded from its public address into the cache. Every file with a known sha256 is verified
+before it is used.
+"""
+
+import hashlib
+import os
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from http.client import HTTPException
+from pathlib import Path
+from typing import NamedTuple, Self
+
+DATA_DIR_VARIABLE = "SHATTER_DATA_DIR"
+DOWNLOAD_TIMEOUT = 60.0  # seconds without an answer
+
+_FIVETHIRTYEIGHT = "https://raw.githubusercontent.com/fivethirtyeight/data/master"
+_CC_BY = "CC BY 4.0"
+
+
+class DataError(ValueError):
+    """A data file that is missing, damaged or malformed."""
+
+    @classmethod
+    def at(
+        cls, path: Path, line: int, field: str, *, expected: str, found: object, mend: str
+    ) -> Self:
+        """The error for one bad value: its place, what was expected and found, how to mend it."""
+        place = f"{path}, line {line}, field {field!r}"
+        return cls(f"{place}: expected {expected}, found {found!r}. {mend}")
+
+
+class Source(NamedTuple):
+    """One file made by people outside this project.
+
+    Attributes:
+      folder: The subfolder of a data folder in which the file lies (it may also lie at the top).
+      filename: The name under which it was published.
+      url: The public address, or None where there is none.
+      sha256: The checksum of the published bytes, in hexadecimal digits.
+      licence: The licence's short name.
+      attribution: Whom to name when figures made from the file are shown.
+    """
+
+    folder: str
+    filename: str
+    url: str | None
+    sha256: str
+    licence: str
+    attribution: str
+
+
+SOURCES: dict[str, Source] = {
+    "nonvoters": Source(
+        "fivethirtyeight",
+        "nonvoters_data.csv",
+        f"{_FIVETHIRTYEIGHT}/non-voters/nonvoters_data.csv",
+        "c3a8e5b5a2a82e137f60a63c073326f642a7794c91d8e56fc63195efcf0098f8",
+        _CC_BY,
+        "FiveThirtyEight / Ipsos, 2020",
+    ),
+    "nonvoters_respondents": Source(
+        "survey_opinions",
+        "nonvoters_respondents.csv",
+        None,
+        "e8c59e059566559cf8bbb3e83d596451b795620ef801271e0b44a90a1b683964",
+        _CC_BY,
+        "FiveThirtyEight / Ipsos, 2020",
+    ),
+    "shares": Source(
+        "survey_opinions",
+        "shares.jsonl",
+        None,
+        "15e7d9f067fc854a00cbe1a41393e10abc49acd37a391e12880067fa09f78a09",
+        _CC_BY,
+        "FiveThirtyEight / Ipsos / SurveyMonkey / WNYC, 2014-2020",
+    ),
+    "starwars": Source(
+        "fivethirtyeight",
+        "StarWars.csv",
+        f"{_FIVETHIRTYEIGHT}/star-wars-survey/StarWars.csv",
+        "8b4ae2a4ce59d124ac98ce5810a22bca5710e1dcd644fb7cb26344811ba3f989",
+        _CC_BY,
+        "FiveThirtyEight / SurveyMonkey, 2014",
+    ),
+    "cuisines": Source(
+        "fivethirtyeight",
+        "food-world-cup-data.csv",
+        f"{_FIVETHIRTYEIGHT}/food-world-cup/food-world-cup-data.csv",
+        "0ada78c5e93576f50fa84954d1c940292c2211ff9f0cfc0ba5f2d46ac232dd98",
+        _CC_BY,
+        "FiveThirtyEight / SurveyMonkey, 2014",
+    ),
+}
+
+
+def cache_dir() -> Path:
+    """Where downloaded files are kept: `$XDG_CACHE_HOME/shatter` or `~/.cache/shatter`."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "shatter"
+
+
+def locate(name: str, data_dir: str | Path | None = None) -> Path:
+    """The path of a verified source file, downloaded if it is nowhere on this machine.
+
+    Args:
+      name: A key of `SOURCES`.
+      data_dir: The folder to look in first; None or empty for none.
+
+    Returns:
+      The path of a file whose sha256 is the published one.
+
+    Raises:
+      DataError: Unknown name, a data folder that does not exist, a damaged file, or a file that is
+        neither on this machine nor could be downloaded.
+    """
+    source = _source(name)
+    found = find(name, data_dir)
+    if found is not None:
+        return found
+    if source.url is None:
+        raise DataError(
+            f"{source.filename} was not found and has no public address. {_advice(source)}"
+        )
+    return _download(source, cache_dir() / source.filename)
+
+
+def find(name: str, data_dir: str | Path | None = None) -> Path | None:
+    """As `locate`, but returns None instead of downloading a file that is not on this machine."""
+    source = _source(name)
+    for folder in _folders(data_dir):
+        for path in (folder / source.folder / source.filename, folder / source.filename):
+            if path.is_file():
+                _verify(path, source)
+                return path
+    return None
+
+
+def _source(name: str) -> Source:
+    if name not in SOURCES:
+        raise DataError(f"unknown data file {name!r}; known: {', '.join(sorted(SOURCES))}")
+    return SOURCES[name]
+
+
+def _folders(data_dir: str | Path | None) -> Iterator[Path]:
+    """The folders to search, in order; a named one must exist."""
+    named = {"data_dir": data_dir, DATA_DIR_VARIABLE: os.environ.get(DATA_DIR_VARIABLE)}
+    for origin, value in named.items():
+        if value:
+            folder = Path(value).expanduser()
+            if not folder.is_dir():
+                raise DataError(f"the data folder {str(folder)!r} (from {origin}) does not exist")
+            yield folder
+    yield cache_dir()
+
+
+def _advice(source: Source) -> str:
+    where = f"download {source.url} and " if source.url else ""
+    return (
+        f"Either {where}put the file into a folder and pass that folder as data_dir, "
+        f"or set {DATA_DIR_VARIABLE} to it."
+    )
+
+
+def _verify(path: Path, source: Source) -> None:
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != source.sha256:
+        raise DataError(
+            f"{path} is damaged or another version: expected sha256 {source.sha256}, "
+            f"found {found}. Delete it to have it fetched again, or put the published file there."
+        )
+
+
+def _download(source: Source, target: Path) -> Path:
+    """Fetch `source` into `target`, which appears only when complete and verified."""
+    assert source.url is not None
+    temporary: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with urllib.request.urlopen(source.url, timeout=DOWNLOAD_TIMEOUT) as response:
+            content = response.read()
+        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+        _verify(temporary, source)
+        os.replace(temporary, target)
+    except (OSError, HTTPException) as error:
+        raise DataError(
+            f"{source.filename} is not on this machine and could not be downloaded to {target} "
+            f"({error}). {_advice(source)}"
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+    return target
