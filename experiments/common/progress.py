@@ -15,7 +15,7 @@ from rich.progress import (
 
 
 def open_console() -> Console:
-    """A console for tables and progress; wide where it is no terminal, so that tables stay whole."""
+    """A console for tables and progress; wide where it is no terminal: tables stay whole."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=160)
 

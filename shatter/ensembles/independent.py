@@ -1,5 +1,6 @@
 """Stacked members: anchored, with prior functions, and the point estimate as an ensemble of one."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
