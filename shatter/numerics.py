@@ -84,7 +84,7 @@ def entropy(log_p: Array) -> Array:
 
 
 def expectation(log_p: Array, values: Array) -> Array:
-    """Expectation under a law on a finite space, `sum_x p(x) f(x)`.
+    """Expectation under a law on a finite space, `sum_x p(x) f(x)` over the x with p(x) > 0.
 
     Args:
       log_p: `[..., D]`, log-probs in nats.
@@ -93,7 +93,7 @@ def expectation(log_p: Array, values: Array) -> Array:
     Returns:
       `[...]`, in the unit of `values`.
     """
-    return jnp.sum(jnp.exp(log_p) * values, axis=-1)
+    return jnp.sum(jnp.exp(log_p) * jnp.where(log_p > LOG_ZERO, values, 0.0), axis=-1)
 
 
 __all__ = [

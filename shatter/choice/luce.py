@@ -13,7 +13,7 @@ def luce_log_probs(utilities: Array) -> Array:
 
     `log P(i) = u_i - log sum_k exp u_k`. Computed from differences to the largest utility with
     `log1p`, so that a pair is `log sigmoid(u_1 - u_2)` to full relative accuracy at any size of
-    the utilities.
+    the utilities; in float32 at least.
 
     Source: Luce, Individual Choice Behavior (1959), the choice axiom; with utilities log pi(x) it
     is the choice model of Xu et al., Shattering the Agent-Environment Interface for Fine-Tuning
@@ -33,6 +33,7 @@ def luce_log_probs(utilities: Array) -> Array:
     if utilities.ndim < 1:
         raise AssertionError("utilities must have an axis of items [..., K], found a scalar")
     checkify.debug_check(~jnp.any(jnp.isnan(utilities)), "utilities hold a NaN")
+    utilities = utilities.astype(jnp.promote_types(utilities.dtype, jnp.float32))
     best = jnp.argmax(utilities, axis=-1, keepdims=True)
     largest = jnp.take_along_axis(utilities, best, axis=-1)
     below = utilities - jnp.where(jnp.isneginf(largest), 0.0, largest)
@@ -54,6 +55,7 @@ def luce_log_prob(utilities: Array, choices: Array) -> Array:
     Raises:
       AssertionError: if the shapes or types do not fit.
     """
+    log_probs = luce_log_probs(utilities)
     chex.assert_type(choices, int)
     chex.assert_equal_shape([utilities[..., 0], choices])
     checkify.debug_check(
@@ -63,7 +65,6 @@ def luce_log_prob(utilities: Array, choices: Array) -> Array:
         low=jnp.min(choices),
         high=jnp.max(choices),
     )
-    log_probs = luce_log_probs(utilities)
     return jnp.take_along_axis(log_probs, choices[..., None], axis=-1)[..., 0]
 
 

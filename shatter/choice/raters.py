@@ -51,7 +51,7 @@ def table_utility(table: Array) -> Utility:
     chex.assert_rank(table, 2)
 
     def utility(query: Query) -> Array:
-        return table[query.prompt_id][_known(query.item_ids, table.shape[1])]
+        return table[query.prompt_id][_known(query, table.shape[1])]
 
     return utility
 
@@ -180,10 +180,11 @@ def recorded_choice_rater(answers: Array, weights: Array) -> Rater:
     chex.assert_shape(weights, (answers.shape[1],))
 
     def rater(key: Key, query: Query) -> Array:
-        items = jnp.where(query.valid, query.item_ids, -2)
+        items = jnp.where(query.valid & (query.item_ids >= 0), query.item_ids, -2)
         hits = answers[query.prompt_id][:, None] == items[None, :]
         person, known = _draw_person(key, jnp.any(hits, axis=1), weights)
-        ranks = choice_ranks(jnp.argmax(hits[person]), query.valid)
+        choice = jnp.argmax(jnp.where(known, hits[person], query.valid))
+        ranks = choice_ranks(choice, query.valid)
         return jnp.where(known | ~query.valid, ranks, 1)
 
     return rater
@@ -210,7 +211,7 @@ def recorded_ranking_rater(ranks: Array, weights: Array) -> Rater:
     chex.assert_shape(weights, (ranks.shape[1],))
 
     def rater(key: Key, query: Query) -> Array:
-        items = _known(query.item_ids, ranks.shape[2])
+        items = _known(query, ranks.shape[2])
         recorded = ranks[query.prompt_id][:, items]
         able = jnp.all((recorded >= 0) | ~query.valid[None, :], axis=1)
         person, known = _draw_person(key, able, weights)
@@ -239,26 +240,28 @@ def recorded_vote_rater(votes: Array, ties: Array | None = None) -> Rater:
 
     def rater(key: Key, query: Query) -> Array:
         chex.assert_shape(query.item_ids, (2,))
-        i, j = query.item_ids
+        i, j = _known(query, votes.shape[1])
         prompt = query.prompt_id
         counts = jnp.stack([votes[prompt, i, j], votes[prompt, j, i], tied[prompt, i, j]])
         person = jax.random.categorical(key, jnp.log(counts))
-        says_nothing = (person == 2) | (jnp.sum(counts) == 0)
-        ranks = jnp.where(says_nothing, 1, choice_ranks(jnp.minimum(person, 1), query.valid))
+        says_nothing = (person == 2) | (jnp.sum(counts) == 0) | ~jnp.all(query.valid)
+        ranks = jnp.where(says_nothing, 1, 2 - jax.nn.one_hot(person, 2, dtype=int))
         return jnp.where(query.valid, ranks, -1)
 
     return rater
 
 
-def _known(item_ids: Array, num_items: int) -> Array:
+def _known(query: Query, num_items: int) -> Array:
+    """The items of a query; those of empty slots may be anything."""
+    shown = jnp.where(query.valid, query.item_ids, 0)
     checkify.debug_check(
-        jnp.all((item_ids >= 0) & (item_ids < num_items)),
+        jnp.all((shown >= 0) & (shown < num_items)),
         f"a query names an item outside its pool: expected 0 <= item < {num_items}, found between "
         "{low} and {high}",
-        low=jnp.min(item_ids),
-        high=jnp.max(item_ids),
+        low=jnp.min(shown),
+        high=jnp.max(shown),
     )
-    return item_ids
+    return shown
 
 
 def _empty_last(ranking: Array) -> Array:

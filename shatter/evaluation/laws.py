@@ -3,7 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from shatter.numerics import entropy, expectation, kl_divergence, total_variation
+from shatter.numerics import (
+    LOG_ZERO,
+    entropy,
+    expectation,
+    kl_divergence,
+    total_variation,
+)
 from shatter.types import Array, Metrics
 
 
@@ -16,11 +22,12 @@ def win_rate(log_probs: Array, ref_log_probs: Array, log_density: Array) -> Arra
     Args:
       log_probs: `[D]`, log pi, nats.
       ref_log_probs: `[D]`, log p0, nats.
-      log_density: `[D]`, log q of the population, nats.
+      log_density: `[D]`, log q of the population, nats; two documents of density 0 are a toss-up.
 
     Returns:
       `[]`, between 0 and 1; 0.5 where pi = p0.
     """
+    log_density = jnp.maximum(log_density, LOG_ZERO)
     wins = jax.nn.sigmoid(log_density[:, None] - log_density[None, :])
     return jnp.exp(log_probs) @ wins @ jnp.exp(ref_log_probs)
 

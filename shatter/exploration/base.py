@@ -5,13 +5,14 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import checkify
 
+from shatter.numerics import LOG_ZERO
 from shatter.types import Array, Key
 
 
 def prepare(
     log_probs: Array, valid: Array | None, num_responses: int, distinct: bool
 ) -> tuple[Array, Array]:
-    """Checks an arm's arguments; sets the log-probs of invalid candidates to -inf."""
+    """Checks an arm's arguments; log-probs are then -inf on invalid candidates and there alone."""
     chex.assert_rank(log_probs, 2)
     chex.assert_type(log_probs, float)
     num_candidates = log_probs.shape[1]
@@ -30,7 +31,7 @@ def prepare(
         f"{num_responses} responses are wanted, found {{valid}} valid candidates",
         valid=jnp.sum(valid),
     )
-    return jnp.where(valid[None, :], log_probs, -jnp.inf), valid
+    return jnp.where(valid[None, :], jnp.maximum(log_probs, LOG_ZERO), -jnp.inf), valid
 
 
 def mixture(log_probs: Array) -> Array:
@@ -86,5 +87,6 @@ def best_set(key: Key, scores: Array, valid: Array, num_responses: int, distinct
 def _best(key: Key, scores: Array, allowed: Array) -> Array:
     best = jnp.max(scores, where=allowed, initial=-jnp.inf)
     tolerance = 8.0 * jnp.finfo(scores.dtype).eps * jnp.maximum(jnp.abs(best), 1.0)
-    is_best = allowed & (scores >= best - tolerance)
+    # An infinite best leaves no tolerance: inf - inf is NaN.
+    is_best = allowed & ((scores >= best) | (scores >= best - tolerance))
     return jax.random.categorical(key, jnp.where(is_best, 0.0, -jnp.inf))

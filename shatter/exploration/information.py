@@ -128,7 +128,9 @@ def log_ratio_variance(
       ValueError: if fewer than K candidates exist and the responses must differ.
     """
     log_probs, valid = prepare(log_probs, valid, num_responses, distinct)
-    scores = jnp.var(_log_odds(log_probs), axis=0)
+    log_odds = _log_odds(log_probs)
+    # Seen from the first member, members that agree have the variance 0 at any size of the odds.
+    scores = jnp.var(log_odds - log_odds[:1], axis=0)
     return best_set(key, scores, valid, num_responses, distinct)
 
 

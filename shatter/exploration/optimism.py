@@ -41,5 +41,6 @@ def ucb(
     """
     log_probs, valid = prepare(log_probs, valid, num_responses, distinct)
     laws = jnp.where(valid[None, :], jax.nn.log_softmax(log_probs, axis=1), 0.0)
-    bound = jnp.mean(laws, axis=0) + coefficient * jnp.std(laws, axis=0)
+    # Seen from the first member, members that agree have the deviation 0 at any size of the laws.
+    bound = jnp.mean(laws, axis=0) + coefficient * jnp.std(laws - laws[:1], axis=0)
     return top(key, bound, valid, num_responses, distinct)

@@ -76,7 +76,8 @@ def forward_kl_loss(ref_logits: Array, logits: Array, mask: Array) -> Array:
     Args:
       ref_logits: `[..., T, V]`, the frozen model's logits; entry t is the law of token t + 1.
       logits: `[..., T, V]`, the trained model's logits on the same documents.
-      mask: bool `[..., T]`, true on the response's tokens, EOS included.
+      mask: bool `[..., T]`, true on the response's tokens, EOS included; logits outside it may be
+        anything.
 
     Returns:
       `[...]`, nats a document.
@@ -87,9 +88,13 @@ def forward_kl_loss(ref_logits: Array, logits: Array, mask: Array) -> Array:
     chex.assert_equal_shape([ref_logits, logits])
     chex.assert_equal_shape([ref_logits[..., 0], mask])
     dtype = jnp.promote_types(logits.dtype, jnp.float32)
-    ref_log_probs = jax.nn.log_softmax(ref_logits.astype(dtype))
-    log_probs = jax.nn.log_softmax(logits.astype(dtype))
-    return masked_sum(kl_divergence(ref_log_probs, log_probs)[..., :-1], mask[..., 1:])
+    mask = mask[..., 1:]
+
+    def log_probs(logits: Array) -> Array:
+        counted = jnp.where(mask[..., None], logits[..., :-1, :].astype(dtype), 0.0)
+        return jax.nn.log_softmax(counted)
+
+    return masked_sum(kl_divergence(log_probs(ref_logits), log_probs(logits)), mask)
 
 
 def _assert_choice(response_log_probs: Array) -> None:

@@ -31,8 +31,9 @@ def posterior_loss(
       `[...]`.
 
     Raises:
-      AssertionError: if the shapes differ.
+      AssertionError: if the shapes differ or the log-probs are not floating.
     """
+    chex.assert_type([log_probs, ref_log_probs], float)
     chex.assert_equal_shape([log_probs, ref_log_probs, rewards])
     score = jnp.exp(log_probs - jax.lax.stop_gradient(log_probs))  # 1, with the gradient of log pi
     gain = rewards - beta * (log_probs - ref_log_probs)
@@ -59,8 +60,9 @@ def exact_posterior_loss(
       `[...]`.
 
     Raises:
-      AssertionError: if the shapes differ.
+      AssertionError: if the shapes differ or the log-probs are not floating.
     """
+    chex.assert_type([log_probs, ref_log_probs], float)
     chex.assert_equal_shape([log_probs, ref_log_probs, rewards])
     return beta * kl_divergence(log_probs, ref_log_probs) - expectation(log_probs, rewards)
 
@@ -79,7 +81,11 @@ def kl_k1(log_probs: Array, ref_log_probs: Array) -> Array:
 
     Returns:
       `[...]`, nats; may be negative.
+
+    Raises:
+      AssertionError: if the shapes differ or the log-probs are not floating.
     """
+    chex.assert_type([log_probs, ref_log_probs], float)
     chex.assert_equal_shape([log_probs, ref_log_probs])
     return log_probs - ref_log_probs
 

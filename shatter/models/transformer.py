@@ -79,9 +79,12 @@ class _Block(nn.Module):
         y = nn.LayerNorm(name="attention_norm")(x)
         qkv = nn.DenseGeneral((3, heads, width // heads), name="qkv")(y)
         query, key, value = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
-        keys = jax.lax.dynamic_update_slice_in_dim(cache[0], key, index, axis=1)
-        values = jax.lax.dynamic_update_slice_in_dim(cache[1], value, index, axis=1)
-        mixed = jax.nn.dot_product_attention(query, keys, values, mask=attend[:, None])
+        keys, values = (
+            jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), index, axis=1)
+            for old, new in zip(cache, (key, value), strict=True)
+        )
+        past = (keys.astype(query.dtype), values.astype(query.dtype))
+        mixed = jax.nn.dot_product_attention(query, *past, mask=attend[:, None])
         x = x + nn.DenseGeneral(width, axis=(-2, -1), name="attention_out")(mixed)
         y = nn.LayerNorm(name="mlp_norm")(x)
         y = nn.gelu(nn.Dense(self.config.mlp_factor * width, name="mlp_in")(y))
@@ -147,7 +150,8 @@ def transformer(config: TransformerConfig) -> LanguageModel:
 
     def init(key: Key) -> Params:
         tokens = jnp.zeros((1, 1), int)
-        return module.init(key, tokens, tokens == 0, init_cache(1, 1))
+        params = module.init(key, tokens, tokens == 0, init_cache(1, 1))
+        return jax.tree.map(lambda leaf: leaf.astype(float), params)  # float64 where jax has it
 
     def forward(params: Params, tokens: Array, valid: Array | None) -> tuple[Array, Array]:
         chex.assert_type(tokens, int)

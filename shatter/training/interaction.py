@@ -13,7 +13,13 @@ import jax.numpy as jnp
 import optax
 
 from shatter.training.step import TrainState, learner
-from shatter.training.store import Store, add_comparisons, empty_store, sample_comparisons
+from shatter.training.store import (
+    Store,
+    add_comparisons,
+    all_comparisons,
+    empty_store,
+    sample_comparisons,
+)
 from shatter.types import Array, Comparison, Key, Metrics, Params, Query, Rater
 
 
@@ -139,10 +145,11 @@ def interaction(
         weights = ensemble.observation_weights(weight_key, comparisons.weight.shape)
         store = add_comparisons(state.store, comparisons, weights)
         num_observed = jnp.minimum(store.size, capacity)
+        everything = all_comparisons(store)
 
         def step(members: TrainState, t: Array) -> tuple[TrainState, Metrics]:
             if batch_size is None:
-                rows, own_weights, fraction = store.comparisons, store.member_weights, jnp.ones(())
+                (rows, own_weights), fraction = everything, jnp.ones(())
             else:
                 rows, own_weights = sample_comparisons(
                     store, jax.random.fold_in(batch_key, t), batch_size

@@ -73,6 +73,21 @@ def add_comparisons(store: Store, comparisons: Comparison, member_weights: Array
     )
 
 
+def all_comparisons(store: Store) -> tuple[Comparison, Array]:
+    """Every row, for a pass over the whole data set.
+
+    Args:
+      store: the store, with at least one comparison.
+
+    Returns:
+      comparisons with leaves `[capacity, ...]` and their member weights `[M, capacity]`. An empty
+      row repeats the last comparison, with member weights 0: a blank one (an empty response) would
+      fail every check of a score or a loss.
+    """
+    rows = jnp.minimum(jnp.arange(store.member_weights.shape[1]), store.size - 1)
+    return jax.tree.map(lambda leaf: leaf[rows], store.comparisons), store.member_weights
+
+
 def sample_comparisons(store: Store, key: Key, batch_size: int) -> tuple[Comparison, Array]:
     """Draws rows uniformly, with replacement, from those in use.
 

@@ -1,0 +1,88 @@
+"""The config of `experiments.benchmark.run`, and the sizes of the work that it times."""
+
+import dataclasses
+from typing import Literal
+
+SECTIONS = ("rounds", "seeds", "layers", "imports")
+WORKS = ("tabular", "transformer")
+TABULAR_ROUNDS = 5  # tabular rounds for one of the transformer's
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What does each way of running the same work cost?
+
+    Rounds of propose, rate, learn with an ensemble: one jitted scan, a Python loop of jitted
+    steps, eager PyTorch; many seeds at once, in chunks, one by one. Layers looped and scanned; the
+    import. Every ratio is of times measured in turn (A B A B ...) in this run, after a warm-up.
+    """
+
+    sections: tuple[str, ...] = SECTIONS
+    """What to time. Known: rounds (the ways to run one seed), seeds (the ways to run many), layers
+    (looped or scanned), imports."""
+
+    works: tuple[str, ...] = WORKS
+    """Language models of the rounds and seeds sections. Known: tabular (vocabulary 4, length 4),
+    transformer (vocabulary 16, length 8, width 32, 2 layers)."""
+
+    run_dir: str = "runs/benchmark"
+    """Run folder; one that exists is measured anew, given the same flags."""
+
+    seed: int = 0
+    """Root of all random keys."""
+
+    repeats: int = 5
+    """Times that every way is measured; the ratios' medians and ranges are over them."""
+
+    num_rounds: int = 4
+    """Rounds a run of the transformer; a tabular run, of quicker rounds, has five times as many."""
+
+    num_members: int = 16
+    """Members of the ensemble."""
+
+    num_seeds: tuple[int, ...] = (8, 64)
+    """Numbers of seeds of the seeds section."""
+
+    seeds_per_call: tuple[int, ...] = (8,)
+    """Chunk sizes of `jax.lax.map`; those not below the number of seeds are left out."""
+
+    depths: tuple[int, ...] = (2, 12, 24)
+    """Numbers of layers of the layers section."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The sizes of one work, shared by its JAX and its PyTorch form."""
+
+    kind: Literal["tabular", "transformer"]
+    vocab_size: int
+    max_length: int
+    num_rounds: int
+    num_members: int
+    batch_size: int | None  # comparisons a step of the optimiser; None = all
+    learning_rate: float
+    prior_scale: float
+    num_queries: int = 8
+    num_candidates: int = 8
+    num_steps: int = 4
+    width: int = 32
+    num_layers: int = 2
+    num_heads: int = 4
+
+
+def sizes(config: Config, work: str) -> Sizes:
+    """The sizes of a work by its name.
+
+    Args:
+      config: the config.
+      work: a name in `WORKS`.
+
+    Returns:
+      The sizes. A tabular step learns from 64 comparisons (128 documents, where
+      `experiments.exploration` scores all 121 of its space), a transformer's from 8.
+    """
+    if work == "tabular":
+        return Sizes(
+            "tabular", 4, 4, TABULAR_ROUNDS * config.num_rounds, config.num_members, 64, 0.1, 1.0
+        )
+    return Sizes("transformer", 16, 8, config.num_rounds, config.num_members, 8, 1e-3, 0.1)

@@ -1,0 +1,146 @@
+"""The ways to run the work in JAX: each a program to call, with what compiling it took."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from experiments.benchmark import work
+from experiments.benchmark.config import Sizes
+from experiments.benchmark.work import Frozen
+from shatter.types import Array, Key
+
+ONE_BY_ONE = 8
+"""How many of the seeds the loop over seeds runs: a seed's time does not depend on their number."""
+
+
+class Way(NamedTuple):
+    """One way to do the work.
+
+    Attributes:
+      name: what it is.
+      run: does the work and waits for its end.
+      units: how much of it a call of `run` does, in the unit of its group.
+      compile_seconds: to trace and compile, once; None where nothing compiles.
+      peak_bytes: peak memory; None where unknown.
+    """
+
+    name: str
+    run: Callable[[], Any]
+    units: int
+    compile_seconds: float | None = None
+    peak_bytes: int | None = None
+
+
+class Program(NamedTuple):
+    """A compiled function."""
+
+    call: Callable[..., Any]
+    compile_seconds: float
+    peak_bytes: int
+
+
+def compile_program(
+    function: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()
+) -> Program:
+    """Compiles a function for arguments, arrays or their shapes.
+
+    Its peak memory is what the compiler plans: arguments, outputs, temporaries. On CPU it compiles
+    as `experiments.common.chunks` does.
+    """
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    began = time.perf_counter()
+    jitted = jax.jit(function, donate_argnums=donate, compiler_options=options)
+    program = jitted.lower(*args).compile()
+    seconds = time.perf_counter() - began
+    plan = program.memory_analysis()
+    peak = (
+        plan.argument_size_in_bytes
+        + plan.output_size_in_bytes
+        - plan.alias_size_in_bytes
+        + plan.temp_size_in_bytes
+    )
+    return Program(program, seconds, peak)
+
+
+def call_way(name: str, program: Program, args: tuple, units: int) -> Way:
+    """A way that calls one program once."""
+    return Way(
+        name,
+        lambda: jax.block_until_ready(program.call(*args)),
+        units,
+        program.compile_seconds,
+        program.peak_bytes,
+    )
+
+
+def one_scan(sizes: Sizes, frozen: Frozen, key: Key) -> Way:
+    """One seed, all rounds in one jitted scan."""
+    program = compile_program(partial(work.run_seed, sizes), frozen, key)
+    return call_way("one jitted scan", program, (frozen, key), sizes.num_rounds)
+
+
+def python_loop(sizes: Sizes, frozen: Frozen, key: Key) -> Way:
+    """One seed, a loop on the host over jitted propose, rate and learn."""
+    rounds = list(jnp.arange(sizes.num_rounds))
+    functions = [partial(f, sizes) for f in (work.start, work.propose, work.learn)]
+    start = compile_program(functions[0], frozen, key)
+    state, run_key = jax.eval_shape(functions[0], frozen, key)
+    propose = compile_program(functions[1], frozen, state, run_key, rounds[0])
+    queries, ask_key = jax.eval_shape(functions[1], frozen, state, run_key, rounds[0])
+    rate = compile_program(work.rate, frozen, ask_key, queries)
+    answers = jax.eval_shape(work.rate, frozen, ask_key, queries)
+    learn = compile_program(functions[2], frozen, state, answers, donate=(1,))
+
+    def run() -> Array:
+        state, run_key = start.call(frozen, key)
+        losses = []
+        for t in rounds:
+            queries, ask_key = propose.call(frozen, state, run_key, t)
+            answers = rate.call(frozen, ask_key, queries)
+            state, loss = learn.call(frozen, state, answers)
+            losses.append(loss)
+        return jax.block_until_ready(jnp.stack(losses))
+
+    programs = (start, propose, rate, learn)
+    return Way(
+        "Python loop of jitted steps",
+        run,
+        sizes.num_rounds,
+        sum(program.compile_seconds for program in programs),
+        max(program.peak_bytes for program in programs),
+    )
+
+
+def one_by_one(sizes: Sizes, frozen: Frozen, keys: Key) -> Way:
+    """Seeds in a loop on the host over the jitted run of one; the first `ONE_BY_ONE` of them."""
+    keys = list(keys[:ONE_BY_ONE])
+    program = compile_program(partial(work.run_seed, sizes), frozen, keys[0])
+
+    def run() -> Array:
+        return jax.block_until_ready(jnp.stack([program.call(frozen, key) for key in keys]))
+
+    units = len(keys) * sizes.num_rounds
+    return Way("one by one", run, units, program.compile_seconds, program.peak_bytes)
+
+
+def all_at_once(sizes: Sizes, frozen: Frozen, keys: Key) -> Way:
+    """All seeds in one vmapped call."""
+    run_seeds = jax.vmap(partial(work.run_seed, sizes), in_axes=(None, 0))
+    program = compile_program(run_seeds, frozen, keys)
+    return call_way("vmap", program, (frozen, keys), len(keys) * sizes.num_rounds)
+
+
+def in_chunks(sizes: Sizes, frozen: Frozen, keys: Key, seeds_per_call: int) -> Way:
+    """All seeds in one call that goes through vmapped chunks of them."""
+
+    def run_seeds(frozen: Frozen, keys: Key) -> Array:
+        run_seed = partial(work.run_seed, sizes, frozen)
+        return jax.lax.map(run_seed, keys, batch_size=seeds_per_call)
+
+    program = compile_program(run_seeds, frozen, keys)
+    name = f"lax.map, {seeds_per_call} at a time"
+    return call_way(name, program, (frozen, keys), len(keys) * sizes.num_rounds)

@@ -1,0 +1,184 @@
+"""Questions and options as token arrays, and a tiny language model pretrained on them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers.models import BPE
+
+from shatter import documents, losses, models, training
+from shatter.types import Array, Key, Metrics, Params
+
+BOS, EOS, SEPARATOR, UNKNOWN = "<bos>", "<eos>", "<sep>", "<unk>"
+BPE_TOKENS = 512
+LONG_OPTION = 12  # tokens; prompts with a longer option are scored apart, so that few are padded far
+
+
+class Bucket(NamedTuple):
+    """Prompts of a pool whose options are of like length, B prompts with K options each.
+
+    Attributes:
+      rows: int `[B]`, which prompts of the pool.
+      prompts: int `[B, Tp]`, BOS, tag and question, separator; padded on the left.
+      prompt_valid: bool `[B, Tp]`, false on padding.
+      options: int `[B, K, To]`, the option's tokens and EOS; padded on the right.
+      option_mask: bool `[B, K, To]`, true on the option's tokens, EOS included.
+    """
+
+    rows: Array
+    prompts: Array
+    prompt_valid: Array
+    options: Array
+    option_mask: Array
+
+
+class Pool(NamedTuple):
+    """P prompts with at most K options each, as tokens.
+
+    Attributes:
+      buckets: the prompts by the length of their options.
+      valid: bool `[P, K]`, false where a prompt has fewer options.
+    """
+
+    buckets: tuple[Bucket, ...]
+    valid: Array
+
+
+def train_tokenizer(texts: Sequence[str]) -> Tokenizer:
+    """A small byte-pair encoding of the texts.
+
+    Args:
+      texts: questions, options, tags.
+
+    Returns:
+      A tokenizer with BOS, EOS and a separator, which knows every character of the texts.
+    """
+    tokenizer = Tokenizer(BPE(unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    special = [BOS, EOS, SEPARATOR, UNKNOWN]
+    trainer = trainers.BpeTrainer(
+        vocab_size=BPE_TOKENS, special_tokens=special, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def encode_pool(
+    tokenizer: Tokenizer, prompts: Sequence[str], options: Sequence[Sequence[str]]
+) -> Pool:
+    """Encodes prompts and their options.
+
+    Args:
+      tokenizer: of `train_tokenizer`.
+      prompts: P texts.
+      options: the options of each.
+
+    Returns:
+      The pool.
+    """
+    bos, eos, separator = (tokenizer.token_to_id(name) for name in (BOS, EOS, SEPARATOR))
+    heads = [[bos, *tokenizer.encode(text).ids, separator] for text in prompts]
+    tails = [[[*tokenizer.encode(option).ids, eos] for option in row] for row in options]
+    valid = np.zeros((len(tails), max(map(len, tails))), bool)
+    is_long = np.zeros(len(tails), bool)
+    for p, row in enumerate(tails):
+        valid[p, : len(row)] = True
+        is_long[p] = max(map(len, row)) > LONG_OPTION
+    buckets = tuple(
+        _bucket(rows, heads, tails, valid.shape[1])
+        for rows in (np.flatnonzero(~is_long), np.flatnonzero(is_long))
+        if rows.size
+    )
+    return Pool(buckets, jnp.asarray(valid))
+
+
+def _bucket(
+    rows: np.ndarray, heads: list[list[int]], tails: list[list[list[int]]], num_options: int
+) -> Bucket:
+    prompt_length = max(len(heads[p]) for p in rows)
+    option_length = max(len(option) for p in rows for option in tails[p])
+    prompts = np.zeros((len(rows), prompt_length), int)
+    prompt_valid = np.zeros(prompts.shape, bool)
+    options = np.zeros((len(rows), num_options, option_length), int)
+    option_mask = np.zeros(options.shape, bool)
+    for b, p in enumerate(rows):
+        prompts[b, prompt_length - len(heads[p]) :] = heads[p]
+        prompt_valid[b, prompt_length - len(heads[p]) :] = True
+        for k, option in enumerate(tails[p]):
+            options[b, k, : len(option)] = option
+            option_mask[b, k, : len(option)] = True
+    return Bucket(*map(jnp.asarray, (rows, prompts, prompt_valid, options, option_mask)))
+
+
+def option_log_probs(lm: models.LanguageModel, params: Params, pool: Pool) -> Array:
+    """Log-prob of every option given its prompt; the options share the prompt's prefill.
+
+    Args:
+      lm: the transformer.
+      params: its parameters.
+      pool: P prompts with at most K options.
+
+    Returns:
+      `[P, K]`, nats, summed over an option's tokens, EOS included; -inf where there is no option.
+    """
+    table = jnp.full(pool.valid.shape, -jnp.inf)
+    for bucket in pool.buckets:
+        table = table.at[bucket.rows].set(_bucket_log_probs(lm, params, bucket))
+    return jnp.where(pool.valid, table, -jnp.inf)
+
+
+def _bucket_log_probs(lm: models.LanguageModel, params: Params, bucket: Bucket) -> Array:
+    assert lm.init_cache is not None and lm.decode is not None
+    size, num_options, length = bucket.options.shape
+    cache = lm.init_cache(size, bucket.prompts.shape[1] - 1 + length)
+    _, cache = lm.decode(params, cache, bucket.prompts[:, :-1], valid=bucket.prompt_valid[:, :-1])
+    cache = cache._replace(
+        keys=jnp.repeat(cache.keys, num_options, axis=1),
+        values=jnp.repeat(cache.values, num_options, axis=1),
+        valid=jnp.repeat(cache.valid, num_options, axis=0),
+    )
+    separator = jnp.repeat(bucket.prompts[:, -1:], num_options, axis=0)
+    tokens = jnp.concatenate([separator, bucket.options.reshape(-1, length)], axis=1)
+    mask = jnp.pad(bucket.option_mask.reshape(-1, length), ((0, 0), (1, 0)))
+    logits, _ = lm.decode(params, cache, tokens[:, :-1])
+    logits = jnp.pad(logits, ((0, 0), (0, 1), (0, 0)))  # the last token predicts nothing
+    return documents.log_prob(logits, tokens, mask).reshape(size, num_options)
+
+
+def pretrain(lm: models.LanguageModel, key: Key, pool: Pool, *, num_steps: int) -> Params:
+    """Next-token training on every question with every one of its options, all equally often.
+
+    So p0 knows the language and which options there are, and nothing of the answers.
+
+    Args:
+      lm: the language model.
+      key: a typed key.
+      pool: the texts.
+      num_steps: full-batch Adam steps.
+
+    Returns:
+      theta_0.
+    """
+
+    def objective(params: Params, pool: Pool, key: Key, batch: None) -> tuple[Array, Metrics]:
+        del key, batch
+        log_probs = jnp.where(pool.valid, option_log_probs(lm, params, pool), 0.0)
+        loss = -jnp.sum(log_probs) / jnp.sum(pool.valid)
+        for bucket in pool.buckets:
+            logits = lm.apply(params, bucket.prompts, valid=bucket.prompt_valid)
+            after_bos = jnp.cumsum(bucket.prompt_valid, axis=1) > 1
+            loss -= documents.log_prob(logits, bucket.prompts, after_bos).mean()
+        return loss, {}
+
+    fit = training.learner(objective, optax.adam(optax.cosine_decay_schedule(1e-2, num_steps)))
+
+    @jax.jit
+    def run(state: training.TrainState, pool: Pool) -> training.TrainState:
+        return jax.lax.scan(lambda s, _: fit.step(s, pool, None), state, length=num_steps)[0]
+
+    return run(fit.init(lm.init(key), key), pool).params

@@ -1,0 +1,110 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from experiments.inclusive import sources
+from experiments.inclusive.sources import DataError, Source
+
+CONTENT = b"a,b\n1,2\n"
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def no_other_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(sources.DATA_DIR_VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A file at a "public address" that is known under the name "sample"."""
+    path = tmp_path / "published.csv"
+    path.write_bytes(CONTENT)
+    source = Source("folder", "sample.csv", path.as_uri(), SHA256, "CC0", "nobody")
+    monkeypatch.setitem(sources.SOURCES, "sample", source)
+    return path
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("place", ["sample.csv", "folder/sample.csv"])
+def test_the_data_folder_comes_first(tmp_path: Path, published: Path, place: str):
+    path = write(tmp_path / "data" / place, CONTENT)
+    write(sources.cache_dir() / "sample.csv", CONTENT)
+    assert sources.locate("sample", tmp_path / "data") == path
+
+
+def test_the_environment_variable_comes_second(
+    tmp_path: Path, published: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = write(tmp_path / "environment" / "sample.csv", CONTENT)
+    monkeypatch.setenv(sources.DATA_DIR_VARIABLE, str(path.parent))
+    (tmp_path / "empty").mkdir()
+    assert sources.locate("sample", tmp_path / "empty") == path
+
+
+def test_a_file_that_is_nowhere_is_downloaded_once(published: Path):
+    path = sources.locate("sample")
+    assert path.read_bytes() == CONTENT
+    assert list(path.parent.iterdir()) == [path], "a temporary file was left"
+    published.unlink()
+    assert sources.locate("sample") == path
+
+
+def test_find_downloads_nothing(published: Path):
+    assert sources.find("sample") is None
+    assert not sources.cache_dir().exists()
+
+
+def test_a_damaged_file_is_refused_with_both_checksums(tmp_path: Path, published: Path):
+    path = write(tmp_path / "data" / "sample.csv", CONTENT + b"3,4\n")
+    found = hashlib.sha256(CONTENT + b"3,4\n").hexdigest()
+    with pytest.raises(DataError) as error:
+        sources.locate("sample", path.parent)
+    for part in (str(path), f"expected sha256 {SHA256}", f"found {found}"):
+        assert part in str(error.value)
+
+
+def test_a_damaged_download_is_not_kept(published: Path):
+    published.write_bytes(b"<html>not found</html>")
+    with pytest.raises(DataError, match=SHA256):
+        sources.locate("sample")
+    assert list(sources.cache_dir().iterdir()) == []
+
+
+def test_a_failed_download_says_what_to_do(published: Path):
+    published.unlink()
+    with pytest.raises(DataError) as error:
+        sources.locate("sample")
+    for part in ("sample.csv", f"download {published.as_uri()}", "data_dir", "SHATTER_DATA_DIR"):
+        assert part in str(error.value)
+
+
+def test_a_file_without_address_says_what_to_do():
+    with pytest.raises(DataError, match=r"shares\.jsonl .* no public address.*SHATTER_DATA_DIR"):
+        sources.locate("shares")
+
+
+def test_unknown_names_and_folders_are_refused(tmp_path: Path):
+    with pytest.raises(DataError, match="unknown data file 'starwar'; known: cuisines, nonvoters"):
+        sources.locate("starwar")
+    with pytest.raises(DataError, match=r"absent.*\(from data_dir\) does not exist"):
+        sources.locate("starwars", tmp_path / "absent")
+
+
+def test_every_source_is_attributed():
+    for name, source in sources.SOURCES.items():
+        assert len(source.sha256) == 64, name
+        assert source.licence, name
+        assert source.attribution, name
+        assert source.url is None or source.url.endswith("/" + source.filename)
+
+
+def test_the_real_files_are_undamaged(data_dir: Path):
+    for name, source in sources.SOURCES.items():
+        assert sources.locate(name, data_dir).name == source.filename
