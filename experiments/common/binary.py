@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 from absl import app, flags, logging
@@ -56,3 +56,33 @@ def choose(kind: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
     for name in names:
         if name not in known:
             raise UsageError(f"unknown {kind} {name!r}; the known ones are: {', '.join(known)}")
+
+
+def at_least(config: Any, **bounds: int) -> None:
+    """Refuses fields of a config that are below their bound.
+
+    Args:
+      config: a config.
+      **bounds: the least value of each field.
+
+    Raises:
+      UsageError: naming the flag, the bound and the value found.
+    """
+    for name, least in bounds.items():
+        if getattr(config, name) < least:
+            raise UsageError(f"--{name} must be at least {least}, found {getattr(config, name)}")
+
+
+def positive(config: Any, *names: str) -> None:
+    """Refuses fields of a config that are not positive numbers, NaN included.
+
+    Args:
+      config: a config.
+      *names: the fields.
+
+    Raises:
+      UsageError: naming the flag and the value found.
+    """
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise UsageError(f"--{name} must be positive, found {getattr(config, name)}")

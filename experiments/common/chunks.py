@@ -1,6 +1,6 @@
 """A run over many seeds, cut into chunks on the host: progress, checkpoints, resume."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,25 +13,46 @@ from experiments.common.binary import UsageError
 from experiments.common.run_folder import load_arrays, remove_folder, save_arrays
 
 
+class Chunk(NamedTuple):
+    """A piece of a run: so many rounds of so many queries each."""
+
+    num_rounds: int
+    num_queries: int
+
+
 class Process(NamedTuple):
-    """A run of one seed as a function of a key.
+    """A run of one seed as a function of its input, a key with what else differs between seeds.
 
     Attributes:
-      start: `(key) -> (carry, metrics)`, with the metrics before the first round.
-      rounds: `(carry, first_round, num_rounds) -> (carry, metrics[num_rounds])`.
+      start: `(input) -> (carry, metrics)`, with the metrics before the first round.
+      rounds: `(carry, first_round, chunk) -> (carry, metrics[num_rounds])`; the chunk is static.
     """
 
-    start: Callable[[jax.Array], tuple[Any, dict[str, jax.Array]]]
-    rounds: Callable[[Any, jax.Array, int], tuple[Any, dict[str, jax.Array]]]
+    start: Callable[[Any], tuple[Any, dict[str, jax.Array]]]
+    rounds: Callable[[Any, jax.Array, Chunk], tuple[Any, dict[str, jax.Array]]]
+
+
+def equal_chunks(num_rounds: int, num_queries: int, chunk_rounds: int) -> list[Chunk]:
+    """Cuts a run of equal rounds into chunks; the last may be shorter.
+
+    Args:
+      num_rounds: rounds of the run.
+      num_queries: queries a round.
+      chunk_rounds: rounds a chunk.
+
+    Returns:
+      The chunks.
+    """
+    firsts = range(0, num_rounds, chunk_rounds)
+    return [Chunk(min(chunk_rounds, num_rounds - first), num_queries) for first in firsts]
 
 
 def run_seeds(
     process: Process,
-    keys: jax.Array,
+    inputs: Any,
     folder: Path,
+    plan: Sequence[Chunk],
     *,
-    num_rounds: int,
-    chunk_rounds: int,
     progress: Callable[[int], None] = lambda rounds: None,
 ) -> dict[str, np.ndarray]:
     """Runs all seeds in one jitted vmapped call a chunk, resuming from the last whole chunk.
@@ -43,19 +64,19 @@ def run_seeds(
 
     Args:
       process: the run of one seed.
-      keys: typed keys `[S]`.
+      inputs: the seeds' inputs, `[S]` on every leaf.
       folder: where this run's files go.
-      num_rounds: how many rounds.
-      chunk_rounds: rounds a chunk; the last chunk may be shorter.
+      plan: the chunks.
       progress: called with the number of rounds done since the last call.
 
     Returns:
-      metrics `[S, 1 + num_rounds]`, before the first round and after each.
+      metrics `[S, 1 + rounds, ...]`, before the first round and after each.
 
     Raises:
       UsageError: if a metric is not finite, or a file of the run is damaged.
     """
     done = folder / "metrics.npz"
+    num_rounds = sum(chunk.num_rounds for chunk in plan)
     if done.exists():
         metrics = load_arrays(done)
         progress(num_rounds)
@@ -67,28 +88,30 @@ def run_seeds(
         static_argnums=2,
         compiler_options=options,
     )
-    carry, first = start(keys)
+    carry, first = start(inputs)
     history = {
-        name: jnp.full((len(keys), 1 + num_rounds), jnp.nan).at[:, 0].set(value)
+        name: jnp.zeros((len(value), 1 + num_rounds, *value.shape[1:])).at[:, 0].set(value)
         for name, value in first.items()
     }
     checkpoints = folder / "checkpoints"
     with ocp.CheckpointManager(
         checkpoints.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=1)
     ) as manager:
-        next_round = manager.latest_step() or 0
-        if next_round:
-            carry, history = _restore(manager, next_round, (carry, history), checkpoints)
-            progress(next_round)
-        while next_round < num_rounds:
-            size = min(chunk_rounds, num_rounds - next_round)
-            carry, metrics = rounds(carry, jnp.asarray(next_round), size)
-            columns = slice(1 + next_round, 1 + next_round + size)
-            history = {name: history[name].at[:, columns].set(metrics[name]) for name in history}
-            _check_finite(history, columns)
-            next_round += size
-            manager.save(next_round, args=ocp.args.StandardSave((carry, history)))
-            progress(size)
+        saved = manager.latest_step() or 0
+        if saved:
+            carry, history = _restore(manager, saved, (carry, history), checkpoints)
+            progress(saved)
+        first_round = 0
+        for chunk in plan:
+            next_round = first_round + chunk.num_rounds
+            if next_round > saved:
+                carry, metrics = rounds(carry, jnp.asarray(first_round), chunk)
+                columns = slice(1 + first_round, 1 + next_round)
+                history = {k: v.at[:, columns].set(metrics[k]) for k, v in history.items()}
+                _check_finite(history, columns)
+                manager.save(next_round, args=ocp.args.StandardSave((carry, history)))
+                progress(chunk.num_rounds)
+            first_round = next_round
     result = {name: np.asarray(values) for name, values in history.items()}
     save_arrays(done, result)
     remove_folder(checkpoints)
@@ -110,8 +133,8 @@ def _check_finite(history: dict[str, jax.Array], columns: slice) -> None:
     for name, values in history.items():
         bad = np.argwhere(~np.isfinite(np.asarray(values)[:, columns]))
         if bad.size:
-            seed, column = bad[0]
+            seed, column = bad[0][:2]
             raise UsageError(
-                f"{name} is {values[seed, columns.start + column]} at seed {seed}, round "
-                f"{columns.start + column}: the run went astray; lower --learning_rate?"
+                f"{name} is not finite at seed {seed}, round {columns.start + column}: the run "
+                "went astray; lower --learning_rate?"
             )

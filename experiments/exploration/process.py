@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.common.chunks import Process
+from experiments.common.chunks import Chunk, Process
 from experiments.exploration.config import Config, Setting
 from shatter import choice, documents, ensembles, evaluation, exploration, losses, models, training
 from shatter.types import Array, Key, Metrics, Params
@@ -99,12 +99,18 @@ def make_process(setting: Setting, arm: str) -> Process:
         state = interaction.init(init_key)
         return (problem, state, run_key), evaluate(state)
 
-    def rounds(carry: Any, first_round: Array, num_rounds: int) -> tuple[Any, Metrics]:
+    def rounds(carry: Any, first_round: Array, chunk: Chunk) -> tuple[Any, Metrics]:
         problem, state, key = carry
         interaction, evaluate = assemble(problem)
         rater = choice.luce_rater(choice.table_utility(problem.log_q[None]))
         state, metrics = training.run_rounds(
-            interaction, rater, evaluate, state, key, num_rounds=num_rounds, first_round=first_round
+            interaction,
+            rater,
+            evaluate,
+            state,
+            key,
+            num_rounds=chunk.num_rounds,
+            first_round=first_round,
         )
         return (problem, state, key), metrics
 

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.common import binary, chunks, run_folder
-from experiments.common.binary import UsageError
 from experiments.common.progress import open_console, progress_bar
 from experiments.exploration import plot, process
 from experiments.exploration.config import Config, Setting, settings
@@ -24,23 +23,21 @@ def check(config: Config) -> None:
       UsageError: with the flag's name, what was expected and what was found.
     """
     binary.choose("arm", config.arms, tuple(process.ARMS))
-    at_least = {
-        "num_seeds": 2,
-        "num_members": 1,
-        "vocab_size": 2,
-        "max_length": 1,
-        "num_rounds": 2,
-        "queries_per_round": 1,
-        "num_candidates": 2,
-        "num_steps": 1,
-        "chunk_rounds": 1,
-    }
-    for name, least in at_least.items():
-        if getattr(config, name) < least:
-            raise UsageError(f"--{name} must be at least {least}, found {getattr(config, name)}")
-    for name in ("spread", "prior_scale", "learning_rate", "boltzmann_temperature", "level"):
-        if not getattr(config, name) > 0:
-            raise UsageError(f"--{name} must be positive, found {getattr(config, name)}")
+    binary.at_least(
+        config,
+        num_seeds=2,
+        num_members=1,
+        vocab_size=2,
+        max_length=1,
+        num_rounds=2,
+        queries_per_round=1,
+        num_candidates=2,
+        num_steps=1,
+        chunk_rounds=1,
+    )
+    binary.positive(
+        config, "spread", "prior_scale", "learning_rate", "boltzmann_temperature", "level"
+    )
 
 
 def minutes(setting: Setting, arm: str) -> float:
@@ -107,8 +104,9 @@ def _run(
                 process.make_process(setting, arm),
                 jax.random.split(jax.random.key(config.seed), config.num_seeds),
                 folder / "arms" / setting.name / arm,
-                num_rounds=config.num_rounds,
-                chunk_rounds=config.chunk_rounds,
+                chunks.equal_chunks(
+                    config.num_rounds, config.queries_per_round, config.chunk_rounds
+                ),
                 progress=partial(advance, f"{setting.name} {arm}"),
             )
     return results

@@ -10,12 +10,14 @@ import optax
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
-from shatter import documents, losses, models, training
+from shatter import documents, models, training
 from shatter.types import Array, Key, Metrics, Params
 
 BOS, EOS, SEPARATOR, UNKNOWN = "<bos>", "<eos>", "<sep>", "<unk>"
 BPE_TOKENS = 512
-LONG_OPTION = 12  # tokens; prompts with a longer option are scored apart, so that few are padded far
+LONG_OPTION = (
+    12  # tokens; prompts with a longer option are scored apart, so that few are padded far
+)
 
 
 class Bucket(NamedTuple):
@@ -81,7 +83,8 @@ def encode_pool(
     Returns:
       The pool.
     """
-    bos, eos, separator = (tokenizer.token_to_id(name) for name in (BOS, EOS, SEPARATOR))
+    vocabulary = tokenizer.get_vocab()
+    bos, eos, separator = (vocabulary[name] for name in (BOS, EOS, SEPARATOR))
     heads = [[bos, *tokenizer.encode(text).ids, separator] for text in prompts]
     tails = [[[*tokenizer.encode(option).ids, eos] for option in row] for row in options]
     valid = np.zeros((len(tails), max(map(len, tails))), bool)
@@ -182,3 +185,8 @@ def pretrain(lm: models.LanguageModel, key: Key, pool: Pool, *, num_steps: int) 
         return jax.lax.scan(lambda s, _: fit.step(s, pool, None), state, length=num_steps)[0]
 
     return run(fit.init(lm.init(key), key), pool).params
+
+
+def longest_document(pool: Pool) -> int:
+    """The largest number of tokens of a prompt with an option."""
+    return max(b.prompts.shape[1] + b.options.shape[2] for b in pool.buckets)

@@ -1,0 +1,66 @@
+"""The config of `experiments.inclusive.run`."""
+
+import dataclasses
+from typing import Literal
+
+Dataset = Literal["nonvoters", "parties", "starwars", "cuisines", "shares"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Inclusive learning from recorded choices of real people.
+
+    A tiny transformer is pretrained on the questions' and options' texts. An arm picks a question
+    and two of its options; a respondent whose recorded answer is one of the two is drawn by weight;
+    the model learns from the choice (ILHF). Half of the people, drawn anew for every seed, answer;
+    the other half judges.
+    """
+
+    dataset: Dataset = "nonvoters"
+    """nonvoters: 40 questions of a 2020 survey. parties: the same by party, the party a tag in the
+    prompt. starwars: 6 films, rankings. cuisines: 40 cuisines, ratings. shares: a JSON-lines file
+    of population shares, see --shares_file."""
+
+    arms: tuple[str, ...] = ()
+    """Arms to run; none = all (for parties: random_map and random). Known: random_map, greedy,
+    boltzmann, random, thompson, double_thompson, infomax, variance, ucb."""
+
+    run_dir: str = "runs/inclusive"
+    """Run folder, with a subfolder a data set; one that exists is resumed, given the same flags."""
+
+    data_dir: str = ""
+    """Folder of the data; none = $SHATTER_DATA_DIR, else a cache that is filled by download."""
+
+    shares_file: str = ""
+    """For --dataset=shares: lines of prompt, completions, shares, n, group."""
+
+    seed: int = 0
+    """Root of all random keys and of the divisions of people."""
+
+    num_seeds: int = 10
+    """Seeds, all in one vmapped call an arm; each with its own division of the people."""
+
+    num_members: int = 5
+    """Members of the ensemble."""
+
+    answers: tuple[int, ...] = (3, 6, 10, 20, 30, 60, 100, 200, 300, 600, 1000)
+    """Answers a question asked by the end of every round, the mean over questions. Above the number
+    of people in a half who answered, people are asked again (resampled)."""
+
+    num_steps: int = 8
+    """Adam steps a round."""
+
+    learning_rate: float = 3e-3
+    """Adam's, the same for every arm."""
+
+    prior_scale: float = 0.1
+    """Standard deviation of every parameter around the pretrained one, the members' prior."""
+
+    width: int = 16
+    """Width of the transformer, of 2 layers and 2 heads."""
+
+    pretraining_steps: int = 400
+    """Adam steps on the texts."""
+
+    prompts_compared: int = 4
+    """Random questions among which the infomax and variance arms take the best."""

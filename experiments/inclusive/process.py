@@ -1,0 +1,187 @@
+"""The run of one seed of one arm on a recorded population."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.common.chunks import Chunk, Process
+from experiments.inclusive.config import Config
+from experiments.inclusive.populations import Population
+from experiments.inclusive.texts import Pool, option_log_probs
+from shatter import choice, documents, ensembles, exploration, losses, models, training
+from shatter.types import Array, Key, Metrics, Params, Rater
+
+
+class Arm(NamedTuple):
+    """Who learns, how a pair is chosen, and whether the question is chosen by information too."""
+
+    learner: str  # "ensemble" or "map"
+    explore: Callable[..., Array]
+    picks_prompt: bool = False
+
+
+ARMS = {
+    "random_map": Arm("map", exploration.uniform),
+    "greedy": Arm("map", exploration.greedy),
+    "boltzmann": Arm("map", exploration.boltzmann),
+    "random": Arm("ensemble", exploration.uniform),
+    "thompson": Arm("ensemble", exploration.thompson),
+    "double_thompson": Arm("ensemble", exploration.double_thompson),
+    "infomax": Arm("ensemble", exploration.infomax, picks_prompt=True),
+    "variance": Arm("ensemble", exploration.variance, picks_prompt=True),
+    "ucb": Arm("ensemble", exploration.ucb),
+}
+
+
+class People(NamedTuple):
+    """What differs between seeds: who answers and who judges.
+
+    Attributes:
+      weights: `[R]`, 0 for those who judge.
+      truth: `[P, K]`, the judges' shares.
+      wins: `[P, K, K]`, the judges' pairwise choices.
+    """
+
+    weights: Array
+    truth: Array
+    wins: Array
+
+
+def people_of(population: Population) -> People:
+    """The divisions of a population, `[S]` on every leaf."""
+    return People(*map(jnp.asarray, (population.weights, population.truth, population.wins)))
+
+
+def make_process(
+    config: Config,
+    arm: str,
+    population: Population,
+    pool: Pool,
+    lm: models.LanguageModel,
+    params: Params,
+) -> Process:
+    """The run of one seed of one arm; its input is `(key, People)`.
+
+    Args:
+      config: the config.
+      arm: a name in `ARMS`.
+      population: the recorded people.
+      pool: the texts.
+      lm: the language model.
+      params: its pretrained parameters.
+
+    Returns:
+      `start` and `rounds`; a metric "prediction" holds the predicted shares `[P, K]`.
+    """
+    answers = jnp.asarray(population.answers)
+    asked = jnp.asarray(population.asked)
+    judged = jnp.asarray(population.judged)
+    learner, explore, picks_prompt = ARMS[arm]
+    ensemble = (
+        ensembles.point_estimate(lm, params, prior_scale=config.prior_scale)
+        if learner == "map"
+        else ensembles.anchored(
+            lm, params, num_members=config.num_members, prior_scale=config.prior_scale
+        )
+    )
+    scored = lambda own: option_log_probs(lm, own, pool)
+
+    def candidates(key: Key, shared: Params, own: Params) -> exploration.Candidates:
+        del shared
+        drawn = jax.random.categorical(key, jnp.log(asked), shape=(config.prompts_compared,))
+        prompt = drawn[0]
+        if picks_prompt:
+            best = _best_pair_gain(jax.vmap(scored)(own), pool.valid)
+            prompt = drawn[jnp.argmax(best[drawn])]
+        nothing = jnp.zeros((pool.valid.shape[1], 0), int)  # the ids say all that a rater needs
+        return exploration.pool_candidates(
+            nothing, nothing > 0, prompt_id=prompt, valid=pool.valid[prompt]
+        )
+
+    def score(shared: Params, own: Params, responses: Any) -> Array:
+        del shared
+        return scored(own)[responses.prompt_id[..., None], responses.item_ids]
+
+    def interaction(num_queries: int) -> training.Interaction:
+        return training.interaction(
+            ensemble,
+            candidates=candidates,
+            score=score,
+            explore=explore,
+            loss=losses.ilhf_ranking_loss,
+            optimizer=optax.adam(config.learning_rate),
+            num_queries=num_queries,
+            capacity=total_queries(config, population),
+            num_steps=config.num_steps,
+        )
+
+    def rater_of(people: People) -> Rater:
+        if answers.ndim == 3:
+            return choice.recorded_ranking_rater(answers, people.weights)
+        num_items = pool.valid.shape[1]
+        return choice.recorded_choice_rater(answers, people.weights, num_items=num_items)
+
+    def evaluate(people: People, state: training.InteractionState) -> Metrics:
+        return _metrics(people, jax.vmap(scored)(state.members.params), pool.valid, judged)
+
+    def start(inputs: tuple[Key, People]) -> tuple[Any, Metrics]:
+        key, people = inputs
+        init_key, run_key = jax.random.split(key)
+        state = interaction(1).init(init_key)
+        return (state, run_key, people), evaluate(people, state)
+
+    def rounds(carry: Any, first_round: Array, chunk: Chunk) -> tuple[Any, Metrics]:
+        state, key, people = carry
+        state, metrics = training.run_rounds(
+            interaction(chunk.num_queries),
+            rater_of(people),
+            lambda state: evaluate(people, state),
+            state,
+            key,
+            num_rounds=chunk.num_rounds,
+            first_round=first_round,
+        )
+        return (state, key, people), metrics
+
+    return Process(start, rounds)
+
+
+def chunks_of(config: Config, population: Population) -> list[Chunk]:
+    """One chunk a round, each as large as the config's numbers of answers say."""
+    totals = np.asarray(config.answers) * len(population.prompts)
+    return [Chunk(1, int(n)) for n in np.diff(totals, prepend=0)]
+
+
+def total_queries(config: Config, population: Population) -> int:
+    """How many comparisons a run asks."""
+    return config.answers[-1] * len(population.prompts)
+
+
+def _best_pair_gain(members: Array, valid: Array) -> Array:
+    """`[P]`, the largest expected information gain of a pair of each prompt, from [M, P, K]."""
+    gains = jax.vmap(exploration.information_gain, in_axes=1)(jnp.where(valid, members, 0.0))
+    pairs = valid[:, :, None] & valid[:, None, :]
+    return jnp.max(gains, axis=(1, 2), where=pairs, initial=0.0)
+
+
+def _metrics(people: People, members: Array, valid: Array, judged: Array) -> Metrics:
+    """Measures of the members' mixture of shares, from members[M, P, K]."""
+    log_mass = jax.nn.logsumexp(members, axis=-1, keepdims=True)
+    shares = ensembles.mixture_log_probs(members - log_mass)  # renormalised over the options
+    finite = jnp.where(valid, shares, 0.0)
+    kl = documents.kl_divergence(jnp.log(people.truth), finite)
+    log_odds = finite[:, :, None] - finite[:, None, :]
+    pair_loss = -jnp.sum(people.wins * jax.nn.log_sigmoid(log_odds), axis=(1, 2))
+    hits = jnp.argmax(shares, axis=1) == jnp.argmax(people.truth, axis=1)
+    return {
+        "kl": jnp.sum(judged * kl),
+        "choice_log_loss": jnp.sum(pair_loss) / jnp.sum(people.wins),
+        "best_known": jnp.sum(judged * hits),
+        "entropy": jnp.sum(judged * documents.entropy(shares)),
+        "leak": 1.0 - jnp.sum(judged * jnp.mean(jnp.exp(log_mass[..., 0]), axis=0)),
+        "prediction": jnp.exp(shares),
+    }

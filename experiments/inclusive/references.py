@@ -1,0 +1,153 @@
+"""What the language model is compared with, on the same divisions of the people."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import log_expit, softmax
+
+from experiments.inclusive import classical
+from experiments.inclusive.arrays import Floats
+from experiments.inclusive.populations import Population
+
+GROUP_PRIOR = 30.0  # pseudo-people
+RIDGES = (0.0, 1.0)
+Curves = dict[str, np.ndarray]
+
+
+def curves(
+    population: Population, shown: Sequence[int], answers: Sequence[int], *, seed: int
+) -> dict[str, Curves]:
+    """An independent Bradley-Terry fit per prompt, at equal numbers of answers.
+
+    Args:
+      population: the recorded people.
+      shown: the numbers of answers a prompt to fit at, those that are in `answers`.
+      answers: the experiment's.
+      seed: of the draws.
+
+    Returns:
+      By name, `[S, B]`: "kl", "choice_log_loss" and "best_known", and "answers", the B numbers.
+    """
+    budgets = [n for n in shown if n in answers]
+    num_divisions = len(population.weights)
+    result = {}
+    for ridge in RIDGES:
+        table = np.zeros((3, num_divisions, len(budgets)))
+        for s in range(num_divisions):
+            rng = np.random.default_rng((seed, s))
+            for b, budget in enumerate(budgets):
+                table[:, s, b] = _fit(population, s, budget, ridge, rng)
+        named = dict(zip(("kl", "choice_log_loss", "best_known"), table, strict=True))
+        result[f"Bradley-Terry, ridge {ridge:g}"] = {
+            **named,
+            "answers": np.tile(budgets, (num_divisions, 1)),
+        }
+    return result
+
+
+def points(population: Population, pretrained: Floats, betas: Sequence[float]) -> dict[str, Curves]:
+    """Figures that no number of answers changes, `[S]`, and predictions `[S, P, K]`.
+
+    Args:
+      population: the recorded people.
+      pretrained: [S, P, K] the pretrained model's shares of the options.
+      betas: KL coefficients of the agglomerative optimum p0 q^(1/beta) / Z.
+
+    Returns:
+      By name: "people", the shares of those who answer (the floor); "people, shrunk" where prompts
+      are groups; a majority model; the agglomerative optima; of every one "kl", "choice_log_loss",
+      "best_known", "entropy" and "prediction".
+    """
+    own = np.maximum(population.own, 1e-3 * (population.truth > 0))  # nobody said it: once in 1000
+    own = own / own.sum(axis=-1, keepdims=True)
+    laws = {"people": own, "majority": np.stack([_majorities(row) for row in own])}
+    everybody = _everybody(population)
+    if everybody is not None:
+        sizes = (population.answers[None] >= 0) * population.weights[:, None]
+        size = sizes.sum(axis=-1)[..., None]
+        laws["people, shrunk"] = (size * own + GROUP_PRIOR * everybody) / (size + GROUP_PRIOR)
+        laws["everybody"] = everybody
+    for beta in betas:
+        laws[f"agglomerative, beta {beta:g}"] = np.stack(
+            [
+                [_agglomerative(p0, q, beta) for p0, q in zip(p0s, qs, strict=True)]
+                for p0s, qs in zip(pretrained, own, strict=True)
+            ]
+        )
+    return {name: _measures(population, law) for name, law in laws.items()}
+
+
+def _fit(
+    population: Population, s: int, budget: int, ridge: float, rng: np.random.Generator
+) -> tuple[float, float, float]:
+    law = np.zeros(population.truth.shape[1:])
+    for p, options in enumerate(population.options):
+        k = len(options)
+        total = round(budget * population.asked[p] * len(population.prompts))
+        wins = _draw(population.own_wins[s, p, :k, :k], total, rng)
+        law[p, :k] = softmax(classical.fit_bradley_terry(wins, ridge=ridge))
+    one = _measures(population, law[None], divisions=slice(s, s + 1))
+    return one["kl"][0], one["choice_log_loss"][0], one["best_known"][0]
+
+
+def _draw(wins: Floats, total: int, rng: np.random.Generator) -> Floats:
+    """Answers about uniformly drawn pairs that somebody can answer, by the shares of `wins`."""
+    first, second = np.nonzero(np.triu(wins + wins.T, 1))
+    if not first.size:
+        return np.zeros_like(wins)
+    asked = rng.multinomial(total, np.full(first.size, 1 / first.size))
+    chance = wins[first, second] / (wins[first, second] + wins[second, first])
+    won = rng.binomial(asked, chance)
+    drawn = np.zeros_like(wins)
+    drawn[first, second], drawn[second, first] = won, asked - won
+    return drawn
+
+
+def _measures(population: Population, law: Floats, divisions: slice = slice(None)) -> Curves:
+    """The measures of shares [S, P, K]."""
+    truth, wins = population.truth[divisions], population.wins[divisions]
+    is_option = np.zeros(truth.shape[1:], bool)
+    for p, options in enumerate(population.options):
+        is_option[p, : len(options)] = True
+    log_law = np.log(np.where(is_option, np.maximum(law, 1e-12), 1.0))
+    log_truth = np.log(np.where(truth > 0, truth, 1.0))
+    kl = np.sum(truth * (log_truth - log_law), axis=-1)
+    odds = log_law[..., :, None] - log_law[..., None, :]
+    losses = -(wins * log_expit(odds)).sum(axis=(1, 2, 3)) / wins.sum(axis=(1, 2, 3))
+    hits = np.where(is_option, law, -1).argmax(-1) == truth.argmax(-1)
+    return {
+        "kl": kl @ population.judged,
+        "choice_log_loss": losses,
+        "best_known": hits @ population.judged,
+        "entropy": -np.sum(law * log_law, axis=-1) @ population.judged,
+        "prediction": law,
+    }
+
+
+def _majorities(shares: Floats) -> Floats:
+    rows = [classical.majority(row[row > 0]) for row in shares]
+    table = np.zeros_like(shares)
+    for row, shown, law in zip(table, shares, rows, strict=True):
+        row[shown > 0] = law
+    return table
+
+
+def _agglomerative(p0: Floats, q: Floats, beta: float) -> Floats:
+    shown = q > 0
+    law = np.zeros_like(q)
+    law[shown] = classical.agglomerative(p0[shown] / p0[shown].sum(), q[shown], beta)
+    return law
+
+
+def _everybody(population: Population) -> Floats | None:
+    """[S, P, K] the shares of all groups together, where prompts are one question by groups."""
+    questions = [prompt.partition(": ")[2] for prompt in population.prompts]
+    if population.answers.ndim == 3 or len(set(questions)) == len(questions):
+        return None
+    table = np.zeros_like(population.own)
+    for question in dict.fromkeys(questions):
+        rows = [p for p, q in enumerate(questions) if q == question]
+        sizes = (population.answers[rows][None] >= 0) * population.weights[:, None]
+        weight = sizes.sum(axis=-1)[..., None]
+        table[:, rows] = ((weight * population.own[:, rows]).sum(1) / weight.sum(1))[:, None]
+    return table

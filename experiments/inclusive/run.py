@@ -1,0 +1,217 @@
+"""`python -m experiments.inclusive.run`: see README.md beside this file."""
+
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from experiments.common import binary, chunks, run_folder
+from experiments.common.binary import UsageError
+from experiments.common.progress import open_console, progress_bar
+from experiments.inclusive import plot, populations, process, references, texts
+from experiments.inclusive.config import Config
+from experiments.inclusive.populations import Population
+from shatter import models
+from shatter.evaluation import bootstrap_interval
+
+SHOWN_ANSWERS = (10, 30, 100, 300, 1000)
+BETAS = (0.5, 0.1)
+Curves = dict[str, np.ndarray]
+
+
+def check(config: Config) -> tuple[str, ...]:
+    """Refuses values that cannot be.
+
+    Args:
+      config: the config.
+
+    Returns:
+      The arms to run.
+
+    Raises:
+      UsageError: with the flag's name, what was expected and what was found.
+    """
+    binary.choose("arm", config.arms, tuple(process.ARMS))
+    binary.at_least(
+        config,
+        num_seeds=2,
+        num_members=1,
+        num_steps=1,
+        width=2,
+        pretraining_steps=1,
+        prompts_compared=1,
+    )
+    binary.positive(config, "learning_rate", "prior_scale")
+    steps = np.diff(config.answers, prepend=0)
+    if not config.answers or (steps <= 0).any():
+        raise UsageError(f"--answers must ascend from at least 1, found {config.answers}")
+    default = ("random_map", "random") if config.dataset == "parties" else tuple(process.ARMS)
+    return config.arms or default
+
+
+def experiment(config: Config) -> None:
+    """Runs every arm, then writes and prints the results beside the baselines."""
+    arms = check(config)
+    console = open_console()
+    population = populations.load(config)
+    num_people = int((population.weights[0] > 0).sum())
+    console.print(
+        f"{config.dataset}: {len(population.prompts)} prompts, {num_people} people answer in each "
+        f"of {config.num_seeds} divisions, {len(arms)} arms, about "
+        f"{minutes(config, population, arms):.1f} minutes on 2 CPU cores"
+    )
+    if config.answers[-1] > num_people:
+        console.print(
+            f"note: {config.answers[-1]} answers a question are more than the {num_people} people "
+            "of a half: people are drawn again (resampled)"
+        )
+    folder = run_folder.open_run_folder(f"{config.run_dir}/{config.dataset}", config)
+    began = time.perf_counter()
+    results = _run(config, population, arms, folder, console)
+    fits = references.curves(population, SHOWN_ANSWERS, config.answers, seed=config.seed)
+    pretrained = results[arms[0]]["prediction"][:, 0]
+    points = references.points(population, pretrained, BETAS)
+    answers = np.asarray((0, *config.answers))
+    rows = [
+        row
+        for arm, metrics in results.items()
+        for row in run_folder.metric_rows(
+            config.dataset, arm, answers, {k: v for k, v in metrics.items() if v.ndim == 2}
+        )
+    ]
+    run_folder.write_csv(folder / "metrics.csv", rows)
+    summary = _summary(config, results, fits, points)
+    run_folder.write_json(folder / "summary.json", summary)
+    figure = plot.draw(config, population, results, fits, points, folder)
+    console.print(_table(config, summary))
+    console.print(
+        f"{time.perf_counter() - began:.0f} s. Results in {folder}: metrics.csv, summary.json, "
+        f"{figure.name}"
+    )
+
+
+def minutes(config: Config, population: Population, arms: tuple[str, ...]) -> float:
+    """Rough cost on 2 CPU cores, from measured runs."""
+    members = sum(1 if process.ARMS[a].learner == "map" else config.num_members for a in arms)
+    tokens = sum(35 + 8 * len(options) for options in population.options)
+    passes = config.num_seeds * members * tokens * len(config.answers) * (config.num_steps + 1)
+    pretraining = config.pretraining_steps * tokens
+    seconds = 1e-6 * (config.width / 16) ** 1.5 * (passes + pretraining)
+    return (20.0 * len(arms) + seconds) / 60.0
+
+
+def _run(
+    config: Config, population: Population, arms: tuple[str, ...], folder: Path, console: Console
+) -> dict[str, Curves]:
+    every_text = [*population.prompts, *(o for row in population.options for o in row)]
+    tokenizer = texts.train_tokenizer(every_text)
+    pool = texts.encode_pool(tokenizer, population.prompts, population.options)
+    lm = models.transformer(
+        models.TransformerConfig(
+            vocab_size=tokenizer.get_vocab_size(),
+            max_length=texts.longest_document(pool),
+            width=config.width,
+            num_layers=2,
+            num_heads=2,
+        )
+    )
+    root = jax.random.key(config.seed)
+    console.print("pretraining on the texts ...")
+    params = texts.pretrain(lm, root, pool, num_steps=config.pretraining_steps)
+    keys = jax.random.split(jax.random.fold_in(root, 1), config.num_seeds)
+    results = {}
+    with progress_bar(console, len(arms) * len(config.answers)) as advance:
+        for arm in arms:
+            advance(arm, 0)
+            results[arm] = chunks.run_seeds(
+                process.make_process(config, arm, population, pool, lm, params),
+                (keys, process.people_of(population)),
+                folder / "arms" / arm,
+                process.chunks_of(config, population),
+                progress=lambda rounds, arm=arm: advance(arm, rounds),  # type: ignore[misc]
+            )
+    return results
+
+
+def _summary(
+    config: Config, results: dict[str, Curves], fits: dict[str, Curves], points: dict[str, Curves]
+) -> list[dict]:
+    """A row an arm or baseline: KL at the shown numbers of answers, and the final measures."""
+    rows: list[dict] = []
+    for arm, metrics in results.items():
+        kl = dict(zip(config.answers, metrics["kl"][:, 1:].T, strict=True))
+        row = {"name": arm, "kl": {n: _mean(kl[n]) for n in SHOWN_ANSWERS if n in kl}}
+        row |= {
+            name: _mean(metrics[name][:, -1])
+            for name in ("choice_log_loss", "best_known", "entropy", "leak")
+        }
+        rows.append(row)
+    first = next(iter(results.values()))
+    rows.append(
+        {
+            "name": "pretrained",
+            "kl": {n: _mean(first["kl"][:, 0]) for n in SHOWN_ANSWERS if n in config.answers},
+            "choice_log_loss": _mean(first["choice_log_loss"][:, 0]),
+            "best_known": _mean(first["best_known"][:, 0]),
+            "entropy": _mean(first["entropy"][:, 0]),
+            "leak": _mean(first["leak"][:, 0]),
+        }
+    )
+    for name, curves in fits.items():
+        row = {
+            "name": name,
+            "kl": {
+                n: _mean(curves["kl"][:, i])
+                for i, n in enumerate(n for n in SHOWN_ANSWERS if n in config.answers)
+            },
+        }
+        row |= {k: _mean(v[:, -1]) for k, v in curves.items() if k != "kl"}
+        rows.append(row)
+    for name, values in points.items():
+        shown = {n: _mean(values["kl"]) for n in SHOWN_ANSWERS[-1:]} if "kl" in values else {}
+        row = {"name": name, "kl": shown}
+        row |= {k: _mean(v) for k, v in values.items() if k not in ("kl", "prediction")}
+        rows.append(row)
+    return rows
+
+
+def _mean(values: np.ndarray) -> dict[str, float]:
+    low, high = bootstrap_interval(np.mean, values)
+    return {"mean": float(np.mean(values)), "low": low, "high": high}
+
+
+def _table(config: Config, summary: list[dict]) -> Table:
+    shown = [n for n in SHOWN_ANSWERS if n in config.answers]
+    table = Table(
+        title=f"{config.dataset}: KL(judges' shares || prediction) by answers a question, nats",
+        caption=f"means over {config.num_seeds} divisions of the people [95%]; the other columns "
+        "after the last answer; reference figures that need all answers stand in the last column",
+    )
+    table.add_column("")
+    for n in shown:
+        table.add_column(f"{n}", justify="right")
+    for name in ("choice log-loss", "best known", "entropy", "leak"):
+        table.add_column(name, justify="right")
+    for row in summary:
+        cells = [_cell(row["kl"].get(n)) for n in shown]
+        for name in ("choice_log_loss", "best_known", "entropy", "leak"):
+            cells.append(_cell(row.get(name), interval=False))
+        table.add_row(row["name"], *cells)
+    return table
+
+
+def _cell(value: dict[str, float] | None, *, interval: bool = True) -> str:
+    if value is None:
+        return ""
+    text = f"{value['mean']:.4f}" if value["mean"] < 0.1 else f"{value['mean']:.3f}"
+    if not interval:
+        return text
+    digits = 4 if value["mean"] < 0.1 else 3
+    return f"{text} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
+
+
+if __name__ == "__main__":
+    binary.main(Config, experiment)
