@@ -53,9 +53,7 @@ class Learner:
         self.sizes, self.model = sizes, make_model(sizes)
         self.anchors = {name: value.clone() for name, value in members.items()}
         self.params = {name: value.requires_grad_() for name, value in members.items()}
-        self.optimizer = torch.optim.Adam(
-            self.params.values(), lr=sizes.learning_rate, fused=True
-        )
+        self.optimizer = torch.optim.Adam(self.params.values(), lr=sizes.learning_rate, fused=True)
 
     def learn(self, answers: Answers) -> torch.Tensor:
         """Some steps on all answers so far, by batches if so sized; the last mean loss `[]`."""
@@ -88,9 +86,7 @@ class Learner:
         return torch.stack(squares).sum(0) / (2.0 * self.sizes.prior_scale**2)
 
 
-def run(
-    sizes: Sizes, arrays: dict[str, np.ndarray], likings: np.ndarray, seed: int
-) -> np.ndarray:
+def run(sizes: Sizes, arrays: dict[str, np.ndarray], likings: np.ndarray, seed: int) -> np.ndarray:
     """All rounds of one seed.
 
     Args:

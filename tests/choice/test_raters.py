@@ -1,4 +1,5 @@
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ def draw(rater: Rater, queries: list[Query], seed: int) -> np.ndarray:
 
 
 def assert_law(ranks: np.ndarray, law: Law) -> None:
-    """The frequencies are those of the law up to 4.5 standard deviations, and nothing else occurs."""
+    """Frequencies are the law up to 4.5 standard deviations, and nothing else occurs."""
     assert sum(law.values()) == pytest.approx(1.0)
     rows, counts = np.unique(ranks, axis=0, return_counts=True)
     found = dict(zip(map(tuple, rows.tolist()), counts / len(ranks), strict=True))
@@ -111,26 +112,32 @@ def segments(query: Query) -> jax.Array:
     return jnp.asarray(np.log(HALVES), jnp.float32)[:, query.item_ids]
 
 
+WEIGHTS_OF_SEGMENTS = np.array([[0.5, 0.5], [0.8, 0.2]])
+
+
+def by_prompt(population: Callable[..., Rater]) -> Rater:
+    """One population a prompt: the halves are equal at prompt 0, not at prompt 1."""
+    log_weights = jnp.asarray(np.log(WEIGHTS_OF_SEGMENTS) + 3.0, jnp.float32)  # any shift
+    return lambda key, query: population(segments, log_weights[query.prompt_id])(key, query)
+
+
 def test_opposed_segments_are_even_on_every_pair_and_their_mixture_is_not():
     pairs = list(itertools.combinations(range(3), 2))
-    queries, even, density = [query(*pair) for pair in pairs], jnp.zeros(2), HALVES.mean(0)
-    laws = [choice_law([0.5, 0.5]) for _ in pairs]
-    assert_laws(choice.segment_rater(segments, even), queries, laws, seed=3)
-    laws = [choice_law(luce(density[i], density[j])) for i, j in pairs]
-    assert_laws(choice.mixture_rater(segments, even), queries, laws, seed=4)
-    assert abs(luce(density[0], density[1])[0] - 0.5) > 0.1  # far outside the tolerance
-
-
-def test_segments_and_their_mixture_by_weight():
-    weights = np.array([0.8, 0.2])
-    log_weights = jnp.asarray(np.log(weights) + 3.0, jnp.float32)  # defined up to a shift
-    queries = [query(2, 0, 1, empty=(2,))]
-    pairs = HALVES[:, [2, 0]]
-    by_segment = weights @ (pairs / pairs.sum(1, keepdims=True))
-    law = choice_law([*by_segment, None])
-    assert_laws(choice.segment_rater(segments, log_weights), queries, [law], seed=5)
-    law = choice_law([*luce(*(weights @ pairs)), None])
-    assert_laws(choice.mixture_rater(segments, log_weights), queries, [law], seed=6)
+    queries, of_segments, of_mixture = [], [], []
+    for prompt, weights in enumerate(WEIGHTS_OF_SEGMENTS):
+        for i, j in pairs:
+            densities = HALVES[:, [i, j]]
+            queries.append(query(i, 0, j, prompt_id=prompt, empty=(1,)))
+            chosen = weights @ (densities / densities.sum(1, keepdims=True))
+            of_segments.append([chosen[0], None, chosen[1]])
+            mixture = luce(*(weights @ densities))
+            of_mixture.append([mixture[0], None, mixture[1]])
+    assert [law[0] for law in of_segments[:3]] == pytest.approx([0.5] * 3)
+    assert abs(of_mixture[0][0] - 0.5) > 0.1  # far outside the tolerance
+    rater = by_prompt(choice.segment_rater)
+    assert_laws(rater, queries, list(map(choice_law, of_segments)), seed=3)
+    rater = by_prompt(choice.mixture_rater)
+    assert_laws(rater, queries, list(map(choice_law, of_mixture)), seed=4)
 
 
 def test_dichotomy_rater():
@@ -162,16 +169,11 @@ SHARES = np.array([3.0, 1.5, 1.5])  # of items 0, 1, 2 at prompt 1; item 3 has t
 
 def test_recorded_choices_are_luce_in_the_weighted_shares():
     rater = choice.recorded_choice_rater(ANSWERS, WEIGHTS)
-    queries = [query(0, 1, prompt_id=1), query(2, 0, prompt_id=1), query(1, 3, prompt_id=1)]
-    laws = [luce(SHARES[0], SHARES[1]), luce(SHARES[2], SHARES[0]), [1.0, 0.0]]
-    assert_laws(rater, queries, list(map(choice_law, laws)), seed=8)
-
-
-def test_recorded_choices_with_empty_slots_and_without_anybody():
-    rater = choice.recorded_choice_rater(ANSWERS, WEIGHTS)
     queries = [
         query(1, 0, 2, prompt_id=1),
         query(1, 0, 2, prompt_id=1, empty=(0,)),
+        query(1, 0, 3, prompt_id=1, empty=(1,)),
+        query(2, 1, 0, prompt_id=0),
         query(4, 3, 5, prompt_id=1),
         query(4, 3, 5, prompt_id=1, empty=(0,)),
         query(0, 0, 0, prompt_id=1, empty=(0, 1, 2)),
@@ -180,6 +182,8 @@ def test_recorded_choices_with_empty_slots_and_without_anybody():
     laws = [
         choice_law(luce(*SHARES[[1, 0, 2]])),
         choice_law([None, *luce(SHARES[0], SHARES[2])]),
+        choice_law([1.0, None, 0.0]),
+        choice_law([1.0, 0.0, 0.0]),
         {(1, 1, 1): 1.0},  # nobody of positive weight gave one of these answers
         {(-1, 1, 1): 1.0},
         {(-1, -1, -1): 1.0},
@@ -261,13 +265,13 @@ POOL_OF_THREE: dict[str, Rater] = {
 
 @pytest.mark.parametrize("name", POOL_OF_THREE)
 def test_item_outside_the_pool_raises_under_checkify_only(name):
-    rater, key = POOL_OF_THREE[name], jax.random.key(0)
-    checked = jax.jit(checkify.checkify(rater))
-    checked(key, query(0, 2))[0].throw()
-    checked(key, query(0, 2, empty=(0,)))[0].throw()  # an empty slot may hold any id
-    with pytest.raises(checkify.JaxRuntimeError, match="outside its pool.*< 3.*between 1 and 3"):
-        checked(key, query(1, 3))[0].throw()
-    jax.jit(rater)(key, query(1, 3))
+    keys = iter(jax.random.split(jax.random.key(0), 4))
+    checked = jax.jit(checkify.checkify(POOL_OF_THREE[name]))
+    checked(next(keys), query(0, 2))[0].throw()
+    checked(next(keys), query(0, 2, empty=(0,)))[0].throw()  # an empty slot may hold any id
+    with pytest.raises(checkify.JaxRuntimeError, match=r"outside its pool.*< 3.*between 1 and 3"):
+        checked(next(keys), query(1, 3))[0].throw()
+    jax.jit(POOL_OF_THREE[name])(next(keys), query(1, 3))
 
 
 def test_choice_of_an_empty_slot_raises_under_checkify_only():

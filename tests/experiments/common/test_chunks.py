@@ -1,0 +1,109 @@
+"""A run that is cut, killed and resumed gives the numbers of the uninterrupted one, to the bit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.common import chunks
+from experiments.common.binary import UsageError
+
+NUM_SEEDS = 3
+
+
+def walk(step_scale=1.0):
+    """A random walk whose state holds a typed key, an integer and a tuple."""
+
+    def start(key):
+        carry = (key, (jnp.zeros(()), jnp.zeros((), int)))
+        return carry, {"place": jnp.zeros(()), "path": jnp.zeros(2)}
+
+    def rounds(carry, first_round, chunk):
+        def step(carry, t):
+            key, (place, count) = carry
+            place += step_scale * jax.random.normal(jax.random.fold_in(key, t))
+            place += jnp.sin(count * chunk.num_queries)
+            metrics = {"place": place, "path": jnp.stack([place, place**2])}
+            return (key, (place, count + 1)), metrics
+
+        return jax.lax.scan(step, carry, first_round + jnp.arange(chunk.num_rounds))
+
+    return chunks.Process(start, rounds)
+
+
+def keys():
+    return jax.random.split(jax.random.key(3), NUM_SEEDS)
+
+
+class Killed(Exception):
+    pass
+
+
+def killer(after):
+    done = []
+
+    def progress(rounds):
+        done.append(rounds)
+        if sum(done) >= after:
+            raise Killed
+
+    return progress
+
+
+def test_a_cut_run_is_the_uncut_one(tmp_path):
+    whole = chunks.run_seeds(walk(), keys(), tmp_path / "whole", chunks.equal_chunks(7, 2, 7))
+    cut = chunks.run_seeds(walk(), keys(), tmp_path / "cut", chunks.equal_chunks(7, 2, 3))
+    assert whole["place"].shape == (NUM_SEEDS, 8)
+    assert whole["path"].shape == (NUM_SEEDS, 8, 2)
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], cut[name])
+    assert np.unique(whole["place"][:, -1]).size == NUM_SEEDS
+
+
+@pytest.mark.parametrize("after", [2, 4])
+def test_a_killed_run_resumes_from_its_last_chunk(tmp_path, after):
+    plan = chunks.equal_chunks(6, 2, 2)
+    whole = chunks.run_seeds(walk(), keys(), tmp_path / "whole", plan)
+    with pytest.raises(Killed):
+        chunks.run_seeds(walk(), keys(), tmp_path / "killed", plan, progress=killer(after))
+    calls = []
+    resumed = chunks.run_seeds(walk(), keys(), tmp_path / "killed", plan, progress=calls.append)
+    assert calls[0] == after
+    assert sum(calls) == 6
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], resumed[name])
+
+
+def test_a_finished_run_is_read_not_run(tmp_path):
+    plan = chunks.equal_chunks(4, 2, 2)
+    first = chunks.run_seeds(walk(), keys(), tmp_path, plan)
+    again = chunks.run_seeds(walk(step_scale=100.0), keys(), tmp_path, plan)
+    np.testing.assert_array_equal(first["place"], again["place"])
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.npz"]
+
+
+def test_damaged_results_are_named(tmp_path):
+    (tmp_path / "metrics.npz").write_bytes(b"PK no archive")
+    with pytest.raises(UsageError, match=r"metrics\.npz is damaged .*: delete it"):
+        chunks.run_seeds(walk(), keys(), tmp_path, chunks.equal_chunks(4, 2, 2))
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    plan = chunks.equal_chunks(4, 2, 2)
+    with pytest.raises(Killed):
+        chunks.run_seeds(walk(), keys(), tmp_path, plan, progress=killer(2))
+    for file in (tmp_path / "checkpoints").rglob("*"):
+        if file.is_file() and "manifest" in file.name:
+            file.write_bytes(b"damaged")
+    with pytest.raises(UsageError, match=r"checkpoint of round 2 .* cannot be read"):
+        chunks.run_seeds(walk(), keys(), tmp_path, plan)
+
+
+def test_a_run_that_goes_astray_is_stopped(tmp_path):
+    with pytest.raises(UsageError, match=r"is not finite at seed 0, round 1"):
+        chunks.run_seeds(walk(np.inf), keys(), tmp_path, chunks.equal_chunks(2, 2, 1))
+
+
+def test_equal_chunks():
+    assert [c.num_rounds for c in chunks.equal_chunks(7, 5, 3)] == [3, 3, 1]
+    assert {c.num_queries for c in chunks.equal_chunks(7, 5, 3)} == {5}
