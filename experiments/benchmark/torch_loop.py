@@ -63,7 +63,12 @@ class Learner:
             batch, fraction = answers, 1.0
             if self.sizes.batch_size is not None:
                 rows = torch.randint(observed, (self.sizes.batch_size,), device=device())
-                batch = Answers(*(leaf[rows] for leaf in answers[:3]), answers.weights[:, rows])
+                batch = Answers(
+                    answers.tokens[rows],
+                    answers.mask[rows],
+                    answers.chosen[rows],
+                    answers.weights[:, rows],
+                )
                 fraction = self.sizes.batch_size / observed
             losses = (batch.weights * self._choice_loss(batch)).sum(1) / fraction + self._penalty()
             self.optimizer.zero_grad(set_to_none=True)
@@ -100,10 +105,10 @@ def run(sizes: Sizes, arrays: dict[str, np.ndarray], likings: np.ndarray, seed: 
     """
     torch.manual_seed(seed)
     pretrained = stack_params(sizes, arrays)
-    likes = torch.as_tensor(likings, device=device())
-    shape = (sizes.num_members,)
+    likes = torch.tensor(likings, device=device())
     members = {
-        name: value + sizes.prior_scale * torch.randn(shape + value.shape[1:], device=device())
+        name: value
+        + sizes.prior_scale * torch.randn_like(value.expand(sizes.num_members, *value.shape[1:]))
         for name, value in pretrained.items()
     }
     learner, model = Learner(sizes, members), make_model(sizes)
@@ -112,14 +117,18 @@ def run(sizes: Sizes, arrays: dict[str, np.ndarray], likings: np.ndarray, seed: 
     for _ in range(sizes.num_rounds):
         with torch.no_grad():
             new = _ask(sizes, model, pretrained, learner.params, likes)
-        if answers is not None:
-            new = Answers(
-                *(torch.cat(pair) for pair in zip(answers[:3], new[:3], strict=True)),
-                torch.cat([answers.weights, new.weights], dim=1),
-            )
-        answers = new
+        answers = new if answers is None else _join(answers, new)
         losses.append(learner.learn(answers))
     return torch.stack(losses).cpu().numpy()
+
+
+def _join(old: Answers, new: Answers) -> Answers:
+    return Answers(
+        torch.cat([old.tokens, new.tokens]),
+        torch.cat([old.mask, new.mask]),
+        torch.cat([old.chosen, new.chosen]),
+        torch.cat([old.weights, new.weights], dim=1),
+    )
 
 
 def _ask(

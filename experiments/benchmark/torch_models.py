@@ -1,6 +1,6 @@
 """The language models of the work in eager PyTorch, with the members on the first axis."""
 
-from typing import Protocol
+import abc
 
 import numpy as np
 import torch
@@ -18,19 +18,19 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-class Model(Protocol):
+class Model(abc.ABC):
     """A language model with stacked members: params have the leading axis M."""
 
+    @abc.abstractmethod
     def logits(self, params: Tensors, tokens: torch.Tensor) -> torch.Tensor:
         """tokens[B, T] -> logits[M, B, T, V]."""
-        ...
 
+    @abc.abstractmethod
     def sample(self, params: Tensors, count: int) -> torch.Tensor:
         """`count` documents of the first member: tokens[count, 1 + max_length]."""
-        ...
 
 
-class Table:
+class Table(Model):
     """A logit vector for every prefix."""
 
     def __init__(self, sizes: Sizes) -> None:
@@ -44,28 +44,32 @@ class Table:
         self.powers[0] = 0  # token 0 is the prompt
 
     def logits(self, params: Tensors, tokens: torch.Tensor) -> torch.Tensor:
+        """tokens[B, T] -> logits[M, B, T, V]."""
         length = tokens.shape[-1]
         powers = self.powers[:length, :length]
         prefix = self.starts[:length] + (tokens[:, :, None] * powers).sum(1)
         return params["table"][:, 0, prefix]
 
     def sample(self, params: Tensors, count: int) -> torch.Tensor:
+        """`count` documents of the first member: tokens[count, 1 + max_length]."""
         tokens = torch.zeros(count, 1, dtype=torch.long, device=device())
         for _ in range(self.max_length):
             tokens = append_token(tokens, self.logits(params, tokens)[0, :, -1])
         return tokens
 
 
-class Transformer:
+class Transformer(Model):
     """Pre-norm blocks, learned positions, GELU, untied head."""
 
     def __init__(self, sizes: Sizes) -> None:
         self.sizes = sizes
 
     def logits(self, params: Tensors, tokens: torch.Tensor) -> torch.Tensor:
+        """tokens[B, T] -> logits[M, B, T, V]."""
         return self._forward(params, tokens, [])[0]
 
     def sample(self, params: Tensors, count: int) -> torch.Tensor:
+        """`count` documents of the first member: tokens[count, 1 + max_length]."""
         tokens = torch.zeros(count, 1, dtype=torch.long, device=device())
         cache: Cache = []
         for _ in range(self.sizes.max_length):
@@ -152,12 +156,12 @@ def stack_params(sizes: Sizes, arrays: dict[str, np.ndarray]) -> Tensors:
       Tensors `[M, ...]`, M = 1 where the arrays have no axis of members.
     """
     if "table" in arrays:
-        table = torch.as_tensor(arrays["table"], device=device())
+        table = torch.tensor(arrays["table"], device=device())
         return {"table": table if table.ndim == 4 else table[None]}
     has_members = arrays["head.bias"].ndim == 2
     tensors = {}
     for name, array in arrays.items():
-        tensor = torch.as_tensor(array if has_members else array[None], device=device())
+        tensor = torch.tensor(array if has_members else array[None], device=device())
         if name.startswith("blocks."):
             for layer in range(sizes.num_layers):
                 tensors[name.replace("blocks.", f"blocks.{layer}.")] = tensor[:, layer]

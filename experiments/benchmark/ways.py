@@ -40,7 +40,7 @@ class Program(NamedTuple):
 
     call: Callable[..., Any]
     compile_seconds: float
-    peak_bytes: int
+    peak_bytes: int | None
 
 
 def compile_program(
@@ -57,13 +57,10 @@ def compile_program(
     program = jitted.lower(*args).compile()
     seconds = time.perf_counter() - began
     plan = program.memory_analysis()
-    peak = (
-        plan.argument_size_in_bytes
-        + plan.output_size_in_bytes
-        - plan.alias_size_in_bytes
-        + plan.temp_size_in_bytes
-    )
-    return Program(program, seconds, peak)
+    if plan is None:  # not every backend has one
+        return Program(program, seconds, None)
+    held = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return Program(program, seconds, held + plan.temp_size_in_bytes)
 
 
 def call_way(name: str, program: Program, args: tuple, units: int) -> Way:
@@ -77,9 +74,13 @@ def call_way(name: str, program: Program, args: tuple, units: int) -> Way:
     )
 
 
-def one_scan(sizes: Sizes, frozen: Frozen, key: Key) -> Way:
+def compile_seed(sizes: Sizes, frozen: Frozen, key: Key) -> Program:
+    """All rounds of one seed as one program: for `one_scan` and `one_by_one`."""
+    return compile_program(partial(work.run_seed, sizes), frozen, key)
+
+
+def one_scan(sizes: Sizes, frozen: Frozen, key: Key, program: Program) -> Way:
     """One seed, all rounds in one jitted scan."""
-    program = compile_program(partial(work.run_seed, sizes), frozen, key)
     return call_way("one jitted scan", program, (frozen, key), sizes.num_rounds)
 
 
@@ -111,19 +112,18 @@ def python_loop(sizes: Sizes, frozen: Frozen, key: Key) -> Way:
         run,
         sizes.num_rounds,
         sum(program.compile_seconds for program in programs),
-        max(program.peak_bytes for program in programs),
+        max(program.peak_bytes or 0 for program in programs) or None,
     )
 
 
-def one_by_one(sizes: Sizes, frozen: Frozen, keys: Key) -> Way:
+def one_by_one(sizes: Sizes, frozen: Frozen, keys: Key, program: Program) -> Way:
     """Seeds in a loop on the host over the jitted run of one; the first `ONE_BY_ONE` of them."""
-    keys = list(keys[:ONE_BY_ONE])
-    program = compile_program(partial(work.run_seed, sizes), frozen, keys[0])
+    first = list(keys[:ONE_BY_ONE])
 
     def run() -> Array:
-        return jax.block_until_ready(jnp.stack([program.call(frozen, key) for key in keys]))
+        return jax.block_until_ready(jnp.stack([program.call(frozen, key) for key in first]))
 
-    units = len(keys) * sizes.num_rounds
+    units = len(first) * sizes.num_rounds
     return Way("one by one", run, units, program.compile_seconds, program.peak_bytes)
 
 

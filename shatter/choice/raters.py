@@ -159,16 +159,18 @@ def dichotomy_rater(types: Callable[[Query], Array], share: Array | float) -> Ra
     return rater
 
 
-def recorded_choice_rater(answers: Array, weights: Array) -> Rater:
+def recorded_choice_rater(answers: Array, weights: Array, *, num_items: int) -> Rater:
     """Real people who each gave one answer a prompt: one of them is drawn a query.
 
     The query comes first; a person is then drawn by weight among those whose recorded answer is
     one of the responses shown. So `P(i) = s_i / (s_i + s_j)` with the weighted shares s, which is
-    exactly Luce (the other order, person first, is biased).
+    exactly Luce (the other order, person first, is biased). All that a person says is an item, so
+    the draw is of an item by the summed weights of its people, whatever their number.
 
     Args:
       answers: int `[P, R]`, the item each person chose at each prompt; -1 = no answer.
       weights: float `[R]`, survey weights >= 0; 0 leaves a person out.
+      num_items: N, the largest number of items of a prompt.
 
     Returns:
       A rater. All ranks are equal where nobody gave any of the answers shown.
@@ -178,14 +180,19 @@ def recorded_choice_rater(answers: Array, weights: Array) -> Rater:
     """
     chex.assert_type([answers, weights], [int, float])
     chex.assert_shape(weights, (answers.shape[1],))
+    rows = jnp.broadcast_to(jnp.arange(answers.shape[0])[:, None], answers.shape)
+    item = jnp.where(answers < 0, num_items, answers)  # out of bounds: dropped
+    people = jnp.zeros((answers.shape[0], num_items), weights.dtype)
+    people = people.at[rows, item].add(jnp.broadcast_to(weights[None], answers.shape), mode="drop")
 
     def rater(key: Key, query: Query) -> Array:
-        items = jnp.where(query.valid & (query.item_ids >= 0), query.item_ids, -2)
-        hits = answers[query.prompt_id][:, None] == items[None, :]
-        person, known = _draw_person(key, jnp.any(hits, axis=1), weights)
-        choice = jnp.argmax(jnp.where(known, hits[person], query.valid))
+        known_items = query.valid & (query.item_ids >= 0) & (query.item_ids < num_items)
+        counts = people[query.prompt_id][jnp.clip(query.item_ids, 0, num_items - 1)]
+        utilities = jnp.where(known_items, jnp.log(counts), -jnp.inf)
+        nobody = jnp.all(jnp.isneginf(utilities))
+        choice = luce_sample(key, jnp.where(nobody & query.valid, 0.0, utilities))
         ranks = choice_ranks(choice, query.valid)
-        return jnp.where(known | ~query.valid, ranks, 1)
+        return jnp.where(nobody & query.valid, 1, ranks)
 
     return rater
 

@@ -3,6 +3,7 @@
 Imported on first use only: distrax brings tensorflow_probability with it.
 """
 
+import chex
 import distrax
 import jax.numpy as jnp
 
@@ -40,6 +41,7 @@ class DocumentDistribution(distrax.Distribution):
           max_length: largest number of response tokens.
           eos: the token that ends a response; None = every response has `max_length` tokens.
         """
+        chex.assert_rank(prompt, 1)
         super().__init__()
         self._lm = lm
         self._params = params

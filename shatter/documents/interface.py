@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from shatter.documents.enumeration import enumerate_documents
+from shatter.documents.scoring import finite_logits
 from shatter.models import LanguageModel
+from shatter.numerics import LOG_ZERO
 from shatter.types import Array, Params
 
 
@@ -48,7 +50,7 @@ def interface(lm: LanguageModel) -> Interface:
         chex.assert_equal_shape([tokens[..., 0], length])
         logits = lm.apply(params, tokens)  # causal: what stands after the state does not matter
         last = jnp.take_along_axis(logits, (length - 1)[..., None, None], axis=-2)[..., 0, :]
-        return jax.nn.log_softmax(last)
+        return jax.nn.log_softmax(finite_logits(last))
 
     def reward(params: Params, tokens: Array, length: Array, action: Array) -> Array:
         log_probs = policy(params, tokens, length)
@@ -83,11 +85,11 @@ def prefix_log_probs(
       A list over prefix lengths t = 0..max_length - 1 of `[V^t, V]`, nats, prefixes in
       lexicographic order. Prefixes that hold EOS are there too; nothing reaches them.
     """
-    levels = [jax.nn.log_softmax(lm.apply(params, jnp.asarray([prompt]))[:, -1])]
+    states = [jnp.asarray([prompt])]
     for length in range(1, max_length):
         tokens, _ = enumerate_documents(vocab_size=vocab_size, max_length=length, prompt=prompt)
-        levels.append(jax.nn.log_softmax(lm.apply(params, tokens)[:, -1]))
-    return levels
+        states.append(tokens)
+    return [jax.nn.log_softmax(finite_logits(lm.apply(params, tokens)[:, -1])) for tokens in states]
 
 
 def soft_values(
@@ -108,7 +110,7 @@ def soft_values(
 
     Args:
       rewards: a list over prefix lengths of `[V^t, V]`, as `prefix_log_probs` gives them; -inf
-        forbids an action.
+        forbids an action, and a prefix from which every action is forbidden is avoided.
       temperature: tau > 0.
       eos: the action that ends a document; None = it ends at the last level.
 
@@ -117,13 +119,12 @@ def soft_values(
     """
     values: list[Array] = []
     policy: list[Array] = []
-    after = jnp.zeros(rewards[-1].shape, rewards[-1].dtype)
     for level in reversed(rewards):
+        after = values[0].reshape(level.shape) if values else jnp.zeros_like(level)
         if eos is not None:
             after = after.at[:, eos].set(0.0)
-        action_values = level + after
+        action_values = jnp.maximum(level + after, LOG_ZERO)
         value = temperature * jax.nn.logsumexp(action_values / temperature, axis=1)
         values.insert(0, value)
         policy.insert(0, (action_values - value[:, None]) / temperature)
-        after = value.reshape(-1, level.shape[1])
     return values, policy

@@ -1,15 +1,22 @@
 """Sampling documents from a language model, with the log-probs they were drawn with."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+from jax.experimental import checkify
 
-from shatter.documents.scoring import response_mask
+from shatter.documents.scoring import finite_logits, response_mask
 from shatter.models import LanguageModel
-from shatter.numerics import LOG_ZERO, masked_sum
+from shatter.numerics import masked_sum
 from shatter.types import Array, Key, Params
+
+_State = tuple[Any, Array]
+"""What a step needs of the past (the cache, or the tokens so far), and the logits `[B, V]`."""
+_Step = Callable[[Any, Array, Array], _State]
+"""`(past, token[B], t) -> (past, logits)`: appends response token t."""
 
 
 class Samples(NamedTuple):
@@ -72,27 +79,26 @@ def sample(
     leading = (*prompt.shape[:-1], num_samples)
     rows = jnp.repeat(prompt.reshape(-1, prompt_length), num_samples, axis=0)
     if valid is not None:
+        chex.assert_type(valid, bool)
         chex.assert_equal_shape([prompt, valid])
         valid = jnp.repeat(valid.reshape(-1, prompt_length), num_samples, axis=0)
-    first, step = (_decoding if lm.decode is not None else _rescoring)(
-        lm, params, rows, valid, max_length
-    )
+    continuing = _decoding if lm.decode is not None else _rescoring
+    (past, logits), step = continuing(lm, params, rows, valid, max_length)
 
     def draw(carry: tuple, t: Array) -> tuple[tuple, tuple[Array, Array, Array]]:
-        state, logits, alive = carry
-        # A logit of -inf stays drawable by nobody, and its log-prob finite as in `log_prob`.
-        logits = jnp.maximum(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), LOG_ZERO)
+        past, logits, alive = carry
+        checkify.debug_check(~jnp.any(jnp.isnan(logits)), "logits hold a NaN")
+        logits = finite_logits(logits)
         token = jax.random.categorical(jax.random.fold_in(key, t), logits / temperature)
         if eos is not None:
             token = jnp.where(alive, token, eos)
         drawn_with = _at(jax.nn.log_softmax(logits / temperature), token)
         raw = _at(jax.nn.log_softmax(logits), token)
         alive = alive if eos is None else alive & (token != eos)
-        state, logits = step(state, token, t)
-        return (state, logits, alive), (token, drawn_with, raw)
+        past, logits = step(past, token, t)
+        return (past, logits, alive), (token, drawn_with, raw)
 
-    state, logits = first
-    start = (state, logits, jnp.ones(rows.shape[0], bool))
+    start = (past, logits, jnp.ones(rows.shape[0], bool))
     _, (response, drawn_with, raw) = jax.lax.scan(draw, start, jnp.arange(max_length))
     tokens = jnp.concatenate([rows, response.T.astype(rows.dtype)], axis=1)
     mask = response_mask(tokens, prompt_length=prompt_length, eos=eos)
@@ -111,31 +117,37 @@ def _last_valid(valid: Array | None, prompt_length: int) -> Array | int:
     return prompt_length - 1 - jnp.argmax(valid[:, ::-1], axis=1)
 
 
-def _decoding(lm, params, rows, valid, max_length):
-    """(state, first logits) and the step with a cache: state = cache."""
+def _decoding(
+    lm: LanguageModel, params: Params, rows: Array, valid: Array | None, max_length: int
+) -> tuple[_State, _Step]:
+    """The start and the step with a cache."""
+    assert lm.init_cache is not None and lm.decode is not None
+    decode = lm.decode
     batch, prompt_length = rows.shape
     cache = lm.init_cache(batch, prompt_length + max_length)
-    logits, cache = lm.decode(params, cache, rows, valid=valid)
+    logits, cache = decode(params, cache, rows, valid=valid)
 
-    def step(cache, token, t):
+    def step(cache: Any, token: Array, t: Array) -> _State:
         del t
-        logits, cache = lm.decode(params, cache, token[:, None].astype(rows.dtype))
+        logits, cache = decode(params, cache, token[:, None].astype(rows.dtype))
         return cache, logits[:, 0]
 
     return (cache, _column(logits, _last_valid(valid, prompt_length))), step
 
 
-def _rescoring(lm, params, rows, valid, max_length):
-    """(state, first logits) and the step without a cache: state = tokens so far."""
+def _rescoring(
+    lm: LanguageModel, params: Params, rows: Array, valid: Array | None, max_length: int
+) -> tuple[_State, _Step]:
+    """The start and the step without a cache, by a full forward pass a token."""
     batch, prompt_length = rows.shape
     tokens = jnp.concatenate([rows, jnp.zeros((batch, max_length), rows.dtype)], axis=1)
     if valid is not None:
         valid = jnp.concatenate([valid, jnp.ones((batch, max_length), bool)], axis=1)
 
-    def logits_at(tokens, column):
+    def logits_at(tokens: Array, column: Array | int) -> Array:
         return _column(lm.apply(params, tokens, valid=valid), column)
 
-    def step(tokens, token, t):
+    def step(tokens: Array, token: Array, t: Array) -> _State:
         column = prompt_length + t
         tokens = jax.lax.dynamic_update_slice_in_dim(
             tokens, token[:, None].astype(rows.dtype), column, axis=1

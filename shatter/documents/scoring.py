@@ -9,6 +9,19 @@ from shatter.numerics import LOG_ZERO, masked_sum
 from shatter.types import Array
 
 
+def finite_logits(logits: Array) -> Array:
+    """Logits in float32 at least, -inf raised to -1e30: what softmax and its gradient can bear.
+
+    Args:
+      logits: `[..., V]`, of any float type.
+
+    Returns:
+      `[..., V]`.
+    """
+    dtype = jnp.promote_types(logits.dtype, jnp.float32)
+    return jnp.maximum(logits.astype(dtype), LOG_ZERO)
+
+
 def token_log_probs(logits: Array, tokens: Array) -> Array:
     """Log-prob of every token given those before it.
 
@@ -30,12 +43,12 @@ def token_log_probs(logits: Array, tokens: Array) -> Array:
     chex.assert_equal_shape([logits[..., 0], tokens])
     vocab_size = logits.shape[-1]
     checkify.debug_check(~jnp.any(jnp.isnan(logits)), "logits hold a NaN")
-    dtype = jnp.promote_types(logits.dtype, jnp.float32)
-    logits = jnp.maximum(logits[..., :-1, :].astype(dtype), LOG_ZERO)
+    logits = finite_logits(logits[..., :-1, :])
     targets = jnp.clip(tokens[..., 1:], 0, vocab_size - 1)  # padding may hold any id
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     log_probs = chosen - jax.nn.logsumexp(logits, axis=-1)
-    return jnp.concatenate([jnp.zeros_like(tokens[..., :1], dtype), log_probs], axis=-1)
+    first = jnp.zeros_like(tokens[..., :1], log_probs.dtype)
+    return jnp.concatenate([first, log_probs], axis=-1)
 
 
 def log_prob(logits: Array, tokens: Array, mask: Array) -> Array:
@@ -57,8 +70,8 @@ def log_prob(logits: Array, tokens: Array, mask: Array) -> Array:
     Raises:
       AssertionError: if the shapes or types do not fit.
     """
-    chex.assert_type(mask, bool)
-    chex.assert_equal_shape([tokens, mask])
+    chex.assert_type([logits, tokens, mask], [float, int, bool])
+    chex.assert_equal_shape([logits[..., 0], tokens, mask])
     checkify.debug_check(
         jnp.all(jnp.any(mask, axis=-1)), "a response is empty: its mask is false everywhere"
     )
@@ -69,6 +82,9 @@ def log_prob(logits: Array, tokens: Array, mask: Array) -> Array:
         low=jnp.min(jnp.where(mask, tokens, 0)),
         high=jnp.max(jnp.where(mask, tokens, 0)),
     )
+    # Masked twice, here for the gradient: 0 times the NaN of a softmax would be NaN.
+    counts = jnp.concatenate([mask[..., 1:], jnp.zeros_like(mask[..., :1])], axis=-1)
+    logits = jnp.where(counts[..., None], logits, 0.0)
     return masked_sum(token_log_probs(logits, tokens), mask)
 
 

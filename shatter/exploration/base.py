@@ -23,7 +23,7 @@ def prepare(
             f"{num_responses} different responses need at least as many candidates, found "
             f"{num_candidates}: draw more candidates, or pass distinct=False"
         )
-    valid = jnp.ones(num_candidates, bool) if valid is None else valid
+    valid = jnp.ones(num_candidates, bool) if valid is None else jnp.asarray(valid)
     chex.assert_shape(valid, (num_candidates,))
     checkify.debug_check(~jnp.any(jnp.isnan(log_probs)), "the candidates' log-probs hold a NaN")
     checkify.debug_check(

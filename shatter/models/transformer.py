@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.experimental import checkify
 
 from shatter.models.base import LanguageModel
+from shatter.numerics import LOG_ZERO
 from shatter.types import Array, Key, Params
 
 _UNROLL_UP_TO = 8
@@ -83,12 +84,24 @@ class _Block(nn.Module):
             jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), index, axis=1)
             for old, new in zip(cache, (key, value), strict=True)
         )
-        past = (keys.astype(query.dtype), values.astype(query.dtype))
-        mixed = jax.nn.dot_product_attention(query, *past, mask=attend[:, None])
+        mixed = _attention(query, keys, values, attend)
         x = x + nn.DenseGeneral(width, axis=(-2, -1), name="attention_out")(mixed)
         y = nn.LayerNorm(name="mlp_norm")(x)
         y = nn.gelu(nn.Dense(self.config.mlp_factor * width, name="mlp_in")(y))
         return x + nn.Dense(width, name="mlp_out")(y), (keys, values)
+
+
+def _attention(query: Array, keys: Array, values: Array, attend: Array) -> Array:
+    """softmax(query . keys / sqrt(head size)) . values: `[B, t, heads, head size]`.
+
+    The softmax is in float32 at least. `jax.nn.dot_product_attention` has it in float32 at most,
+    which would end the exactness of float64 here.
+    """
+    dtype = jnp.promote_types(query.dtype, jnp.float32)
+    scores = jnp.einsum("bths,buhs->bhtu", query, keys.astype(query.dtype)).astype(dtype)
+    scores = jnp.where(attend[:, None], scores / query.shape[-1] ** 0.5, LOG_ZERO)
+    shares = jax.nn.softmax(scores).astype(query.dtype)
+    return jnp.einsum("bhtu,buhs->bths", shares, values.astype(query.dtype))
 
 
 class _Transformer(nn.Module):
@@ -98,15 +111,16 @@ class _Transformer(nn.Module):
     def __call__(self, tokens: Array, valid: Array, cache: Cache) -> tuple[Array, Array, Cache]:
         """tokens[B, t], valid[B, t] -> logits[B, t, V], features[B, t, D], cache."""
         config = self.config
-        before = jnp.sum(cache.valid, axis=1, keepdims=True)
-        positions = jnp.clip(before + jnp.cumsum(valid, axis=1) - 1, 0, config.max_length - 1)
+        so_far = jnp.sum(cache.valid, axis=1, keepdims=True) + jnp.cumsum(valid, axis=1)
+        positions = jnp.clip(so_far - 1, 0, config.max_length - 1)
+        tokens = _fill_padding(tokens, valid)
         slots = cache.valid.shape[1]
         in_use = jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, cache.length, axis=1)
         own_slot = cache.length + jnp.arange(tokens.shape[1])
         causal = jnp.arange(slots)[None, :] <= own_slot[:, None]
-        # A padding token attends to itself alone: a softmax over nothing would be NaN.
+        # Padding before all text attends to itself alone: a softmax over nothing would be NaN.
         itself = jnp.arange(slots)[None, :] == own_slot[:, None]
-        attend = causal[None] & (in_use[:, None, :] | itself[None])
+        attend = causal[None] & (in_use[:, None, :] | (itself[None] & (so_far == 0)[..., None]))
 
         embed = nn.Embed(config.vocab_size, config.width, name="token_embedding")
         place = nn.Embed(config.max_length, config.width, name="position_embedding")
@@ -130,13 +144,16 @@ def transformer(config: TransformerConfig) -> LanguageModel:
     """A decoder-only transformer: pre-norm blocks, learned positions, GELU, untied head.
 
     One forward function serves training, prefill and decoding: `apply` is `decode` on an empty
-    cache that the document fills. Parameters of the blocks are stacked over layers.
+    cache that the document fills. Parameters of the blocks are stacked over layers. After padding
+    in one call the logits are those of the last valid token before it, so what follows a prompt
+    padded on the right is scored right too.
 
     Args:
       config: the sizes.
 
     Returns:
-      A language model with `features`, `init_cache` and `decode`.
+      A language model with `features`, `init_cache` and `decode`. `apply` raises ValueError on
+      documents of over `max_length` tokens none of which is declared padding.
     """
     module = _Transformer(config)
 
@@ -154,11 +171,10 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         return jax.tree.map(lambda leaf: leaf.astype(float), params)  # float64 where jax has it
 
     def forward(params: Params, tokens: Array, valid: Array | None) -> tuple[Array, Array]:
-        chex.assert_type(tokens, int)
-        valid = jnp.ones(tokens.shape, bool) if valid is None else valid
-        chex.assert_equal_shape([tokens, valid])
-        _check_tokens(tokens, valid, config)
         length = tokens.shape[-1]
+        if valid is None and length > config.max_length:
+            raise ValueError(f"found {length} tokens, over max_length {config.max_length}")
+        valid = _check_tokens(tokens, valid, config)
         flat, flat_valid = tokens.reshape(-1, length), valid.reshape(-1, length)
         cache = init_cache(flat.shape[0], length)
         logits, features, _ = run(params, flat, flat_valid, cache)
@@ -175,14 +191,29 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         params: Params, cache: Cache, tokens: Array, *, valid: Array | None = None
     ) -> tuple[Array, Cache]:
         chex.assert_rank(tokens, 2)
-        valid = jnp.ones(tokens.shape, bool) if valid is None else valid
+        valid = _check_tokens(tokens, valid, config, cache)
         logits, _, cache = run(params, tokens, valid, cache)
         return logits, cache
 
     return LanguageModel(init, apply, features, init_cache, decode)
 
 
-def _check_tokens(tokens: Array, valid: Array, config: TransformerConfig) -> None:
+def _fill_padding(tokens: Array, valid: Array) -> Array:
+    """Every padding token becomes the last valid one before it, or 0: no id of it is looked up."""
+    columns = jnp.where(valid, jnp.arange(tokens.shape[1]), -1)
+    latest = jax.lax.cummax(columns, axis=1)
+    filled = jnp.take_along_axis(tokens, jnp.maximum(latest, 0), axis=1)
+    return jnp.where(latest < 0, 0, filled)
+
+
+def _check_tokens(
+    tokens: Array, valid: Array | None, config: TransformerConfig, cache: Cache | None = None
+) -> Array:
+    """`valid`, all true where it is None; what is checked here on values, checkify alone sees."""
+    chex.assert_type(tokens, int)
+    valid = jnp.ones(tokens.shape, bool) if valid is None else valid
+    chex.assert_type(valid, bool)
+    chex.assert_equal_shape([tokens, valid])
     checkify.debug_check(
         jnp.all(~valid | ((tokens >= 0) & (tokens < config.vocab_size))),
         f"a token is out of range: expected 0 <= token < {config.vocab_size}, found between "
@@ -190,8 +221,18 @@ def _check_tokens(tokens: Array, valid: Array, config: TransformerConfig) -> Non
         low=jnp.min(jnp.where(valid, tokens, 0)),
         high=jnp.max(jnp.where(valid, tokens, 0)),
     )
+    lengths = jnp.sum(valid, axis=-1)
+    if cache is not None:
+        lengths = lengths + jnp.sum(cache.valid, axis=-1)
+        slots = cache.valid.shape[1]
+        checkify.debug_check(
+            cache.length + tokens.shape[1] <= slots,
+            f"the cache of {slots} slots is full: found {{used}} in use and {tokens.shape[1]} more",
+            used=cache.length,
+        )
     checkify.debug_check(
-        jnp.all(jnp.sum(valid, axis=-1) <= config.max_length),
+        jnp.all(lengths <= config.max_length),
         f"a document has {{longest}} tokens, over max_length {config.max_length}",
-        longest=jnp.max(jnp.sum(valid, axis=-1)),
+        longest=jnp.max(lengths),
     )
+    return valid

@@ -168,7 +168,7 @@ SHARES = np.array([3.0, 1.5, 1.5])  # of items 0, 1, 2 at prompt 1; item 3 has t
 
 
 def test_recorded_choices_are_luce_in_the_weighted_shares():
-    rater = choice.recorded_choice_rater(ANSWERS, WEIGHTS)
+    rater = choice.recorded_choice_rater(ANSWERS, WEIGHTS, num_items=4)
     queries = [
         query(1, 0, 2, prompt_id=1),
         query(1, 0, 2, prompt_id=1, empty=(0,)),
@@ -239,9 +239,9 @@ def test_wrong_shapes_and_types_raise_at_once():
     with pytest.raises(AssertionError):
         choice.table_utility(jnp.zeros(3))
     with pytest.raises(AssertionError):
-        choice.recorded_choice_rater(ANSWERS, jnp.ones(3))
+        choice.recorded_choice_rater(ANSWERS, jnp.ones(3), num_items=4)
     with pytest.raises(AssertionError):
-        choice.recorded_choice_rater(ANSWERS.astype(float), WEIGHTS)
+        choice.recorded_choice_rater(ANSWERS.astype(float), WEIGHTS, num_items=4)
     with pytest.raises(AssertionError):
         choice.recorded_ranking_rater(jnp.ones((1, 2, 3), int), jnp.ones(3))
     with pytest.raises(AssertionError):
@@ -284,7 +284,7 @@ def test_choice_of_an_empty_slot_raises_under_checkify_only():
 
 
 def test_that_nobody_answers_is_no_error():
-    rater = choice.recorded_choice_rater(ANSWERS, WEIGHTS)
+    rater = choice.recorded_choice_rater(ANSWERS, WEIGHTS, num_items=4)
     checked = jax.jit(checkify.checkify(rater))
     error, ranks = checked(jax.random.key(0), query(4, 3, 5, prompt_id=1, empty=(0,)))
     error.throw()

@@ -333,10 +333,10 @@ def test_checks_on_demand_and_a_query_with_an_empty_slot():
     assert "NaN" in error.get()
 
 
-def test_the_point_estimate_finds_the_density():
-    density = jnp.log(jnp.asarray(DENSITY, jnp.float32))
+def test_the_point_estimate_finds_the_density(float64):
+    density = jnp.log(jnp.asarray(DENSITY))
     process = assemble(
-        point_estimate(LM, jnp.asarray(PRETRAINED, jnp.float32), prior_scale=100.0),
+        point_estimate(LM, jnp.asarray(PRETRAINED), prior_scale=100.0),
         candidates=lambda key, shared, own: pool_candidates(TOKENS, MASK),
         explore=uniform,
         optimizer=optax.adam(0.05),
@@ -405,7 +405,7 @@ def test_the_losses_work_in_a_loop_of_the_users_own(float64):
         (partial(prior_functions, num_members=MEMBERS, prior_scale=1.0), {"batch_size": 3}),
     ],
 )
-def test_no_key_is_used_twice(ensemble, changes):
+def test_no_key_is_used_twice(ensemble, changes, float64):
     process = assemble(ensemble(LM, jnp.asarray(PRETRAINED)), **changes)
 
     def run(key):

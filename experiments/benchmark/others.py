@@ -1,0 +1,130 @@
+"""The ways that are not the rounds in JAX: PyTorch, layers looped or scanned, the imports."""
+
+import importlib
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.benchmark import work
+from experiments.benchmark.config import Sizes
+from experiments.benchmark.ways import Way, call_way, compile_program
+from experiments.benchmark.work import Frozen
+from shatter import documents, models
+from shatter.types import Array, Params
+
+DOCUMENTS = 16  # a step of the layers section: pairs of 8 comparisons
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def has_torch() -> bool:
+    """Whether PyTorch, an extra, is installed."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def torch_eager(sizes: Sizes, frozen: Frozen, seed: int) -> Way:
+    """One seed in eager PyTorch, with one thread or its own number of them, whichever is faster."""
+    import torch
+
+    from experiments.benchmark import torch_loop
+
+    arrays, likings = work.named_arrays(frozen.params), np.asarray(frozen.likings)
+    run = partial(torch_loop.run, sizes, arrays, likings, seed)
+
+    def seconds(threads: int) -> float:
+        torch.set_num_threads(threads)
+        run()
+        began = time.perf_counter()
+        run()
+        return time.perf_counter() - began
+
+    threads = min({1, torch.get_num_threads()}, key=seconds)
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "inputs.npz"
+        torch_loop.save_inputs(file, sizes, arrays, likings)
+        peak = int(_python("-m", "experiments.benchmark.torch_loop", str(file)))
+    return Way(f"PyTorch eager, threads: {threads}", run, sizes.num_rounds, peak_bytes=peak)
+
+
+def layers(sizes: Sizes, depth: int) -> list[Way]:
+    """A gradient of all members' log-probs of documents, with layers looped and scanned.
+
+    Args:
+      sizes: the transformer's.
+      depth: how many layers.
+
+    Returns:
+      Looped, scanned.
+    """
+    lm = models.transformer(
+        models.TransformerConfig(
+            vocab_size=sizes.vocab_size,
+            max_length=1 + sizes.max_length,
+            width=sizes.width,
+            num_layers=depth,
+            num_heads=sizes.num_heads,
+        )
+    )
+    generator = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(
+            0.1 * generator.standard_normal((sizes.num_members, *leaf.shape)), leaf.dtype
+        ),
+        jax.eval_shape(lm.init, jax.random.key(0)),
+    )
+    shape = (DOCUMENTS, 1 + sizes.max_length)
+    tokens = jnp.asarray(generator.integers(sizes.vocab_size, size=shape))
+    mask = documents.response_mask(tokens, prompt_length=1, eos=work.EOS)
+
+    def loss(params: Params, tokens: Array, mask: Array) -> Array:
+        return -jnp.sum(documents.document_log_probs(lm, params, tokens, mask))
+
+    def step(params: Params, tokens: Array, mask: Array) -> tuple[Array, Params]:
+        return jax.vmap(jax.value_and_grad(loss), in_axes=(0, None, None))(params, tokens, mask)
+
+    # `shatter.models.transformer` is the function; the module comes by its full name.
+    module = importlib.import_module("shatter.models.transformer")
+    ways = []
+    for name, unroll_up_to in (("looped", depth), ("scanned", 0)):
+        with mock.patch.object(module, "_UNROLL_UP_TO", unroll_up_to):
+            # A partial of its own each, for jax remembers traces by function.
+            program = compile_program(partial(step), params, tokens, mask)
+        ways.append(call_way(name, program, (params, tokens, mask), 1))
+    return ways
+
+
+def imports() -> list[Way]:
+    """Fresh interpreters that import jax, and shatter."""
+    return [
+        Way(f"import {name}", partial(_python, "-c", f"import {name}"), 1)
+        for name in ("jax", "shatter")
+    ]
+
+
+def imports_tensorflow_probability() -> bool:
+    """Whether importing shatter imports tensorflow_probability, which is slow."""
+    statement = "import sys, shatter; print('tensorflow_probability' in sys.modules)"
+    return _python("-c", statement) == "True"
+
+
+def _python(*args: str) -> str:
+    """What a fresh interpreter prints."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    answer = subprocess.run(
+        [sys.executable, *args],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return answer.stdout.strip()

@@ -1,0 +1,225 @@
+"""`python -m experiments.benchmark.run`: see README.md beside this file."""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from experiments.benchmark import measure, others, plot, ways, work
+from experiments.benchmark.config import SECTIONS, WORKS, Config, Sizes, sizes
+from experiments.benchmark.measure import Group
+from experiments.benchmark.ways import Way
+from experiments.common import binary, run_folder
+from experiments.common.binary import UsageError
+from experiments.common.progress import open_console, progress_bar
+from shatter.types import Key
+
+
+def check(config: Config) -> None:
+    """Refuses values that cannot be.
+
+    Raises:
+      UsageError: with the flag's name, what was expected and what was found.
+    """
+    binary.choose("section", config.sections, SECTIONS)
+    binary.choose("work", config.works, WORKS)
+    for name in ("repeats", "num_rounds", "num_members", "num_seeds", "seeds_per_call", "depths"):
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number < 1:
+                raise UsageError(f"--{name} must be at least 1, found {number}")
+
+
+class Part(NamedTuple):
+    """A group of ways that is still to be compiled.
+
+    Attributes:
+      name: what the work is.
+      unit: what it is counted in.
+      make: compiles the ways.
+      num_ways: how many there will be.
+      seconds: about how long it takes on 2 CPU cores, compilation included.
+    """
+
+    name: str
+    unit: str
+    make: Callable[[], list[Way]]
+    num_ways: int
+    seconds: float
+
+
+COMPILE_SECONDS = {"tabular": 5.0, "transformer": 9.0}  # a program
+ROUND_SECONDS = {"tabular": 2e-3, "transformer": 40e-3}  # a seed, 16 members
+DEPTH_SECONDS = 0.7  # to compile a layer, looped
+IMPORT_SECONDS = 1.2
+
+
+def plan(config: Config) -> list[Part]:
+    """The groups of ways that the config asks for, in order, none of them compiled yet."""
+    passes = config.repeats + 1
+    parts = []
+    for name in config.works:
+        size = sizes(config, name)
+        a_seed = ROUND_SECONDS[name] * size.num_rounds * config.num_members / 16
+        compiling = COMPILE_SECONDS[name]
+        if "rounds" in config.sections:
+            make, seconds = partial(_rounds, config, name), 2 * compiling + 5 * passes * a_seed
+            num_ways = 2 + others.has_torch()
+            parts.append(Part(f"{name}, one seed", "seed-round", make, num_ways, seconds))
+        for seeds in config.num_seeds if "seeds" in config.sections else ():
+            chunks = [chunk for chunk in config.seeds_per_call if chunk < seeds]
+            done = min(seeds, ways.ONE_BY_ONE) + seeds * (1 + len(chunks))
+            seconds = (1 + len(chunks)) * compiling + passes * done * a_seed
+            make = partial(_seeds, config, name, seeds, chunks)
+            label = f"{name}, seeds: {seeds}"
+            parts.append(Part(label, "seed-round", make, 2 + len(chunks), seconds))
+    for depth in config.depths if "layers" in config.sections else ():
+        make = partial(others.layers, sizes(config, "transformer"), depth)
+        parts.append(Part(f"layers: {depth}", "gradient", make, 2, 5 + DEPTH_SECONDS * depth))
+    if "imports" in config.sections:
+        seconds = 2 * passes * IMPORT_SECONDS
+        parts.append(Part("import", "process", others.imports, 2, seconds))
+    return parts
+
+
+@cache
+def _seed_program(size: Sizes, seed: int) -> tuple[work.Frozen, Key, ways.Program]:
+    frozen_key, run_key = jax.random.split(jax.random.key(seed))
+    frozen = jax.jit(partial(work.draw_frozen, size))(frozen_key)
+    return frozen, run_key, ways.compile_seed(size, frozen, run_key)
+
+
+def _rounds(config: Config, name: str) -> list[Way]:
+    size = sizes(config, name)
+    frozen, key, program = _seed_program(size, config.seed)
+    made = [
+        ways.one_scan(size, frozen, key, program),
+        ways.python_loop(size, frozen, key),
+    ]
+    if others.has_torch():
+        made.append(others.torch_eager(size, frozen, config.seed))
+    return made
+
+
+def _seeds(config: Config, name: str, num_seeds: int, chunks: list[int]) -> list[Way]:
+    size = sizes(config, name)
+    frozen, key, program = _seed_program(size, config.seed)
+    keys = jax.random.split(key, num_seeds)
+    return [
+        ways.one_by_one(size, frozen, keys, program),
+        ways.all_at_once(size, frozen, keys),
+        *(ways.in_chunks(size, frozen, keys, chunk) for chunk in chunks),
+    ]
+
+
+def experiment(config: Config) -> None:
+    """Times every way of every group, then writes and prints the results."""
+    check(config)
+    console = open_console()
+    parts = plan(config)
+    cost = sum(part.seconds for part in parts) / 60
+    console.print(
+        f"{len(parts)} groups, {config.repeats} repeats, on {jax.default_backend()}: about "
+        f"{cost:.1f} minutes on 2 idle CPU cores"
+    )
+    if "rounds" in config.sections and not others.has_torch():
+        console.print("PyTorch is not installed, so its rows are left out (pip install torch)")
+    folder = run_folder.open_run_folder(config.run_dir, config)
+    began = time.perf_counter()
+    results = _measure(parts, config, console)
+    rows = [row for group, seconds in results for row in measure.summarise(group, seconds)]
+    run_folder.write_csv(folder / "metrics.csv", _csv_rows(results))
+    summary: dict[str, Any] = {"machine": _machine(), "rows": rows}
+    if "imports" in config.sections:
+        summary["imports_tensorflow_probability"] = others.imports_tensorflow_probability()
+    run_folder.write_json(folder / "summary.json", summary)
+    figure = plot.draw(rows, folder)
+    console.print(_table(rows))
+    if "imports" in config.sections:
+        imported = "yes" if summary["imports_tensorflow_probability"] else "no"
+        console.print(f"import shatter imports tensorflow_probability: {imported}")
+    console.print(
+        f"{time.perf_counter() - began:.0f} s. Results in {folder}: metrics.csv, summary.json, "
+        f"{figure.name}"
+    )
+
+
+def _measure(parts: list[Part], config: Config, console: Console) -> list[tuple[Group, np.ndarray]]:
+    results = []
+    with progress_bar(console, sum(config.repeats * part.num_ways for part in parts)) as advance:
+        for part in parts:
+            advance(f"{part.name}: compiling", 0)
+            fit, exhausted = measure.warm_up(part.make())
+            for name in exhausted:
+                console.print(f"{part.name}: {name} ran out of memory", markup=False)
+            advance(part.name, config.repeats * len(exhausted))
+            if fit:
+                seconds = measure.time_in_turn(fit, config.repeats, partial(advance, part.name))
+                results.append((Group(part.name, part.unit, fit), seconds))
+    return results
+
+
+def _csv_rows(results: list[tuple[Group, np.ndarray]]) -> Iterable[tuple]:
+    """The house's columns: the arm is the way, the seed the repeat, the step the units of work."""
+    for group, seconds in results:
+        for column, way in enumerate(group.ways):
+            start = (group.name, group.unit, way.name)
+            for repeat, value in enumerate(seconds[:, column]):
+                yield *start, repeat, way.units, "seconds", f"{value:.6g}"
+            for metric in ("compile_seconds", "peak_bytes"):
+                if getattr(way, metric) is not None:
+                    yield *start, "", way.units, metric, f"{getattr(way, metric):.6g}"
+
+
+def _machine() -> dict[str, Any]:
+    """What the numbers belong to."""
+    load = os.getloadavg() if hasattr(os, "getloadavg") else None
+    return {
+        "device": str(jax.devices()[0].device_kind),
+        "cores": os.cpu_count(),
+        "load": load,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(
+        title="the same work in different ways",
+        caption="time: over that of the group's first row, median [range] of repeats in turn. "
+        "peak: what the compiler plans (arguments, outputs, temporaries); PyTorch: growth of a "
+        "fresh process, or what it allocates on a GPU",
+    )
+    table.add_column("work")
+    table.add_column("way")
+    for name in ("time", "units/s", "compile s", "peak MB"):
+        table.add_column(name, justify="right")
+    for before, row in zip([None, *rows], rows, strict=False):
+        first = before is None or before["group"] != row["group"]
+        if first and before is not None:
+            table.add_section()
+        compile_seconds, peak = row["compile_seconds"], row["peak_bytes"]
+        table.add_row(
+            f"{row['group']} ({row['unit']}s)" if first else "",
+            row["way"],
+            "1"
+            if first
+            else f"{row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]",
+            f"{1 / row['seconds_a_unit']:.3g}",
+            "" if compile_seconds is None else f"{compile_seconds:.1f}",
+            "" if peak is None else f"{peak / 1e6:.1f}",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    # A compilation cache would make the compile seconds those of reading a file.
+    jax.config.update("jax_enable_compilation_cache", False)
+    binary.main(Config, experiment)

@@ -1,0 +1,295 @@
+"""The language model as policy, reward and transition; identities 1 and 2 by enumeration."""
+
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from shatter import documents
+from shatter.models import LanguageModel, tabular
+from shatter.types import Array
+
+V, L = 3, 3
+LM = tabular(vocab_size=V, max_length=L, init_scale=1.5)
+both_ends = pytest.mark.parametrize("eos", [None, 1])
+
+
+class Space(NamedTuple):
+    """Every response, what it is worth, and how likely it is, in plain numpy."""
+
+    eos: int | None
+    responses: list[tuple[int, ...]]
+    rewards: np.ndarray
+    log_p0: np.ndarray
+    levels: list[np.ndarray]  # log p0(a | s), a row for every prefix of a length
+
+
+def row(prefix: tuple[int, ...]) -> int:
+    """The place of a prefix among those of its length."""
+    return int(sum(token * V**i for i, token in enumerate(reversed(prefix))))
+
+
+def total(levels: list, response: tuple[int, ...]):
+    """What a response collects on its way."""
+    return sum(levels[t][row(response[:t]), token] for t, token in enumerate(response))
+
+
+def random_levels(seed: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [np.log(rng.dirichlet(np.ones(V), size=V**t)) for t in range(L)]
+
+
+def make_space(eos: int | None) -> Space:
+    everything = itertools.product(range(V), repeat=L)
+    cut = lambda r: r[: r.index(eos) + 1] if eos in r else r
+    responses = sorted({cut(response) for response in everything})
+    levels = random_levels(0)
+    log_p0 = np.array([total(levels, response) for response in responses])
+    rewards = 2 * np.random.default_rng(1).standard_normal(len(responses))
+    return Space(eos, responses, rewards, log_p0, levels)
+
+
+def solve(space: Space, rewards, beta):
+    """Soft values for r(s, a) = beta log p0(a | s), plus r(x) on the last action."""
+    levels = [beta * jnp.array(level) for level in space.levels]
+    for reward, response in zip(rewards, space.responses, strict=True):
+        t = len(response) - 1
+        levels[t] = levels[t].at[row(response[:t]), response[t]].add(reward)
+    return documents.soft_values(levels, temperature=beta, eos=space.eos)
+
+
+# One program a space: rewards and temperature are arguments.
+@pytest.fixture(params=[None, 1], ids=["fixed length", "eos"])
+def solved(request: pytest.FixtureRequest, float64: None):
+    space = make_space(request.param)
+    return space, jax.jit(lambda rewards, beta: solve(space, rewards, beta))
+
+
+def posterior(space: Space, beta: float) -> tuple[np.ndarray, float]:
+    """log p* = log p0 + r / beta - log Z, and log Z."""
+    log_joint = space.log_p0 + space.rewards / beta
+    log_z = np.log(np.exp(log_joint).sum())
+    return log_joint - log_z, log_z
+
+
+@pytest.mark.parametrize("beta", [0.5, 2.0])
+def test_soft_recursion_is_the_posterior(solved, beta: float):
+    """Identity 1: V(root) = beta log Z, and V(s), p*(a | s) at every prefix that is reached."""
+    space, run = solved
+    values, policy = jax.tree.map(np.asarray, run(space.rewards, beta))
+    log_target, log_z = posterior(space, beta)
+    assert values[0][0] == pytest.approx(beta * log_z, abs=1e-12)
+    found = [total(policy, response) for response in space.responses]
+    np.testing.assert_allclose(found, log_target, atol=1e-12)
+
+    ends = dict(zip(space.responses, space.rewards, strict=True))
+    p0 = dict(zip(space.responses, np.exp(space.log_p0), strict=True))
+
+    def value(state: tuple[int, ...]) -> float:
+        """beta log E_p0[exp(r / beta) | state], over the documents that begin like it."""
+        if state in ends:
+            return ends[state]
+        onward = [x for x in space.responses if x[: len(state)] == state]
+        mean = sum(p0[x] * np.exp(ends[x] / beta) for x in onward) / sum(p0[x] for x in onward)
+        return beta * np.log(mean)
+
+    states = {x[:t] for x in space.responses for t in range(len(x))}
+    assert len(states) == (13 if space.eos is None else 7)
+    for state in states:
+        t = len(state)
+        assert values[t][row(state)] == pytest.approx(value(state), abs=1e-12)
+        for action in range(V):
+            expected = space.levels[t][row(state), action]
+            expected += (value((*state, action)) - value(state)) / beta
+            assert policy[t][row(state), action] == pytest.approx(expected, abs=1e-12)
+
+
+def test_posterior_does_not_move_with_a_constant(solved):
+    """Identity 1: r + c leaves p* as it is and adds c to every value."""
+    space, run = solved
+    values, policy = jax.tree.map(np.asarray, run(space.rewards, 0.5))
+    shifted_values, shifted_policy = jax.tree.map(np.asarray, run(space.rewards + 3.0, 0.5))
+    for state in {x[:t] for x in space.responses for t in range(len(x))}:
+        t, i = len(state), row(state)
+        assert shifted_values[t][i] == pytest.approx(values[t][i] + 3.0, abs=1e-12)
+        np.testing.assert_allclose(shifted_policy[t][i], policy[t][i], atol=1e-12)
+
+
+@pytest.mark.parametrize("beta", [0.5, 2.0])
+def test_regularised_return_of_any_policy(solved, beta: float):
+    """Identity 1: J_KL(pi) = beta log Z - beta KL(pi || p*)."""
+    space, run = solved
+    values, policy = jax.tree.map(np.asarray, run(space.rewards, beta))
+    log_target = np.array([total(policy, response) for response in space.responses])
+    for seed in range(2, 5):
+        levels = random_levels(seed)
+        log_pi = np.array([total(levels, response) for response in space.responses])
+        pi = np.exp(log_pi)
+        assert pi.sum() == pytest.approx(1.0, abs=1e-12)
+        regularised = pi @ space.rewards - beta * (pi @ (log_pi - space.log_p0))
+        divergence = documents.kl_divergence(jnp.array(log_pi), jnp.array(log_target))
+        expected = beta * (values[0][0] / beta) - beta * float(divergence)
+        assert regularised == pytest.approx(expected, abs=1e-12)
+        assert divergence > 0.05
+
+
+def test_derivatives_in_the_inverse_temperature(solved):
+    """Identity 2, eta = 1 / beta: d log Z = E r, d E r = Var r, d KL(p* || p0) = eta Var r."""
+    space, _ = solved
+
+    @jax.jit
+    def run(eta):
+        def quantities(eta):
+            values, policy = solve(space, space.rewards, 1 / eta)
+            log_target = jnp.array([total(policy, response) for response in space.responses])
+            mean = documents.expectation(log_target, jnp.array(space.rewards))
+            kl = documents.kl_divergence(log_target, jnp.array(space.log_p0))
+            return jnp.array([eta * values[0][0], mean, kl])
+
+        return jax.jvp(quantities, (eta,), (1.0,))
+
+    for eta in (0.5, 1.7):
+        (_, mean, kl), derivatives = run(eta)
+        log_target, _ = posterior(space, 1 / eta)
+        p = np.exp(log_target)
+        by_hand = p @ space.rewards
+        variance = p @ (space.rewards - by_hand) ** 2
+        assert mean == pytest.approx(by_hand, abs=1e-12)
+        assert kl == pytest.approx(p @ (log_target - space.log_p0), abs=1e-12)
+        np.testing.assert_allclose(derivatives, [by_hand, variance, eta * variance], atol=1e-11)
+        assert variance > 0.05
+
+
+@both_ends
+def test_own_log_probs_as_rewards_leave_nothing_to_optimise(float64: None, eos: int | None):
+    """At temperature 1 V = 0 everywhere and the soft-optimal policy is the model itself."""
+    params = LM.init(jax.random.key(0))
+
+    @jax.jit
+    def run(params):
+        levels = documents.prefix_log_probs(LM, params, vocab_size=V, max_length=L)
+        return levels, documents.soft_values(levels, eos=eos)
+
+    levels, (values, policy) = run(params)
+    assert [len(value) for value in values] == [1, V, V**2]
+    for level, value, optimal in zip(levels, values, policy, strict=True):
+        np.testing.assert_allclose(value, 0.0, atol=1e-14)
+        np.testing.assert_allclose(optimal, level, atol=1e-14)
+
+
+@both_ends
+def test_at_another_temperature_the_optimum_is_sequence_tempered(float64: None, eos: int | None):
+    """pi(x)^(1 / tau) / Z, with V(root) = tau log Z; tempering every token is another law."""
+    space = make_space(eos)
+
+    @jax.jit
+    def run(temperature):
+        levels = [jnp.array(level) for level in space.levels]
+        return documents.soft_values(levels, temperature=temperature, eos=eos)
+
+    for temperature in (0.4, 2.5):
+        values, policy = run(temperature)
+        found = np.array([total(policy, response) for response in space.responses])
+        expected = documents.sequence_tempered(jnp.array(space.log_p0), temperature)
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+        log_z = np.log(np.exp(space.log_p0 / temperature).sum())
+        assert values[0][0] == pytest.approx(temperature * log_z, abs=1e-12)
+
+        tempered = [np.exp(level / temperature) for level in space.levels]
+        tempered = [np.log(level / level.sum(axis=1, keepdims=True)) for level in tempered]
+        by_token = np.array([total(tempered, response) for response in space.responses])
+        assert np.exp(by_token).sum() == pytest.approx(1.0, abs=1e-12)
+        assert np.abs(np.exp(by_token) - np.exp(found)).sum() > 0.1
+
+
+def test_forbidden_actions_and_dead_ends_are_avoided(float64: None):
+    """Rewards of -inf after (2): no 0; after (1): nothing at all. Values and gradients finite."""
+    levels = [jnp.array(level) for level in random_levels(0)]
+
+    @jax.jit
+    def run(bonus):
+        def root(bonus):
+            second = levels[1].at[2, 0].set(-jnp.inf).at[1].set(-jnp.inf)
+            values, policy = documents.soft_values([levels[0] + bonus, second, levels[2]])
+            return values[0][0], (values, policy)
+
+        return jax.value_and_grad(root, has_aux=True)(bonus)
+
+    (value, (values, policy)), gradient = jax.tree.map(np.asarray, run(0.0))
+    p, after = np.exp(levels[0][0]), np.exp(levels[1][2])
+    possible = np.array([p[0], 0.0, p[2] * (1 - after[0])])
+    assert value == pytest.approx(np.log(possible.sum()), abs=1e-12)
+    np.testing.assert_allclose(np.exp(policy[0][0]), possible / possible.sum(), atol=1e-12)
+    assert values[1][2] == pytest.approx(np.log(1 - after[0]), abs=1e-12)
+    kept = np.array([0.0, after[1], after[2]])
+    np.testing.assert_allclose(np.exp(policy[1][2]), kept / kept.sum(), atol=1e-12)
+    assert gradient == pytest.approx(1.0, abs=1e-12)
+    assert all(np.all(np.isfinite(array)) for array in (*values, *policy))
+
+
+@both_ends
+def test_rolling_documents_through_the_three_faces(float64: None, eos: int | None):
+    """Rewards of the actions sum to log_prob, transitions rebuild the documents."""
+    params = LM.init(jax.random.key(0))
+    tokens, mask = documents.enumerate_documents(vocab_size=V, max_length=L, eos=eos)
+    faces = documents.interface(LM)
+
+    @jax.jit
+    def run(params):
+        state = jnp.pad(tokens[:, :1], ((0, 0), (0, L)), constant_values=V - 1)
+        length, collected, laws = jnp.ones(len(tokens), int), [], []
+        for t in range(1, 1 + L):
+            laws.append(faces.policy(params, state, length))
+            collected.append(faces.reward(params, state, length, tokens[:, t]))
+            state, length = faces.transition(state, length, tokens[:, t])
+        levels = documents.prefix_log_probs(LM, params, vocab_size=V, max_length=L)
+        scored = documents.document_log_probs(LM, params, tokens, mask)
+        return state, length, jnp.array(collected).T, laws, levels, scored
+
+    state, length, collected, laws, levels, scored = run(params)
+    np.testing.assert_array_equal(state, tokens)
+    np.testing.assert_array_equal(length, 1 + L)
+    np.testing.assert_allclose((collected * mask[:, 1:]).sum(axis=1), scored, atol=1e-12)
+    for t, law in enumerate(laws):
+        prefixes = [row(tuple(r)) for r in np.asarray(tokens)[:, 1 : 1 + t].tolist()]
+        np.testing.assert_allclose(law, np.asarray(levels[t])[prefixes], atol=1e-14)
+
+
+def test_faces_take_any_leading_axes(float64: None):
+    params = LM.init(jax.random.key(0))
+    faces = documents.interface(LM)
+    tokens, length = jnp.array([[0, 2, 1, 0], [0, 1, 1, 2]]), jnp.array([2, 4])
+    law = faces.policy(params, tokens, length)
+    assert faces.policy(params, tokens[1], length[1]).shape == (V,)
+    np.testing.assert_allclose(faces.policy(params, tokens[1], length[1]), law[1], atol=1e-14)
+    reward = faces.reward(params, tokens[0], length[0], jnp.array(2))
+    assert reward == pytest.approx(float(law[0, 2]), abs=1e-14)
+    state, longer = faces.transition(tokens[0], length[0], jnp.array(2))
+    np.testing.assert_array_equal(state, [0, 2, 2, 0])
+    assert longer == 3
+    with pytest.raises(AssertionError):
+        faces.policy(params, tokens, length[0])
+    with pytest.raises(AssertionError):
+        faces.transition(tokens, length, jnp.array(2))
+
+
+def test_half_precision_stops_at_the_logits():
+    """Log-probs and soft values of a bfloat16 model are float32, normalised to its precision."""
+
+    def apply(params: Array, tokens: Array, *, valid: Array | None = None) -> Array:
+        del valid
+        return jnp.broadcast_to(params, (*tokens.shape, 8))
+
+    lm = LanguageModel(init=lambda key: jax.random.normal(key, (8,), jnp.bfloat16), apply=apply)
+    params = lm.init(jax.random.key(0)).at[3].set(-jnp.inf)
+    tokens, length = jnp.zeros((2, 3), int), jnp.array([1, 2])
+    law = documents.interface(lm).policy(params, tokens, length)
+    levels = documents.prefix_log_probs(lm, params, vocab_size=8, max_length=2)
+    for log_probs in (law, *levels):
+        assert log_probs.dtype == jnp.float32
+        assert np.all(np.isfinite(log_probs))
+        np.testing.assert_allclose(np.exp(log_probs).sum(axis=-1), 1.0, atol=1e-6)
+        np.testing.assert_array_equal(np.exp(log_probs)[:, 3], 0.0)

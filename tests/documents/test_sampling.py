@@ -1,0 +1,301 @@
+"""Samples against the exact law, with and without a cache, padding and temperature."""
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import checkify
+from scipy import stats
+
+from shatter import documents
+from shatter.documents import Samples, log_prob, sample
+from shatter.models import LanguageModel, TransformerConfig, tabular, transformer
+
+V, L, EOS = 3, 3, 1
+PROMPT = (2, 0)
+MODELS = {
+    "tabular": tabular(vocab_size=V, max_length=1 + L, num_prompts=V),
+    "transformer": transformer(
+        TransformerConfig(vocab_size=V, max_length=8, width=8, num_layers=1, num_heads=2)
+    ),
+}
+every_model = pytest.mark.parametrize("kind", list(MODELS))
+
+
+def make_params(lm: LanguageModel):
+    """Far from uniform; drawn by numpy, for compiling an init takes longer than the tests."""
+    rng = np.random.default_rng(5)
+    shapes = jax.eval_shape(lm.init, jax.random.key(0))
+    return jax.tree.map(lambda leaf: jnp.array(rng.standard_normal(leaf.shape)), shapes)
+
+
+@functools.cache
+def drawn(kind: str, temperature: float, cached: bool = True) -> tuple[Samples, np.ndarray]:
+    """20,000 samples in float64, and the logits of their documents."""
+    lm = MODELS[kind] if cached else MODELS[kind]._replace(init_cache=None, decode=None)
+
+    @jax.jit
+    def run(params, key):
+        samples = sample(
+            lm,
+            params,
+            key,
+            jnp.array(PROMPT),
+            num_samples=20_000,
+            max_length=L,
+            temperature=temperature,
+            eos=EOS,
+        )
+        return samples, lm.apply(params, samples.tokens)
+
+    with jax.enable_x64(True):
+        return jax.tree.map(np.asarray, run(make_params(lm), jax.random.key(7)))
+
+
+def exact_law(kind: str, temperature: float) -> dict[tuple[int, ...], float]:
+    """Every document's probability when the logits of each token are divided by the temperature."""
+    lm = MODELS[kind]
+    with jax.enable_x64(True):
+        tokens, mask = documents.enumerate_documents(
+            vocab_size=V, max_length=L, prompt=PROMPT, eos=EOS
+        )
+        run = jax.jit(lambda p, scale: log_prob(lm.apply(p, tokens) / scale, tokens, mask))
+        probs = np.exp(run(make_params(lm), temperature))
+    return dict(zip(map(tuple, np.asarray(tokens).tolist()), probs.tolist(), strict=True))
+
+
+@every_model
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_frequencies_are_those_of_the_law(kind: str, temperature: float):
+    """Chi-square over all 15 documents, 20,000 samples, a seed; the 0.999 quantile bounds it.
+
+    The law at the other temperature would be refused by far.
+    """
+    samples, _ = drawn(kind, temperature)
+    rows, counts = np.unique(samples.tokens, axis=0, return_counts=True)
+    observed = dict(zip(map(tuple, rows.tolist()), counts.tolist(), strict=True))
+
+    def chi_square(law: dict[tuple[int, ...], float]) -> float:
+        assert set(observed) <= set(law)
+        assert sum(law.values()) == pytest.approx(1.0, abs=1e-12)
+        return sum(
+            (observed.get(document, 0) - 20_000 * p) ** 2 / (20_000 * p)
+            for document, p in law.items()
+        )
+
+    bound = stats.chi2.ppf(0.999, df=14)
+    assert chi_square(exact_law(kind, temperature)) < bound
+    assert chi_square(exact_law(kind, 1.7 - temperature)) > 3 * bound
+
+
+@every_model
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probs_are_those_of_scoring(kind: str, temperature: float):
+    """Identity 10: under the law drawn from, and under the model itself."""
+    samples, logits = drawn(kind, temperature)
+    with jax.enable_x64(True):
+        score = jax.jit(log_prob)
+        tempered = score(jnp.array(logits / temperature), samples.tokens, samples.mask)
+        raw = score(jnp.array(logits), samples.tokens, samples.mask)
+    np.testing.assert_allclose(samples.log_probs, tempered, atol=1e-12)
+    np.testing.assert_allclose(samples.raw_log_probs, raw, atol=1e-12)
+    if temperature == 1.0:
+        np.testing.assert_array_equal(samples.log_probs, samples.raw_log_probs)
+    else:
+        assert np.abs(samples.log_probs - samples.raw_log_probs).max() > 0.1
+
+
+@every_model
+def test_one_eos_and_nothing_after_it(kind: str):
+    samples, _ = drawn(kind, 1.0)
+    np.testing.assert_array_equal(samples.tokens[:, :2], np.tile(PROMPT, (20_000, 1)))
+    assert not np.any(samples.mask[:, :2])
+    responses, mask = samples.tokens[:, 2:], samples.mask[:, 2:]
+    ends = responses == EOS
+    length = np.where(ends.any(axis=1), ends.argmax(axis=1) + 1, L)
+    np.testing.assert_array_equal(mask, np.arange(L) < length[:, None])
+    np.testing.assert_array_equal((ends & mask).sum(axis=1), ends.any(axis=1))
+    np.testing.assert_array_equal(responses[~mask], EOS)
+    assert set(length) == {1, 2, 3}
+    assert 0.05 < np.mean(~ends.any(axis=1)) < 0.95
+
+
+def test_cache_and_full_forward_pass_draw_the_same():
+    """Identity 10: the same key gives the same tokens."""
+    with_cache, _ = drawn("transformer", 0.7)
+    without, _ = drawn("transformer", 0.7, cached=False)
+    np.testing.assert_array_equal(with_cache.tokens, without.tokens)
+    np.testing.assert_allclose(with_cache.log_probs, without.log_probs, atol=1e-12)
+    np.testing.assert_allclose(with_cache.raw_log_probs, without.raw_log_probs, atol=1e-12)
+
+
+PROMPTS = [(2, 0, 1), (0,), (1, 2)]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@every_model
+def test_padded_prompts(float64: None, kind: str, cached: bool):
+    """Left or right, whatever the id of padding: the same tokens, log-probs as without padding."""
+    lm = MODELS[kind] if cached else MODELS[kind]._replace(init_cache=None, decode=None)
+    if cached and lm.decode is None:
+        pytest.skip("this model has no cache")
+    params = make_params(MODELS[kind])
+
+    @jax.jit
+    def run(prompts, valid):
+        samples = sample(
+            lm,
+            params,
+            jax.random.key(3),
+            prompts,
+            num_samples=50,
+            max_length=2,
+            temperature=0.7,
+            valid=valid,
+        )
+        valid = jnp.concatenate([valid, jnp.ones((3, 2), bool)], axis=1)
+        valid = jnp.repeat(valid[:, None], 50, axis=1)
+        logits = lm.apply(params, samples.tokens, valid=valid)
+        scored = [log_prob(x, samples.tokens, samples.mask) for x in (logits / 0.7, logits)]
+        return samples, scored
+
+    found = {}
+    for side, fill in [("left", 0), ("right", -100)]:
+        prompts, valid = np.full((3, 3), fill), np.zeros((3, 3), bool)
+        for i, prompt in enumerate(PROMPTS):
+            columns = slice(3 - len(prompt), 3) if side == "left" else slice(len(prompt))
+            prompts[i, columns], valid[i, columns] = prompt, True
+        found[side], scored = run(jnp.array(prompts), jnp.array(valid))
+        np.testing.assert_array_equal(
+            found[side].tokens[:, :, :3], np.repeat(prompts[:, None], 50, axis=1)
+        )
+        # Scored again with the padding in place.
+        np.testing.assert_allclose(found[side].log_probs, scored[0], atol=1e-12)
+        np.testing.assert_allclose(found[side].raw_log_probs, scored[1], atol=1e-12)
+    np.testing.assert_array_equal(found["left"].tokens[..., 3:], found["right"].tokens[..., 3:])
+    np.testing.assert_allclose(found["left"].log_probs, found["right"].log_probs, atol=1e-12)
+    # Scored again without padding; enumerated, the responses' probabilities sum to 1.
+    for i, prompt in enumerate(PROMPTS):
+        tokens, mask = documents.enumerate_documents(vocab_size=V, max_length=2, prompt=prompt)
+        run_exact = jax.jit(lambda t, m: log_prob(MODELS[kind].apply(params, t), t, m))
+        exact = np.asarray(run_exact(tokens, mask))
+        places = np.asarray(found["left"].tokens[i, :, 3:]) @ [V, 1]
+        np.testing.assert_allclose(found["left"].raw_log_probs[i], exact[places], atol=1e-12)
+        assert len(set(places.tolist())) > 2
+
+
+def small(key=None, prompt=(0,), lm=MODELS["tabular"], params=None, **changes) -> Samples:
+    arguments = {"num_samples": 4, "max_length": 2} | changes
+    params = make_params(lm) if params is None else params
+    key = jax.random.key(0) if key is None else key
+    return sample(lm, params, key, jnp.array(prompt), **arguments)
+
+
+def test_axes():
+    one = jax.eval_shape(small)
+    assert one.tokens.shape == one.mask.shape == (4, 3)
+    assert one.log_probs.shape == one.raw_log_probs.shape == (4,)
+    batch = jax.eval_shape(lambda: small(prompt=[[0, 1], [2, 2], [1, 0]]))
+    assert batch.tokens.shape == batch.mask.shape == (3, 4, 4)
+    assert batch.log_probs.shape == batch.raw_log_probs.shape == (3, 4)
+
+
+def test_keys():
+    """Determinism in the key, other draws from another one, vmapped keys as looped."""
+    run = jax.jit(lambda key: small(key, num_samples=32))
+    keys = jax.random.split(jax.random.key(1), 2)
+    lifted = jax.jit(jax.vmap(lambda key: small(key, num_samples=32)))(keys)
+    first, second = run(keys[0]), run(keys[1])
+    np.testing.assert_array_equal(first.tokens, run(keys[0]).tokens)
+    assert np.any(first.tokens != second.tokens)
+    np.testing.assert_array_equal(lifted.tokens, [first.tokens, second.tokens])
+    np.testing.assert_allclose(lifted.log_probs, [first.log_probs, second.log_probs], rtol=1e-6)
+
+
+def test_compiles_once_for_the_same_shapes():
+    traces = []
+    lm = MODELS["tabular"]
+
+    @jax.jit
+    def run(params, key, prompt):
+        traces.append(prompt.shape)
+        return sample(lm, params, key, prompt, num_samples=2, max_length=2)
+
+    params = make_params(lm)
+    for seed, prompt in enumerate([[0, 1], [2, 2], [1, 0]]):
+        run(params, jax.random.key(seed), jnp.array(prompt))
+    assert traces == [(2,)]
+    assert run._cache_size() == 1
+
+
+def test_forbidden_tokens_are_never_drawn():
+    """A logit of -inf, also where it is every token but one; log-probs stay finite."""
+    lm = MODELS["tabular"]
+    params = make_params(lm).at[..., 2].set(-jnp.inf).at[1, ..., 0].set(-jnp.inf)
+    run = jax.jit(lambda prompt: sample(
+        lm, params, jax.random.key(0), prompt, num_samples=500, max_length=3, temperature=0.5
+    ))  # fmt: skip
+    samples = run(jnp.array([[0], [1]]))
+    responses = np.asarray(samples.tokens)[:, :, 1:]
+    assert set(responses[0].ravel().tolist()) == {0, 1}
+    assert set(responses[1].ravel().tolist()) == {1}
+    assert np.all(np.isfinite(samples.log_probs)) and np.all(np.isfinite(samples.raw_log_probs))
+    np.testing.assert_allclose(samples.log_probs[1], 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_samples": 0},
+        {"max_length": 0},
+        {"temperature": 0.0},
+        {"temperature": -1.0},
+        {"prompt": np.zeros((2, 0), int)},
+    ],
+    ids=str,
+)
+def test_impossible_arguments_are_refused(changes: dict):
+    with pytest.raises(ValueError, match="sample expects num_samples >= 1, max_length >= 1"):
+        small(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prompt": [0.0]},
+        {"prompt": 0},
+        {"prompt": [[[0]]]},
+        {"valid": jnp.ones(2, bool)},
+        {"valid": jnp.ones(1)},
+    ],
+    ids=str,
+)
+def test_wrong_shapes_and_types_are_refused(changes: dict):
+    with pytest.raises(AssertionError):
+        small(**changes)
+
+
+def test_a_document_longer_than_the_model_is_refused():
+    lm = MODELS["transformer"]._replace(init_cache=None, decode=None)
+    with pytest.raises(ValueError, match="found 9 tokens, over max_length 8"):
+        jax.eval_shape(lambda: small(lm=lm, max_length=8))
+
+
+@every_model
+def test_checkify_finds_bad_values(kind: str):
+    lm = MODELS[kind]
+    params = make_params(lm)
+    checked = jax.jit(
+        checkify.checkify(lambda params, prompt: small(lm=lm, params=params, prompt=prompt))
+    )
+    assert checked(params, jnp.array([1]))[0].get() is None
+    assert "is out of range" in checked(params, jnp.array([V]))[0].get()
+    spoilt = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)
+    assert "logits hold a NaN" in checked(spoilt, jnp.array([1]))[0].get()
+
+
+def test_temperature_is_one_by_default():
+    assert inspect.signature(sample).parameters["temperature"].default == 1.0
