@@ -1,5 +1,6 @@
 """A run over many seeds, cut into chunks on the host: progress, checkpoints, resume."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,14 +82,12 @@ def run_seeds(
         metrics = load_arrays(done)
         progress(num_rounds)
         return metrics
-    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    start = jax.jit(jax.vmap(process.start), compiler_options=options)
     rounds = jax.jit(
         jax.vmap(process.rounds, in_axes=(0, None, None)),
         static_argnums=2,
-        compiler_options=options,
+        compiler_options=_compiler_options(),
     )
-    carry, first = start(inputs)
+    carry, first = _all_seeds(process.start)(inputs)
     history = {
         name: jnp.zeros((len(value), 1 + num_rounds, *value.shape[1:])).at[:, 0].set(value)
         for name, value in first.items()
@@ -116,6 +115,17 @@ def run_seeds(
     save_arrays(done, result)
     remove_folder(checkpoints)
     return result
+
+
+@functools.cache
+def _all_seeds(start: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The start of all seeds, compiled once for the arms that share it."""
+    return jax.jit(jax.vmap(start), compiler_options=_compiler_options())
+
+
+def _compiler_options() -> dict[str, Any] | None:
+    """On CPU a lower optimisation level: the same bits and speed, half the time to compile."""
+    return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, target: Any, folder: Path) -> Any:

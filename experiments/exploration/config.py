@@ -49,7 +49,7 @@ class Config:
     prior_scale: float = 1.0
     """The learner's prior scale over `spread`; 1 is a matched prior, the easy case."""
 
-    num_rounds: int = 80
+    num_rounds: int = 60
     """Rounds of asking and learning."""
 
     queries_per_round: int = 8

@@ -1,7 +1,7 @@
 """The didactic process: a hidden law around a pretrained model, and the arms that ask about it."""
 
+import functools
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ from shatter.types import Array, Key, Metrics, Params
 
 EOS = 0
 HELD_OUT_QUERIES = 64
-JOINT_DRAWS = 32
+JOINT_DRAWS = 16
 JOINT_SEED = 7  # the same draws of the joint loss for every arm and round
 PASSIVE_CANDIDATES = 4  # two of them nearly always differ, and their frequencies stay p0's
 TRANSFORMER = {"width": 16, "num_layers": 2, "num_heads": 2}
@@ -71,37 +71,32 @@ def make_process(setting: Setting, arm: str) -> Process:
 
     Returns:
       `start` and `rounds`. The pretrained model, the hidden law and the held-out queries depend on
-      the key alone, so they are the same for all arms.
+      the key alone, so they are the same for all arms; arms with the same learner share `start`.
     """
-    config = setting.config
-    space = documents.enumerate_documents(
-        vocab_size=config.vocab_size, max_length=config.max_length, eos=EOS
-    )
-    table = models.tabular(vocab_size=config.vocab_size, max_length=config.max_length)
-    lm = table if setting.learner == "tabular" else _transformer(config)
+    return Process(_start(setting, ARMS[arm].learner), _rounds(setting, ARMS[arm]))
 
-    def assemble(problem: Problem) -> tuple[training.Interaction, Callable]:
-        ensemble = _ensemble(setting, ARMS[arm].learner, lm, table, problem.params)
 
-        def score_all(shared: Params, own: Params) -> Array:
-            return documents.log_prob(ensemble.apply(shared, own, space[0]), *space)
-
-        def evaluate(state: training.InteractionState) -> Metrics:
-            own = state.members.params
-            return _metrics(problem, jax.vmap(score_all, in_axes=(None, 0))(state.shared, own))
-
-        return _interaction(config, ARMS[arm], ensemble, score_all, problem, space), evaluate
+@functools.cache
+def _start(setting: Setting, learner: str) -> Callable[[Key], tuple[Any, Metrics]]:
+    world = _world(setting)
 
     def start(key: Key) -> tuple[Any, Metrics]:
         problem_key, init_key, run_key = jax.random.split(key, 3)
-        problem = _draw_problem(problem_key, setting, lm, table, space)
-        interaction, evaluate = assemble(problem)
+        problem = _draw_problem(problem_key, setting, world)
+        arm = Arm(learner, "all", exploration.uniform)  # how it asks does not matter yet
+        interaction, evaluate = _assemble(setting, arm, world, problem)
         state = interaction.init(init_key)
         return (problem, state, run_key), evaluate(state)
 
+    return start
+
+
+def _rounds(setting: Setting, arm: Arm) -> Callable[[Any, Array, Chunk], tuple[Any, Metrics]]:
+    world = _world(setting)
+
     def rounds(carry: Any, first_round: Array, chunk: Chunk) -> tuple[Any, Metrics]:
         problem, state, key = carry
-        interaction, evaluate = assemble(problem)
+        interaction, evaluate = _assemble(setting, arm, world, problem)
         rater = choice.luce_rater(choice.table_utility(problem.log_q[None]))
         state, metrics = training.run_rounds(
             interaction,
@@ -114,48 +109,70 @@ def make_process(setting: Setting, arm: str) -> Process:
         )
         return (problem, state, key), metrics
 
-    return Process(start, rounds)
+    return rounds
 
 
-def _transformer(config: Config) -> models.LanguageModel:
+class World(NamedTuple):
+    """What all seeds have in common: the learner's model, the table, all documents."""
+
+    lm: models.LanguageModel
+    table: models.LanguageModel
+    space: tuple[Array, Array]
+
+
+def _world(setting: Setting) -> World:
+    config = setting.config
+    space = documents.enumerate_documents(
+        vocab_size=config.vocab_size, max_length=config.max_length, eos=EOS
+    )
+    table = models.tabular(vocab_size=config.vocab_size, max_length=config.max_length)
+    if setting.learner == "tabular":
+        return World(table, table, space)
     sizes = models.TransformerConfig(
         vocab_size=config.vocab_size, max_length=1 + config.max_length, **TRANSFORMER
     )
-    return models.transformer(sizes)
+    return World(models.transformer(sizes), table, space)
 
 
-def _draw_problem(
-    key: Key,
-    setting: Setting,
-    lm: models.LanguageModel,
-    table: models.LanguageModel,
-    space: tuple[Array, Array],
-) -> Problem:
+def _assemble(
+    setting: Setting, arm: Arm, world: World, problem: Problem
+) -> tuple[training.Interaction, Callable[[training.InteractionState], Metrics]]:
+    ensemble = _ensemble(setting, arm.learner, world, problem.params)
+
+    def score_all(shared: Params, own: Params) -> Array:
+        return documents.log_prob(ensemble.apply(shared, own, world.space[0]), *world.space)
+
+    def evaluate(state: training.InteractionState) -> Metrics:
+        own = state.members.params
+        return _metrics(problem, jax.vmap(score_all, in_axes=(None, 0))(state.shared, own))
+
+    interaction = _interaction(setting.config, arm, ensemble, score_all, problem, world.space)
+    return interaction, evaluate
+
+
+def _draw_problem(key: Key, setting: Setting, world: World) -> Problem:
     """Gaussian logits for every prefix, and the target's around them."""
     table_key, target_key, query_key, choice_key, lm_key = jax.random.split(key, 5)
-    logits = table.init(table_key)
-    noise = jax.random.normal(target_key, logits.shape)
-    log_p0 = documents.document_log_probs(table, logits, *space)
-    log_q = documents.document_log_probs(table, logits + setting.config.spread * noise, *space)
-    params = logits
+    params = world.table.init(table_key)
+    target = params + setting.config.spread * jax.random.normal(target_key, params.shape)
+    log_p0 = documents.document_log_probs(world.table, params, *world.space)
+    log_q = documents.document_log_probs(world.table, target, *world.space)
     if setting.learner == "transformer":
-        params = _pretrain(lm, lm.init(lm_key), log_p0, space)
-        log_p0 = documents.document_log_probs(lm, params, *space)
-    held_out = jax.vmap(lambda key: exploration.uniform(key, log_p0[None]), in_axes=0)(
+        params = _pretrain(world, world.lm.init(lm_key), log_p0)
+        log_p0 = documents.document_log_probs(world.lm, params, *world.space)
+    held_out = jax.vmap(lambda key: exploration.uniform(key, log_p0[None]))(
         jax.random.split(query_key, HELD_OUT_QUERIES)
     )
     choices = choice.luce_sample(choice_key, log_q[held_out])
     return Problem(params, log_p0, log_q, held_out, choices)
 
 
-def _pretrain(
-    lm: models.LanguageModel, params: Params, log_p0: Array, space: tuple[Array, Array]
-) -> Params:
+def _pretrain(world: World, params: Params, log_p0: Array) -> Params:
     """Fits a model to the pretrained law by its exact forward KL."""
 
     def objective(params: Params, log_p0: Array, key: Key, batch: None) -> tuple[Array, Metrics]:
         del key, batch
-        log_probs = documents.document_log_probs(lm, params, *space)
+        log_probs = documents.document_log_probs(world.lm, params, *world.space)
         return documents.kl_divergence(log_p0, log_probs), {}
 
     fit = training.learner(objective, optax.adam(1e-2))
@@ -166,28 +183,20 @@ def _pretrain(
     return state.params
 
 
-def _ensemble(
-    setting: Setting,
-    learner: str,
-    lm: models.LanguageModel,
-    table: models.LanguageModel,
-    params: Params,
-) -> ensembles.Ensemble:
+def _ensemble(setting: Setting, learner: str, world: World, params: Params) -> ensembles.Ensemble:
     """Tabular: anchored, the prior is on logits. Transformer: prior functions that are tables.
 
     So the prior says the same of documents whichever model learns.
     """
     config = setting.config
     scale = config.prior_scale * config.spread
-    if setting.learner == "tabular":
-        if learner == "map":
-            return ensembles.point_estimate(lm, params, prior_scale=scale)
-        return ensembles.anchored(lm, params, num_members=config.num_members, prior_scale=scale)
     if learner == "map":
-        return ensembles.point_estimate(lm, params, prior_scale=1.0)
-    return ensembles.prior_functions(
-        lm, params, num_members=config.num_members, prior_scale=scale, prior_lm=table
-    )
+        scale = scale if setting.learner == "tabular" else 1.0
+        return ensembles.point_estimate(world.lm, params, prior_scale=scale)
+    make = ensembles.anchored
+    if setting.learner == "transformer":
+        make = functools.partial(ensembles.prior_functions, prior_lm=world.table)
+    return make(world.lm, params, num_members=config.num_members, prior_scale=scale)
 
 
 def _interaction(
@@ -216,7 +225,7 @@ def _interaction(
 
     explore = arm.explore
     if explore is exploration.boltzmann:
-        explore = partial(explore, temperature=config.boltzmann_temperature)
+        explore = functools.partial(explore, temperature=config.boltzmann_temperature)
     is_table = isinstance(problem.params, jax.Array)
     rate = config.learning_rate * (1.0 if is_table else LEARNING_RATE_RATIO)
     return training.interaction(

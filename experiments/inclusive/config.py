@@ -43,9 +43,18 @@ class Config:
     num_members: int = 5
     """Members of the ensemble."""
 
-    answers: tuple[int, ...] = (3, 6, 10, 20, 30, 60, 100, 200, 300, 600, 1000)
-    """Answers a question asked by the end of every round, the mean over questions. Above the number
-    of people in a half who answered, people are asked again (resampled)."""
+    answers_small: int = 10
+    """Answers a question asked in each of the first rounds, the mean over questions. Above the
+    number of people in a half who answered, people are asked again (resampled)."""
+
+    rounds_small: int = 10
+    """How many of these rounds."""
+
+    answers_large: int = 100
+    """Answers a question asked in each of the later rounds."""
+
+    rounds_large: int = 9
+    """How many of these rounds."""
 
     num_steps: int = 8
     """Adam steps a round."""

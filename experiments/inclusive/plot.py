@@ -2,13 +2,14 @@
 
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 import numpy as np
 
 from experiments.inclusive.config import Config
 from experiments.inclusive.populations import Population
+from experiments.inclusive.process import answers_after
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -50,7 +51,7 @@ def draw(
       The PNG's path.
     """
     figure = plt.figure(figsize=(15, 9), constrained_layout=True)
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.1))
+    top, bottom = cast(Any, figure.subfigures(2, 1, height_ratios=(1, 1.1)))
     left, middle, right = top.subplots(1, 3)
     for axis, metric in zip(
         (left, middle, right), ("kl", "choice_log_loss", "best_known"), strict=True
@@ -73,13 +74,12 @@ def draw(
 def _curves(
     axis: Any, config: Config, results: dict[str, Curves], fits: dict[str, Curves], metric: str
 ) -> None:
+    answers = answers_after(config)
     for arm, metrics in results.items():
         values = metrics[metric][:, 1:]
         mean, error = values.mean(axis=0), 1.96 * values.std(axis=0, ddof=1) / len(values) ** 0.5
-        (line,) = axis.plot(config.answers, mean, label=arm, **STYLE[arm])
-        axis.fill_between(
-            config.answers, mean - error, mean + error, color=line.get_color(), alpha=0.12
-        )
+        (line,) = axis.plot(answers, mean, label=arm, **STYLE[arm])
+        axis.fill_between(answers, mean - error, mean + error, color=line.get_color(), alpha=0.12)
     for marker, (name, curves) in zip("^vs", fits.items(), strict=False):
         axis.plot(
             curves["answers"][0],

@@ -97,7 +97,7 @@ def make_process(
         if picks_prompt:
             best = _best_pair_gain(jax.vmap(scored)(own), pool.valid)
             prompt = drawn[jnp.argmax(best[drawn])]
-        nothing = jnp.zeros((pool.valid.shape[1], 0), int)  # the ids say all that a rater needs
+        nothing = jnp.zeros((pool.valid.shape[1], 1), int)  # the ids say all that a rater needs
         return exploration.pool_candidates(
             nothing, nothing > 0, prompt_id=prompt, valid=pool.valid[prompt]
         )
@@ -115,7 +115,7 @@ def make_process(
             loss=losses.ilhf_ranking_loss,
             optimizer=optax.adam(config.learning_rate),
             num_queries=num_queries,
-            capacity=total_queries(config, population),
+            capacity=int(answers_after(config)[-1]) * len(population.prompts),
             num_steps=config.num_steps,
         )
 
@@ -151,14 +151,19 @@ def make_process(
 
 
 def chunks_of(config: Config, population: Population) -> list[Chunk]:
-    """One chunk a round, each as large as the config's numbers of answers say."""
-    totals = np.asarray(config.answers) * len(population.prompts)
-    return [Chunk(1, int(n)) for n in np.diff(totals, prepend=0)]
+    """One chunk a round: as many small rounds, then as many large ones, as the config says.
+
+    Two sizes are two programs to compile; the large rounds spare steps once answers are many.
+    """
+    small, large = config.answers_small, config.answers_large
+    sizes = [small] * config.rounds_small + [large] * config.rounds_large
+    return [Chunk(1, size * len(population.prompts)) for size in sizes]
 
 
-def total_queries(config: Config, population: Population) -> int:
-    """How many comparisons a run asks."""
-    return config.answers[-1] * len(population.prompts)
+def answers_after(config: Config) -> np.ndarray:
+    """`[R]`, answers a prompt after every round, the mean over prompts."""
+    small, large = config.answers_small, config.answers_large
+    return np.cumsum([small] * config.rounds_small + [large] * config.rounds_large)
 
 
 def _best_pair_gain(members: Array, valid: Array) -> Array:

@@ -14,21 +14,17 @@ RIDGES = (0.0, 1.0)
 Curves = dict[str, np.ndarray]
 
 
-def curves(
-    population: Population, shown: Sequence[int], answers: Sequence[int], *, seed: int
-) -> dict[str, Curves]:
+def curves(population: Population, budgets: Sequence[int], *, seed: int) -> dict[str, Curves]:
     """An independent Bradley-Terry fit per prompt, at equal numbers of answers.
 
     Args:
       population: the recorded people.
-      shown: the numbers of answers a prompt to fit at, those that are in `answers`.
-      answers: the experiment's.
+      budgets: B numbers of answers a prompt to fit at.
       seed: of the draws.
 
     Returns:
-      By name, `[S, B]`: "kl", "choice_log_loss" and "best_known", and "answers", the B numbers.
+      By name, `[S, B]`: "kl", "choice_log_loss" and "best_known", and "answers", the budgets.
     """
-    budgets = [n for n in shown if n in answers]
     num_divisions = len(population.weights)
     result = {}
     for ridge in RIDGES:

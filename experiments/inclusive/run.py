@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.common import binary, chunks, run_folder
-from experiments.common.binary import UsageError
 from experiments.common.progress import open_console, progress_bar
 from experiments.inclusive import plot, populations, process, references, texts
 from experiments.inclusive.config import Config
@@ -43,11 +42,12 @@ def check(config: Config) -> tuple[str, ...]:
         width=2,
         pretraining_steps=1,
         prompts_compared=1,
+        answers_small=1,
+        rounds_small=1,
+        answers_large=1,
+        rounds_large=0,
     )
     binary.positive(config, "learning_rate", "prior_scale")
-    steps = np.diff(config.answers, prepend=0)
-    if not config.answers or (steps <= 0).any():
-        raise UsageError(f"--answers must ascend from at least 1, found {config.answers}")
     default = ("random_map", "random") if config.dataset == "parties" else tuple(process.ARMS)
     return config.arms or default
 
@@ -63,18 +63,19 @@ def experiment(config: Config) -> None:
         f"of {config.num_seeds} divisions, {len(arms)} arms, about "
         f"{minutes(config, population, arms):.1f} minutes on 2 CPU cores"
     )
-    if config.answers[-1] > num_people:
+    asked = process.answers_after(config)
+    if asked[-1] > num_people:
         console.print(
-            f"note: {config.answers[-1]} answers a question are more than the {num_people} people "
+            f"note: {asked[-1]} answers a question are more than the {num_people} people "
             "of a half: people are drawn again (resampled)"
         )
     folder = run_folder.open_run_folder(f"{config.run_dir}/{config.dataset}", config)
     began = time.perf_counter()
     results = _run(config, population, arms, folder, console)
-    fits = references.curves(population, SHOWN_ANSWERS, config.answers, seed=config.seed)
+    fits = references.curves(population, _shown(config), seed=config.seed)
     pretrained = results[arms[0]]["prediction"][:, 0]
     points = references.points(population, pretrained, BETAS)
-    answers = np.asarray((0, *config.answers))
+    answers = np.concatenate([[0], asked])
     rows = [
         row
         for arm, metrics in results.items()
@@ -97,7 +98,13 @@ def minutes(config: Config, population: Population, arms: tuple[str, ...]) -> fl
     """Rough cost on 2 CPU cores, from measured runs."""
     members = sum(1 if process.ARMS[a].learner == "map" else config.num_members for a in arms)
     tokens = sum(35 + 8 * len(options) for options in population.options)
-    passes = config.num_seeds * members * tokens * len(config.answers) * (config.num_steps + 1)
+    passes = (
+        config.num_seeds
+        * members
+        * tokens
+        * len(process.answers_after(config))
+        * (config.num_steps + 1)
+    )
     pretraining = config.pretraining_steps * tokens
     seconds = 1e-6 * (config.width / 16) ** 1.5 * (passes + pretraining)
     return (20.0 * len(arms) + seconds) / 60.0
@@ -123,7 +130,7 @@ def _run(
     params = texts.pretrain(lm, root, pool, num_steps=config.pretraining_steps)
     keys = jax.random.split(jax.random.fold_in(root, 1), config.num_seeds)
     results = {}
-    with progress_bar(console, len(arms) * len(config.answers)) as advance:
+    with progress_bar(console, len(arms) * len(process.answers_after(config))) as advance:
         for arm in arms:
             advance(arm, 0)
             results[arm] = chunks.run_seeds(
@@ -140,10 +147,11 @@ def _summary(
     config: Config, results: dict[str, Curves], fits: dict[str, Curves], points: dict[str, Curves]
 ) -> list[dict]:
     """A row an arm or baseline: KL at the shown numbers of answers, and the final measures."""
+    shown = _shown(config)
     rows: list[dict] = []
     for arm, metrics in results.items():
-        kl = dict(zip(config.answers, metrics["kl"][:, 1:].T, strict=True))
-        row = {"name": arm, "kl": {n: _mean(kl[n]) for n in SHOWN_ANSWERS if n in kl}}
+        kl = dict(zip(process.answers_after(config), metrics["kl"][:, 1:].T, strict=True))
+        row = {"name": arm, "kl": {n: _mean(kl[n]) for n in shown}}
         row |= {
             name: _mean(metrics[name][:, -1])
             for name in ("choice_log_loss", "best_known", "entropy", "leak")
@@ -153,7 +161,7 @@ def _summary(
     rows.append(
         {
             "name": "pretrained",
-            "kl": {n: _mean(first["kl"][:, 0]) for n in SHOWN_ANSWERS if n in config.answers},
+            "kl": {n: _mean(first["kl"][:, 0]) for n in shown},
             "choice_log_loss": _mean(first["choice_log_loss"][:, 0]),
             "best_known": _mean(first["best_known"][:, 0]),
             "entropy": _mean(first["entropy"][:, 0]),
@@ -161,21 +169,21 @@ def _summary(
         }
     )
     for name, curves in fits.items():
-        row = {
-            "name": name,
-            "kl": {
-                n: _mean(curves["kl"][:, i])
-                for i, n in enumerate(n for n in SHOWN_ANSWERS if n in config.answers)
-            },
-        }
-        row |= {k: _mean(v[:, -1]) for k, v in curves.items() if k != "kl"}
+        kl = dict(zip(shown, curves["kl"].T, strict=True))
+        row = {"name": name, "kl": {n: _mean(values) for n, values in kl.items()}}
+        row |= {k: _mean(curves[k][:, -1]) for k in ("choice_log_loss", "best_known")}
         rows.append(row)
     for name, values in points.items():
-        shown = {n: _mean(values["kl"]) for n in SHOWN_ANSWERS[-1:]} if "kl" in values else {}
-        row = {"name": name, "kl": shown}
+        row = {"name": name, "kl": {shown[-1]: _mean(values["kl"])}}
         row |= {k: _mean(v) for k, v in values.items() if k not in ("kl", "prediction")}
         rows.append(row)
     return rows
+
+
+def _shown(config: Config) -> list[int]:
+    """The numbers of answers of the table, the last one always among them."""
+    asked = process.answers_after(config).tolist()
+    return [n for n in asked if n in SHOWN_ANSWERS or n == asked[-1]]
 
 
 def _mean(values: np.ndarray) -> dict[str, float]:
@@ -184,7 +192,7 @@ def _mean(values: np.ndarray) -> dict[str, float]:
 
 
 def _table(config: Config, summary: list[dict]) -> Table:
-    shown = [n for n in SHOWN_ANSWERS if n in config.answers]
+    shown = _shown(config)
     table = Table(
         title=f"{config.dataset}: KL(judges' shares || prediction) by answers a question, nats",
         caption=f"means over {config.num_seeds} divisions of the people [95%]; the other columns "

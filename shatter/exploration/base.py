@@ -48,7 +48,7 @@ def draw(key: Key, utilities: Array, valid: Array, num_responses: int, distinct:
     if not distinct:
         return jax.random.categorical(key, utilities, shape=(num_responses,))
     noisy = utilities + jax.random.gumbel(key, utilities.shape, utilities.dtype)
-    return without_empty_slots(jax.lax.top_k(noisy, num_responses)[1], valid)
+    return without_empty_slots(_largest(noisy, num_responses), valid)
 
 
 def without_empty_slots(indices: Array, valid: Array) -> Array:
@@ -60,7 +60,7 @@ def top(key: Key, scores: Array, valid: Array, num_responses: int, distinct: boo
     """The K best candidates (the best K times, if they may repeat); ties are broken by the key."""
     order = jax.random.permutation(key, scores.shape[0])
     shuffled = jnp.where(valid, scores, -jnp.inf)[order]
-    best = order[jax.lax.top_k(shuffled, num_responses if distinct else 1)[1]]
+    best = order[_largest(shuffled, num_responses if distinct else 1)]
     return without_empty_slots(jnp.broadcast_to(best, (num_responses,)), valid)
 
 
@@ -82,6 +82,11 @@ def best_set(key: Key, scores: Array, valid: Array, num_responses: int, distinct
         free = valid & ~jnp.any(jax.nn.one_hot(chosen, num_candidates, dtype=bool), axis=0)
         responses.append(_best(k, jnp.sum(scores[chosen], axis=0), free if distinct else valid))
     return without_empty_slots(jnp.stack(responses), valid)
+
+
+def _largest(scores: Array, count: int) -> Array:
+    """Indices of the largest scores; `lax.top_k` gathers what is sharded over seeds, a sort not."""
+    return jnp.argsort(scores, descending=True)[:count]
 
 
 def _best(key: Key, scores: Array, allowed: Array) -> Array:

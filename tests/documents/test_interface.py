@@ -32,9 +32,14 @@ def row(prefix: tuple[int, ...]) -> int:
     return int(sum(token * V**i for i, token in enumerate(reversed(prefix))))
 
 
-def total(levels: list, response: tuple[int, ...]):
-    """What a response collects on its way."""
-    return sum(levels[t][row(response[:t]), token] for t, token in enumerate(response))
+def totals(levels: list, responses: list[tuple[int, ...]]):
+    """What every response collects on its way, `[D]`."""
+    collected = []
+    for t, level in enumerate(levels):
+        rows = np.array([row(response[:t]) for response in responses])
+        actions = np.array([response[t] if t < len(response) else -1 for response in responses])
+        collected.append(np.where(actions < 0, 0.0, 1.0) * level[rows % len(level), actions])
+    return sum(collected)
 
 
 def random_levels(seed: int) -> list[np.ndarray]:
@@ -47,7 +52,7 @@ def make_space(eos: int | None) -> Space:
     cut = lambda r: r[: r.index(eos) + 1] if eos in r else r
     responses = sorted({cut(response) for response in everything})
     levels = random_levels(0)
-    log_p0 = np.array([total(levels, response) for response in responses])
+    log_p0 = totals(levels, responses)
     rewards = 2 * np.random.default_rng(1).standard_normal(len(responses))
     return Space(eos, responses, rewards, log_p0, levels)
 
@@ -55,9 +60,12 @@ def make_space(eos: int | None) -> Space:
 def solve(space: Space, rewards, beta):
     """Soft values for r(s, a) = beta log p0(a | s), plus r(x) on the last action."""
     levels = [beta * jnp.array(level) for level in space.levels]
-    for reward, response in zip(rewards, space.responses, strict=True):
-        t = len(response) - 1
-        levels[t] = levels[t].at[row(response[:t]), response[t]].add(reward)
+    for t, level in enumerate(levels):
+        ends = np.array([len(response) == t + 1 for response in space.responses])
+        here = [response for response in space.responses if len(response) == t + 1]
+        rows = np.array([row(response[:t]) for response in here], int)
+        actions = np.array([response[t] for response in here], int)
+        levels[t] = level.at[rows, actions].add(rewards[ends])
     return documents.soft_values(levels, temperature=beta, eos=space.eos)
 
 
@@ -82,8 +90,7 @@ def test_soft_recursion_is_the_posterior(solved, beta: float):
     values, policy = jax.tree.map(np.asarray, run(space.rewards, beta))
     log_target, log_z = posterior(space, beta)
     assert values[0][0] == pytest.approx(beta * log_z, abs=1e-12)
-    found = [total(policy, response) for response in space.responses]
-    np.testing.assert_allclose(found, log_target, atol=1e-12)
+    np.testing.assert_allclose(totals(policy, space.responses), log_target, atol=1e-12)
 
     ends = dict(zip(space.responses, space.rewards, strict=True))
     p0 = dict(zip(space.responses, np.exp(space.log_p0), strict=True))
@@ -123,10 +130,9 @@ def test_regularised_return_of_any_policy(solved, beta: float):
     """Identity 1: J_KL(pi) = beta log Z - beta KL(pi || p*)."""
     space, run = solved
     values, policy = jax.tree.map(np.asarray, run(space.rewards, beta))
-    log_target = np.array([total(policy, response) for response in space.responses])
+    log_target = totals(policy, space.responses)
     for seed in range(2, 5):
-        levels = random_levels(seed)
-        log_pi = np.array([total(levels, response) for response in space.responses])
+        log_pi = totals(random_levels(seed), space.responses)
         pi = np.exp(log_pi)
         assert pi.sum() == pytest.approx(1.0, abs=1e-12)
         regularised = pi @ space.rewards - beta * (pi @ (log_pi - space.log_p0))
@@ -144,7 +150,7 @@ def test_derivatives_in_the_inverse_temperature(solved):
     def run(eta):
         def quantities(eta):
             values, policy = solve(space, space.rewards, 1 / eta)
-            log_target = jnp.array([total(policy, response) for response in space.responses])
+            log_target = totals(policy, space.responses)
             mean = documents.expectation(log_target, jnp.array(space.rewards))
             kl = documents.kl_divergence(log_target, jnp.array(space.log_p0))
             return jnp.array([eta * values[0][0], mean, kl])
@@ -192,7 +198,7 @@ def test_at_another_temperature_the_optimum_is_sequence_tempered(float64: None, 
 
     for temperature in (0.4, 2.5):
         values, policy = run(temperature)
-        found = np.array([total(policy, response) for response in space.responses])
+        found = np.asarray(totals(policy, space.responses))
         expected = documents.sequence_tempered(jnp.array(space.log_p0), temperature)
         np.testing.assert_allclose(found, expected, atol=1e-12)
         log_z = np.log(np.exp(space.log_p0 / temperature).sum())
@@ -200,7 +206,7 @@ def test_at_another_temperature_the_optimum_is_sequence_tempered(float64: None, 
 
         tempered = [np.exp(level / temperature) for level in space.levels]
         tempered = [np.log(level / level.sum(axis=1, keepdims=True)) for level in tempered]
-        by_token = np.array([total(tempered, response) for response in space.responses])
+        by_token = totals(tempered, space.responses)
         assert np.exp(by_token).sum() == pytest.approx(1.0, abs=1e-12)
         assert np.abs(np.exp(by_token) - np.exp(found)).sum() > 0.1
 

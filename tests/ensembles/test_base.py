@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,15 +92,12 @@ def test_anchored_ensemble_of_a_linear_gaussian_model_is_its_posterior(float64):
 
 def test_the_mixture_averages_probabilities(float64):
     laws = np.random.default_rng(0).dirichlet(np.ones(4), size=(3, 2))
-    np.testing.assert_allclose(
-        mixture_log_probs(jnp.log(laws)), np.log(laws.mean(axis=0)), rtol=1e-13
-    )
-    np.testing.assert_allclose(
-        mixture_log_probs(jnp.log(laws), axis=1), np.log(laws.mean(axis=1)), rtol=1e-13
-    )
+    for axis in (0, 1):
+        mixture = jax.jit(partial(mixture_log_probs, axis=axis))(np.log(laws))
+        np.testing.assert_allclose(mixture, np.log(laws.mean(axis=axis)), rtol=1e-13)
 
 
 def test_the_mixture_of_impossible_events_is_finite():
-    log_probs = jnp.array([[-1e30, -1e4, 0.0], [-1e30, -2e4, -1e30]])
+    log_probs = np.array([[-1e30, -1e4, 0.0], [-1e30, -2e4, -1e30]], np.float32)
     expected = [-1e30, -1e4 - np.log(2), -np.log(2)]
-    np.testing.assert_allclose(mixture_log_probs(log_probs), expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(mixture_log_probs)(log_probs), expected, rtol=1e-6)

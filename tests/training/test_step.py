@@ -14,7 +14,7 @@ BATCHES = np.random.default_rng(2).normal(size=(5, 6, 4))
 
 def objective(params, frozen, key, batch):
     loss = jnp.mean(jnp.log(jnp.cosh(batch @ params - 1.0))) + 0.1 * jnp.sum((params - frozen) ** 2)
-    return loss, {"noise": jax.random.normal(key)}
+    return loss, {} if key is None else {"noise": jax.random.normal(key)}
 
 
 def optimizer():
@@ -24,9 +24,7 @@ def optimizer():
 
 def by_hand(start):
     """The parameters after every batch, by optax alone."""
-    gradient = jax.grad(
-        lambda params, batch: objective(params, FROZEN, jax.random.key(0), batch)[0]
-    )
+    gradient = jax.grad(lambda params, batch: objective(params, FROZEN, None, batch)[0])
 
     def step(carry, batch):
         params, state = carry
@@ -34,36 +32,56 @@ def by_hand(start):
         params = optax.apply_updates(params, updates)
         return (params, state), params
 
-    return jax.lax.scan(step, (start, optimizer().init(start)), BATCHES)[1]
+    return jax.lax.scan(step, (start, optimizer().init(start)), jnp.asarray(BATCHES))[1]
+
+
+@jax.jit
+def runs(starts, keys):
+    """The last state, states before and metrics of all steps, of members together and in turn."""
+    member = learner(objective, optimizer())
+    lifted = jax.vmap(member.step, in_axes=(0, None, None))
+
+    def scan(step, state):
+        def keep(state, batch):
+            after, metrics = step(state, FROZEN, batch)
+            return after, (state, metrics)
+
+        last, history = jax.lax.scan(keep, state, jnp.asarray(BATCHES))
+        return last, *history
+
+    together = scan(lifted, jax.vmap(member.init)(starts, keys))
+    in_turn = jax.lax.map(lambda m: scan(member.step, member.init(*m)), (starts, keys))
+    return together, in_turn, jax.vmap(by_hand)(starts)
 
 
 def test_a_learner_is_an_optax_loop_and_members_by_vmap_are_members_looped(float64):
-    member = learner(objective, optimizer())
     keys = jax.random.split(jax.random.key(0), 3)
-    together = jax.vmap(member.init)(jnp.asarray(STARTS), keys)
-    lifted = jax.jit(jax.vmap(member.step, in_axes=(0, None, None)))
-    single = jax.jit(member.step)
-    expected = np.asarray(jax.jit(jax.vmap(by_hand))(STARTS))
-    loss_and_gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))
-    for t, batch in enumerate(BATCHES):
-        before = together
-        together, metrics = lifted(before, FROZEN, batch)
-        np.testing.assert_allclose(together.params, expected[:, t], rtol=1e-12)
-        for m in range(3):
-            alone, alone_metrics = single(
-                jax.tree.map(lambda leaf, m=m: leaf[m], before), FROZEN, batch
-            )
-            np.testing.assert_allclose(together.params[m], alone.params, rtol=1e-13)
-            for name, value in alone_metrics.items():
-                np.testing.assert_allclose(metrics[name][m], value, rtol=1e-12, err_msg=name)
-            key = jax.random.fold_in(before.key[m], t)  # step t of this member
-            (loss, aux), gradient = loss_and_gradient(before.params[m], FROZEN, key, batch)
-            norm = np.linalg.norm(gradient)
-            for name, value in {**aux, "loss": loss, "grad_norm": norm}.items():
-                np.testing.assert_allclose(metrics[name][m], value, rtol=1e-12, err_msg=name)
-    np.testing.assert_array_equal(together.step, [5, 5, 5])
+    (last, states, metrics), in_turn, expected = runs(jnp.asarray(STARTS), keys)
+    np.testing.assert_allclose(states.params[1:], np.swapaxes(expected, 0, 1)[:-1], rtol=1e-12)
+    np.testing.assert_allclose(last.params, expected[:, -1], rtol=1e-12)
+    np.testing.assert_array_equal(last.step, [5, 5, 5])
+    np.testing.assert_allclose(last.params, in_turn[0].params, rtol=1e-12)
+    np.testing.assert_allclose(states.params, np.swapaxes(in_turn[1].params, 0, 1), rtol=1e-12)
+    for name, values in in_turn[2].items():
+        np.testing.assert_allclose(metrics[name], values.T, rtol=1e-12, err_msg=name)
+
+
+def test_the_metrics_of_a_step_and_its_key(float64):
+    keys = jax.random.split(jax.random.key(0), 3)
+    _, states, metrics = runs(jnp.asarray(STARTS), keys)[0]
     assert {*metrics} == {"loss", "grad_norm", "noise"}
-    assert len({*np.asarray(metrics["noise"]).tolist()}) == 3  # each member has its own key
+
+    def by_hand(key, params):  # of one member
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(5))
+        value_and_gradient = jax.value_and_grad(objective, has_aux=True)
+        step = jax.vmap(lambda params, key, batch: value_and_gradient(params, FROZEN, key, batch))
+        (loss, aux), gradient = step(params, keys, jnp.asarray(BATCHES))
+        return {"loss": loss, "grad_norm": jnp.linalg.norm(gradient, axis=1), **aux}
+
+    expected = jax.jit(jax.vmap(by_hand, (0, 1)))(keys, states.params)
+    for name, values in expected.items():
+        np.testing.assert_allclose(metrics[name].T, values, rtol=1e-12, err_msg=name)
+    assert len(np.unique(metrics["noise"])) == 15  # another key in every step of every member
 
 
 def test_a_bad_loss_is_found_on_demand():

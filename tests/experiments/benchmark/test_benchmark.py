@@ -42,29 +42,29 @@ def stack_members(sizes: config.Sizes, key: jax.Array):
 @pytest.mark.parametrize("name", ["tabular", pytest.param("transformer", marks=pytest.mark.slow)])
 def test_every_way_gives_the_same_numbers(name: str, float64: None):
     size, frozen_key, run_key = tiny(name), *jax.random.split(jax.random.key(0))
-    # flax draws float32 parameters in float64 mode too
-    frozen = jax.tree.map(
-        lambda leaf: leaf.astype(float), jax.jit(partial(work.draw_frozen, size))(frozen_key)
-    )
-    keys = jax.random.split(run_key, 3)
+    frozen = jax.jit(partial(work.draw_frozen, size))(frozen_key)
+    keys = jax.random.split(run_key, 4)
+    # Attention's softmax is float32 in any mode, and Adam follows even the rounding of gradients
+    # that are 0 (an attention key's bias): a transformer's runs agree to less.
+    tolerance = 1e-9 if name == "tabular" else 1e-3
     program = ways.compile_seed(size, frozen, run_key)
 
     def losses(way: Way) -> np.ndarray:
         return np.asarray(way.run())
 
     each = losses(ways.one_by_one(size, frozen, keys, program))
-    assert each.shape == (3, size.num_rounds) and np.all(np.isfinite(each))
+    assert each.shape == (4, size.num_rounds) and np.all(np.isfinite(each))
     assert len(np.unique(each)) == each.size  # the seeds and rounds differ
     for way in (
         ways.all_at_once(size, frozen, keys),
-        ways.in_chunks(size, frozen, keys, 2),  # a chunk of 2 and a rest of 1
+        ways.in_chunks(size, frozen, keys, 2),
     ):
-        np.testing.assert_allclose(losses(way), each, rtol=1e-9, err_msg=way.name)
+        np.testing.assert_allclose(losses(way), each, rtol=tolerance, err_msg=way.name)
     for way in (
         ways.one_scan(size, frozen, keys[1], program),
         ways.python_loop(size, frozen, keys[1]),
     ):
-        np.testing.assert_allclose(losses(way), each[1], rtol=1e-9, err_msg=way.name)
+        np.testing.assert_allclose(losses(way), each[1], rtol=tolerance, err_msg=way.name)
 
 
 @every_work
@@ -110,7 +110,7 @@ def test_torch_samples_the_law_it_scores(name: str):
 
 
 @every_work
-def test_torch_learns_and_chooses_the_same(name: str):
+def test_torch_learns_the_same(name: str, float64: None):
     """From the same anchors, answers and weights, on all answers every step."""
     torch = pytest.importorskip("torch")
     from experiments.benchmark import torch_loop, torch_models
@@ -136,11 +136,18 @@ def test_torch_learns_and_chooses_the_same(name: str):
             tensor(after.store.member_weights),
         )
     )
-    assert float(torch_loss) == pytest.approx(float(loss), rel=1e-4)
-    expected = stack(after.members.params)
-    assert learner.params.keys() == expected.keys()
-    for name, value in learner.params.items():
-        np.testing.assert_allclose(value.detach(), expected[name], atol=2e-4, err_msg=name)
+    assert float(torch_loss) == pytest.approx(float(loss), rel=1e-5)
+    # By what the members say, not by parameters: those of no effect follow rounding (see above).
+    tokens, mask = documents.enumerate_documents(vocab_size=3, max_length=2, eos=work.EOS)
+    found = torch_models.score(
+        learner.model, learner.params, tensor(tokens), torch.tensor(np.asarray(mask))
+    )
+    params = after.members.params
+    moved = lambda params: jax.vmap(
+        lambda p: documents.document_log_probs(work.language_model(size), p, tokens, mask)
+    )(params)
+    np.testing.assert_allclose(found.detach(), moved(params), atol=1e-3)
+    assert np.abs(moved(params) - moved(state.anchors)).max() > 0.02
 
 
 def test_torch_infomax_is_ours():
@@ -200,45 +207,43 @@ def test_a_way_without_memory_is_left_out():
         measure.warm_up([Way("broken", broken, 1)])
 
 
-def test_import_is_free_of_tensorflow_probability():
-    assert not others.imports_tensorflow_probability()
-
-
-def test_the_experiment_writes_and_prints(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "works", [(), pytest.param(("tabular",), marks=pytest.mark.slow)], ids=["others", "all"]
+)
+def test_the_experiment_writes_and_prints(works: tuple, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(others, "has_torch", lambda: False)
     folder = tmp_path / "run"
     run.experiment(
         config.Config(
-            sections=("rounds", "seeds", "imports"),
-            works=("tabular",),
+            works=works,
             run_dir=str(folder),
-            repeats=1,
+            repeats=2,
             num_rounds=1,
             num_members=2,
             num_seeds=(3,),
             seeds_per_call=(2, 8),
+            depths=(1,),
         )
     )
     printed = capsys.readouterr().out
-    names = (
-        "one jitted scan",
-        "Python loop of jitted steps",
-        "one by one",
-        "vmap",
-        "lax.map, 2 at a time",
-        "import shatter",
-    )
+    names = {"looped", "scanned", "import jax", "import shatter"}
+    if works:
+        names |= {"one jitted scan", "Python loop of jitted steps"}
+        names |= {"one by one", "vmap", "lax.map, 2 at a time"}
     for name in names:
         assert name in printed
     assert "PyTorch is not installed" in printed
     assert "lax.map, 8" not in printed  # not below the number of seeds
-    assert printed.index("minutes on 2 idle CPU cores") < printed.index("one jitted scan")
+    assert printed.index("minutes on 2 idle CPU cores") < printed.index("looped")
+    assert "tensorflow_probability: no" in printed
     summary = json.loads((folder / "summary.json").read_text())
     assert not summary["imports_tensorflow_probability"]
-    assert {row["way"] for row in summary["rows"]} >= set(names)
+    assert {row["way"] for row in summary["rows"]} == names
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
+    assert {row["arm"] for row in rows} == names
     assert {row["metric"] for row in rows} == {"seconds", "compile_seconds", "peak_bytes"}
+    assert sum(row["metric"] == "seconds" for row in rows) == 2 * len(names)
     assert (folder / "benchmark.png").stat().st_size > 0
 
 
