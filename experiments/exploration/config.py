@@ -49,7 +49,7 @@ class Config:
     prior_scale: float = 1.0
     """The learner's prior scale over `spread`; 1 is a matched prior, the easy case."""
 
-    num_rounds: int = 60
+    num_rounds: int = 45
     """Rounds of asking and learning."""
 
     queries_per_round: int = 8
@@ -70,7 +70,7 @@ class Config:
     level: float = 0.3
     """Absolute KL level, nats, beside half and a quarter of the pretrained model's."""
 
-    chunk_rounds: int = 20
+    chunk_rounds: int = 15
     """Rounds between checkpoints."""
 
 

@@ -49,7 +49,7 @@ def minutes(setting: Setting, arm: str) -> float:
     return (8.0 + scores * SECONDS_A_SCORE[setting.learner]) / 60.0
 
 
-SECONDS_A_SCORE = {"tabular": 3.5e-7, "transformer": 5e-6}
+SECONDS_A_SCORE = {"tabular": 3e-7, "transformer": 5e-6}
 
 
 def experiment(config: Config) -> None:

@@ -59,10 +59,10 @@ class Config:
     num_steps: int = 8
     """Adam steps a round."""
 
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     """Adam's, the same for every arm."""
 
-    prior_scale: float = 0.1
+    prior_scale: float = 0.03
     """Standard deviation of every parameter around the pretrained one, the members' prior."""
 
     width: int = 16

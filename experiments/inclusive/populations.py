@@ -27,6 +27,7 @@ class Population(NamedTuple):
       wins: [S, P, K, K] the judges' pairwise choices, shares or counts.
       own_wins: [S, P, K, K] those of the people who answer.
       judged: [P] weight of each prompt in the measures, sums to 1.
+      question: [P] which question a prompt asks; prompts of one question differ by group.
     """
 
     prompts: tuple[str, ...]
@@ -39,6 +40,7 @@ class Population(NamedTuple):
     wins: Floats
     own_wins: Floats
     judged: Floats
+    question: Ints
 
 
 def load(config: Config) -> Population:
@@ -82,15 +84,16 @@ def _survey(config: Config, *, by_party: bool) -> Population:
     weights = np.zeros((len(halves), len(survey.weights)))
     for row, (fit, _) in zip(weights, halves, strict=True):
         row[fit] = survey.weights[fit]
-    prompts, options, answers, sizes = [], [], [], []
+    prompts, options, answers, sizes, asked_of = [], [], [], [], []
     party = survey.attributes["party"]
     groups = [(name, party.codes == g) for g, name in enumerate(party.values)] if by_party else []
-    for question, given in zip(survey.questions, survey.answers, strict=True):
+    for q, (question, given) in enumerate(zip(survey.questions, survey.answers, strict=True)):
         for name, members in groups or [("", np.ones(len(given), bool))]:
             prompts.append(f"{name}: {question.text}" if name else question.text)
             options.append(question.options)
             answers.append(np.where(members, given, -1))
             sizes.append(survey.weights[members].sum())
+            asked_of.append(q)
     recorded = np.stack(answers)
     every = np.stack([survey.weights - row for row in weights])  # the judges' weights
     own, truth = (_shares_of(recorded, w, options) for w in (weights, every))
@@ -107,6 +110,7 @@ def _survey(config: Config, *, by_party: bool) -> Population:
         _share_wins(truth),
         _share_wins(own),
         judged,
+        np.asarray(asked_of),
     )
 
 
@@ -132,7 +136,7 @@ def _shares(config: Config) -> Population:
     wins = _share_wins(repeat(truth))
     return Population(
         prompts, options, even, answers, repeat(weights), repeat(truth), repeat(truth), wins, wins,
-        even,
+        even, np.arange(len(records)),
     )  # fmt: skip
 
 
@@ -191,6 +195,7 @@ def _one_prompt(
         held_wins,
         own_wins,
         np.ones(1),
+        np.zeros(1, int),
     )
 
 
@@ -204,7 +209,7 @@ def _shares_of(answers: Ints, weights: Floats, options: Sequence[Sequence[str]])
 
 
 def _share_wins(table: Floats) -> Floats:
-    """[..., K, K] the chance that i is chosen of {i, j} by the law of one answer a person."""
+    """[..., K, K] the chance that i is chosen of {i, j}, where somebody chose each of them."""
     first, second = table[..., :, None], table[..., None, :]
-    shown = (first + second > 0) & ~np.eye(table.shape[-1], dtype=bool)
+    shown = (first > 0) & (second > 0) & ~np.eye(table.shape[-1], dtype=bool)
     return np.where(shown, first / np.where(shown, first + second, 1.0), 0.0)

@@ -137,12 +137,11 @@ def _agglomerative(p0: Floats, q: Floats, beta: float) -> Floats:
 
 def _everybody(population: Population) -> Floats | None:
     """[S, P, K] the shares of all groups together, where prompts are one question by groups."""
-    questions = [prompt.partition(": ")[2] for prompt in population.prompts]
-    if population.answers.ndim == 3 or len(set(questions)) == len(questions):
+    if len(set(population.question)) == len(population.question):
         return None
     table = np.zeros_like(population.own)
-    for question in dict.fromkeys(questions):
-        rows = [p for p, q in enumerate(questions) if q == question]
+    for question in set(population.question):
+        rows = np.flatnonzero(population.question == question)
         sizes = (population.answers[rows][None] >= 0) * population.weights[:, None]
         weight = sizes.sum(axis=-1)[..., None]
         table[:, rows] = ((weight * population.own[:, rows]).sum(1) / weight.sum(1))[:, None]

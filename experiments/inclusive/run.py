@@ -98,7 +98,8 @@ def minutes(config: Config, population: Population, arms: tuple[str, ...]) -> fl
     """Rough cost on 2 CPU cores, from measured runs."""
     members = sum(1 if process.ARMS[a].learner == "map" else config.num_members for a in arms)
     tokens = sum(35 + 8 * len(options) for options in population.options)
-    passes = (
+    rounds = len(process.answers_after(config))
+    passes = config.num_seeds * members * tokens * rounds * (config.num_steps + 1)
         config.num_seeds
         * members
         * tokens
@@ -106,8 +107,8 @@ def minutes(config: Config, population: Population, arms: tuple[str, ...]) -> fl
         * (config.num_steps + 1)
     )
     pretraining = config.pretraining_steps * tokens
-    seconds = 1e-6 * (config.width / 16) ** 1.5 * (passes + pretraining)
-    return (20.0 * len(arms) + seconds) / 60.0
+    seconds = 6e-6 * (config.width / 16) ** 1.5 * (passes + pretraining)
+    return (60.0 * len(arms) + seconds) / 60.0
 
 
 def _run(
@@ -195,8 +196,8 @@ def _table(config: Config, summary: list[dict]) -> Table:
     shown = _shown(config)
     table = Table(
         title=f"{config.dataset}: KL(judges' shares || prediction) by answers a question, nats",
-        caption=f"means over {config.num_seeds} divisions of the people [95%]; the other columns "
-        "after the last answer; reference figures that need all answers stand in the last column",
+        caption=f"means over {config.num_seeds} divisions of the people [95%]; other columns after the "
+        "last answer, where the figures of those who need no answers stand too",
     )
     table.add_column("")
     for n in shown:

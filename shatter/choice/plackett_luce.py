@@ -137,8 +137,8 @@ def _ranks_log_prob(utilities: Array, ranks: Array) -> Array:
 
 def _block_before_rest(block: Array, rest: Array) -> Array:
     """The integral above over x = log(s_B t); +inf in `block`, -inf in `rest` = not a member."""
-    nodes, log_weights = _race_nodes(block.shape[0], float(jnp.finfo(block.dtype).eps))
-    nodes, log_weights = jnp.asarray(nodes, block.dtype), jnp.asarray(log_weights, block.dtype)
+    rule = _race_nodes(block.shape[0], float(jnp.finfo(block.dtype).eps))
+    nodes, log_weights = (jnp.asarray(part, block.dtype) for part in rule)
     member = ~jnp.isposinf(block)
     # Differences first: they are exact, however large the utilities.
     largest = jax.lax.stop_gradient(jnp.max(rest))

@@ -162,20 +162,20 @@ def test_dichotomy_rater():
 
 # --- recorded people ------------------------------------------------------------------------------
 
-ANSWERS = jnp.array([[2, 2, 2, 2, 2, 2, 2], [0, 1, 0, 2, -1, 3, 1]])
-WEIGHTS = jnp.array([1.0, 0.5, 2.0, 1.5, 9.0, 0.0, 1.0])
+ANSWERS = jnp.array([[2, 2, 2, 2, 2, 2, 2, 2], [0, 1, 0, 2, -1, 3, 1, 4]])
+WEIGHTS = jnp.array([1.0, 0.5, 2.0, 1.5, 9.0, 0.0, 1.0, 5.0])
 SHARES = np.array([3.0, 1.5, 1.5])  # of items 0, 1, 2 at prompt 1; item 3 has the weight 0
 
 
 def test_recorded_choices_are_luce_in_the_weighted_shares():
-    rater = choice.recorded_choice_rater(ANSWERS, WEIGHTS, num_items=4)
+    rater = choice.recorded_choice_rater(ANSWERS, WEIGHTS, num_items=5)
     queries = [
         query(1, 0, 2, prompt_id=1),
         query(1, 0, 2, prompt_id=1, empty=(0,)),
         query(1, 0, 3, prompt_id=1, empty=(1,)),
         query(2, 1, 0, prompt_id=0),
-        query(4, 3, 5, prompt_id=1),
-        query(4, 3, 5, prompt_id=1, empty=(0,)),
+        query(5, 3, 6, prompt_id=1),
+        query(5, 3, 6, prompt_id=1, empty=(0,)),
         query(0, 0, 0, prompt_id=1, empty=(0, 1, 2)),
         query(-1, 0, 1, prompt_id=1),
     ]
@@ -239,9 +239,9 @@ def test_wrong_shapes_and_types_raise_at_once():
     with pytest.raises(AssertionError):
         choice.table_utility(jnp.zeros(3))
     with pytest.raises(AssertionError):
-        choice.recorded_choice_rater(ANSWERS, jnp.ones(3), num_items=4)
+        choice.recorded_choice_rater(ANSWERS, jnp.ones(3), num_items=5)
     with pytest.raises(AssertionError):
-        choice.recorded_choice_rater(ANSWERS.astype(float), WEIGHTS, num_items=4)
+        choice.recorded_choice_rater(ANSWERS.astype(float), WEIGHTS, num_items=5)
     with pytest.raises(AssertionError):
         choice.recorded_ranking_rater(jnp.ones((1, 2, 3), int), jnp.ones(3))
     with pytest.raises(AssertionError):
@@ -284,8 +284,8 @@ def test_choice_of_an_empty_slot_raises_under_checkify_only():
 
 
 def test_that_nobody_answers_is_no_error():
-    rater = choice.recorded_choice_rater(ANSWERS, WEIGHTS, num_items=4)
+    rater = choice.recorded_choice_rater(ANSWERS, WEIGHTS, num_items=5)
     checked = jax.jit(checkify.checkify(rater))
-    error, ranks = checked(jax.random.key(0), query(4, 3, 5, prompt_id=1, empty=(0,)))
+    error, ranks = checked(jax.random.key(0), query(5, 3, 6, prompt_id=1, empty=(0,)))
     error.throw()
     np.testing.assert_array_equal(ranks, [-1, 1, 1])
