@@ -100,12 +100,6 @@ def minutes(config: Config, population: Population, arms: tuple[str, ...]) -> fl
     tokens = sum(35 + 8 * len(options) for options in population.options)
     rounds = len(process.answers_after(config))
     passes = config.num_seeds * members * tokens * rounds * (config.num_steps + 1)
-        config.num_seeds
-        * members
-        * tokens
-        * len(process.answers_after(config))
-        * (config.num_steps + 1)
-    )
     pretraining = config.pretraining_steps * tokens
     seconds = 6e-6 * (config.width / 16) ** 1.5 * (passes + pretraining)
     return (60.0 * len(arms) + seconds) / 60.0
@@ -196,8 +190,8 @@ def _table(config: Config, summary: list[dict]) -> Table:
     shown = _shown(config)
     table = Table(
         title=f"{config.dataset}: KL(judges' shares || prediction) by answers a question, nats",
-        caption=f"means over {config.num_seeds} divisions of the people [95%]; other columns after the "
-        "last answer, where the figures of those who need no answers stand too",
+        caption=f"means over {config.num_seeds} divisions of the people [95%]; other columns "
+        "after the last answer, where the figures of those who need no answers stand too",
     )
     table.add_column("")
     for n in shown:
