@@ -85,7 +85,7 @@ def run_seeds(
     rounds = jax.jit(
         jax.vmap(process.rounds, in_axes=(0, None, None)),
         static_argnums=2,
-        compiler_options=_compiler_options(),
+        compiler_options=compiler_options(),
     )
     carry, first = _all_seeds(process.start)(inputs)
     history = {
@@ -120,10 +120,10 @@ def run_seeds(
 @functools.cache
 def _all_seeds(start: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """The start of all seeds, compiled once for the arms that share it."""
-    return jax.jit(jax.vmap(start), compiler_options=_compiler_options())
+    return jax.jit(jax.vmap(start), compiler_options=compiler_options())
 
 
-def _compiler_options() -> dict[str, Any] | None:
+def compiler_options() -> dict[str, Any] | None:
     """On CPU a lower optimisation level: the same bits and speed, half the time to compile."""
     return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
 

@@ -32,7 +32,7 @@ def summarise(setting: Setting, arm: str, results: Results, queries: np.ndarray)
     curves = results[setting, arm]["kl"]
     baseline = results[setting, baseline_of(arm)]["kl"]
     start = results[setting, arm]["pretrained_kl"][:, 0]
-    low, high = bootstrap_interval(np.mean, curves[:, -1])
+    low, high = bootstrap_interval(np.mean, curves[:, -1], rng=np.random.default_rng(0))
     row: dict[str, Any] = {
         "setting": setting.name,
         "arm": arm,
@@ -60,7 +60,7 @@ def _level(
     passive, passive_censored = queries_to_level(baseline, queries, levels)
     median = float(np.median(asked))
     bound = ">" if np.mean(censored) >= 0.5 else ""
-    low, high = bootstrap_interval(_ratio, asked, passive)
+    low, high = bootstrap_interval(_ratio, asked, passive, rng=np.random.default_rng(0))
     # A censored median is a lower bound: the arm's bounds the ratio below, passive's above.
     passive_bound = np.mean(passive_censored) >= 0.5
     ratio_bound = {(False, False): "", (True, False): ">", (False, True): "<"}.get(

@@ -182,7 +182,7 @@ def _shown(config: Config) -> list[int]:
 
 
 def _mean(values: np.ndarray) -> dict[str, float]:
-    low, high = bootstrap_interval(np.mean, values)
+    low, high = bootstrap_interval(np.mean, values, rng=np.random.default_rng(0))
     return {"mean": float(np.mean(values)), "low": low, "high": high}
 
 

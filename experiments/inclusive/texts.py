@@ -1,6 +1,7 @@
 """Questions and options as token arrays, and a tiny language model pretrained on them."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import optax
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
+from experiments.common.chunks import compiler_options
 from shatter import documents, models, training
 from shatter.types import Array, Key, Metrics, Params
 
@@ -180,7 +182,7 @@ def pretrain(lm: models.LanguageModel, key: Key, pool: Pool, *, num_steps: int) 
 
     fit = training.learner(objective, optax.adam(optax.cosine_decay_schedule(1e-2, num_steps)))
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=compiler_options())
     def run(state: training.TrainState, pool: Pool) -> training.TrainState:
         return jax.lax.scan(lambda s, _: fit.step(s, pool, None), state, length=num_steps)[0]
 

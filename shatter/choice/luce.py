@@ -88,7 +88,7 @@ def davidson_log_probs(utilities: Array, log_tie: Array | float) -> Array:
     `p = exp u`, `nu = exp log_tie`: a declared tie carries information here, unlike equal ranks.
 
     Source: Davidson, On Extending the Bradley-Terry Model to Accommodate Ties in Paired
-    Comparison Experiments (1970), equation 2.3, https://doi.org/10.1080/01621459.1970.10481082.
+    Comparison Experiments (1970), https://doi.org/10.1080/01621459.1970.10481082.
 
     Args:
       utilities: `[..., 2]`, nats.

@@ -105,7 +105,7 @@ def soft_values(
     r(s, a) = beta log p0(a | s), plus r(x) on the last action, at tau = beta, it is the posterior
     p0 exp(r / beta) / Z of KL-regularised RL with V(root) = beta log Z.
 
-    Source: Levine, Reinforcement Learning and Control as Probabilistic Inference, section 2,
+    Source: Levine, Reinforcement Learning and Control as Probabilistic Inference,
     https://arxiv.org/abs/1805.00909; Korbak, Perez, Buckley, https://arxiv.org/abs/2205.11275.
 
     Args:

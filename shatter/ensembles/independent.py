@@ -20,7 +20,7 @@ def anchored(
     `theta_m = theta_0 + sigma eps_m`, `w_mi ~ Exp(1)`: its minimiser is a posterior sample, nearly.
 
     Source: Pearce et al., Uncertainty in Neural Networks: Approximately Bayesian Ensembling,
-    equation 9, https://arxiv.org/abs/1810.05546; Newton and Raftery, Approximate Bayesian Inference
+    https://arxiv.org/abs/1810.05546; Newton and Raftery, Approximate Bayesian Inference
     with the Weighted Likelihood Bootstrap (1994), for the weights.
 
     Args:
@@ -69,7 +69,7 @@ def prior_functions(
     by their frozen p_m and their own exponential weights.
 
     Source: Osband, Aslanides, Cassirer, Randomized Prior Functions for Deep Reinforcement Learning,
-    equation 9, https://arxiv.org/abs/1806.03335.
+    https://arxiv.org/abs/1806.03335.
 
     Args:
       lm: the language model f.

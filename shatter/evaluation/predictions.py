@@ -38,7 +38,7 @@ def joint_log_loss(label_log_probs: Array) -> Array:
 
     Only the joint loss tells a member that is sure and wrong from one that does not know.
 
-    Source: Osband et al., The Neural Testbed: Evaluating Joint Predictions, section 2,
+    Source: Osband et al., The Neural Testbed: Evaluating Joint Predictions,
     https://arxiv.org/abs/2110.04629.
 
     Args:

@@ -37,8 +37,8 @@ def bootstrap_interval(
     statistic: Callable[..., float],
     *samples: npt.ArrayLike,
     confidence: float = 0.95,
+    rng: np.random.Generator,
     num_resamples: int = 2000,
-    seed: int = 0,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a statistic of samples that are paired by seed.
 
@@ -46,8 +46,8 @@ def bootstrap_interval(
       statistic: `(*samples[S]) -> number`, for example a ratio of medians.
       *samples: each `[S]`; the same seeds are drawn from all of them.
       confidence: coverage, between 0 and 1.
+      rng: makes the draws.
       num_resamples: number of bootstrap draws.
-      seed: seed of the draws.
 
     Returns:
       low and high; the point itself where all seeds agree.
@@ -59,9 +59,7 @@ def bootstrap_interval(
     sizes = {array.shape for array in arrays}
     if len(sizes) != 1 or arrays[0].ndim != 1 or not arrays[0].size:
         raise ValueError(f"expected samples [S] of one length >= 1, found shapes {sorted(sizes)}")
-    draws = np.random.default_rng(seed).integers(
-        arrays[0].size, size=(num_resamples, arrays[0].size)
-    )
+    draws = rng.integers(arrays[0].size, size=(num_resamples, arrays[0].size))
     values = [statistic(*(array[draw] for array in arrays)) for draw in draws]
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)

@@ -20,7 +20,7 @@ def information_gain(log_probs: Array) -> Array:
     the members' predictions, computed as `mean_m KL(p_m || mean p)`, which does not cancel.
 
     Source: Lindley, On a Measure of the Information Provided by an Experiment (1956); Houlsby et
-    al., Bayesian Active Learning for Classification and Preference Learning, equation 2,
+    al., Bayesian Active Learning for Classification and Preference Learning,
     https://arxiv.org/abs/1112.5745.
 
     Args:
@@ -49,7 +49,7 @@ def infomax(
 ) -> Array:
     """The pair with the largest expected information gain among the candidates.
 
-    Source: Dwaracherla et al., Efficient Exploration for LLMs, section 5.2.1, infomax,
+    Source: Dwaracherla et al., Efficient Exploration for LLMs, infomax,
     https://arxiv.org/abs/2402.00396; `information_gain` for the score.
 
     Args:

@@ -19,7 +19,7 @@ def posterior_loss(
     `p*(x) = p0(x) exp(r(x) / beta) / Z`.
 
     Source: Korbak, Perez, Buckley, RL with KL penalties is better viewed as Bayesian inference,
-    equations 3-7, https://arxiv.org/abs/2205.11275.
+    https://arxiv.org/abs/2205.11275.
 
     Args:
       log_probs: `[...]`, log pi of samples drawn from pi, nats a document.
@@ -48,7 +48,7 @@ def exact_posterior_loss(
     `-J_KL = -sum_x pi(x) r(x) + beta KL(pi || p0)`.
 
     Source: Korbak, Perez, Buckley, RL with KL penalties is better viewed as Bayesian inference,
-    equation 3, https://arxiv.org/abs/2205.11275.
+    https://arxiv.org/abs/2205.11275.
 
     Args:
       log_probs: `[..., D]`, log pi of every document, nats.

@@ -34,23 +34,33 @@ def test_curves_fit_their_queries():
 
 
 def test_the_interval_of_a_constant_is_a_point():
-    assert bootstrap_interval(np.mean, np.full(7, 3.5)) == (3.5, 3.5)
+    assert bootstrap_interval(np.mean, np.full(7, 3.5), rng=np.random.default_rng(0)) == (3.5, 3.5)
 
 
 def test_the_interval_of_a_share_is_binomial():
     # The mean of resamples of 20 zeros and 20 ones is Binomial(40, 1/2) / 40: its 2.5% quantile is
     # 14, its 97.5% quantile 26.
     sample = np.repeat([0.0, 1.0], 20)
-    low, high = bootstrap_interval(np.mean, sample, num_resamples=20_000)
+    low, high = bootstrap_interval(
+        np.mean, sample, num_resamples=20_000, rng=np.random.default_rng(0)
+    )
     assert (low, high) == (14 / 40, 26 / 40)
-    low, high = bootstrap_interval(np.mean, sample, num_resamples=20_000, confidence=0.5)
+    low, high = bootstrap_interval(
+        np.mean, sample, num_resamples=20_000, confidence=0.5, rng=np.random.default_rng(0)
+    )
     assert (low, high) == (18 / 40, 22 / 40)
 
 
 def test_the_interval_covers_the_mean_of_a_normal():
     rng = np.random.default_rng(0)
     intervals = [
-        bootstrap_interval(np.mean, rng.normal(size=40), num_resamples=200, seed=i, confidence=0.9)
+        bootstrap_interval(
+            np.mean,
+            rng.normal(size=40),
+            num_resamples=200,
+            rng=np.random.default_rng(i),
+            confidence=0.9,
+        )
         for i in range(300)
     ]
     covered = np.mean([low <= 0 <= high for low, high in intervals])
@@ -63,18 +73,26 @@ def test_samples_are_paired_by_seed():
     # One arm needs twice the other's queries in every seed, however much seeds differ.
     first = np.random.default_rng(0).lognormal(sigma=2.0, size=30)
     ratio = lambda a, b: np.median(a) / np.median(b)
-    np.testing.assert_allclose(bootstrap_interval(ratio, 2 * first, first), (2, 2), rtol=1e-12)
-    low, high = bootstrap_interval(ratio, 2 * first, first[::-1])
+    np.testing.assert_allclose(
+        bootstrap_interval(ratio, 2 * first, first, rng=np.random.default_rng(0)),
+        (2, 2),
+        rtol=1e-12,
+    )
+    low, high = bootstrap_interval(ratio, 2 * first, first[::-1], rng=np.random.default_rng(0))
     assert low < 1.5 < 2.7 < high
 
 
 def test_the_seed_of_the_draws():
     sample = np.random.default_rng(0).normal(size=20)
-    assert bootstrap_interval(np.mean, sample) == bootstrap_interval(np.mean, sample)
-    assert bootstrap_interval(np.mean, sample) != bootstrap_interval(np.mean, sample, seed=1)
+    assert bootstrap_interval(np.mean, sample, rng=np.random.default_rng(0)) == bootstrap_interval(
+        np.mean, sample, rng=np.random.default_rng(0)
+    )
+    assert bootstrap_interval(np.mean, sample, rng=np.random.default_rng(0)) != bootstrap_interval(
+        np.mean, sample, rng=np.random.default_rng(1)
+    )
 
 
 def test_samples_of_one_length():
     for samples in ([np.zeros(3), np.zeros(4)], [np.zeros(0)], [np.zeros((2, 2))]):
         with pytest.raises(ValueError, match=r"expected samples \[S\] of one length >= 1"):
-            bootstrap_interval(np.mean, *samples)
+            bootstrap_interval(np.mean, *samples, rng=np.random.default_rng(0))
