@@ -181,9 +181,10 @@ def test_halves_driven_by_a_host_seed_by_seed_are_the_vmapped_scan(float64):
     expected_state, expected_metrics = uncut()
     init_keys, run_keys = seed_keys()
     for seed in [0, 3]:
+        run_key = run_keys[seed]
         state, curve = init(init_keys[seed]), []
         for t in range(ROUNDS):
-            propose_key, ask_key = jax.random.split(jax.random.fold_in(run_keys[seed], t))
+            propose_key, ask_key = jax.random.split(jax.random.fold_in(run_key, t))
             state, queries = propose(state, propose_key)
             unknown = jnp.full(QUERIES, -1)
             ranks = jnp.asarray(host_rater(ask_key, queries))
