@@ -16,7 +16,6 @@ from shatter.types import Array, Key, Metrics, Params
 EOS = 0
 HELD_OUT_QUERIES = 64
 JOINT_DRAWS = 16
-JOINT_SEED = 7  # the same draws of the joint loss for every arm and round
 PASSIVE_CANDIDATES = 4  # two of them nearly always differ, and their frequencies stay p0's
 TRANSFORMER = {"width": 16, "num_layers": 2, "num_heads": 2}
 PRETRAINING_STEPS = 300
@@ -48,13 +47,15 @@ ARMS = {
 
 
 class Problem(NamedTuple):
-    """What a seed draws once: the pretrained model, the hidden law, the held-out queries."""
+    """What a seed draws once, the same for all arms and rounds."""
 
-    params: Params
+    params: Params  # the pretrained model
     log_p0: Array  # [D]
-    log_q: Array  # [D]
+    log_q: Array  # [D], the hidden law
     held_out: Array  # int [Q, 2], pairs of documents
     choices: Array  # int [Q]
+    joint_queries: Array  # int [J, T, 2], pairs of documents, dyadic: few kinds a row
+    joint_choices: Array  # int [J, T]
 
 
 def baseline_of(arm: str) -> str:
@@ -152,7 +153,9 @@ def _assemble(
 
 def _draw_problem(key: Key, setting: Setting, world: World) -> Problem:
     """Gaussian logits for every prefix, and the target's around them."""
-    table_key, target_key, query_key, choice_key, lm_key = jax.random.split(key, 5)
+    table_key, target_key, query_key, choice_key, joint_key, label_key, lm_key = jax.random.split(
+        key, 7
+    )
     params = world.table.init(table_key)
     target = params + setting.config.spread * jax.random.normal(target_key, params.shape)
     log_p0 = documents.document_log_probs(world.table, params, *world.space)
@@ -164,7 +167,11 @@ def _draw_problem(key: Key, setting: Setting, world: World) -> Problem:
         jax.random.split(query_key, HELD_OUT_QUERIES)
     )
     choices = choice.luce_sample(choice_key, log_q[held_out])
-    return Problem(params, log_p0, log_q, held_out, choices)
+    joint = jax.vmap(lambda key: evaluation.dyadic_inputs(key, HELD_OUT_QUERIES))(
+        jax.random.split(joint_key, JOINT_DRAWS)
+    )
+    joint_choices = choice.luce_sample(label_key, log_q[held_out[joint]])
+    return Problem(params, log_p0, log_q, held_out, choices, held_out[joint], joint_choices)
 
 
 def _pretrain(world: World, params: Params, log_p0: Array) -> Params:
@@ -243,15 +250,17 @@ def _interaction(
 
 def _metrics(problem: Problem, members: Array) -> Metrics:
     """Exact measures of the prediction, and losses on held-out queries, from members[M, D]."""
-    held_out = members[:, problem.held_out]  # [M, Q, 2]
-    labels = jnp.broadcast_to(problem.choices, held_out.shape[:-1])
-    label_log_probs = choice.luce_log_prob(held_out, labels)
-    joint = jax.vmap(evaluation.dyadic_joint_log_loss, in_axes=(0, None, None))
-    keys = jax.random.split(jax.random.key(JOINT_SEED), JOINT_DRAWS)
+
+    def label_log_probs(queries: Array, choices: Array) -> Array:
+        shown = members[:, queries]
+        return choice.luce_log_prob(shown, jnp.broadcast_to(choices, shown.shape[:-1]))
+
+    marginal = evaluation.marginal_log_loss(label_log_probs(problem.held_out, problem.choices))
+    joint = evaluation.joint_log_loss(label_log_probs(problem.joint_queries, problem.joint_choices))
     mixture = ensembles.mixture_log_probs(members)
     return {
         **evaluation.prediction_metrics(mixture, problem.log_p0, problem.log_q),
         "pretrained_kl": documents.kl_divergence(problem.log_q, problem.log_p0),
-        "choice_log_loss": jnp.mean(evaluation.marginal_log_loss(label_log_probs)),
-        "joint_log_loss": jnp.mean(joint(keys, held_out, problem.log_q[problem.held_out])),
+        "choice_log_loss": jnp.mean(marginal),
+        "joint_log_loss": jnp.mean(joint),
     }
