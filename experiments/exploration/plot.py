@@ -29,7 +29,7 @@ STYLE: dict[str, dict[str, Any]] = {
 
 
 def draw(config: Config, results: Results, summary: list[dict], folder: Path) -> Path:
-    """Draws KL curves, a panel a setting, and queries to half of the pretrained model's KL.
+    """Draws KL curves, a panel a setting, and queries to half and a quarter of the pretrained KL.
 
     Args:
       config: the config.
@@ -41,20 +41,23 @@ def draw(config: Config, results: Results, summary: list[dict], folder: Path) ->
       The PNG's path.
     """
     names = list(dict.fromkeys(setting.name for setting, _ in results))
-    columns = len(names) + 1
+    columns = len(names) + 2
     figure, axes = plt.subplots(
         1, columns, figsize=(4.2 * columns + 1.6, 4.2), constrained_layout=True, squeeze=False
     )
     for axis, name in zip(axes[0], names, strict=False):
         _curves(axis, {k: v for k, v in results.items() if k[0].name == name}, name)
     axes[0, 0].set_ylabel("KL(q || prediction), nats")
-    if len(names) == 1:
-        _bars(axes[0, -1], summary)
-    else:
-        _trend(axes[0, -1], summary, names)
+    shown = {"half": "to half of the pretrained KL", "quarter": "to a quarter of it"}
+    for axis, (level, title) in zip(axes[0, -2:], shown.items(), strict=True):
+        axis.set_title(title)
+        if len(names) == 1:
+            _bars(axis, summary, level)
+        else:
+            _trend(axis, summary, names, level)
     handles = {
         text: handle
-        for axis in axes[0, :-1]
+        for axis in axes[0, : len(names)]
         for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False)
@@ -76,33 +79,30 @@ def _curves(axis: Any, results: Results, title: str) -> None:
     axis.set(title=title, xlabel="comparisons asked", yscale="log")
 
 
-def _bars(axis: Any, summary: list[dict]) -> None:
-    rows = sorted(summary, key=lambda row: row["half"]["median_queries"], reverse=True)
+def _bars(axis: Any, summary: list[dict], level: str) -> None:
+    rows = sorted(summary, key=lambda row: row[level]["median_queries"], reverse=True)
     for y, row in enumerate(rows):
-        half = row["half"]
-        hatch = "//" if half["censored"] >= 0.5 else None
-        axis.barh(y, half["median_queries"], color=STYLE[row["arm"]]["color"], hatch=hatch)
+        axis.barh(
+            y,
+            row[level]["median_queries"],
+            color=STYLE[row["arm"]]["color"],
+            edgecolor="white",
+            hatch="//" if row[level]["censored"] >= 0.5 else None,
+        )
     axis.set_yticks(range(len(rows)), [row["arm"] for row in rows])
-    axis.set(title="to half of the pretrained KL", xlabel="comparisons (hatched: not reached)")
+    axis.set(xlabel="comparisons (hatched: not reached)")
 
 
-def _trend(axis: Any, summary: list[dict], names: list[str]) -> None:
+def _trend(axis: Any, summary: list[dict], names: list[str], level: str) -> None:
     for arm in dict.fromkeys(row["arm"] for row in summary):
         rows = [row for row in summary if row["arm"] == arm]
-        positions = [names.index(row["setting"]) for row in rows]
-        medians = [row["half"]["median_queries"] for row in rows]
+        positions = np.array([names.index(row["setting"]) for row in rows])
+        medians = np.array([row[level]["median_queries"] for row in rows])
+        censored = np.array([row[level]["censored"] >= 0.5 for row in rows])
         axis.plot(positions, medians, marker=".", **STYLE[arm])
-        censored = [
-            (x, y)
-            for x, y, row in zip(positions, medians, rows, strict=True)
-            if row["half"]["censored"] >= 0.5
-        ]
-        if censored:
-            axis.plot(*zip(*censored, strict=True), "^", color=STYLE[arm]["color"], markersize=9)
+        color = STYLE[arm]["color"]
+        axis.plot(positions[censored], medians[censored], "^", color=color, markersize=9)
     axis.set_xticks(range(len(names)), [name.split("=")[1] for name in names])
     axis.set(
-        title="to half of the pretrained KL",
-        xlabel=names[0].split("=")[0],
-        ylabel="comparisons (triangle: not reached)",
-        yscale="log",
+        xlabel=names[0].split("=")[0], ylabel="comparisons (triangle: not reached)", yscale="log"
     )
