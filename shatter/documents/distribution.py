@@ -11,7 +11,7 @@ from shatter.documents.enumeration import document_log_probs, enumerate_document
 from shatter.documents.sampling import sample
 from shatter.documents.scoring import response_mask
 from shatter.models import LanguageModel
-from shatter.numerics import entropy
+from shatter.numerics import LOG_ZERO, entropy
 from shatter.types import Array, Key, Params
 
 
@@ -71,9 +71,13 @@ class DocumentDistribution(distrax.Distribution):
         return samples.tokens, samples.raw_log_probs
 
     def log_prob(self, value: Array) -> Array:
-        """Log-prob of documents `value[..., P + max_length]`, nats."""
-        mask = response_mask(value, prompt_length=self._prompt.shape[0], eos=self._eos)
-        return document_log_probs(self._lm, self._params, value, mask)
+        """Log-prob of documents `value[..., P + max_length]`, nats; -1e30 after another prompt."""
+        prompt_length = self._prompt.shape[0]
+        mask = response_mask(value, prompt_length=prompt_length, eos=self._eos)
+        log_probs = document_log_probs(self._lm, self._params, value, mask)
+        prompts = value[..., :prompt_length]
+        is_event = jnp.all(prompts == jnp.broadcast_to(self._prompt, prompts.shape), axis=-1)
+        return jnp.where(is_event, log_probs, LOG_ZERO)
 
     def entropy(self) -> Array:
         """Entropy in nats, exact by enumeration.

@@ -65,7 +65,7 @@ def sample(
 
     Raises:
       AssertionError: if the shapes or types do not fit.
-      ValueError: if a size or the temperature is not positive.
+      ValueError: if a size or the temperature is not positive, or `eos` is no token.
     """
     chex.assert_type(prompt, int)
     chex.assert_rank(prompt, {1, 2})
@@ -85,21 +85,30 @@ def sample(
     continuing = _decoding if lm.decode is not None else _rescoring
     (past, logits), step = continuing(lm, params, rows, valid, max_length)
 
-    def draw(carry: tuple, t: Array) -> tuple[tuple, tuple[Array, Array, Array]]:
-        past, logits, alive = carry
+    if eos is not None and not 0 <= eos < logits.shape[-1]:
+        raise ValueError(f"eos must be a token, 0 <= eos < {logits.shape[-1]}, found {eos}")
+
+    def draw(logits: Array, alive: Array, t: Array | int) -> tuple[Array, tuple[Array, ...]]:
         checkify.debug_check(~jnp.any(jnp.isnan(logits)), "logits hold a NaN")
         logits = finite_logits(logits)
         token = jax.random.categorical(jax.random.fold_in(key, t), logits / temperature)
         if eos is not None:
             token = jnp.where(alive, token, eos)
+            alive = alive & (token != eos)
         drawn_with = _at(jax.nn.log_softmax(logits / temperature), token)
-        raw = _at(jax.nn.log_softmax(logits), token)
-        alive = alive if eos is None else alive & (token != eos)
-        past, logits = step(past, token, t)
-        return (past, logits, alive), (token, drawn_with, raw)
+        return alive, (token, drawn_with, _at(jax.nn.log_softmax(logits), token))
 
-    start = (past, logits, jnp.ones(rows.shape[0], bool))
-    _, (response, drawn_with, raw) = jax.lax.scan(draw, start, jnp.arange(max_length))
+    def next_token(carry: tuple, t: Array) -> tuple[tuple, tuple[Array, ...]]:
+        past, token, alive = carry
+        past, logits = step(past, token, t - 1)
+        alive, drawn = draw(logits, alive, t)
+        return (past, drawn[0], alive), drawn
+
+    alive, first = draw(logits, jnp.ones(rows.shape[0], bool), 0)
+    _, others = jax.lax.scan(next_token, (past, first[0], alive), jnp.arange(1, max_length))
+    response, drawn_with, raw = (
+        jnp.concatenate([one[None], more]) for one, more in zip(first, others, strict=True)
+    )
     tokens = jnp.concatenate([rows, response.T.astype(rows.dtype)], axis=1)
     mask = response_mask(tokens, prompt_length=prompt_length, eos=eos)
     return Samples(
@@ -124,7 +133,7 @@ def _decoding(
     assert lm.init_cache is not None and lm.decode is not None
     decode = lm.decode
     batch, prompt_length = rows.shape
-    cache = lm.init_cache(batch, prompt_length + max_length)
+    cache = lm.init_cache(batch, prompt_length + max_length - 1)  # nothing follows the last token
     logits, cache = decode(params, cache, rows, valid=valid)
 
     def step(cache: Any, token: Array, t: Array) -> _State:

@@ -64,6 +64,12 @@ def test_what_follows_eos_does_not_count(params):
     np.testing.assert_allclose(found, log_probs[place], atol=1e-14)
 
 
+def test_a_document_after_another_prompt_is_impossible(params):
+    tokens = jnp.array([[0, 0, 1, 1], [2, 1, 1, 1]])
+    found = jax.jit(lambda p: make_distribution(p).log_prob(tokens))(params)
+    np.testing.assert_array_equal(np.exp(found), 0.0)
+
+
 def test_samples_follow_the_law(params):
     """20,000 of them: a frequency's standard error is under .0036, its bound five of them."""
     run = jax.jit(lambda p, key: make_distribution(p).sample_and_log_prob(

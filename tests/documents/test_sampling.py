@@ -254,6 +254,12 @@ def test_impossible_arguments_are_refused(changes: dict):
         small(**changes)
 
 
+@pytest.mark.parametrize("eos", [-1, 3])
+def test_an_eos_outside_the_vocabulary_is_refused(eos: int):
+    with pytest.raises(ValueError, match=f"0 <= eos < 3, found {eos}"):
+        small(eos=eos)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
