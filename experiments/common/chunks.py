@@ -1,7 +1,7 @@
 """A run over many seeds, cut into chunks on the host: progress, checkpoints, resume."""
 
-import functools
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,9 +54,10 @@ def run_seeds(
     folder: Path,
     plan: Sequence[Chunk],
     *,
+    seeds_at_once: int | None = None,
     progress: Callable[[int], None] = lambda rounds: None,
 ) -> dict[str, np.ndarray]:
-    """Runs all seeds in one jitted vmapped call a chunk, resuming from the last whole chunk.
+    """Runs all seeds in one jitted call a chunk, resuming from the last whole chunk.
 
     After every chunk the state and the metrics so far are on disk; a save that is interrupted does
     not harm the one before. The result lands in `metrics.npz` and is read from there when asked for
@@ -68,6 +69,7 @@ def run_seeds(
       inputs: the seeds' inputs, `[S]` on every leaf.
       folder: where this run's files go.
       plan: the chunks.
+      seeds_at_once: how many seeds are vmapped, batch after batch in the one call; None = all.
       progress: called with the number of rounds done since the last call.
 
     Returns:
@@ -82,12 +84,13 @@ def run_seeds(
         metrics = load_arrays(done)
         progress(num_rounds)
         return metrics
-    rounds = jax.jit(
-        jax.vmap(process.rounds, in_axes=(0, None, None)),
-        static_argnums=2,
-        compiler_options=compiler_options(),
-    )
-    carry, first = _all_seeds(process.start)(inputs)
+
+    @partial(jax.jit, static_argnums=2, compiler_options=compiler_options())
+    def rounds(carries: Any, first_round: jax.Array, chunk: Chunk) -> tuple[Any, Any]:
+        one_seed = lambda carry: process.rounds(carry, first_round, chunk)
+        return _over_seeds(one_seed, seeds_at_once)(carries)
+
+    carry, first = _all_seeds(process.start, seeds_at_once)(inputs)
     history = {
         name: jnp.zeros((len(value), 1 + num_rounds, *value.shape[1:])).at[:, 0].set(value)
         for name, value in first.items()
@@ -117,10 +120,16 @@ def run_seeds(
     return result
 
 
-@functools.cache
-def _all_seeds(start: Callable[[Any], Any]) -> Callable[[Any], Any]:
+@cache
+def _all_seeds(start: Callable[[Any], Any], seeds_at_once: int | None) -> Callable[[Any], Any]:
     """The start of all seeds, compiled once for the arms that share it."""
-    return jax.jit(jax.vmap(start), compiler_options=compiler_options())
+    return jax.jit(_over_seeds(start, seeds_at_once), compiler_options=compiler_options())
+
+
+def _over_seeds(one_seed: Callable[[Any], Any], at_once: int | None) -> Callable[[Any], Any]:
+    if at_once is None:
+        return jax.vmap(one_seed)
+    return lambda seeds: jax.lax.map(one_seed, seeds, batch_size=at_once)
 
 
 def compiler_options() -> dict[str, Any] | None:

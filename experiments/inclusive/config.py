@@ -38,7 +38,11 @@ class Config:
     """Root of all random keys and of the divisions of people."""
 
     num_seeds: int = 10
-    """Seeds, all in one vmapped call an arm; each with its own division of the people."""
+    """Seeds, all in one jitted call an arm; each with its own division of the people."""
+
+    seeds_at_once: int | None = None
+    """Seeds that are vmapped, batch after batch in one call; none = one on a CPU, where the caches
+    are small, all elsewhere."""
 
     num_members: int = 5
     """Members of the ensemble."""
@@ -59,11 +63,15 @@ class Config:
     num_steps: int = 8
     """Adam steps a round."""
 
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     """Adam's, the same for every arm."""
 
-    prior_scale: float = 0.03
+    prior_scale: float = 0.1
     """Standard deviation of every parameter around the pretrained one, the members' prior."""
+
+    prior_answers: float = 6.0
+    """Answers a question that the pretrained model's own choices count for, beside the prior on
+    parameters; 0 = none."""
 
     width: int = 16
     """Width of the transformer, of 2 layers and 2 heads."""

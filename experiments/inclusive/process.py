@@ -13,7 +13,7 @@ from experiments.inclusive.config import Config
 from experiments.inclusive.populations import Population
 from experiments.inclusive.texts import Pool, option_log_probs
 from shatter import choice, documents, ensembles, exploration, losses, models, training
-from shatter.types import Array, Key, Metrics, Params, Rater
+from shatter.types import Array, Comparison, Key, Metrics, Params, Query, Rater
 
 
 class Arm(NamedTuple):
@@ -106,6 +106,8 @@ def make_process(
         del shared
         return scored(own)[responses.prompt_id[..., None], responses.item_ids]
 
+    prior_rows = prior_comparisons(pool, jnp.zeros(pool.valid.shape)).weight.shape[0]
+
     def interaction(num_queries: int) -> training.Interaction:
         return training.interaction(
             ensemble,
@@ -115,7 +117,7 @@ def make_process(
             loss=losses.ilhf_ranking_loss,
             optimizer=optax.adam(config.learning_rate),
             num_queries=num_queries,
-            capacity=int(answers_after(config)[-1]) * len(population.prompts),
+            capacity=prior_rows + int(answers_after(config)[-1]) * len(population.prompts),
             num_steps=config.num_steps,
         )
 
@@ -130,8 +132,13 @@ def make_process(
 
     def start(inputs: tuple[Key, People]) -> tuple[Any, Metrics]:
         key, people = inputs
-        init_key, run_key = jax.random.split(key)
+        init_key, weight_key, run_key = jax.random.split(key, 3)
         state = interaction(1).init(init_key)
+        if config.prior_answers:
+            prior = prior_comparisons(pool, scored(params))
+            prior = prior._replace(weight=config.prior_answers * prior.weight)
+            weights = ensemble.observation_weights(weight_key, prior.weight.shape)
+            state = state._replace(store=training.add_comparisons(state.store, prior, weights))
         return (state, run_key, people), evaluate(people, state)
 
     def rounds(carry: Any, first_round: Array, chunk: Chunk) -> tuple[Any, Metrics]:
@@ -148,6 +155,44 @@ def make_process(
         return (state, key, people), metrics
 
     return Process(start, rounds)
+
+
+def prior_comparisons(pool: Pool, log_probs: Array) -> Comparison:
+    """What p0 would answer: every pair of every prompt, both ways, each prompt's weights sum to 1.
+
+    In the store beside the answers they are a prior for the choices, as pseudo-counts are for
+    shares; each member of an ensemble weighs them by draws of its own, as it does the answers.
+
+    Args:
+      pool: P prompts with at most K options.
+      log_probs: `[P, K]`, the options' log-probs under p0, nats.
+
+    Returns:
+      The comparisons.
+    """
+    valid = np.asarray(pool.valid)
+    prompts, first, second = np.nonzero(
+        valid[:, :, None] & valid[:, None, :] & ~np.eye(valid.shape[1], dtype=bool)
+    )
+    num_pairs = np.bincount(prompts)[prompts] / 2
+    shown = log_probs[prompts[:, None], np.stack([first, second], axis=1)]
+    size = len(prompts)
+    nothing = jnp.zeros((size, 2, 1), int)
+    query = Query(
+        jnp.asarray(prompts),
+        nothing,
+        nothing > 0,
+        jnp.stack([jnp.asarray(first), jnp.asarray(second)], axis=1),
+        jnp.ones((size, 2), bool),
+    )
+    unknown = jnp.full(size, -1)
+    return Comparison(
+        query,
+        jnp.broadcast_to(jnp.array([1, 2]), (size, 2)),
+        jax.nn.sigmoid(shown[:, 0] - shown[:, 1]) / num_pairs,
+        unknown,
+        unknown,
+    )
 
 
 def chunks_of(config: Config, population: Population) -> list[Chunk]:

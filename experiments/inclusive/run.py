@@ -133,6 +133,8 @@ def _run(
                 (keys, process.people_of(population)),
                 folder / "arms" / arm,
                 process.chunks_of(config, population),
+                seeds_at_once=config.seeds_at_once
+                or (1 if jax.default_backend() == "cpu" else None),
                 progress=lambda rounds, arm=arm: advance(arm, rounds),  # type: ignore[misc]
             )
     return results

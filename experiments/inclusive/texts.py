@@ -16,10 +16,8 @@ from shatter import documents, models, training
 from shatter.types import Array, Key, Metrics, Params
 
 BOS, EOS, SEPARATOR, UNKNOWN = "<bos>", "<eos>", "<sep>", "<unk>"
-BPE_TOKENS = 512
-LONG_OPTION = (
-    12  # tokens; prompts with a longer option are scored apart, so that few are padded far
-)
+BPE_TOKENS = 1024  # enough for most words of a survey to be one token
+LONG_OPTION = 8  # tokens; prompts with a longer one are scored apart, lest all be padded to it
 
 
 class Bucket(NamedTuple):

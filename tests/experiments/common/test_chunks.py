@@ -60,6 +60,16 @@ def test_a_cut_run_is_the_uncut_one(tmp_path):
     assert np.unique(whole["place"][:, -1]).size == NUM_SEEDS
 
 
+def test_seeds_in_batches_are_the_seeds_at_once(tmp_path):
+    plan = chunks.equal_chunks(6, 2, 3)
+    together = chunks.run_seeds(walk(), keys(), tmp_path / "together", plan)
+    for at_once in (1, 2, 4):
+        folder = tmp_path / str(at_once)
+        parted = chunks.run_seeds(walk(), keys(), folder, plan, seeds_at_once=at_once)
+        for name in together:
+            np.testing.assert_allclose(parted[name], together[name], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("after", [2, 4])
 def test_a_killed_run_resumes_from_its_last_chunk(tmp_path, after):
     plan = chunks.equal_chunks(6, 2, 2)
