@@ -63,13 +63,13 @@ class Config:
     num_steps: int = 8
     """Adam steps a round."""
 
-    learning_rate: float = 1e-3
-    """Adam's, the same for every arm."""
+    learning_rate: float = 2e-3
+    """Adam's, the same for every arm; it warms up over the small rounds."""
 
-    prior_scale: float = 0.1
+    prior_scale: float = 0.3
     """Standard deviation of every parameter around the pretrained one, the members' prior."""
 
-    prior_answers: float = 6.0
+    prior_answers: float = 12.0
     """Answers a question that the pretrained model's own choices count for, beside the prior on
     parameters; 0 = none."""
 

@@ -115,7 +115,7 @@ def make_process(
             score=score,
             explore=explore,
             loss=losses.ilhf_ranking_loss,
-            optimizer=optax.adam(config.learning_rate),
+            optimizer=optax.adam(_warm_up(config)),
             num_queries=num_queries,
             capacity=prior_rows + int(answers_after(config)[-1]) * len(population.prompts),
             num_steps=config.num_steps,
@@ -193,6 +193,12 @@ def prior_comparisons(pool: Pool, log_probs: Array) -> Comparison:
         unknown,
         unknown,
     )
+
+
+def _warm_up(config: Config) -> optax.Schedule:
+    """Linear over the small rounds: Adam's first steps are as long on noise as on a signal."""
+    num_steps = config.rounds_small * config.num_steps
+    return optax.linear_schedule(0.1 * config.learning_rate, config.learning_rate, num_steps)
 
 
 def chunks_of(config: Config, population: Population) -> list[Chunk]:
