@@ -97,7 +97,8 @@ def run_seeds(
     }
     checkpoints = folder / "checkpoints"
     with ocp.CheckpointManager(
-        checkpoints.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=1)
+        checkpoints.absolute(),
+        options=ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False),
     ) as manager:
         saved = manager.latest_step() or 0
         if saved:

@@ -16,12 +16,13 @@ from experiments.common.binary import UsageError
 CSV_COLUMNS = ("setting", "objective", "arm", "seed", "step", "metric", "value")
 
 
-def open_run_folder(path: str, config: Any) -> Path:
+def open_run_folder(path: str, config: Any, **facts: str) -> Path:
     """Makes a run folder, or opens the one of an earlier run with the same config to resume it.
 
     Args:
       path: the folder.
       config: a frozen dataclass; its field `run_dir` may differ.
+      **facts: what else a resumed run must share, for example a checksum of its data.
 
     Returns:
       The folder.
@@ -32,6 +33,7 @@ def open_run_folder(path: str, config: Any) -> Path:
     folder = Path(path)
     wanted = json.loads(json.dumps(dataclasses.asdict(config)))
     wanted.pop("run_dir", None)
+    wanted |= facts
     file = folder / "config.json"
     if not file.exists():
         if folder.exists() and any(folder.iterdir()):

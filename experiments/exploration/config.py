@@ -50,7 +50,7 @@ class Config:
     """The learner's prior scale over `spread`; 1 is a matched prior, the easy case."""
 
     num_rounds: int = 45
-    """Rounds of asking and learning."""
+    """Rounds of asking and learning; difficulty takes twice as many, transformer half."""
 
     queries_per_round: int = 8
     """Comparisons asked a round."""

@@ -15,6 +15,8 @@ from experiments.exploration import plot, process
 from experiments.exploration.config import Config, Setting, settings
 from experiments.exploration.summary import LEVELS, summarise
 
+MOST_DOCUMENTS = 100_000
+
 
 def check(config: Config) -> None:
     """Refuses values that cannot be.
@@ -35,6 +37,12 @@ def check(config: Config) -> None:
         num_steps=1,
         chunk_rounds=1,
     )
+    num_documents = config.vocab_size**config.max_length
+    if num_documents > MOST_DOCUMENTS:
+        raise binary.UsageError(
+            f"--vocab_size ** --max_length must be at most {MOST_DOCUMENTS}, for every document is "
+            f"enumerated, found {config.vocab_size} ** {config.max_length} = {num_documents}"
+        )
     binary.positive(
         config, "spread", "prior_scale", "learning_rate", "boltzmann_temperature", "level"
     )

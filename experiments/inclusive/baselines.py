@@ -4,12 +4,13 @@ Every function fits to some people and judges by others; all figures are in nats
 `python -m experiments.inclusive.baselines` prints them for random halves of the published files.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import tyro
 from scipy.special import softmax
 
+from experiments.common import binary
 from experiments.inclusive import classical, people, sources
 from experiments.inclusive.arrays import Floats, Ints
 from experiments.inclusive.data import Survey, load_nonvoters
@@ -150,25 +151,41 @@ def _survey_figures(survey: Survey, fit: Ints, held: Ints, seed: int) -> dict[st
     }
 
 
-def main(data_dir: str | None = None, num_splits: int = 5, seed: int = 0) -> None:
-    """Prints every baseline as mean and standard deviation over random halves of the people.
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Classical fits to three surveys: mean and standard deviation over random halves of people."""
 
-    Args:
-      data_dir: The folder with the published files; see `sources`.
-      num_splits: How many random halves.
-      seed: The seed of the first.
+    data_dir: str = ""
+    """Folder of the data; none = $SHATTER_DATA_DIR, else a cache that is filled by download."""
+
+    num_splits: int = 5
+    """How many random halves."""
+
+    seed: int = 0
+    """The seed of the first."""
+
+
+def print_baselines(config: Config) -> None:
+    """Prints every baseline.
+
+    Raises:
+      UsageError: if data is missing or damaged; the message says how to mend it.
     """
-    survey = load_nonvoters(sources.locate("nonvoters", data_dir))
-    films = load_starwars(sources.locate("starwars", data_dir)).rankings
-    cuisines = load_cuisines(sources.locate("cuisines", data_dir)).ratings
+    binary.at_least(config, num_splits=1)
+    try:
+        survey = load_nonvoters(sources.locate("nonvoters", config.data_dir))
+        films = load_starwars(sources.locate("starwars", config.data_dir)).rankings
+        cuisines = load_cuisines(sources.locate("cuisines", config.data_dir)).ratings
+    except sources.DataError as error:
+        raise binary.UsageError(str(error)) from error
     studies: dict[str, tuple[int, Callable[[Ints, Ints, int], dict[str, float]]]] = {
         "Non-voters": (len(survey.rid), lambda f, h, s: _survey_figures(survey, f, h, s)),
         "Star Wars": (len(films), lambda f, h, s: ranking_baselines(films[f], films[h], seed=s)),
         "Cuisines": (len(cuisines), lambda f, h, s: rating_baselines(cuisines[f], cuisines[h])),
     }
     for title, (size, figures) in studies.items():
-        print(f"{title}: {size} people, {num_splits} random halves (mean, sd; nats)")
-        seeds = range(seed, seed + num_splits)
+        print(f"{title}: {size} people, {config.num_splits} random halves (mean, sd; nats)")
+        seeds = range(config.seed, config.seed + config.num_splits)
         rows = [figures(*people.split_people(size, seed=s), s) for s in seeds]
         for name in rows[0]:
             values = [row[name] for row in rows]
@@ -176,4 +193,4 @@ def main(data_dir: str | None = None, num_splits: int = 5, seed: int = 0) -> Non
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    binary.main(Config, print_baselines)

@@ -12,8 +12,8 @@ class Config:
 
     A tiny transformer is pretrained on the questions' and options' texts. An arm picks a question
     and two of its options; a respondent whose recorded answer is one of the two is drawn by weight;
-    the model learns from the choice (ILHF). Half of the people, drawn anew for every seed, answer;
-    the other half judges.
+    the model learns from the choice (ILHF), beside a prior of choices by the pretrained model. Half
+    of the people, drawn anew for every seed, answer; the other half judges.
     """
 
     dataset: Dataset = "nonvoters"
@@ -23,7 +23,8 @@ class Config:
 
     arms: tuple[str, ...] = ()
     """Arms to run; none = all (for parties: random_map and random). Known: random_map, greedy,
-    boltzmann, random, thompson, double_thompson, infomax, variance, ucb."""
+    boltzmann, random, thompson, double_thompson, double_thompson_sampled, infomax, variance,
+    log_ratio_variance, ucb."""
 
     run_dir: str = "runs/inclusive"
     """Run folder, with a subfolder a data set; one that exists is resumed, given the same flags."""
@@ -35,7 +36,7 @@ class Config:
     """For --dataset=shares: lines of prompt, completions, shares, n, group."""
 
     seed: int = 0
-    """Root of all random keys and of the divisions of people."""
+    """Root of all random keys; division s of the people is drawn from seed + s."""
 
     num_seeds: int = 10
     """Seeds, all in one jitted call an arm; each with its own division of the people."""
@@ -70,8 +71,8 @@ class Config:
     """Standard deviation of every parameter around the pretrained one, the members' prior."""
 
     prior_answers: float = 12.0
-    """Answers a question that the pretrained model's own choices count for, beside the prior on
-    parameters; 0 = none."""
+    """How many answers a question the pretrained model's own choices count for, beside the prior
+    on parameters; 0 = none."""
 
     width: int = 16
     """Width of the transformer, of 2 layers and 2 heads."""

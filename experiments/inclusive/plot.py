@@ -23,8 +23,10 @@ STYLE: dict[str, dict[str, Any]] = {
     "random": {"color": "black"},
     "thompson": {"color": "tab:blue"},
     "double_thompson": {"color": "tab:cyan"},
+    "double_thompson_sampled": {"color": "tab:purple"},
     "infomax": {"color": "tab:green"},
     "variance": {"color": "tab:olive"},
+    "log_ratio_variance": {"color": "tab:brown"},
     "ucb": {"color": "tab:pink"},
 }
 

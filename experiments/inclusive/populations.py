@@ -1,5 +1,6 @@
 """A data set as what a run needs: texts, recorded people, divisions into halves, the truth."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -28,6 +29,8 @@ class Population(NamedTuple):
       own_wins: [S, P, K, K] those of the people who answer.
       judged: [P] weight of each prompt in the measures, sums to 1.
       question: [P] which question a prompt asks; prompts of one question differ by group.
+      groups: [P] the group each prompt is put to; empty where there are none.
+      note: what a reader of the results must know about the data; empty if nothing.
     """
 
     prompts: tuple[str, ...]
@@ -41,6 +44,17 @@ class Population(NamedTuple):
     own_wins: Floats
     judged: Floats
     question: Ints
+    groups: tuple[str, ...] = ()
+    note: str = ""
+
+
+def digest(population: Population) -> str:
+    """A checksum of everything in a population, so that a run is not resumed with other data."""
+    parts = [
+        part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode()
+        for part in population
+    ]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def load(config: Config) -> Population:
@@ -77,14 +91,13 @@ def _halves(config: Config, num_people: int) -> list[tuple[Ints, Ints]]:
 
 def _survey(config: Config, *, by_party: bool) -> Population:
     data_dir = config.data_dir or None
-    survey = data.load_nonvoters(
-        sources.locate("nonvoters", data_dir), sources.find("shares", data_dir)
-    )
+    wording = sources.find("shares", data_dir)
+    survey = data.load_nonvoters(sources.locate("nonvoters", data_dir), wording)
     halves = _halves(config, len(survey.weights))
     weights = np.zeros((len(halves), len(survey.weights)))
     for row, (fit, _) in zip(weights, halves, strict=True):
         row[fit] = survey.weights[fit]
-    prompts, options, answers, sizes, asked_of = [], [], [], [], []
+    prompts, options, answers, sizes, asked_of, names = [], [], [], [], [], []
     party = survey.attributes["party"]
     groups = [(name, party.codes == g) for g, name in enumerate(party.values)] if by_party else []
     for q, (question, given) in enumerate(zip(survey.questions, survey.answers, strict=True)):
@@ -94,6 +107,7 @@ def _survey(config: Config, *, by_party: bool) -> Population:
             answers.append(np.where(members, given, -1))
             sizes.append(survey.weights[members].sum())
             asked_of.append(q)
+            names.append(name)
     recorded = np.stack(answers)
     every = np.stack([survey.weights - row for row in weights])  # the judges' weights
     own, truth = (_shares_of(recorded, w, options) for w in (weights, every))
@@ -111,6 +125,11 @@ def _survey(config: Config, *, by_party: bool) -> Population:
         _share_wins(own),
         judged,
         np.asarray(asked_of),
+        tuple(names) if by_party else (),
+        ""
+        if wording
+        else "no survey_opinions/shares.jsonl was found, so columns and numbers stand "
+        "for the texts of questions and options",
     )
 
 
@@ -137,6 +156,7 @@ def _shares(config: Config) -> Population:
     return Population(
         prompts, options, even, answers, repeat(weights), repeat(truth), repeat(truth), wins, wins,
         even, np.arange(len(records)),
+        note="shares without people: nobody is held out, the judges' shares are those that answer",
     )  # fmt: skip
 
 

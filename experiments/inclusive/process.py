@@ -31,8 +31,10 @@ ARMS = {
     "random": Arm("ensemble", exploration.uniform),
     "thompson": Arm("ensemble", exploration.thompson),
     "double_thompson": Arm("ensemble", exploration.double_thompson),
+    "double_thompson_sampled": Arm("ensemble", exploration.double_thompson_sampled),
     "infomax": Arm("ensemble", exploration.infomax, picks_prompt=True),
     "variance": Arm("ensemble", exploration.variance, picks_prompt=True),
+    "log_ratio_variance": Arm("ensemble", exploration.log_ratio_variance, picks_prompt=True),
     "ucb": Arm("ensemble", exploration.ucb),
 }
 

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.special import log_expit, softmax
 
 from experiments.inclusive import classical
-from experiments.inclusive.arrays import Floats
+from experiments.inclusive.arrays import Bools, Floats
 from experiments.inclusive.populations import Population
 
 GROUP_PRIOR = 30.0  # pseudo-people
@@ -51,12 +51,15 @@ def points(population: Population, pretrained: Floats, betas: Sequence[float]) -
 
     Returns:
       By name: "people", the shares of those who answer (the floor); "people, shrunk" where prompts
-      are groups; a majority model; the agglomerative optima; of every one "kl", "choice_log_loss",
+      are groups; Bradley-Terry and Plackett-Luce fits to all their rankings where there are some; a
+      majority model; the agglomerative optima; of every one "kl", "choice_log_loss",
       "best_known", "entropy" and "prediction".
     """
     own = np.maximum(population.own, 1e-3 * (population.truth > 0))  # nobody said it: once in 1000
     own = own / own.sum(axis=-1, keepdims=True)
     laws = {"people": own, "majority": np.stack([_majorities(row) for row in own])}
+    if population.answers.ndim == 3:
+        laws |= _ranking_fits(population)
     everybody = _everybody(population)
     if everybody is not None:
         sizes = (population.answers[None] >= 0) * population.weights[:, None]
@@ -71,6 +74,37 @@ def points(population: Population, pretrained: Floats, betas: Sequence[float]) -
             ]
         )
     return {name: _measures(population, law) for name, law in laws.items()}
+
+
+def kl_by_group(population: Population, law: Floats) -> Curves:
+    """KL(judges' shares || law) by group, the mean over its prompts.
+
+    Args:
+      population: the recorded people.
+      law: [S, P, K] predicted shares.
+
+    Returns:
+      By group, [S]; empty where prompts are not put to groups.
+    """
+    kl = _prompt_kl(population, population.truth, law)
+    names = np.asarray(population.groups)
+    return {group: kl[:, names == group].mean(axis=1) for group in dict.fromkeys(population.groups)}
+
+
+def _ranking_fits(population: Population) -> dict[str, Floats]:
+    """Fits to everything that those who answer said, [S, 1, K]; one prompt."""
+    ranks = population.answers[0]
+    fits = {
+        "Bradley-Terry, all pairs": [
+            classical.fit_bradley_terry(wins[0], ridge=1.0) for wins in population.own_wins
+        ]
+    }
+    if (ranks >= 0).all() and (np.sort(ranks) == np.arange(1, ranks.shape[1] + 1)).all():
+        fits["Plackett-Luce, all rankings"] = [
+            classical.fit_plackett_luce(np.argsort(ranks[weights > 0], axis=1))
+            for weights in population.weights
+        ]
+    return {name: softmax(np.stack(rows), axis=1)[:, None] for name, rows in fits.items()}
 
 
 def _fit(
@@ -102,12 +136,8 @@ def _draw(wins: Floats, total: int, rng: np.random.Generator) -> Floats:
 def _measures(population: Population, law: Floats, divisions: slice = slice(None)) -> Curves:
     """The measures of shares [S, P, K]."""
     truth, wins = population.truth[divisions], population.wins[divisions]
-    is_option = np.zeros(truth.shape[1:], bool)
-    for p, options in enumerate(population.options):
-        is_option[p, : len(options)] = True
-    log_law = np.log(np.where(is_option, np.maximum(law, 1e-12), 1.0))
-    log_truth = np.log(np.where(truth > 0, truth, 1.0))
-    kl = np.sum(truth * (log_truth - log_law), axis=-1)
+    is_option, log_law = _log_law(population, law)
+    kl = _prompt_kl(population, truth, law)
     odds = log_law[..., :, None] - log_law[..., None, :]
     losses = -(wins * log_expit(odds)).sum(axis=(1, 2, 3)) / wins.sum(axis=(1, 2, 3))
     hits = np.where(is_option, law, -1).argmax(-1) == truth.argmax(-1)
@@ -118,6 +148,20 @@ def _measures(population: Population, law: Floats, divisions: slice = slice(None
         "entropy": -np.sum(law * log_law, axis=-1) @ population.judged,
         "prediction": law,
     }
+
+
+def _prompt_kl(population: Population, truth: Floats, law: Floats) -> Floats:
+    """[S, P] KL(truth || law)."""
+    log_truth = np.log(np.where(truth > 0, truth, 1.0))
+    return np.sum(truth * (log_truth - _log_law(population, law)[1]), axis=-1)
+
+
+def _log_law(population: Population, law: Floats) -> tuple[Bools, Floats]:
+    """[P, K] where there is an option, and [S, P, K] the logs of its share, 0 elsewhere."""
+    is_option = np.zeros(law.shape[1:], bool)
+    for p, options in enumerate(population.options):
+        is_option[p, : len(options)] = True
+    return is_option, np.log(np.where(is_option, np.maximum(law, 1e-12), 1.0))
 
 
 def _majorities(shares: Floats) -> Floats:

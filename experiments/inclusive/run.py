@@ -16,6 +16,7 @@ from experiments.inclusive.populations import Population
 from shatter import models
 from shatter.evaluation import bootstrap_interval
 
+NUM_HEADS = 2
 SHOWN_ANSWERS = (10, 30, 100, 300, 1000)
 BETAS = (0.5, 0.1)
 Curves = dict[str, np.ndarray]
@@ -48,6 +49,14 @@ def check(config: Config) -> tuple[str, ...]:
         rounds_large=0,
     )
     binary.positive(config, "learning_rate", "prior_scale")
+    if config.width % NUM_HEADS:
+        raise binary.UsageError(
+            f"--width must be a multiple of {NUM_HEADS} heads, found {config.width}"
+        )
+    if not config.prior_answers >= 0:
+        raise binary.UsageError(f"--prior_answers must be at least 0, found {config.prior_answers}")
+    if config.seeds_at_once is not None:
+        binary.at_least(config, seeds_at_once=1)
     default = ("random_map", "random") if config.dataset == "parties" else tuple(process.ARMS)
     return config.arms or default
 
@@ -57,19 +66,19 @@ def experiment(config: Config) -> None:
     arms = check(config)
     console = open_console()
     population = populations.load(config)
-    num_people = int((population.weights[0] > 0).sum())
     console.print(
-        f"{config.dataset}: {len(population.prompts)} prompts, {num_people} people answer in each "
-        f"of {config.num_seeds} divisions, {len(arms)} arms, about "
-        f"{minutes(config, population, arms):.1f} minutes on 2 CPU cores"
+        f"{config.dataset}: {len(population.prompts)} prompts, {config.num_seeds} divisions of the "
+        f"people, {len(arms)} arms, about {minutes(config, population, arms):.1f} minutes on 2 CPU "
+        "cores"
     )
     asked = process.answers_after(config)
-    if asked[-1] > num_people:
-        console.print(
-            f"note: {asked[-1]} answers a question are more than the {num_people} people "
-            "of a half: people are drawn again (resampled)"
-        )
-    folder = run_folder.open_run_folder(f"{config.run_dir}/{config.dataset}", config)
+    if population.note:
+        console.print(f"note: {population.note}")
+    if config.dataset != "shares":
+        console.print(_resampling(population, int(asked[-1])))
+    folder = run_folder.open_run_folder(
+        f"{config.run_dir}/{config.dataset}", config, data_sha256=populations.digest(population)
+    )
     began = time.perf_counter()
     results = _run(config, population, arms, folder, console)
     fits = references.curves(population, _shown(config), seed=config.seed)
@@ -84,13 +93,28 @@ def experiment(config: Config) -> None:
         )
     ]
     run_folder.write_csv(folder / "metrics.csv", rows)
-    summary = _summary(config, results, fits, points)
+    summary = _summary(config, population, results, fits, points)
     run_folder.write_json(folder / "summary.json", summary)
     figure = plot.draw(config, population, results, fits, points, folder)
-    console.print(_table(config, summary))
+    for table in _tables(config, population, summary):
+        console.print(table)
     console.print(
         f"{time.perf_counter() - began:.0f} s. Results in {folder}: metrics.csv, summary.json, "
         f"{figure.name}"
+    )
+
+
+def _resampling(population: Population, budget: int) -> str:
+    """Whether more answers are asked than there are people of a half to give them."""
+    given = (population.answers >= 0).reshape(*population.answers.shape[:2], -1).any(axis=-1)
+    people = (given & (population.weights[0] > 0)).sum(axis=1)
+    over = population.asked * budget * len(population.prompts) > people
+    if not over.any():
+        return f"people of a half who answered a prompt: {people.min()} to {people.max()}"
+    return (
+        f"note: at {over.sum()} of {len(over)} prompts more answers are asked than people of a "
+        f"half gave ({people[over].min()} to {people[over].max()}): people are drawn again "
+        "(resampled)"
     )
 
 
@@ -117,7 +141,7 @@ def _run(
             max_length=texts.longest_document(pool),
             width=config.width,
             num_layers=2,
-            num_heads=2,
+            num_heads=NUM_HEADS,
         )
     )
     root = jax.random.key(config.seed)
@@ -141,9 +165,18 @@ def _run(
 
 
 def _summary(
-    config: Config, results: dict[str, Curves], fits: dict[str, Curves], points: dict[str, Curves]
+    config: Config,
+    population: Population,
+    results: dict[str, Curves],
+    fits: dict[str, Curves],
+    points: dict[str, Curves],
 ) -> list[dict]:
     """A row an arm or baseline: KL at the shown numbers of answers, and the final measures."""
+
+    def by_group(law: np.ndarray) -> dict[str, dict[str, float]]:
+        groups = references.kl_by_group(population, law)
+        return {group: _mean(values) for group, values in groups.items()}
+
     shown = _shown(config)
     rows: list[dict] = []
     for arm, metrics in results.items():
@@ -153,6 +186,7 @@ def _summary(
             name: _mean(metrics[name][:, -1])
             for name in ("choice_log_loss", "best_known", "entropy", "leak")
         }
+        row["kl_by_group"] = by_group(metrics["prediction"][:, -1])
         rows.append(row)
     first = next(iter(results.values()))
     rows.append(
@@ -163,6 +197,7 @@ def _summary(
             "best_known": _mean(first["best_known"][:, 0]),
             "entropy": _mean(first["entropy"][:, 0]),
             "leak": _mean(first["leak"][:, 0]),
+            "kl_by_group": by_group(first["prediction"][:, 0]),
         }
     )
     for name, curves in fits.items():
@@ -173,6 +208,7 @@ def _summary(
     for name, values in points.items():
         row = {"name": name, "kl": {shown[-1]: _mean(values["kl"])}}
         row |= {k: _mean(v) for k, v in values.items() if k not in ("kl", "prediction")}
+        row["kl_by_group"] = by_group(values["prediction"])
         rows.append(row)
     return rows
 
@@ -188,7 +224,7 @@ def _mean(values: np.ndarray) -> dict[str, float]:
     return {"mean": float(np.mean(values)), "low": low, "high": high}
 
 
-def _table(config: Config, summary: list[dict]) -> Table:
+def _tables(config: Config, population: Population, summary: list[dict]) -> list[Table]:
     shown = _shown(config)
     table = Table(
         title=f"{config.dataset}: KL(judges' shares || prediction) by answers a question, nats",
@@ -205,7 +241,16 @@ def _table(config: Config, summary: list[dict]) -> Table:
         for name in ("choice_log_loss", "best_known", "entropy", "leak"):
             cells.append(_cell(row.get(name), interval=False))
         table.add_row(row["name"], *cells)
-    return table
+    if not population.groups:
+        return [table]
+    groups = list(dict.fromkeys(population.groups))
+    by_group = Table(title="the same by group, after the last answer")
+    for heading in ("", *groups):
+        by_group.add_column(heading, justify="right" if heading else "left")
+    for row in summary:
+        if "kl_by_group" in row:
+            by_group.add_row(row["name"], *(_cell(row["kl_by_group"][group]) for group in groups))
+    return [table, by_group]
 
 
 def _cell(value: dict[str, float] | None, *, interval: bool = True) -> str:

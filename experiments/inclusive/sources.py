@@ -183,10 +183,15 @@ def _download(source: Source, target: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with urllib.request.urlopen(source.url, timeout=DOWNLOAD_TIMEOUT) as response:
             content = response.read()
+        found = hashlib.sha256(content).hexdigest()
+        if found != source.sha256:
+            raise DataError(
+                f"{source.url} gave another file than {source.filename} as published: expected "
+                f"sha256 {source.sha256}, found {found}. Nothing was saved to {target}."
+            )
         with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
             temporary = Path(file.name)
             file.write(content)
-        _verify(temporary, source)
         os.replace(temporary, target)
     except (OSError, HTTPException) as error:
         raise DataError(

@@ -180,6 +180,11 @@ def recorded_choice_rater(answers: Array, weights: Array, *, num_items: int) -> 
     """
     chex.assert_type([answers, weights], [int, float])
     chex.assert_shape(weights, (answers.shape[1],))
+    checkify.debug_check(
+        jnp.all(answers < num_items),
+        f"an answer names no item: expected -1 <= answer < num_items = {num_items}, found {{high}}",
+        high=jnp.max(answers),
+    )
     rows = jnp.broadcast_to(jnp.arange(answers.shape[0])[:, None], answers.shape)
     item = jnp.where(answers < 0, num_items, answers)  # out of bounds: dropped
     people = jnp.zeros((answers.shape[0], num_items), weights.dtype)

@@ -43,7 +43,7 @@ def sample(
     *,
     num_samples: int,
     max_length: int,
-    temperature: float = 1.0,
+    temperature: float | Array = 1.0,
     eos: int | None = None,
     valid: Array | None = None,
 ) -> Samples:
@@ -69,7 +69,8 @@ def sample(
     """
     chex.assert_type(prompt, int)
     chex.assert_rank(prompt, {1, 2})
-    if num_samples < 1 or max_length < 1 or prompt.shape[-1] < 1 or temperature <= 0:
+    is_cold = not isinstance(temperature, jax.Array) and temperature <= 0
+    if num_samples < 1 or max_length < 1 or prompt.shape[-1] < 1 or is_cold:
         raise ValueError(
             "sample expects num_samples >= 1, max_length >= 1, at least one prompt token (BOS "
             f"where there is nothing else) and temperature > 0, found {num_samples}, {max_length}, "
@@ -133,6 +134,9 @@ def _decoding(
     assert lm.init_cache is not None and lm.decode is not None
     decode = lm.decode
     batch, prompt_length = rows.shape
+    if valid is None:  # the model refuses, while tracing, documents that are too long for it
+        longest = jnp.zeros((batch, prompt_length + max_length - 1), rows.dtype)
+        jax.eval_shape(lm.apply, params, longest)
     cache = lm.init_cache(batch, prompt_length + max_length - 1)  # nothing follows the last token
     logits, cache = decode(params, cache, rows, valid=valid)
 
@@ -148,10 +152,10 @@ def _rescoring(
     lm: LanguageModel, params: Params, rows: Array, valid: Array | None, max_length: int
 ) -> tuple[_State, _Step]:
     """The start and the step without a cache, by a full forward pass a token."""
-    batch, prompt_length = rows.shape
-    tokens = jnp.concatenate([rows, jnp.zeros((batch, max_length), rows.dtype)], axis=1)
+    prompt_length = rows.shape[1]
+    tokens = jnp.pad(rows, ((0, 0), (0, max_length - 1)))  # nothing follows the last token
     if valid is not None:
-        valid = jnp.concatenate([valid, jnp.ones((batch, max_length), bool)], axis=1)
+        valid = jnp.pad(valid, ((0, 0), (0, max_length - 1)), constant_values=True)
 
     def logits_at(tokens: Array, column: Array | int) -> Array:
         return _column(lm.apply(params, tokens, valid=valid), column)

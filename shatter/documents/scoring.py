@@ -73,12 +73,17 @@ def log_prob(logits: Array, tokens: Array, mask: Array) -> Array:
     chex.assert_type([logits, tokens, mask], [float, int, bool])
     chex.assert_equal_shape([logits[..., 0], tokens, mask])
     checkify.debug_check(
-        jnp.all(jnp.any(mask, axis=-1)), "a response is empty: its mask is false everywhere"
+        jnp.all(jnp.any(mask, axis=-1)),
+        f"the response of document {{row}} is empty: its mask is false on all {tokens.shape[-1]} "
+        "tokens",
+        row=jnp.argmin(jnp.any(mask, axis=-1)),
     )
+    in_range = ~mask | ((tokens >= 0) & (tokens < logits.shape[-1]))
     checkify.debug_check(
-        jnp.all(~mask | ((tokens >= 0) & (tokens < logits.shape[-1]))),
-        f"a token is out of range: expected 0 <= token < {logits.shape[-1]}, found between {{low}} "
-        "and {high}",
+        jnp.all(in_range),
+        f"a token of document {{row}} is out of range: expected 0 <= token < {logits.shape[-1]}, "
+        "found between {low} and {high}",
+        row=jnp.argmin(jnp.all(in_range, axis=-1)),
         low=jnp.min(jnp.where(mask, tokens, 0)),
         high=jnp.max(jnp.where(mask, tokens, 0)),
     )

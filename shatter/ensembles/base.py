@@ -10,6 +10,16 @@ import jax.numpy as jnp
 from shatter.types import Array, Key, Params
 
 
+def _flat_prior(own: Params, anchor: Params) -> Array:
+    del own, anchor
+    return jnp.zeros(())
+
+
+def _unit_weights(key: Key, shape: tuple[int, ...]) -> Array:
+    del key
+    return jnp.ones((1, *shape))
+
+
 class Ensemble(NamedTuple):
     """An index -> a plausible language model. Lift by vmap with in_axes (None, 0, None).
 
@@ -18,15 +28,15 @@ class Ensemble(NamedTuple):
         each has of its own, with a leading axis M on every leaf.
       apply: `(shared, own_of_one, tokens, *, valid=None) -> logits`, one member's language model.
       penalty: `(own_of_one, anchor_of_one) -> []`, minus the member's log prior density up to a
-        constant, nats; the anchor is what `init` drew.
+        constant, nats; the anchor is what `init` drew. By default 0, a flat prior.
       observation_weights: `(key, shape) -> [M, *shape]`, each member's own weight on every
-        observation.
+        observation, or `[1, *shape]`, the same for all. By default 1.
     """
 
     init: Callable[[Key], tuple[Params, Params]]
     apply: Callable[..., Array]
-    penalty: Callable[[Params, Params], Array]
-    observation_weights: Callable[[Key, tuple[int, ...]], Array]
+    penalty: Callable[[Params, Params], Array] = _flat_prior
+    observation_weights: Callable[[Key, tuple[int, ...]], Array] = _unit_weights
 
 
 def mixture_log_probs(log_probs: Array, *, axis: int = 0) -> Array:

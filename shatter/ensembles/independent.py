@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from shatter.ensembles.base import Ensemble, anchor_penalty, gaussian_draws
 from shatter.models import LanguageModel
@@ -130,7 +129,6 @@ def point_estimate(lm: LanguageModel, params: Params, *, prior_scale: float | Ar
         init=init,
         apply=_apply_own(lm),
         penalty=lambda own, anchor: anchor_penalty(own, anchor, prior_scale),
-        observation_weights=lambda key, shape: jnp.ones((1, *shape)),
     )
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from shatter.exploration.base import best_set, prepare
+from shatter.numerics import LOG_ZERO
 from shatter.types import Array, Key
 
 
@@ -24,7 +25,7 @@ def information_gain(log_probs: Array) -> Array:
     https://arxiv.org/abs/1112.5745.
 
     Args:
-      log_probs: `[M, N]`, nats, each member's up to a shift.
+      log_probs: `[M, N]`, nats, each member's up to a shift; -inf = impossible to that member.
 
     Returns:
       `[N, N]`, nats, symmetric, 0 on the diagonal, >= 2 times the variance of p_m.
@@ -135,9 +136,9 @@ def log_ratio_variance(
 
 
 def _log_odds(log_probs: Array) -> Array:
-    """`[M, N, N]`; invalid candidates (-inf) count as 0, for `best_set` leaves them out."""
+    """`[M, N, N]`, finite."""
     chex.assert_rank(log_probs, 2)
-    finite = jnp.where(jnp.isneginf(log_probs), 0.0, log_probs)
+    finite = jnp.maximum(log_probs, LOG_ZERO)
     return finite[:, :, None] - finite[:, None, :]
 
 

@@ -14,8 +14,8 @@ from shatter.numerics import LOG_ZERO
 from shatter.types import Array, Key, Params
 
 _UNROLL_UP_TO = 8
-"""Layers are looped up to this depth, scanned above: a scan compiles in a time that does not grow
-with depth, a loop runs faster while shallow (`python -m experiments.benchmark.run` prints both)."""
+"""Layers are looped up to this depth, scanned above: a loop runs faster at any depth, and takes the
+longer to compile the deeper it is (`python -m experiments.benchmark.run` prints both)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,7 +50,8 @@ def add_comparisons(store: Store, comparisons: Comparison, member_weights: Array
     Args:
       store: the store.
       comparisons: leaves `[B, ...]`, B at most the capacity.
-      member_weights: `[M, B]`, each member's own weight on every new comparison.
+      member_weights: `[M, B]`, each member's own weight on every new comparison; `[1, B]` = the
+        same for all.
 
     Returns:
       The store with them.

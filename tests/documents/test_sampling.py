@@ -276,10 +276,18 @@ def test_wrong_shapes_and_types_are_refused(changes: dict):
         small(**changes)
 
 
-def test_a_document_longer_than_the_model_is_refused():
-    lm = MODELS["transformer"]._replace(init_cache=None, decode=None)
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_document_longer_than_the_model_is_refused(cached: bool):
+    lm = MODELS["transformer"]
+    lm = lm if cached else lm._replace(init_cache=None, decode=None)
+    jax.eval_shape(lambda: small(lm=lm, max_length=8))  # its last token is not read
     with pytest.raises(ValueError, match="found 9 tokens, over max_length 8"):
-        jax.eval_shape(lambda: small(lm=lm, max_length=8))
+        jax.eval_shape(lambda: small(lm=lm, max_length=9))
+
+
+def test_temperature_may_be_traced():
+    cold = jax.jit(lambda t: small(temperature=t))(1e-3)
+    np.testing.assert_allclose(cold.log_probs, 0.0, atol=1e-6)
 
 
 @every_model

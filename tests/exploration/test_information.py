@@ -60,6 +60,14 @@ def test_information_gain_of_opposed_members_is_one_bit():
     assert np.isfinite(gain).all()
 
 
+def test_information_gain_of_an_impossible_document(float64):
+    gain = jax.jit(information_gain)(jnp.array([[0.0, -jnp.inf], [0.0, 0.0]]))
+    outcomes = np.array([[1.0, 0.0], [0.5, 0.5]])  # of the members
+    shared = outcomes.mean(axis=0)
+    expected = -np.sum(shared * np.log(shared)) - 0.5 * np.log(2)
+    np.testing.assert_allclose(gain[0, 1], expected, rtol=1e-12)
+
+
 def test_information_gain_has_finite_gradients(float64):
     total = jax.jit(lambda log_probs: jnp.sum(jnp.triu(information_gain(log_probs))))
     # The clip at 0 has a kink on the diagonal, where the gain does not move.

@@ -12,7 +12,13 @@ from jax.experimental import checkify
 
 from shatter.choice import choice_ranks, luce_rater, table_utility
 from shatter.documents import document_log_probs, enumerate_documents, log_prob
-from shatter.ensembles import anchored, mixture_log_probs, point_estimate, prior_functions
+from shatter.ensembles import (
+    Ensemble,
+    anchored,
+    mixture_log_probs,
+    point_estimate,
+    prior_functions,
+)
 from shatter.evaluation import kl_divergence
 from shatter.exploration import drawn_candidates, infomax, pool_candidates, uniform
 from shatter.losses import ilhf_loss, ilhf_ranking_loss
@@ -192,6 +198,20 @@ def test_halves_driven_by_a_host_seed_by_seed_are_the_vmapped_scan(float64):
             curve.append(kl(state))
         assert_same(curve, list(expected_metrics["kl"][seed]))
         assert_same(state, jax.tree.map(lambda leaf, seed=seed: leaf[seed], expected_state))
+
+
+def test_an_ensemble_needs_init_and_apply_only(float64):
+    """Then the prior is flat and every observation counts 1."""
+    anchor_less = point_estimate(LM, jnp.asarray(PRETRAINED), prior_scale=1e9)
+    bare = Ensemble(anchor_less.init, anchor_less.apply)
+    comparisons, _ = some_comparisons(4)
+
+    @partial(jax.jit, static_argnums=0)
+    def learned(ensemble):
+        process = assemble(ensemble)
+        return process.learn(process.init(jax.random.key(0)), comparisons)[0].members.params
+
+    np.testing.assert_allclose(learned(bare), learned(anchor_less), rtol=1e-12)
 
 
 def test_seeds_sharded_over_devices_are_the_seeds_of_one_device(float64):

@@ -36,7 +36,7 @@ def test_main_prints_every_survey(
     data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(baselines, "MIXTURE_SEEDS", 1)
-    baselines.main(str(data_dir), num_splits=1)
+    baselines.print_baselines(baselines.Config(str(data_dir), num_splits=1))
     printed = capsys.readouterr().out
     for title in ("Non-voters: 5836 people", "Star Wars: 834 people", "Cuisines: 1373 people"):
         assert title in printed
