@@ -165,6 +165,10 @@ def test_checkify_finds_bad_values():
     assert message() is None
     assert message(logits=logits.at[0, 2:].set(jnp.nan), tokens=tokens.at[0, 3].set(9)) is None
     assert "logits hold a NaN" in message(logits=logits.at[0, 1, 2].set(jnp.nan))
-    assert "a response is empty" in message(mask=mask.at[0].set(False))
-    assert "0 <= token < 3, found between 0 and 3" in message(tokens=tokens.at[1, 2].set(3))
+    empty = "the response of document 1 is empty: its mask is false on all 4 tokens"
+    assert empty in message(mask=mask.at[1].set(False))
+    assert (
+        "token of document 1 is out of range: expected 0 <= token < 3, found between 0 and 3"
+        in message(tokens=tokens.at[1, 2].set(3))
+    )
     assert "0 <= token < 3, found between -1 and 1" in message(tokens=tokens.at[1, 2].set(-1))
