@@ -47,8 +47,9 @@ def draw(config: Config, results: Results, summary: list[dict], folder: Path) ->
     )
     for axis, name in zip(axes[0], names, strict=False):
         _curves(axis, {k: v for k, v in results.items() if k[0].name == name}, name)
-        if axis is not axes[0, 0]:
-            axis.sharey(axes[0, 0])
+    limits = np.array([axis.get_ylim() for axis in axes[0, : len(names)]])
+    for axis in axes[0, : len(names)]:
+        axis.set_ylim(limits[:, 0].min(), limits[:, 1].max())
     axes[0, 0].set_ylabel("KL(q || prediction), nats")
     shown = {"half": "to half of the pretrained KL", "quarter": "to a quarter of it"}
     for axis, (level, title) in zip(axes[0, -2:], shown.items(), strict=True):
