@@ -68,7 +68,12 @@ class Config:
     """Adam's, the same for every arm; it warms up over the small rounds."""
 
     prior_scale: float = 0.3
-    """Standard deviation of every parameter around the pretrained one, the members' prior."""
+    """Standard deviation of the prior on every parameter, around the pretrained one or around the
+    one a member begins at."""
+
+    member_scale: float = 0.01
+    """Standard deviation of the members' beginnings around the pretrained parameters: log-odds of
+    two options then differ by about a nat between members."""
 
     prior_answers: float = 12.0
     """How many answers a question the pretrained model's own choices count for, beside the prior

@@ -83,13 +83,7 @@ def make_process(
     asked = jnp.asarray(population.asked)
     judged = jnp.asarray(population.judged)
     learner, explore, picks_prompt = ARMS[arm]
-    ensemble = (
-        ensembles.point_estimate(lm, params, prior_scale=config.prior_scale)
-        if learner == "map"
-        else ensembles.anchored(
-            lm, params, num_members=config.num_members, prior_scale=config.prior_scale
-        )
-    )
+    ensemble = _ensemble(config, learner, lm, params)
     scored = lambda own: option_log_probs(lm, own, pool)
 
     def candidates(key: Key, shared: Params, own: Params) -> exploration.Candidates:
@@ -194,6 +188,23 @@ def prior_comparisons(pool: Pool, log_probs: Array) -> Comparison:
         jax.nn.sigmoid(shown[:, 0] - shown[:, 1]) / num_pairs,
         unknown,
         unknown,
+    )
+
+
+def _ensemble(
+    config: Config, learner: str, lm: models.LanguageModel, params: Params
+) -> ensembles.Ensemble:
+    """Members are drawn close to theta_0, for far ones are no language models, and held loosely.
+
+    What keeps them apart is that each weighs the answers and the prior's choices by its own draws.
+    """
+    if learner == "map":
+        return ensembles.point_estimate(lm, params, prior_scale=config.prior_scale)
+    drawn = ensembles.anchored(
+        lm, params, num_members=config.num_members, prior_scale=config.member_scale
+    )
+    return drawn._replace(
+        penalty=lambda own, anchor: ensembles.anchor_penalty(own, anchor, config.prior_scale)
     )
 
 

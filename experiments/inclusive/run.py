@@ -48,7 +48,7 @@ def check(config: Config) -> tuple[str, ...]:
         answers_large=1,
         rounds_large=0,
     )
-    binary.positive(config, "learning_rate", "prior_scale")
+    binary.positive(config, "learning_rate", "prior_scale", "member_scale")
     if config.width % NUM_HEADS:
         raise binary.UsageError(
             f"--width must be a multiple of {NUM_HEADS} heads, found {config.width}"
