@@ -61,7 +61,7 @@ def draw(
         _curves(axis, config, results, fits, metric)
     left.set(yscale="log", title="KL(judges' shares || prediction), nats")
     middle.set(title="log-loss per comparison of the judges, nats")
-    right.set(title="prompts whose best option is known")
+    right.set(title="prompts whose best option is known", ylim=(0.0, 1.02))
     if "people" in points:
         left.axhline(points["people"]["kl"].mean(), color="0.5", linewidth=0.8)
     handles, labels = left.get_legend_handles_labels()
@@ -112,7 +112,11 @@ def _shares(
         order = np.argsort(laws["people (judges)"][p, : len(options)])[-12:]
         for i, (label, table) in enumerate(laws.items()):
             axis.barh(np.arange(len(order)) - 0.28 * (i - 1), table[p, order], 0.26, label=label)
-        axis.set_yticks(range(len(order)), [textwrap.shorten(options[k], 24) for k in order])
+        axis.set_yticks(range(len(order)), [_two_lines(options[k]) for k in order])
         axis.set_title(textwrap.fill(textwrap.shorten(population.prompts[p], 110), 30), fontsize=8)
         axis.tick_params(labelsize=7)
     bottom.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+
+
+def _two_lines(text: str) -> str:
+    return textwrap.fill(textwrap.shorten(text, 48, placeholder=" ..."), 26)

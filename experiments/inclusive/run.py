@@ -125,7 +125,7 @@ def minutes(config: Config, population: Population, arms: tuple[str, ...]) -> fl
     rounds = len(process.answers_after(config))
     passes = config.num_seeds * members * tokens * rounds * (config.num_steps + 1)
     pretraining = config.pretraining_steps * tokens
-    seconds = 6e-6 * (config.width / 16) ** 1.5 * (passes + pretraining)
+    seconds = 1.5e-5 * (config.width / 16) ** 1.5 * (passes + pretraining)
     return (60.0 * len(arms) + seconds) / 60.0
 
 
