@@ -97,8 +97,7 @@ def _shares(
     bottom: Any, population: Population, results: dict[str, Curves], points: dict[str, Curves]
 ) -> None:
     """Grouped bars: the judges, inclusive learning, the agglomerative optimum."""
-    num_prompts = len(population.prompts)
-    picked = np.linspace(0, num_prompts - 1, min(PANELS, num_prompts)).astype(int)
+    picked = _some_prompts(population)
     name = next(n for n in ("random_map", "random", *results) if n in results)
     agglomerative = next(n for n in points if n.startswith("agglomerative"))
     laws = {
@@ -116,6 +115,16 @@ def _shares(
         axis.set_title(textwrap.fill(textwrap.shorten(population.prompts[p], 110), 30), fontsize=8)
         axis.tick_params(labelsize=7)
     bottom.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+
+
+def _some_prompts(population: Population) -> np.ndarray:
+    """Evenly spaced ones; or, by groups, the question on which the groups differ most."""
+    num_prompts = len(population.prompts)
+    if not population.groups:
+        return np.linspace(0, num_prompts - 1, min(PANELS, num_prompts)).astype(int)
+    truth = population.truth.mean(axis=0)
+    rows = [np.flatnonzero(population.question == q) for q in np.unique(population.question)]
+    return max(rows, key=lambda row: truth[row].var(axis=0).sum())[:PANELS]
 
 
 def _two_lines(text: str) -> str:
