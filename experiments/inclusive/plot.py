@@ -112,7 +112,7 @@ def _shares(
         for i, (label, table) in enumerate(laws.items()):
             axis.barh(np.arange(len(order)) - 0.28 * (i - 1), table[p, order], 0.26, label=label)
         axis.set_yticks(range(len(order)), [_two_lines(options[k]) for k in order])
-        axis.set_title(textwrap.fill(textwrap.shorten(population.prompts[p], 110), 30), fontsize=8)
+        axis.set_title(textwrap.fill(textwrap.shorten(population.prompts[p], 110), 26), fontsize=8)
         axis.tick_params(labelsize=7)
     bottom.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
