@@ -85,7 +85,7 @@ def plan(config: Config) -> list[Part]:
         parts.append(Part(f"layers: {depth}", "gradient", make, 2, 5 + DEPTH_SECONDS * depth))
     if "imports" in config.sections:
         seconds = 2 * passes * IMPORT_SECONDS
-        parts.append(Part("import", "process", others.imports, 2, seconds))
+        parts.append(Part("import", "start", others.imports, 2, seconds))
     return parts
 
 
