@@ -59,10 +59,10 @@ def run_seeds(
 ) -> dict[str, np.ndarray]:
     """Runs all seeds in one jitted call a chunk, resuming from the last whole chunk.
 
-    After every chunk the state and the metrics so far are on disk; a save that is interrupted does
-    not harm the one before. The result lands in `metrics.npz` and is read from there when asked for
-    again. A resumed run keeps its number of seeds, so its numbers are those of the uninterrupted
-    one to the bit.
+    After every chunk but the last the state and the metrics so far are on disk; a save that is
+    interrupted does not harm the one before. The result lands in `metrics.npz` and is read from
+    there when asked for again. A resumed run keeps its number of seeds, so its numbers are those of
+    the uninterrupted one to the bit.
 
     Args:
       process: the run of one seed.
@@ -112,7 +112,8 @@ def run_seeds(
                 columns = slice(1 + first_round, 1 + next_round)
                 history = {k: v.at[:, columns].set(metrics[k]) for k, v in history.items()}
                 _check_finite(history, columns)
-                manager.save(next_round, args=ocp.args.StandardSave((carry, history)))
+                if next_round < num_rounds:
+                    manager.save(next_round, args=ocp.args.StandardSave((carry, history)))
                 progress(chunk.num_rounds)
             first_round = next_round
     result = {name: np.asarray(values) for name, values in history.items()}
