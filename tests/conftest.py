@@ -17,11 +17,6 @@ import pytest  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
-        pytest.skip("needs a GPU")
-
-
 @pytest.fixture
 def float64() -> Iterator[None]:
     """Double precision for the length of one test: identities are exact to about 1e-12 in it."""

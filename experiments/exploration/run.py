@@ -16,6 +16,7 @@ from experiments.exploration.config import Config, Setting, settings
 from experiments.exploration.summary import LEVELS, summarise
 
 MOST_DOCUMENTS = 100_000
+SECONDS = {"tabular": (8.0, 3e-7), "transformer": (60.0, 3e-5)}  # to compile; a document's score
 
 
 def check(config: Config) -> None:
@@ -56,9 +57,6 @@ def minutes(setting: Setting, arm: str) -> float:
     scores = config.num_seeds * members * documents * config.num_rounds * (config.num_steps + 1)
     compilation, a_score = SECONDS[setting.learner]
     return (compilation + scores * a_score) / 60.0
-
-
-SECONDS = {"tabular": (8.0, 3e-7), "transformer": (60.0, 3e-5)}  # to compile; a document's score
 
 
 def experiment(config: Config) -> None:

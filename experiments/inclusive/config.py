@@ -72,8 +72,8 @@ class Config:
     one a member begins at."""
 
     member_scale: float = 0.01
-    """Standard deviation of the members' beginnings around the pretrained parameters: log-odds of
-    two options then differ by about a nat between members."""
+    """Standard deviation of the members' beginnings around the pretrained parameters: small, for
+    far from them is no language model."""
 
     prior_answers: float = 12.0
     """How many answers a question the pretrained model's own choices count for, beside the prior

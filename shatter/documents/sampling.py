@@ -85,9 +85,37 @@ def sample(
         valid = jnp.repeat(valid.reshape(-1, prompt_length), num_samples, axis=0)
     continuing = _decoding if lm.decode is not None else _rescoring
     (past, logits), step = continuing(lm, params, rows, valid, max_length)
-
     if eos is not None and not 0 <= eos < logits.shape[-1]:
         raise ValueError(f"eos must be a token, 0 <= eos < {logits.shape[-1]}, found {eos}")
+    response, drawn_with, raw = _draw_response(
+        step, past, logits, key, max_length=max_length, temperature=temperature, eos=eos
+    )
+    tokens = jnp.concatenate([rows, response.T.astype(rows.dtype)], axis=1)
+    mask = response_mask(tokens, prompt_length=prompt_length, eos=eos)
+    return Samples(
+        tokens=tokens.reshape(*leading, -1),
+        mask=mask.reshape(*leading, -1),
+        log_probs=masked_sum(drawn_with.T, mask[:, prompt_length:]).reshape(leading),
+        raw_log_probs=masked_sum(raw.T, mask[:, prompt_length:]).reshape(leading),
+    )
+
+
+def _draw_response(
+    step: _Step,
+    past: Any,
+    logits: Array,
+    key: Key,
+    *,
+    max_length: int,
+    temperature: float | Array,
+    eos: int | None,
+) -> tuple[Array, Array, Array]:
+    """Tokens, their log-probs as drawn and under the model, `[max_length, B]`."""
+    checkify.debug_check(
+        jnp.all(jnp.asarray(temperature) > 0),
+        "expected temperature > 0, found {t}",
+        t=jnp.asarray(temperature),
+    )
 
     def draw(logits: Array, alive: Array, t: Array | int) -> tuple[Array, tuple[Array, ...]]:
         checkify.debug_check(~jnp.any(jnp.isnan(logits)), "logits hold a NaN")
@@ -105,19 +133,12 @@ def sample(
         alive, drawn = draw(logits, alive, t)
         return (past, drawn[0], alive), drawn
 
-    alive, first = draw(logits, jnp.ones(rows.shape[0], bool), 0)
+    alive, first = draw(logits, jnp.ones(logits.shape[0], bool), 0)
     _, others = jax.lax.scan(next_token, (past, first[0], alive), jnp.arange(1, max_length))
-    response, drawn_with, raw = (
+    tokens, drawn_with, raw = (
         jnp.concatenate([one[None], more]) for one, more in zip(first, others, strict=True)
     )
-    tokens = jnp.concatenate([rows, response.T.astype(rows.dtype)], axis=1)
-    mask = response_mask(tokens, prompt_length=prompt_length, eos=eos)
-    return Samples(
-        tokens=tokens.reshape(*leading, -1),
-        mask=mask.reshape(*leading, -1),
-        log_probs=masked_sum(drawn_with.T, mask[:, prompt_length:]).reshape(leading),
-        raw_log_probs=masked_sum(raw.T, mask[:, prompt_length:]).reshape(leading),
-    )
+    return tokens, drawn_with, raw
 
 
 def _last_valid(valid: Array | None, prompt_length: int) -> Array | int:

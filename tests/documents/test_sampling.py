@@ -286,8 +286,11 @@ def test_a_document_longer_than_the_model_is_refused(cached: bool):
 
 
 def test_temperature_may_be_traced():
-    cold = jax.jit(lambda t: small(temperature=t))(1e-3)
+    checked = jax.jit(checkify.checkify(lambda t: small(temperature=t)))
+    error, cold = checked(1e-3)
+    assert error.get() is None
     np.testing.assert_allclose(cold.log_probs, 0.0, atol=1e-6)
+    assert "expected temperature > 0, found 0.0" in checked(0.0)[0].get()
 
 
 @every_model

@@ -55,6 +55,13 @@ def test_a_store_starts_empty():
     np.testing.assert_array_equal(store.member_weights, np.zeros((MEMBERS, CAPACITY)))
 
 
+def test_one_row_of_member_weights_serves_all_members():
+    store = empty_store(blank(), num_members=MEMBERS, capacity=CAPACITY)
+    shared = np.array([[0.5, 2.0]])
+    store = jax.jit(add_comparisons)(store, comparisons([1, 2]), shared)
+    np.testing.assert_array_equal(store.member_weights[:, :2], np.repeat(shared, MEMBERS, axis=0))
+
+
 def test_the_oldest_make_room():
     batches = [[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12], [13, 14, 15]]
     assert_holds(filled(*batches), [15, 9, 10, 11, 12, 13, 14])

@@ -71,6 +71,8 @@ def test_bad_flags(tmp_path):
         run.experiment(tiny(tmp_path, arms=("lucky",)))
     with pytest.raises(UsageError, match=r"--num_seeds must be at least 2, found 1"):
         run.experiment(tiny(tmp_path, num_seeds=1))
+    with pytest.raises(UsageError, match=r"at most 100000, .* found 4 \*\* 12 = 16777216"):
+        run.experiment(tiny(tmp_path, vocab_size=4, max_length=12))
     with pytest.raises(UsageError, match=r"--spread must be positive, found nan"):
         run.experiment(tiny(tmp_path, spread=float("nan")))
 

@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
+from experiments.common import run_folder
 from experiments.common.binary import UsageError
-from experiments.inclusive import populations, references, run
+from experiments.inclusive import classical, populations, references, run
 from experiments.inclusive.config import Config
 
 LINES = [
@@ -67,7 +70,79 @@ def test_a_run_writes_its_folder(config, tmp_path):
     assert (folder / "shares.png").stat().st_size > 10_000
 
 
+def test_kl_by_group_is_the_mean_over_its_prompts(config):
+    population = populations.load(config)._replace(groups=("drinkers", "owners"))
+    even = np.where(population.truth > 0, 1 / (population.truth > 0).sum(-1, keepdims=True), 0.0)
+    found = references.kl_by_group(population, even)
+    tea = 0.3 * np.log(0.6) + 0.7 * np.log(1.4)
+    best = 0.5 * np.log(1.5) + 0.4 * np.log(1.2) + 0.1 * np.log(0.3)
+    np.testing.assert_allclose(found["drinkers"], tea, rtol=1e-9)
+    np.testing.assert_allclose(found["owners"], best, rtol=1e-9)
+    together = population._replace(groups=("all", "all"))
+    np.testing.assert_allclose(references.kl_by_group(together, even)["all"], (tea + best) / 2)
+    assert references.kl_by_group(populations.load(config), even) == {}
+
+
+def rankings_of(orders, num_seeds=2):
+    """A population of people who each ranked three films; all of them answer and judge."""
+    ranks = 1 + np.argsort(orders, axis=1)
+    wins = (ranks[:, :, None] < ranks[:, None, :]).sum(axis=0).astype(float)
+    first = np.bincount(np.asarray(orders)[:, 0], minlength=3) / len(orders)
+    repeat = lambda array: np.repeat(np.asarray(array)[None, None], num_seeds, axis=0)
+    return populations.Population(
+        ("best film",),
+        (("one", "two", "three"),),
+        np.ones(1),
+        ranks[None],
+        np.ones((num_seeds, len(orders))),
+        repeat(first),
+        repeat(first),
+        repeat(wins),
+        repeat(wins),
+        np.ones(1),
+        np.zeros(1, int),
+    )
+
+
+def test_fits_to_rankings_are_the_classical_ones():
+    orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [0, 1, 2], [2, 1, 0]]
+    population = rankings_of(orders)
+    points = references.points(population, population.truth, (0.5,))
+    ranked = softmax(classical.fit_plackett_luce(np.array(orders)))
+    paired = softmax(classical.fit_bradley_terry(population.own_wins[0, 0], ridge=1.0))
+    for name, law in [
+        ("Plackett-Luce, all rankings", ranked),
+        ("Bradley-Terry, all pairs", paired),
+    ]:
+        np.testing.assert_allclose(points[name]["prediction"][1, 0], law, rtol=1e-6)
+    tied = population._replace(answers=np.minimum(population.answers, 2))
+    assert "Plackett-Luce, all rankings" not in references.points(tied, tied.truth, (0.5,))
+
+
+def test_resampling_is_announced():
+    population = rankings_of([[0, 1, 2]] * 7)
+    assert run._resampling(population, 7) == "people of a half who answered a prompt: 7 to 7"
+    assert "at 1 of 1 prompts more answers are asked" in run._resampling(population, 8)
+
+
+def test_a_run_is_not_resumed_with_other_data(config):
+    folder = f"{config.run_dir}/{config.dataset}"
+    digest = populations.digest(populations.load(config))
+    run_folder.open_run_folder(folder, config, data_sha256=digest)
+    assert populations.digest(populations.load(config)) == digest
+    file = Path(config.shares_file)
+    file.write_text(file.read_text().replace("0.3, 0.7", "0.4, 0.6"))
+    with pytest.raises(UsageError, match=rf"data_sha256: found '{digest}', wanted"):
+        run.experiment(config)
+
+
 def test_bad_flags(config):
+    with pytest.raises(UsageError, match=r"--width must be a multiple of 2 heads, found 3"):
+        run.experiment(dataclasses.replace(config, width=3))
+    with pytest.raises(UsageError, match=r"--prior_answers must be at least 0, found nan"):
+        run.experiment(dataclasses.replace(config, prior_answers=float("nan")))
+    with pytest.raises(UsageError, match=r"--seeds_at_once must be at least 1, found 0"):
+        run.experiment(dataclasses.replace(config, seeds_at_once=0))
     with pytest.raises(UsageError, match=r"unknown arm 'lucky'; the known ones are: random_map"):
         run.experiment(dataclasses.replace(config, arms=("lucky",)))
     with pytest.raises(UsageError, match=r"--dataset=shares needs --shares_file"):
