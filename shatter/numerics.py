@@ -1,12 +1,35 @@
 """Sums under masks and divergences between laws given by their log-probs, finite at the edges."""
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import checkify
 
 from shatter.types import Array
 
 LOG_ZERO = -1e30
 """The log-prob of what cannot happen: finite, so that sums and gradients stay finite, and `exp` of
 it is exactly 0 in every float type."""
+
+
+def assert_positive(**values: float | Array) -> None:
+    """Refuses hyper-parameters that are not above zero, NaN included.
+
+    Python and numpy numbers are checked at once, traced values and arrays under `checkify`.
+
+    Args:
+      **values: by name.
+
+    Raises:
+      ValueError: naming the hyper-parameter and the value found.
+    """
+    for name, value in values.items():
+        if isinstance(value, jax.Array):
+            checkify.debug_check(
+                jnp.all(value > 0), f"{name} must be above 0, found {{least}}", least=jnp.min(value)
+            )
+        elif not np.all(np.asarray(value) > 0):
+            raise ValueError(f"{name} must be above 0, found {value}")
 
 
 def masked_sum(values: Array, mask: Array, *, axis: int = -1) -> Array:
@@ -98,6 +121,7 @@ def expectation(log_p: Array, values: Array) -> Array:
 
 __all__ = [
     "LOG_ZERO",
+    "assert_positive",
     "entropy",
     "expectation",
     "kl_divergence",

@@ -34,7 +34,7 @@ ARROWS: dict[str, set[str]] = {
     "evaluation": {"documents", "choice"},
 }
 # Slow or heavy to import, so imported where they are used.
-LAZY = ["tensorflow_probability", "distrax", "matplotlib", "orbax", "scipy.stats"]
+LAZY = ["tensorflow_probability", "distrax", "rlax", "matplotlib", "orbax", "scipy.stats"]
 
 every_module = pytest.mark.parametrize(
     "path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix()

@@ -7,7 +7,13 @@ from shatter.documents.enumeration import (
     enumerate_documents,
     sequence_tempered,
 )
-from shatter.documents.interface import Interface, interface, prefix_log_probs, soft_values
+from shatter.documents.interface import (
+    Interface,
+    interface,
+    posterior_policy,
+    prefix_log_probs,
+    soft_values,
+)
 from shatter.documents.sampling import Samples, sample
 from shatter.documents.scoring import log_prob, response_mask, token_log_probs
 from shatter.numerics import entropy, expectation, kl_divergence, total_variation
@@ -23,6 +29,7 @@ __all__ = [
     "interface",
     "kl_divergence",
     "log_prob",
+    "posterior_policy",
     "prefix_log_probs",
     "response_mask",
     "sample",

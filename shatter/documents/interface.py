@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from shatter.documents.enumeration import enumerate_documents
 from shatter.documents.scoring import finite_logits
 from shatter.models import LanguageModel
-from shatter.numerics import LOG_ZERO
+from shatter.numerics import LOG_ZERO, assert_positive
 from shatter.types import Array, Params
 
 
@@ -128,3 +128,50 @@ def soft_values(
         values.insert(0, value)
         policy.insert(0, (action_values - value[:, None]) / temperature)
     return values, policy
+
+
+def posterior_policy(
+    ref_policy: list[Array],
+    rewards: Array,
+    tokens: Array,
+    mask: Array,
+    *,
+    beta: float | Array,
+    eos: int | None = None,
+) -> tuple[list[Array], list[Array]]:
+    """The exact optimum of KL-regularised RL as a next-token policy, by backward recursion.
+
+    `V(s) = beta log sum_a p0(a | s) exp(V(s.a) / beta)`, `V(x) = r(x)` for whole documents,
+    `p*(a | s) = p0(a | s) exp((V(s.a) - V(s)) / beta)`, `V(root) = beta log Z`.
+
+    Source: Korbak, Perez, Buckley, RL with KL penalties is better viewed as Bayesian inference,
+    https://arxiv.org/abs/2205.11275; the recursion: Levine, https://arxiv.org/abs/1805.00909.
+
+    Args:
+      ref_policy: p0, a list over prefix lengths of `[V^t, V]`, of `prefix_log_probs`, nats.
+      rewards: `[D]`, r of every document.
+      tokens: int `[D, P + max_length]`, every document, of `enumerate_documents`.
+      mask: bool `[D, P + max_length]`, true on the response's tokens.
+      beta: KL coefficient, > 0.
+      eos: the token that ends a document; None = it ends at the last level.
+
+    Returns:
+      values, a list of `[V^t]`, in the unit of r; and log p*, a list of `[V^t, V]`, nats.
+
+    Raises:
+      AssertionError: if the shapes do not fit.
+      ValueError: if beta is not above 0.
+    """
+    assert_positive(beta=beta)
+    chex.assert_equal_shape([tokens, mask])
+    chex.assert_equal_shape([tokens[:, 0], rewards])
+    vocab_size, max_length = ref_policy[0].shape[1], len(ref_policy)
+    response = tokens[:, -max_length:]
+    length = jnp.sum(mask, axis=1)
+    rewards_of = [beta * jnp.maximum(level, LOG_ZERO) for level in ref_policy]
+    state = jnp.zeros(len(tokens), int)  # the prefix of length t, in base V
+    for t, level in enumerate(rewards_of):
+        ends_here = jnp.where(length == t + 1, state, len(level))  # else out of range: dropped
+        rewards_of[t] = level.at[ends_here, response[:, t]].add(rewards, mode="drop")
+        state = state * vocab_size + response[:, t]
+    return soft_values(rewards_of, temperature=beta, eos=eos)

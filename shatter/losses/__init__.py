@@ -1,15 +1,73 @@
 """Arrays of log-probs -> one loss a comparison or sample; never a model."""
 
+from shatter.losses.distributional import (
+    adapt_proposal,
+    fdpg_loss,
+    forward_chi_squared_slope,
+    forward_kl_slope,
+    gdc_loss,
+    jensen_shannon_slope,
+    reverse_chi_squared_slope,
+    reverse_kl_slope,
+    total_variation_slope,
+)
 from shatter.losses.inclusive import forward_kl_loss, ilhf_loss, ilhf_ranking_loss
-from shatter.losses.posterior import exact_posterior_loss, kl_k1, kl_k2, kl_k3, posterior_loss
+from shatter.losses.posterior import (
+    elbo,
+    exact_posterior_loss,
+    kl_k1,
+    kl_k2,
+    kl_k3,
+    posterior_loss,
+    token_posterior_loss,
+)
+from shatter.losses.preference import dpo_loss, ipo_loss, selm_loss, slic_loss, xpo_loss
+from shatter.losses.reinforcement import (
+    adapt_beta,
+    generalised_advantages,
+    kl_penalised_rewards,
+    ppo_loss,
+    reinforce_loss,
+    rloo_loss,
+    value_loss,
+    whiten,
+)
+from shatter.losses.supervised import reward_model_loss, reward_model_ranking_loss, sft_loss
 
 __all__ = [
+    "adapt_beta",
+    "adapt_proposal",
+    "dpo_loss",
+    "elbo",
     "exact_posterior_loss",
+    "fdpg_loss",
+    "forward_chi_squared_slope",
     "forward_kl_loss",
+    "forward_kl_slope",
+    "gdc_loss",
+    "generalised_advantages",
     "ilhf_loss",
     "ilhf_ranking_loss",
+    "ipo_loss",
+    "jensen_shannon_slope",
     "kl_k1",
     "kl_k2",
     "kl_k3",
+    "kl_penalised_rewards",
     "posterior_loss",
+    "ppo_loss",
+    "reinforce_loss",
+    "reverse_chi_squared_slope",
+    "reverse_kl_slope",
+    "reward_model_loss",
+    "reward_model_ranking_loss",
+    "rloo_loss",
+    "selm_loss",
+    "sft_loss",
+    "slic_loss",
+    "token_posterior_loss",
+    "total_variation_slope",
+    "value_loss",
+    "whiten",
+    "xpo_loss",
 ]

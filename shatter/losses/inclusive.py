@@ -41,7 +41,7 @@ def ilhf_loss(response_log_probs: Array, choices: Array) -> Array:
     Raises:
       AssertionError: if the shapes or types do not fit or K < 2.
     """
-    _assert_choice(response_log_probs)
+    assert_responses(response_log_probs)
     return -luce_log_prob(response_log_probs, choices)
 
 
@@ -63,7 +63,7 @@ def ilhf_ranking_loss(response_log_probs: Array, ranks: Array) -> Array:
     Raises:
       AssertionError: if the shapes or types do not fit or K < 2.
     """
-    _assert_choice(response_log_probs)
+    assert_responses(response_log_probs)
     return -ranks_log_prob(response_log_probs, ranks)
 
 
@@ -97,9 +97,17 @@ def forward_kl_loss(ref_logits: Array, logits: Array, mask: Array) -> Array:
     return masked_sum(kl_divergence(log_probs(ref_logits), log_probs(logits)), mask)
 
 
-def _assert_choice(response_log_probs: Array) -> None:
-    if response_log_probs.ndim < 1 or response_log_probs.shape[-1] < 2:
+def assert_responses(utilities: Array) -> None:
+    """Refuses fewer than two responses.
+
+    Args:
+      utilities: `[..., K]`, log-probs or rewards.
+
+    Raises:
+      AssertionError: if K < 2.
+    """
+    if utilities.ndim < 1 or utilities.shape[-1] < 2:
         raise AssertionError(
-            "a comparison needs at least two responses: expected response_log_probs [..., K] with "
-            f"K >= 2, found shape {response_log_probs.shape}"
+            "a comparison needs at least two responses: expected response_log_probs or rewards "
+            f"[..., K] with K >= 2, found shape {utilities.shape}"
         )

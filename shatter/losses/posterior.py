@@ -1,10 +1,15 @@
-"""KL-regularised RL as approximating a posterior, and the sampled KL estimators."""
+"""KL-regularised RL as approximating a posterior, and the sampled KL estimators.
+
+The target is `p*(x) = p0(x) exp(r(x) / beta) / Z`. `J_KL(pi) = E_pi r - beta KL(pi || p0)
+= beta log Z - beta KL(pi || p*)`: maximising it is variational inference of p*.
+"""
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from shatter.numerics import expectation, kl_divergence
+from shatter.losses.reinforcement import reinforce_loss
+from shatter.numerics import assert_positive, expectation, kl_divergence, masked_sum
 from shatter.types import Array
 
 
@@ -25,19 +30,90 @@ def posterior_loss(
       log_probs: `[...]`, log pi of samples drawn from pi, nats a document.
       ref_log_probs: `[...]`, log p0 of the same samples, nats; no gradient passes.
       rewards: `[...]`, r of the same samples; no gradient passes.
-      beta: KL coefficient.
+      beta: KL coefficient, > 0.
 
     Returns:
       `[...]`.
 
     Raises:
       AssertionError: if the shapes differ or the log-probs are not floating.
+      ValueError: if beta is not above 0.
     """
+    return reinforce_loss(log_probs, beta * elbo(log_probs, ref_log_probs, rewards, beta=beta))
+
+
+def token_posterior_loss(
+    token_log_probs: Array,
+    ref_token_log_probs: Array,
+    rewards: Array,
+    mask: Array,
+    *,
+    beta: float | Array,
+) -> Array:
+    """`posterior_loss` token by token: the KL in the reward, reward-to-go, no discount.
+
+    Every token is rewarded with `-beta (log pi - log p0)`, the last with r besides; the log-prob of
+    a token is weighed by the sum of the rewards from itself on, `G_t = r - beta sum_{u >= t} (log
+    pi - log p0)_u`. The value is -G at the first token, as in `posterior_loss`; the expected
+    gradient is `-grad J_KL` too, with less variance, for what came before a token does not depend
+    on it.
+
+    Source: Korbak, Perez, Buckley, https://arxiv.org/abs/2205.11275; reward-to-go: Sutton et al.,
+    Policy Gradient Methods for Reinforcement Learning with Function Approximation (1999).
+
+    Args:
+      token_log_probs: `[..., T]`, log pi of the tokens of samples drawn from pi, nats.
+      ref_token_log_probs: `[..., T]`, log p0 of the same tokens, nats; no gradient passes.
+      rewards: `[...]`, r of the documents; no gradient passes.
+      mask: bool `[..., T]`, true on the response's tokens, EOS included.
+      beta: KL coefficient, > 0.
+
+    Returns:
+      `[...]`.
+
+    Raises:
+      AssertionError: if the shapes or types do not fit.
+      ValueError: if beta is not above 0.
+    """
+    assert_positive(beta=beta)
+    chex.assert_type([token_log_probs, ref_token_log_probs, mask], [float, float, bool])
+    chex.assert_equal_shape([token_log_probs, ref_token_log_probs, mask])
+    chex.assert_equal_shape([token_log_probs[..., 0], rewards])
+    log_probs = jnp.where(mask, token_log_probs, 0.0)
+    log_ratio = log_probs - jnp.where(mask, ref_token_log_probs, 0.0)
+    to_go = jnp.cumsum(log_ratio[..., ::-1], axis=-1)[..., ::-1]
+    gain = jax.lax.stop_gradient(rewards[..., None] - jnp.asarray(beta)[..., None] * to_go)
+    score = masked_sum(gain * (log_probs - jax.lax.stop_gradient(log_probs)), mask)  # 0 in value
+    return -gain[..., 0] - score
+
+
+def elbo(log_probs: Array, ref_log_probs: Array, rewards: Array, *, beta: float | Array) -> Array:
+    """The evidence lower bound, per sample of the policy: `r / beta - (log pi - log p0)`.
+
+    Its mean over samples of pi is `log Z - KL(pi || p*) = J_KL / beta`, at most log Z, the evidence
+    of `p(O = 1 | x) = exp(r(x) / beta)` under the prior p0. Differentiated as it stands its
+    expected gradient is 0, as `kl_k1`'s: train on `posterior_loss`.
+
+    Source: Korbak, Perez, Buckley, RL with KL penalties is better viewed as Bayesian inference,
+    section 3, https://arxiv.org/abs/2205.11275.
+
+    Args:
+      log_probs: `[...]`, log pi of samples drawn from pi, nats a document.
+      ref_log_probs: `[...]`, log p0 of the same samples, nats.
+      rewards: `[...]`, r of the same samples.
+      beta: KL coefficient, > 0.
+
+    Returns:
+      `[...]`, nats.
+
+    Raises:
+      AssertionError: if the shapes differ or the log-probs are not floating.
+      ValueError: if beta is not above 0.
+    """
+    assert_positive(beta=beta)
     chex.assert_type([log_probs, ref_log_probs], float)
     chex.assert_equal_shape([log_probs, ref_log_probs, rewards])
-    score = jnp.exp(log_probs - jax.lax.stop_gradient(log_probs))  # 1, with the gradient of log pi
-    gain = rewards - beta * (log_probs - ref_log_probs)
-    return -jax.lax.stop_gradient(gain) * score
+    return rewards / beta - (log_probs - ref_log_probs)
 
 
 def exact_posterior_loss(
@@ -54,14 +130,16 @@ def exact_posterior_loss(
       log_probs: `[..., D]`, log pi of every document, nats.
       ref_log_probs: `[..., D]`, log p0 of every document, nats.
       rewards: `[..., D]`.
-      beta: KL coefficient.
+      beta: KL coefficient, > 0.
 
     Returns:
       `[...]`.
 
     Raises:
       AssertionError: if the shapes differ or the log-probs are not floating.
+      ValueError: if beta is not above 0.
     """
+    assert_positive(beta=beta)
     chex.assert_type([log_probs, ref_log_probs], float)
     chex.assert_equal_shape([log_probs, ref_log_probs, rewards])
     return beta * kl_divergence(log_probs, ref_log_probs) - expectation(log_probs, rewards)

@@ -1,0 +1,202 @@
+"""Where objectives end, in closed form over an enumerated space: what tests and plots compare with.
+
+ILHF without a regulariser ends in q itself; supervised fine-tuning in the law of the
+demonstrations; a reward model in r = log q + constant; SLiC has no closed form beyond two
+documents.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from shatter.numerics import LOG_ZERO, assert_positive, expectation, kl_divergence
+from shatter.types import Array
+
+
+def posterior_optimum(
+    ref_log_probs: Array, rewards: Array, *, beta: float | Array
+) -> tuple[Array, Array]:
+    """The optimum of KL-regularised RL: the posterior `p*(x) = p0(x) exp(r(x) / beta) / Z`.
+
+    The same over the tree of prefixes, with soft values and the optimal next-token policy, is
+    `shatter.documents.posterior_policy`.
+
+    Source: Korbak, Perez, Buckley, RL with KL penalties is better viewed as Bayesian inference,
+    https://arxiv.org/abs/2205.11275.
+
+    Args:
+      ref_log_probs: `[..., D]`, log p0, nats; -inf where it has no mass.
+      rewards: `[..., D]`.
+      beta: KL coefficient, > 0; broadcast against `[...]`.
+
+    Returns:
+      `[..., D]`, log p*, nats, and `[...]`, log Z.
+
+    Raises:
+      AssertionError: if the shapes differ.
+      ValueError: if beta is not above 0.
+    """
+    assert_positive(beta=beta)
+    chex.assert_equal_shape([ref_log_probs, rewards])
+    unnormalised = jnp.maximum(ref_log_probs, LOG_ZERO) + rewards / jnp.asarray(beta)[..., None]
+    log_z = jax.nn.logsumexp(unnormalised, axis=-1)
+    return unnormalised - log_z[..., None], log_z
+
+
+def reward_optimum(ref_log_probs: Array, rewards: Array) -> Array:
+    """The optimum of the reward alone: p0 on the documents of the highest reward, renormalised.
+
+    The limit beta -> 0 of `posterior_optimum`. Every law on those documents has the same reward;
+    this is the one of them nearest to p0.
+
+    Args:
+      ref_log_probs: `[..., D]`, log p0, nats.
+      rewards: `[..., D]`.
+
+    Returns:
+      `[..., D]`, nats; -1e30 elsewhere.
+    """
+    chex.assert_equal_shape([ref_log_probs, rewards])
+    is_best = rewards == jnp.max(rewards, axis=-1, keepdims=True)
+    return jnp.maximum(jax.nn.log_softmax(jnp.where(is_best, ref_log_probs, LOG_ZERO)), LOG_ZERO)
+
+
+def dpo_optimum(ref_log_probs: Array, log_density: Array, *, beta: float | Array) -> Array:
+    """Where DPO, and RLHF with a perfect reward model, end: `p0(x) q(x)^(1 / beta) / Z`.
+
+    Source: Rafailov et al., Direct Preference Optimization, equation 4,
+    https://arxiv.org/abs/2305.18290, with the reward log q.
+
+    Args:
+      ref_log_probs: `[..., D]`, log p0, nats.
+      log_density: `[..., D]`, log q of the population, nats.
+      beta: KL coefficient, > 0.
+
+    Returns:
+      `[..., D]`, nats.
+
+    Raises:
+      AssertionError: if the shapes differ.
+      ValueError: if beta is not above 0.
+    """
+    return posterior_optimum(ref_log_probs, jnp.maximum(log_density, LOG_ZERO), beta=beta)[0]
+
+
+def ipo_optimum(ref_log_probs: Array, log_density: Array, *, beta: float | Array) -> Array:
+    """Where IPO ends when every pair is compared equally often: `p0 exp(D) / Z`.
+
+    `D(x) = mean_y (P(x > y) - 1/2) / beta` over all documents, P(x > y) = q(x) / (q(x) + q(y)): the
+    least-squares potential of the margins (P - 1/2) / beta.
+
+    Source: Azar et al., A General Theoretical Paradigm to Understand Learning from Human
+    Preferences, equation 6, https://arxiv.org/abs/2310.12036; comparisons among all documents
+    instead of against a fixed law are ours.
+
+    Args:
+      ref_log_probs: `[D]`, log p0, nats.
+      log_density: `[D]`, log q of the population, nats.
+      beta: KL coefficient, > 0.
+
+    Returns:
+      `[D]`, nats.
+
+    Raises:
+      AssertionError: if the shapes differ or have leading axes (lift it by vmap).
+      ValueError: if beta is not above 0.
+    """
+    chex.assert_rank([ref_log_probs, log_density], 1)
+    log_density = jnp.maximum(log_density, LOG_ZERO)
+    wins = jax.nn.sigmoid(log_density[:, None] - log_density[None, :])
+    return posterior_optimum(ref_log_probs, jnp.mean(wins - 0.5, axis=1), beta=beta)[0]
+
+
+def best_of_n_log_probs(ref_log_probs: Array, rewards: Array, *, num_samples: int) -> Array:
+    """The exact law of the best of n samples of the reference.
+
+    With documents sorted by reward, `F(x)^n - F_-(x)^n`, F the chance of a document no better than
+    x. Of samples with equal rewards the one that stands last in the space wins.
+
+    Source: Stiennon et al., Learning to summarize from human feedback, appendix G.3,
+    https://arxiv.org/abs/2009.01325.
+
+    Args:
+      ref_log_probs: `[D]`, log p0, nats.
+      rewards: `[D]`.
+      num_samples: n >= 1.
+
+    Returns:
+      `[D]`, nats; KL(it || p0) <= log n - (n - 1) / n.
+
+    Raises:
+      AssertionError: if the shapes differ or have leading axes (lift it by vmap).
+      ValueError: if num_samples is below 1.
+    """
+    chex.assert_rank([ref_log_probs, rewards], 1)
+    chex.assert_equal_shape([ref_log_probs, rewards])
+    if num_samples < 1:
+        raise ValueError(f"best_of_n_log_probs expects num_samples >= 1, found {num_samples}")
+    order = jnp.argsort(rewards, stable=True)
+    log_p = jnp.maximum(ref_log_probs, LOG_ZERO)[order]
+    log_upto = jax.lax.cumlogsumexp(log_p)
+    # log(F^n - F_-^n) from the share p / F of the last one, which keeps its digits near F = 1.
+    log_share = jnp.minimum(log_p - log_upto, 0.0)
+    below = jnp.where(
+        log_share < 0.0, jnp.log1p(-jnp.exp(jnp.minimum(log_share, -1e-30))), LOG_ZERO
+    )
+    won = num_samples * log_upto + jnp.log(-jnp.expm1(jnp.maximum(num_samples * below, LOG_ZERO)))
+    return jnp.zeros_like(won).at[order].set(jnp.maximum(won, LOG_ZERO))
+
+
+def expected_best_of_n(rewards: Array, *, num_samples: int) -> Array:
+    """Unbiased estimate of the expected best of n, from N >= n samples.
+
+    `sum_i C(i - 1, n - 1) / C(N, n) R_(i)`, R ascending: the mean over all subsets of n.
+
+    Source: Nakano et al., WebGPT, appendix I, https://arxiv.org/abs/2112.09332.
+
+    Args:
+      rewards: `[..., N]`, of samples.
+      num_samples: n, 1 <= n <= N.
+
+    Returns:
+      `[...]`.
+
+    Raises:
+      ValueError: if n is not within 1..N.
+    """
+    total = rewards.shape[-1]
+    if not 1 <= num_samples <= total:
+        raise ValueError(
+            f"expected_best_of_n expects 1 <= num_samples <= {total} samples, found {num_samples}"
+        )
+    # C(i - 1, n - 1) / C(N, n), the chance that the i-th smallest is the best of a subset.
+    rank = jnp.arange(1, total + 1, dtype=rewards.dtype)
+    log_choose = lambda a, b: (
+        jax.lax.lgamma(a + 1.0) - jax.lax.lgamma(b + 1.0) - jax.lax.lgamma(a - b + 1.0)
+    )
+    n = jnp.asarray(num_samples, rewards.dtype)
+    possible = rank >= n
+    above = jnp.where(possible, rank - 1.0, n - 1.0)
+    weights = jnp.exp(log_choose(above, n - 1.0) - log_choose(jnp.asarray(total, n.dtype), n))
+    return jnp.sum(jnp.sort(rewards, axis=-1) * jnp.where(possible, weights, 0.0), axis=-1)
+
+
+def reward_kl_frontier(ref_log_probs: Array, rewards: Array, betas: Array) -> tuple[Array, Array]:
+    """The exact reward-KL frontier: no law has more reward at the same KL(pi || p0).
+
+    Along beta the optimum p* has `E_p* r` and `KL(p* || p0)`, both falling in beta.
+
+    Source: Gao, Schulman, Hilton, Scaling Laws for Reward Model Overoptimization (who measure it),
+    https://arxiv.org/abs/2210.10760; the exact frontier is identity 2 of exponential families.
+
+    Args:
+      ref_log_probs: `[D]`, log p0, nats.
+      rewards: `[D]`.
+      betas: `[N]`, > 0.
+
+    Returns:
+      `[N]`, KL(p* || p0) in nats, and `[N]`, expected reward.
+    """
+    laws = jax.vmap(lambda beta: posterior_optimum(ref_log_probs, rewards, beta=beta)[0])(betas)
+    kl = jax.vmap(kl_divergence, in_axes=(0, None))(laws, ref_log_probs)
+    return kl, jax.vmap(expectation, in_axes=(0, None))(laws, rewards)

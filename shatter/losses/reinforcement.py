@@ -1,0 +1,273 @@
+"""Policy gradients: REINFORCE, leave-one-out baselines, and the pieces of PPO (from rlax)."""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from shatter.numerics import masked_mean
+from shatter.types import Array
+
+
+def reinforce_loss(log_probs: Array, rewards: Array, baselines: float | Array = 0.0) -> Array:
+    """REINFORCE: the score-function loss of a reward, per sample of the policy.
+
+    Its value is `-(r - b)`, its gradient `-(r - b) grad log pi`: over samples of pi the mean
+    gradient is `-grad E_pi r` for whatever baseline b that does not depend on the sample. With a
+    reward alone its optimum is a point mass on the best document: for the KL-regularised objective
+    give `r - beta (log pi - log p0)`, which is `posterior_loss`.
+
+    Source: Williams, Simple Statistical Gradient-Following Algorithms for Connectionist
+    Reinforcement Learning (1992), https://doi.org/10.1007/BF00992696.
+
+    Args:
+      log_probs: `[...]`, log pi of samples drawn from pi, nats a document.
+      rewards: `[...]`; no gradient passes.
+      baselines: `[...]` or a number; no gradient passes.
+
+    Returns:
+      `[...]`.
+
+    Raises:
+      AssertionError: if the shapes differ or the log-probs are not floating.
+    """
+    chex.assert_type(log_probs, float)
+    chex.assert_equal_shape([log_probs, rewards])
+    score = jnp.exp(log_probs - jax.lax.stop_gradient(log_probs))  # 1, with the gradient of log pi
+    return -jax.lax.stop_gradient(rewards - baselines) * score
+
+
+def rloo_loss(log_probs: Array, rewards: Array) -> Array:
+    """REINFORCE with the mean reward of the other samples as each sample's baseline.
+
+    `b_k = sum_{j != k} r_j / (K - 1)`, independent of sample k, so the gradient stays unbiased.
+
+    Source: Kool, van Hoof, Welling, Buy 4 REINFORCE Samples, Get a Baseline for Free! (2019),
+    https://openreview.net/forum?id=r1lgTGL5DE; Ahmadian et al., Back to Basics,
+    https://arxiv.org/abs/2402.14740.
+
+    Args:
+      log_probs: `[..., K]`, log pi of K samples of one prompt, nats a document.
+      rewards: `[..., K]`, any KL penalty included; no gradient passes.
+
+    Returns:
+      `[..., K]`.
+
+    Raises:
+      AssertionError: if the shapes differ, the log-probs are not floating, or K < 2.
+    """
+    chex.assert_equal_shape([log_probs, rewards])
+    if log_probs.ndim < 1 or log_probs.shape[-1] < 2:
+        raise AssertionError(
+            "a leave-one-out baseline needs at least two samples of a prompt: expected log_probs "
+            f"[..., K] with K >= 2, found shape {log_probs.shape}"
+        )
+    others = jnp.sum(rewards, axis=-1, keepdims=True) - rewards
+    return reinforce_loss(log_probs, rewards, others / (rewards.shape[-1] - 1))
+
+
+def kl_penalised_rewards(
+    token_log_probs: Array,
+    ref_token_log_probs: Array,
+    scores: Array,
+    mask: Array,
+    *,
+    beta: float | Array,
+) -> Array:
+    """RLHF's reward of every token: a penalty everywhere, the document's score on its last token.
+
+    `-beta (log pi - log p0)_t + score [t is last]`; undiscounted, its sum over a document is the
+    gain of `posterior_loss`.
+
+    Source: Ziegler et al., Fine-Tuning Language Models from Human Preferences, equation 2,
+    https://arxiv.org/abs/1909.08593.
+
+    Args:
+      token_log_probs: `[..., T]`, log pi of sampled tokens, nats.
+      ref_token_log_probs: `[..., T]`, log p0 of the same tokens, nats.
+      scores: `[...]`, the (learned) reward of the documents.
+      mask: bool `[..., T]`, true on the response's tokens, EOS included.
+      beta: KL coefficient, >= 0.
+
+    Returns:
+      `[..., T]`; 0 outside the mask; no gradient passes.
+
+    Raises:
+      AssertionError: if the shapes or types do not fit.
+    """
+    chex.assert_type([token_log_probs, ref_token_log_probs, mask], [float, float, bool])
+    chex.assert_equal_shape([token_log_probs, ref_token_log_probs, mask])
+    chex.assert_equal_shape([token_log_probs[..., 0], scores])
+    log_ratio = jnp.where(mask, token_log_probs, 0.0) - jnp.where(mask, ref_token_log_probs, 0.0)
+    after = jnp.cumsum(mask[..., ::-1], axis=-1)[..., ::-1]  # tokens that count, from here on
+    is_last = mask & (after == 1)
+    rewards = jnp.where(is_last, scores[..., None], 0.0) - jnp.asarray(beta)[..., None] * log_ratio
+    return jax.lax.stop_gradient(rewards)
+
+
+def generalised_advantages(
+    rewards: Array,
+    values: Array,
+    mask: Array,
+    *,
+    discount: float | Array = 1.0,
+    decay: float | Array = 0.95,
+) -> Array:
+    """Generalised advantage estimates of the tokens of a response, by rlax.
+
+    `A_t = sum_u (gamma lambda)^(u - t) (r_u + gamma V_(u+1) - V_u)` over the response's tokens
+    u >= t, V = 0 after the last one.
+
+    Source: Schulman et al., High-Dimensional Continuous Control Using Generalized Advantage
+    Estimation, equation 16, https://arxiv.org/abs/1506.02438.
+
+    Args:
+      rewards: `[..., T]`, of choosing token t.
+      values: `[..., T]`, of the state in which token t is chosen; no gradient passes.
+      mask: bool `[..., T]`, true on the response's tokens, which are contiguous, EOS included.
+      discount: gamma.
+      decay: lambda; 1 = Monte Carlo returns minus values, 0 = one step.
+
+    Returns:
+      `[..., T]`; 0 outside the mask. Advantages plus values are the targets of the value function.
+
+    Raises:
+      AssertionError: if the shapes or types do not fit.
+      ImportError: if rlax is not installed.
+    """
+    chex.assert_type([rewards, values, mask], [float, float, bool])
+    chex.assert_equal_shape([rewards, values, mask])
+    rlax = _rlax()
+
+    def one(rewards: Array, values: Array, mask: Array) -> Array:
+        values = jnp.append(values, 0.0)
+        goes_on = jnp.append(mask[1:], False).astype(values.dtype)
+        return rlax.truncated_generalized_advantage_estimation(
+            rewards, discount * goes_on, decay, values, stop_target_gradients=True
+        )
+
+    counted = [jnp.where(mask, array, 0.0) for array in (rewards, values)]
+    lifted = jnp.vectorize(one, signature="(t),(t),(t)->(t)")
+    return jnp.where(mask, lifted(*counted, mask), 0.0)
+
+
+def whiten(values: Array, mask: Array) -> Array:
+    """Centres and scales what counts in a batch to mean 0 and standard deviation 1.
+
+    Args:
+      values: `[..., T]`, for example advantages; the mean is over all axes.
+      mask: bool `[..., T]`.
+
+    Returns:
+      `[..., T]`; 0 outside the mask, and everywhere where all values are equal.
+    """
+    chex.assert_equal_shape([values, mask])
+    mean = masked_mean(values.ravel(), mask.ravel())
+    centred = jnp.where(mask, values - mean, 0.0)
+    variance = masked_mean(jnp.square(centred).ravel(), mask.ravel())
+    return centred * jax.lax.rsqrt(variance + 1e-8)
+
+
+def ppo_loss(
+    token_log_probs: Array,
+    behaviour_token_log_probs: Array,
+    advantages: Array,
+    mask: Array,
+    *,
+    clip: float | Array = 0.2,
+) -> Array:
+    """PPO's clipped surrogate, summed over the tokens of a response, by rlax.
+
+    `-sum_t min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t)`, rho = pi / behaviour. On policy its
+    gradient is `-sum_t A_t grad log pi_t`.
+
+    Source: Schulman et al., Proximal Policy Optimization Algorithms, equation 7,
+    https://arxiv.org/abs/1707.06347.
+
+    Args:
+      token_log_probs: `[..., T]`, log pi of the tokens, nats.
+      behaviour_token_log_probs: `[..., T]`, log-probs under the law they were drawn from; no
+        gradient passes.
+      advantages: `[..., T]`; no gradient passes.
+      mask: bool `[..., T]`, true on the response's tokens, EOS included.
+      clip: eps.
+
+    Returns:
+      `[...]`; 0 where the mask is empty.
+
+    Raises:
+      AssertionError: if the shapes or types do not fit.
+      ImportError: if rlax is not installed.
+    """
+    chex.assert_type([token_log_probs, behaviour_token_log_probs, mask], [float, float, bool])
+    chex.assert_equal_shape([token_log_probs, behaviour_token_log_probs, advantages, mask])
+    rlax = _rlax()
+    behaviour = jax.lax.stop_gradient(jnp.where(mask, behaviour_token_log_probs, 0.0))
+    ratios = jnp.exp(jnp.where(mask, token_log_probs, 0.0) - behaviour)
+
+    def one(ratio: Array, advantage: Array) -> Array:
+        return rlax.clipped_surrogate_pg_loss(ratio[None], advantage[None], clip)
+
+    losses = jnp.vectorize(one, signature="(),()->()")(ratios, jnp.where(mask, advantages, 0.0))
+    return jnp.sum(losses, axis=-1)
+
+
+def value_loss(values: Array, targets: Array, mask: Array) -> Array:
+    """Half the squared error of a value function, summed over the tokens of a response.
+
+    Args:
+      values: `[..., T]`.
+      targets: `[..., T]`, advantages plus the values they were computed with; no gradient passes.
+      mask: bool `[..., T]`, true on the response's tokens.
+
+    Returns:
+      `[...]`; 0 where the mask is empty.
+
+    Raises:
+      AssertionError: if the shapes or types do not fit.
+    """
+    chex.assert_type([values, targets, mask], [float, float, bool])
+    chex.assert_equal_shape([values, targets, mask])
+    error = jnp.where(mask, values, 0.0) - jnp.where(mask, jax.lax.stop_gradient(targets), 0.0)
+    return 0.5 * jnp.sum(jnp.square(error), axis=-1)
+
+
+def adapt_beta(
+    beta: float | Array,
+    kl: float | Array,
+    *,
+    target: float | Array,
+    num_samples: int,
+    horizon: float | Array,
+) -> Array:
+    """The adaptive KL coefficient after a batch: up where the KL is above its target.
+
+    `beta (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon)`.
+
+    Source: Ziegler et al., Fine-Tuning Language Models from Human Preferences, section 2.2,
+    https://arxiv.org/abs/1909.08593.
+
+    Args:
+      beta: KL coefficient, > 0.
+      kl: KL(policy || reference) of the batch, nats a document.
+      target: the KL wanted, nats, > 0.
+      num_samples: n, documents in the batch.
+      horizon: documents over which beta may change by a fifth; at least n.
+
+    Returns:
+      The next beta.
+    """
+    error = jnp.clip(jnp.asarray(kl) / target - 1.0, -0.2, 0.2)
+    return beta * (1.0 + error * num_samples / horizon)
+
+
+def _rlax() -> Any:
+    """Rlax, when it is needed: it brings tensorflow_probability with it."""
+    try:
+        import rlax
+    except ImportError as error:
+        raise ImportError(
+            "the pieces of PPO come from rlax, which is not installed: pip install rlax"
+        ) from error
+    return rlax
