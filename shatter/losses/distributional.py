@@ -110,7 +110,7 @@ def fdpg_loss(
     where no proposal is given) its mean is `grad D_f(pi || p)` for whatever constant b. The default
     b = f'(1) makes every term 0 where pi = p. For KL(p || pi) that is the baseline of DPG: up to
     the factor Z the gain is `P / pi - Z` on-policy and `P / q - Z pi / q` off-policy. The value is
-    the weighed slope, not the divergence.
+    the weighed slope, not the divergence. Beyond |log t| = 40 a sample counts as one at 40.
 
     Source: Go et al., Aligning Language Models with Preferences through f-divergence Minimization,
     theorem 1 and table 1, https://arxiv.org/abs/2302.08215; the baselines: Korbak et al., On
@@ -135,10 +135,12 @@ def fdpg_loss(
     """
     chex.assert_type([log_probs, target_log_probs], float)
     chex.assert_equal_shape([log_probs, target_log_probs])
+    chex.assert_is_broadcastable(jnp.shape(log_z), log_probs.shape)
     fixed = jax.lax.stop_gradient(log_probs)
     log_t = jnp.clip(fixed - (target_log_probs - log_z), -_LARGEST, _LARGEST)
     if baseline is None:
-        baseline = slope(jnp.zeros(()))
+        baseline = slope(jnp.zeros((), log_t.dtype))
+    chex.assert_is_broadcastable(jnp.shape(baseline), log_probs.shape)
     unbounded = slope(jnp.asarray(2.0 * _LARGEST)) - slope(jnp.asarray(_LARGEST)) > 1.0
     checkify.debug_check(
         ~unbounded | jnp.all(target_log_probs > LOG_ZERO),
@@ -148,6 +150,7 @@ def fdpg_loss(
     )
     gain = slope(log_t) - baseline
     if proposal_log_probs is not None:
+        chex.assert_type(proposal_log_probs, float)
         chex.assert_equal_shape([log_probs, proposal_log_probs])
         gain *= jnp.exp(fixed - proposal_log_probs)
     return jax.lax.stop_gradient(gain) * jnp.exp(log_probs - fixed)
@@ -183,6 +186,7 @@ def gdc_loss(
     """
     chex.assert_type([log_probs, target_log_probs, proposal_log_probs], float)
     chex.assert_equal_shape([log_probs, target_log_probs, proposal_log_probs])
+    chex.assert_is_broadcastable(jnp.shape(log_z), log_probs.shape)
     has_mass = target_log_probs > LOG_ZERO
     log_weights = jnp.where(has_mass, target_log_probs - log_z - proposal_log_probs, LOG_ZERO)
     weights = jnp.exp(jax.lax.stop_gradient(log_weights))

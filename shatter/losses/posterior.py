@@ -82,7 +82,8 @@ def token_posterior_loss(
     log_probs = jnp.where(mask, token_log_probs, 0.0)
     log_ratio = log_probs - jnp.where(mask, ref_token_log_probs, 0.0)
     to_go = jnp.cumsum(log_ratio[..., ::-1], axis=-1)[..., ::-1]
-    gain = jax.lax.stop_gradient(rewards[..., None] - jnp.asarray(beta)[..., None] * to_go)
+    beta = jnp.broadcast_to(beta, rewards.shape)[..., None]
+    gain = jax.lax.stop_gradient(rewards[..., None] - beta * to_go)
     score = masked_sum(gain * (log_probs - jax.lax.stop_gradient(log_probs)), mask)  # 0 in value
     return -gain[..., 0] - score
 

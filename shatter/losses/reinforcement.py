@@ -34,6 +34,7 @@ def reinforce_loss(log_probs: Array, rewards: Array, baselines: float | Array = 
     """
     chex.assert_type(log_probs, float)
     chex.assert_equal_shape([log_probs, rewards])
+    chex.assert_is_broadcastable(jnp.shape(baselines), log_probs.shape)
     score = jnp.exp(log_probs - jax.lax.stop_gradient(log_probs))  # 1, with the gradient of log pi
     return -jax.lax.stop_gradient(rewards - baselines) * score
 
@@ -102,7 +103,8 @@ def kl_penalised_rewards(
     log_ratio = jnp.where(mask, token_log_probs, 0.0) - jnp.where(mask, ref_token_log_probs, 0.0)
     after = jnp.cumsum(mask[..., ::-1], axis=-1)[..., ::-1]  # tokens that count, from here on
     is_last = mask & (after == 1)
-    rewards = jnp.where(is_last, scores[..., None], 0.0) - jnp.asarray(beta)[..., None] * log_ratio
+    beta = jnp.broadcast_to(beta, scores.shape)[..., None]
+    rewards = jnp.where(is_last, scores[..., None], 0.0) - beta * log_ratio
     return jax.lax.stop_gradient(rewards)
 
 
@@ -161,7 +163,11 @@ def whiten(values: Array, mask: Array) -> Array:
 
     Returns:
       `[..., T]`; 0 outside the mask, and everywhere where all values are equal.
+
+    Raises:
+      AssertionError: if the shapes or types do not fit.
     """
+    chex.assert_type([values, mask], [float, bool])
     chex.assert_equal_shape([values, mask])
     mean = masked_mean(values.ravel(), mask.ravel())
     centred = jnp.where(mask, values - mean, 0.0)
@@ -206,11 +212,10 @@ def ppo_loss(
     behaviour = jax.lax.stop_gradient(jnp.where(mask, behaviour_token_log_probs, 0.0))
     ratios = jnp.exp(jnp.where(mask, token_log_probs, 0.0) - behaviour)
 
-    def one(ratio: Array, advantage: Array) -> Array:
-        return rlax.clipped_surrogate_pg_loss(ratio[None], advantage[None], clip)
+    def one(ratios: Array, advantages: Array) -> Array:
+        return ratios.size * rlax.clipped_surrogate_pg_loss(ratios, advantages, clip)  # a mean
 
-    losses = jnp.vectorize(one, signature="(),()->()")(ratios, jnp.where(mask, advantages, 0.0))
-    return jnp.sum(losses, axis=-1)
+    return jnp.vectorize(one, signature="(t),(t)->()")(ratios, jnp.where(mask, advantages, 0.0))
 
 
 def value_loss(values: Array, targets: Array, mask: Array) -> Array:

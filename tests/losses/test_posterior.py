@@ -1,10 +1,22 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from shatter.losses import exact_posterior_loss, kl_k1, kl_k2, kl_k3, posterior_loss
+from shatter import documents
+from shatter.losses import (
+    elbo,
+    exact_posterior_loss,
+    kl_k1,
+    kl_k2,
+    kl_k3,
+    posterior_loss,
+    token_posterior_loss,
+)
+from shatter.models import tabular
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -105,42 +117,120 @@ def test_score_function_loss_per_sample():
     np.testing.assert_array_equal(slopes[1:], 0.0)
 
 
-def test_per_token_form_with_reward_to_go():
-    """Two tokens a document, gamma = 1: each token's loss counts what comes after it only.
+# --- token by token -------------------------------------------------------------------------------
 
-    Documents in the order 00 01 10 11; a law of the first token and one of the second for each.
-    """
-    rng = np.random.default_rng(1)
-    first, second = rng.normal(size=2), rng.normal(size=(2, 2))
-    reference_first, reference_second = (np.log(p) for p in ([0.3, 0.7], [[0.5, 0.5], [0.1, 0.9]]))
+LM = tabular(vocab_size=3, max_length=3)
+DOCUMENTS, MASK = (
+    np.asarray(x) for x in documents.enumerate_documents(vocab_size=3, max_length=3, eos=1)
+)
+TABLE, REF_TABLE = np.random.default_rng(1).normal(0.0, 1.0, (2, 1, 13, 3))
+DOCUMENT_REWARDS = np.random.default_rng(2).normal(0.0, 1.0, len(DOCUMENTS))
 
-    def token_log_probs(first, second):
-        first, second = jax.nn.log_softmax(first), jax.nn.log_softmax(second)
-        return jnp.stack([jnp.repeat(first, 2), second.reshape(-1)], -1)  # [D, T]
+
+@jax.jit
+def token_forms(table):
+    """Of every document: its law, the losses and their Jacobians in the logits, by both forms."""
+    ref_tokens = documents.token_log_probs(LM.apply(jnp.asarray(REF_TABLE), DOCUMENTS), DOCUMENTS)
+    ref_log_probs = documents.document_log_probs(LM, jnp.asarray(REF_TABLE), DOCUMENTS, MASK)
+    rewards, mask = jnp.asarray(DOCUMENT_REWARDS), jnp.asarray(MASK)
+
+    def by_token(table):
+        tokens = documents.token_log_probs(LM.apply(table, DOCUMENTS), DOCUMENTS)
+        return token_posterior_loss(tokens, ref_tokens, rewards, mask, beta=BETA)
+
+    def by_document(table):
+        log_probs = documents.document_log_probs(LM, table, DOCUMENTS, MASK)
+        return posterior_loss(log_probs, ref_log_probs, rewards, beta=BETA)
+
+    def exact(table):
+        log_probs = documents.document_log_probs(LM, table, DOCUMENTS, MASK)
+        return exact_posterior_loss(log_probs, ref_log_probs, rewards, beta=BETA)
+
+    law = jnp.exp(documents.document_log_probs(LM, table, DOCUMENTS, MASK))
+    forms = [(form(table), jax.jacrev(form)(table)) for form in (by_token, by_document)]
+    return law, *forms, jax.value_and_grad(exact)(table)
+
+
+def test_expected_token_loss_is_exact():
+    """Identity 3 over the 15 documents of up to three tokens: value, and gradient in all logits."""
+    law, (losses, slopes), _, (value, slope) = jax.tree.map(np.asarray, token_forms(TABLE))
+    assert len(law) == 15 and law.sum() == pytest.approx(1.0, rel=1e-13)
+    assert law @ losses == pytest.approx(float(value), rel=1e-13)
+    np.testing.assert_allclose(np.tensordot(law, slopes, 1), slope, atol=1e-14)
+    assert np.abs(slope).max() > 1e-2
+
+
+def test_token_loss_has_the_value_of_the_document_loss_and_less_variance():
+    law, (losses, slopes), (whole, whole_slopes), _ = jax.tree.map(np.asarray, token_forms(TABLE))
+    np.testing.assert_allclose(losses, whole, rtol=1e-13)
+    by_token, by_document = (
+        law @ ((x - np.tensordot(law, x, 1)) ** 2).sum((1, 2, 3)) for x in (slopes, whole_slopes)
+    )
+    assert by_token < by_document - 0.01
+
+
+def test_a_token_counts_what_comes_from_it_on():
+    """Minus the reward-to-go of every token in the gradient; nothing flows elsewhere."""
+    tokens, reference = np.random.default_rng(3).normal(-1.0, 1.0, (2, 3, 5))
+    rewards, betas = np.array([2.0, -1.0, 3.0]), np.array([0.5, 1.0, 2.0])
+    mask = np.array(
+        [[False, True, True, True, False], [False, False, True, True, True], [False] * 5]
+    )
+    gains = np.zeros((3, 5))
+    for row, t in np.argwhere(mask):
+        ratio = sum(tokens[row, u] - reference[row, u] for u in range(t, 5) if mask[row, u])
+        gains[row, t] = rewards[row] - betas[row] * ratio
+    first = [gains[0, 1], gains[1, 2], rewards[2]]
 
     @jax.jit
-    def slopes(first, second):
-        reference = token_log_probs(jnp.asarray(reference_first), jnp.asarray(reference_second))
-        rewards = jnp.asarray(REWARDS)
-        tokens = jax.lax.stop_gradient(token_log_probs(first, second))
-        law = jnp.exp(jnp.sum(tokens, -1))
-        after = jnp.stack([tokens[:, 1] - reference[:, 1], jnp.zeros(4)], -1)  # log-ratio to come
+    def run(*arrays):
+        def total(*arrays):
+            losses = token_posterior_loss(*arrays, jnp.asarray(mask), beta=jnp.asarray(betas))
+            return jnp.sum(losses), losses
 
-        def per_token(first, second):
-            to_go = rewards[:, None] - BETA * after
-            losses = posterior_loss(token_log_probs(first, second), reference, to_go, beta=BETA)
-            return jnp.sum(law * jnp.sum(losses, -1))
+        return jax.grad(total, argnums=(0, 1, 2), has_aux=True)(*arrays)
 
-        def whole(first, second):
-            log_probs = jnp.sum(token_log_probs(first, second), -1)
-            return exact_posterior_loss(log_probs, jnp.sum(reference, -1), rewards, beta=BETA)
+    for garbage in (0.0, np.nan, -np.inf):
+        slopes, losses = run(*(np.where(mask, x, garbage) for x in (tokens, reference)), rewards)
+        np.testing.assert_allclose(losses, np.negative(first), rtol=1e-13)
+        np.testing.assert_allclose(slopes[0], -gains, rtol=1e-13)
+        np.testing.assert_array_equal(slopes[1], 0.0)
+        np.testing.assert_array_equal(slopes[2], 0.0)
 
-        return tuple(jax.grad(f, argnums=(0, 1))(first, second) for f in (per_token, whole))
 
-    per_token, whole = slopes(first, second)
-    for mine, expected in zip(per_token, whole, strict=True):
-        np.testing.assert_allclose(mine, expected, atol=1e-14)
-        assert np.abs(expected).max() > 1e-2
+# --- the lower bound ------------------------------------------------------------------------------
+
+
+def test_the_mean_bound_is_the_evidence_less_the_distance_to_the_posterior():
+    """log Z - KL(pi || p*) = J_KL / beta for every pi; at the posterior every sample's is log Z."""
+    log_z = BETA_LOG_Z / BETA
+
+    @jax.jit
+    def run(logits):
+        def mean(logits):
+            law = jax.lax.stop_gradient(jax.nn.softmax(logits))
+            bounds = elbo(
+                jax.nn.log_softmax(logits),
+                jnp.log(jnp.asarray(P0)),
+                jnp.asarray(REWARDS),
+                beta=BETA,
+            )
+            return jnp.sum(law * bounds), bounds
+
+        return jax.value_and_grad(mean, has_aux=True)(logits)
+
+    for policy in (PI, P0, np.array([0.97, 0.01, 0.01, 0.01])):
+        (mean, _), slope = run(np.log(policy))
+        assert mean == pytest.approx(log_z - kl(policy, POSTERIOR), rel=1e-13)
+        objective = (policy * REWARDS).sum() - BETA * kl(policy, P0)
+        assert mean == pytest.approx(objective / BETA, rel=1e-13)
+        assert mean < log_z - 1e-2
+        np.testing.assert_allclose(slope, 0.0, atol=1e-15)  # of the samples as they were drawn
+    (_, bounds), _ = run(np.log(POSTERIOR))
+    np.testing.assert_allclose(bounds, log_z, rtol=1e-13)
+
+
+# --- the estimators of the KL ---------------------------------------------------------------------
 
 
 def test_expected_values_of_the_kl_estimators():
@@ -210,7 +300,7 @@ def test_wrong_shapes_and_types_raise_while_tracing(wrong, place):
     for estimator in (kl_k1, kl_k2, kl_k3):
         with pytest.raises(AssertionError):
             jax.eval_shape(estimator, *log_probs)
-    for loss in (posterior_loss, exact_posterior_loss):
+    for loss in (posterior_loss, exact_posterior_loss, elbo):
         with pytest.raises(AssertionError):
             jax.eval_shape(lambda *x, loss=loss: loss(*x, beta=BETA), *log_probs, FLOATS)
         with pytest.raises(AssertionError):
@@ -220,3 +310,26 @@ def test_wrong_shapes_and_types_raise_while_tracing(wrong, place):
                 FLOATS,
                 jax.ShapeDtypeStruct((), float),
             )
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_wrong_shapes_and_types_of_tokens_raise_while_tracing(place):
+    tokens, mask = jax.ShapeDtypeStruct((4, 3), float), jax.ShapeDtypeStruct((4, 3), bool)
+    right, loss = [tokens, tokens, FLOATS, mask], functools.partial(token_posterior_loss, beta=BETA)
+    assert jax.eval_shape(loss, *right).shape == (4,)
+    dtype = right[place].dtype
+    wrong = [jax.ShapeDtypeStruct(shape, dtype) for shape in [(4, 2), (3,), (4, 3, 1), (4, 1)]]
+    if place != 2:
+        wrong.append(jax.ShapeDtypeStruct((4, 3), int))
+    for bad in wrong:
+        with pytest.raises(AssertionError):
+            jax.eval_shape(loss, *right[:place], bad, *right[place + 1 :])
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, np.nan])
+def test_a_beta_not_above_zero_is_named(bad):
+    arrays = [np.log(PI), np.log(P0), REWARDS]
+    tokens = [np.log(PI)[:, None], np.log(P0)[:, None], REWARDS, np.ones((4, 1), bool)]
+    for loss in (posterior_loss, exact_posterior_loss, elbo, token_posterior_loss):
+        with pytest.raises(ValueError, match=f"^beta must be above 0, found {bad}$"):
+            loss(*(tokens if loss is token_posterior_loss else arrays), beta=bad)
