@@ -31,6 +31,7 @@ ARROWS: dict[str, set[str]] = {
     "search": {"documents"},
     "training": set(),
     "data": set(),
+    "inference": {"models", "documents"},
     "evaluation": {"documents", "choice"},
 }
 # Slow or heavy to import, so imported where they are used.

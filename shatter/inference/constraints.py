@@ -1,0 +1,205 @@
+"""Targets from constraints on moments and on single documents, as GDC writes them."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from shatter.inference.importance import LEAST, check_weights
+from shatter.numerics import LOG_ZERO
+from shatter.types import Array
+
+
+def moment_target(ref_log_probs: Array, features: Array, lam: Array) -> Array:
+    """Log of the unnormalised target `P(x) = p0(x) exp(lam . phi(x))` of moment constraints.
+
+    Of all laws with `E_p phi = mu`, this one has the least KL(p || p0), for the lam of
+    `fit_moments`.
+
+    Source: Khalifa, Elsahar, Dymetman, A Distributional Approach to Controlled Text Generation,
+    https://arxiv.org/abs/2012.11635.
+
+    Args:
+      ref_log_probs: `[...]`, log p0, nats.
+      features: `[..., F]`, phi of the same documents; numbers or bool.
+      lam: `[F]`, nats a unit of each feature.
+
+    Returns:
+      `[...]`, log P, nats.
+
+    Raises:
+      AssertionError: if the shapes do not fit or `ref_log_probs` or `lam` is not floating.
+    """
+    chex.assert_type([ref_log_probs, lam], float)
+    chex.assert_shape(features, (*ref_log_probs.shape, *lam.shape))
+    chex.assert_rank(lam, 1)
+    tilt = jnp.matmul(features, jnp.asarray(lam), precision=jax.lax.Precision.HIGHEST)
+    return ref_log_probs + tilt
+
+
+def pointwise_target(ref_log_probs: Array, satisfied: Array) -> Array:
+    """Log of the unnormalised target `P(x) = p0(x) b(x)` of a constraint on every document.
+
+    It is p0 given that the constraint holds, the limit of a moment constraint `E_p b = mu`, mu ->
+    1.
+
+    Source: Khalifa, Elsahar, Dymetman, A Distributional Approach to Controlled Text Generation,
+    https://arxiv.org/abs/2012.11635.
+
+    Args:
+      ref_log_probs: `[...]`, log p0, nats.
+      satisfied: bool `[...]`, b of the same documents.
+
+    Returns:
+      `[...]`, log P, nats; LOG_ZERO where the constraint is broken.
+
+    Raises:
+      AssertionError: if the shapes or types do not fit.
+    """
+    chex.assert_type([ref_log_probs, satisfied], [float, bool])
+    chex.assert_equal_shape([ref_log_probs, satisfied])
+    return jnp.where(satisfied, ref_log_probs, LOG_ZERO)
+
+
+def fit_moments(
+    features: npt.ArrayLike,
+    moments: npt.ArrayLike,
+    *,
+    log_weights: npt.ArrayLike | None = None,
+    tolerance: float = 1e-10,
+    max_steps: int = 200,
+    min_share: float = 0.05,
+) -> np.ndarray:
+    """The lam of `p(x) = p0(x) exp(lam . phi(x)) / Z` with `E_p phi = mu` (on the host, float64).
+
+    Minimises `log sum_i w_i exp(lam . phi_i) - lam . mu`, convex, whose slope is `E_p phi - mu`, by
+    Newton with halved steps. Where features repeat one another lam is one of many; p is the same.
+
+    Source: Khalifa, Elsahar, Dymetman, A Distributional Approach to Controlled Text Generation,
+    https://arxiv.org/abs/2012.11635 (there by stochastic gradients on the squared gap).
+
+    Args:
+      features: `[N, F]`, phi of samples of p0, or of every document.
+      moments: `[F]`, mu.
+      log_weights: `[N]`, nats: log p0 of every document of an enumerated space, then lam is exact;
+        or log p0 - log q of samples of q; None = samples of p0.
+      tolerance: largest gap between a moment and the one wanted, in shares of the feature's range.
+      max_steps: Newton steps at most.
+      min_share: warn where the effective sample size of the fitted weights is below this share of
+        N; pass 0 with an enumerated space.
+
+    Returns:
+      float64 `[F]`, lam, nats a unit of each feature.
+
+    Raises:
+      ValueError: if the shapes do not fit, an input is NaN or infinite, no weight is above zero, or
+        the moments cannot be reached, alone or together, by any law on the given documents.
+    """
+    features, moments = np.asarray(features, float), np.asarray(moments, float)
+    if features.ndim != 2 or 0 in features.shape or moments.shape != features.shape[1:]:
+        raise ValueError(
+            "expected features [N, F] and moments [F], N >= 1 and F >= 1, found shapes "
+            f"{features.shape} and {moments.shape}"
+        )
+    log_weights = np.asarray(np.zeros(len(features)) if log_weights is None else log_weights, float)
+    if log_weights.shape != features.shape[:1]:
+        raise ValueError(f"expected log weights [{len(features)}], found shape {log_weights.shape}")
+    _check_finite(features, moments)
+    check_weights(log_weights, min_share=0.0, what="the reference")
+    possible = log_weights > LEAST
+    base = log_weights[possible] - _log_sum_exp(log_weights)
+    low, high = features[possible].min(axis=0), features[possible].max(axis=0)
+    _check_reachable(moments, low, high)
+    spread = np.where(high > low, high - low, 1.0)
+    centred = (features[possible] - moments) / spread
+    tilt, gap = _minimise_dual(
+        base, centred, 1e-3 * tolerance, tolerance, max_steps, floor=base.min() - 1.0
+    )
+    if not np.abs(gap).max() <= tolerance:
+        _, gap = _minimise_dual(base, centred, 1e-6, tolerance, max_steps)
+        worst = int(np.abs(gap).argmax())
+        raise ValueError(
+            "the moments were not reached together by a law on the given documents: nearest to "
+            f"them feature {worst} has {moments[worst] + gap[worst] * spread[worst]:.6g} where "
+            f"{moments[worst]:.6g} is wanted. Draw more samples, ask for less, or raise tolerance "
+            "or max_steps"
+        )
+    lam = tilt / spread
+    check_weights(log_weights + features @ lam, min_share=min_share, what="the fitted target")
+    return lam
+
+
+def _check_finite(features: np.ndarray, moments: np.ndarray) -> None:
+    bad = ~np.isfinite(features)
+    if bad.any():
+        row, feature = np.argwhere(bad)[0]
+        raise ValueError(
+            f"{bad.sum()} features are NaN or infinite, the first is feature {feature} of sample "
+            f"{row}"
+        )
+    bad = ~np.isfinite(moments)
+    if bad.any():
+        raise ValueError(f"the moment of feature {bad.argmax()} is {moments[bad.argmax()]}")
+
+
+def _check_reachable(moments: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+    """A moment lies between the extremes of its feature, or on a feature that never varies."""
+    constant = (high - low == 0) & (np.abs(moments - low) <= 1e-9 * np.maximum(1.0, np.abs(low)))
+    bad = ~(constant | ((low < moments) & (moments < high)))
+    if bad.any():
+        worst = int(bad.argmax())
+        raise ValueError(
+            f"feature {worst} cannot have the moment {moments[worst]:.6g}: on the given documents "
+            f"its moments lie in the open interval ({low[worst]:.6g}, {high[worst]:.6g}). At its "
+            "end only the documents of that extreme are left: a constraint for pointwise_target"
+        )
+
+
+def _minimise_dual(
+    base: np.ndarray,
+    centred: np.ndarray,
+    penalty: float,
+    tolerance: float,
+    max_steps: int,
+    *,
+    floor: float = -np.inf,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Minimises `D(tilt) + penalty |tilt|^2 / 2`, `D = log sum_i w_i exp(tilt . c_i)`.
+
+    The slope of D is the gap E_p c. Where 0 is no mean of the c_i, D has no lower bound, and the
+    penalty leaves the gap nearest to 0; where it is one, `D >= min_i log w_i` by Gibbs' inequality,
+    so that below such a floor there is nothing to find.
+
+    Returns:
+      The tilt and the gap.
+    """
+
+    def objective(tilt: np.ndarray) -> float:
+        return _log_sum_exp(base + centred @ tilt) + 0.5 * penalty * float(tilt @ tilt)
+
+    tilt = np.zeros(centred.shape[1])
+    for _ in range(max_steps):
+        scores = base + centred @ tilt
+        law = np.exp(scores - _log_sum_exp(scores))
+        gap = law @ centred
+        slope, value = gap + penalty * tilt, objective(tilt)
+        if np.abs(gap).max() <= tolerance or np.abs(slope).max() <= 0.1 * tolerance:
+            break
+        if value < floor:
+            break
+        deviations = centred - gap
+        curvature = (law[:, None] * deviations).T @ deviations
+        step = -np.linalg.solve(curvature + penalty * np.eye(len(tilt)), slope)
+        size = 1.0
+        while size > 1e-15:
+            if objective(tilt + size * step) <= value + 1e-4 * size * (step @ slope) + 1e-14:
+                break
+            size /= 2
+        tilt = tilt + size * step
+    return tilt, gap
+
+
+def _log_sum_exp(scores: np.ndarray) -> float:
+    largest = scores.max()
+    return float(largest + np.log(np.exp(scores - largest).sum()))

@@ -1,0 +1,77 @@
+"""Twists: what a document so far promises, the guide of SMC and of weighted decoding."""
+
+from collections.abc import Callable
+
+import chex
+import jax.numpy as jnp
+
+from shatter.inference.importance import has_mass
+from shatter.types import Array
+
+Twist = Callable[[Array, Array], Array]
+"""`(tokens[N, T], length[]) -> log_twists[N, V]`: log psi(s.a) for every next token a, in nats.
+
+The document so far, s, is `tokens[:, :length]`, T = prompt + max_length, what stands after it is
+anything; `length` is one traced integer for all rows. Where s.a is a whole document (a is EOS or
+the last token) psi must be the terminal potential itself, exp(r / beta): the law aimed at is
+p0(x) psi(x) / Z. Elsewhere psi is a guess, best proportional to E_p0[exp(r / beta) | s.a]. It may
+be zero (-inf), but on nothing that a document of positive potential begins with.
+"""
+
+
+def exact_twist(
+    ref_log_probs: list[Array],
+    values: list[Array],
+    policy_log_probs: list[Array],
+    *,
+    temperature: float | Array = 1.0,
+    prompt_length: int,
+) -> Twist:
+    """The twist of an enumerated model under which SMC is exact, from its soft values.
+
+    `psi(s) = exp(V(s) / beta) = E_p0[exp(r / beta) | s]`, read off the soft-optimal policy:
+    `log psi(s.a) = log pi*(a | s) - log p0(a | s) + V(s) / beta`, at a document's end r / beta. All
+    weights of `smc` are then Z, and `weighted_decoding` samples the posterior.
+
+    `levels = prefix_log_probs(...)` gives log p0; with r(x) added on the last action to
+    `beta * levels`, `soft_values(..., temperature=beta, eos=eos)` gives the others. Within a jitted
+    function the tables are arguments of the program; made outside, the twist closes over them.
+
+    Source: Zhao, Brekelmans, Makhzani, Grosse, Probabilistic Inference in Language Models via
+    Twisted Sequential Monte Carlo, https://arxiv.org/abs/2404.17546.
+
+    Args:
+      ref_log_probs: a list over prefix lengths t of `[V^t, V]`, log p0(a | s), nats, prefixes in
+        lexicographic order.
+      values: a list of `[V^t]`, V(s), in the unit of r.
+      policy_log_probs: a list of `[V^t, V]`, log pi*(a | s), nats.
+      temperature: beta > 0, the temperature of `soft_values`.
+      prompt_length: number of prompt tokens P; the tables know one prompt.
+
+    Returns:
+      A twist for documents of P + len(ref_log_probs) tokens.
+
+    Raises:
+      AssertionError: if the tables do not fit one another.
+    """
+    vocab_size = ref_log_probs[0].shape[-1]
+    max_length = len(ref_log_probs)
+    levels = []
+    for t, (ref, value, policy) in enumerate(
+        zip(ref_log_probs, values, policy_log_probs, strict=True)
+    ):
+        chex.assert_shape([ref, policy], (vocab_size**t, vocab_size))
+        chex.assert_shape(value, (vocab_size**t,))
+        log_twists = policy - ref + value[:, None] / temperature
+        levels.append(jnp.where(has_mass(ref), log_twists, 0.0))  # p0 never goes there
+    table = jnp.concatenate(levels)
+    starts = jnp.asarray([sum(vocab_size**t for t in range(level)) for level in range(max_length)])
+
+    def twist(tokens: Array, length: Array) -> Array:
+        chex.assert_shape(tokens, (None, prompt_length + max_length))
+        row = jnp.zeros(tokens.shape[0], int)  # of the prefix within its level, in base V
+        for position in range(prompt_length, prompt_length + max_length - 1):
+            row = jnp.where(position < length, row * vocab_size + tokens[:, position], row)
+        return table[starts[length - prompt_length] + row]
+
+    return twist
