@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import checkify
 
 from shatter import numerics
 
@@ -29,6 +30,28 @@ def logs(law: np.ndarray) -> np.ndarray:
 
 def xlogy(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.where(x > 0, x * np.log(np.where(x > 0, y, 1.0)), 0.0)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.5, np.nan, np.array([1.0, 0.0]), np.float32(-np.inf), 0])
+def test_numbers_not_above_zero_are_refused_by_name(bad):
+    numerics.assert_positive(beta=1e-300, clip=1, horizon=np.array([1.0, np.inf]))
+    with pytest.raises(ValueError) as error:
+        numerics.assert_positive(beta=0.1, clip=bad)
+    assert str(error.value) == f"clip must be above 0, found {bad}"
+
+
+def test_traced_values_not_above_zero_raise_under_checkify_only():
+    def double(beta):
+        numerics.assert_positive(beta=beta)
+        return 2 * beta
+
+    checked = jax.jit(checkify.checkify(double))
+    checked(np.array([1.0, 1e-300]))[0].throw()
+    for bad, found in [(0.0, "0.0"), (-1.5, "-1.5"), (np.nan, "nan")]:
+        with pytest.raises(checkify.JaxRuntimeError, match=f"beta must be above 0, found {found}"):
+            checked(np.array([1.0, bad]))[0].throw()
+    assert jax.jit(double)(-1.0) == -2.0
+    assert double(jnp.asarray(-1.0)) == -2.0
 
 
 def test_masked_sum_and_mean_see_only_the_mask():

@@ -159,13 +159,20 @@ def posterior_policy(
       values, a list of `[V^t]`, in the unit of r; and log p*, a list of `[V^t, V]`, nats.
 
     Raises:
-      AssertionError: if the shapes do not fit.
+      AssertionError: if the shapes do not fit or there are not all documents.
       ValueError: if beta is not above 0.
     """
     assert_positive(beta=beta)
     chex.assert_equal_shape([tokens, mask])
     chex.assert_equal_shape([tokens[:, 0], rewards])
-    vocab_size, max_length = ref_policy[0].shape[1], len(ref_policy)
+    vocab_size, max_length = ref_policy[0].shape[-1], len(ref_policy)
+    for t, level in enumerate(ref_policy):
+        chex.assert_shape(level, (vocab_size**t, vocab_size))
+    chex.assert_axis_dimension_gt(tokens, 1, max_length)
+    num_documents = vocab_size**max_length
+    if eos is not None:  # those that end after t other tokens, and those that never do
+        num_documents = sum((vocab_size - 1) ** t for t in range(max_length + 1))
+    chex.assert_shape(rewards, (num_documents,))
     response = tokens[:, -max_length:]
     length = jnp.sum(mask, axis=1)
     rewards_of = [beta * jnp.maximum(level, LOG_ZERO) for level in ref_policy]

@@ -8,6 +8,7 @@ documents.
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from shatter.numerics import LOG_ZERO, assert_positive, expectation, kl_divergence
 from shatter.types import Array
@@ -38,7 +39,8 @@ def posterior_optimum(
     """
     assert_positive(beta=beta)
     chex.assert_equal_shape([ref_log_probs, rewards])
-    unnormalised = jnp.maximum(ref_log_probs, LOG_ZERO) + rewards / jnp.asarray(beta)[..., None]
+    beta = jnp.broadcast_to(beta, rewards.shape[:-1])[..., None]
+    unnormalised = jnp.maximum(ref_log_probs, LOG_ZERO) + rewards / beta
     log_z = jax.nn.logsumexp(unnormalised, axis=-1)
     return unnormalised - log_z[..., None], log_z
 
@@ -47,16 +49,20 @@ def reward_optimum(ref_log_probs: Array, rewards: Array) -> Array:
     """The optimum of the reward alone: p0 on the documents of the highest reward, renormalised.
 
     The limit beta -> 0 of `posterior_optimum`. Every law on those documents has the same reward;
-    this is the one of them nearest to p0.
+    this is the one of them nearest to p0. Documents without mass under p0 are no candidates.
 
     Args:
-      ref_log_probs: `[..., D]`, log p0, nats.
+      ref_log_probs: `[..., D]`, log p0, nats; -inf where it has no mass.
       rewards: `[..., D]`.
 
     Returns:
       `[..., D]`, nats; -1e30 elsewhere.
+
+    Raises:
+      AssertionError: if the shapes differ.
     """
     chex.assert_equal_shape([ref_log_probs, rewards])
+    rewards = jnp.where(ref_log_probs > LOG_ZERO, rewards, -jnp.inf)
     is_best = rewards == jnp.max(rewards, axis=-1, keepdims=True)
     return jnp.maximum(jax.nn.log_softmax(jnp.where(is_best, ref_log_probs, LOG_ZERO)), LOG_ZERO)
 
@@ -169,16 +175,12 @@ def expected_best_of_n(rewards: Array, *, num_samples: int) -> Array:
         raise ValueError(
             f"expected_best_of_n expects 1 <= num_samples <= {total} samples, found {num_samples}"
         )
-    # C(i - 1, n - 1) / C(N, n), the chance that the i-th smallest is the best of a subset.
-    rank = jnp.arange(1, total + 1, dtype=rewards.dtype)
-    log_choose = lambda a, b: (
-        jax.lax.lgamma(a + 1.0) - jax.lax.lgamma(b + 1.0) - jax.lax.lgamma(a - b + 1.0)
-    )
-    n = jnp.asarray(num_samples, rewards.dtype)
-    possible = rank >= n
-    above = jnp.where(possible, rank - 1.0, n - 1.0)
-    weights = jnp.exp(log_choose(above, n - 1.0) - log_choose(jnp.asarray(total, n.dtype), n))
-    return jnp.sum(jnp.sort(rewards, axis=-1) * jnp.where(possible, weights, 0.0), axis=-1)
+    # C(i - 1, n - 1) / C(N, n), the chance that the i-th smallest is the best of a subset, from
+    # n / N at i = N down by factors (i - n) / (i - 1): 0 below n.
+    rank = np.arange(total, 1, -1)
+    weights = np.cumprod([num_samples / total, *(rank - num_samples) / (rank - 1)])[::-1]
+    weights = jnp.asarray(weights, jnp.promote_types(rewards.dtype, jnp.float32))
+    return jnp.sum(jnp.sort(rewards, axis=-1) * jnp.broadcast_to(weights, rewards.shape), axis=-1)
 
 
 def reward_kl_frontier(ref_log_probs: Array, rewards: Array, betas: Array) -> tuple[Array, Array]:
@@ -196,7 +198,12 @@ def reward_kl_frontier(ref_log_probs: Array, rewards: Array, betas: Array) -> tu
 
     Returns:
       `[N]`, KL(p* || p0) in nats, and `[N]`, expected reward.
+
+    Raises:
+      AssertionError: if the shapes differ.
+      ValueError: if a beta is not above 0.
     """
+    assert_positive(betas=betas)
     laws = jax.vmap(lambda beta: posterior_optimum(ref_log_probs, rewards, beta=beta)[0])(betas)
     kl = jax.vmap(kl_divergence, in_axes=(0, None))(laws, ref_log_probs)
     return kl, jax.vmap(expectation, in_axes=(0, None))(laws, rewards)

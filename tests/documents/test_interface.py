@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from shatter import documents
+from shatter.evaluation import posterior_optimum
 from shatter.models import LanguageModel, tabular
 from shatter.types import Array
 
@@ -25,6 +26,8 @@ class Space(NamedTuple):
     rewards: np.ndarray
     log_p0: np.ndarray
     levels: list[np.ndarray]  # log p0(a | s), a row for every prefix of a length
+    tokens: np.ndarray  # the responses after a prompt, as the library writes them
+    mask: np.ndarray
 
 
 def row(prefix: tuple[int, ...]) -> int:
@@ -42,6 +45,10 @@ def totals(levels: list, responses: list[tuple[int, ...]]):
     return sum(collected)
 
 
+def responses_in(tokens: np.ndarray, mask: np.ndarray) -> list[tuple[int, ...]]:
+    return [tuple(row[keep].tolist()) for row, keep in zip(tokens, mask, strict=True)]
+
+
 def random_levels(seed: int) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     return [np.log(rng.dirichlet(np.ones(V), size=V**t)) for t in range(L)]
@@ -54,19 +61,18 @@ def make_space(eos: int | None) -> Space:
     levels = random_levels(0)
     log_p0 = totals(levels, responses)
     rewards = 2 * np.random.default_rng(1).standard_normal(len(responses))
-    return Space(eos, responses, rewards, log_p0, levels)
+    enumerated = documents.enumerate_documents(vocab_size=V, max_length=L, eos=eos)
+    tokens, mask = map(np.asarray, enumerated)
+    assert responses_in(tokens, mask) == responses
+    return Space(eos, responses, rewards, log_p0, levels, tokens, mask)
 
 
 def solve(space: Space, rewards, beta):
-    """Soft values for r(s, a) = beta log p0(a | s), plus r(x) on the last action."""
-    levels = [beta * jnp.array(level) for level in space.levels]
-    for t, level in enumerate(levels):
-        ends = np.array([len(response) == t + 1 for response in space.responses])
-        here = [response for response in space.responses if len(response) == t + 1]
-        rows = np.array([row(response[:t]) for response in here], int)
-        actions = np.array([response[t] for response in here], int)
-        levels[t] = level.at[rows, actions].add(rewards[ends])
-    return documents.soft_values(levels, temperature=beta, eos=space.eos)
+    """Soft values and the posterior's next-token policy."""
+    levels = [jnp.array(level) for level in space.levels]
+    return documents.posterior_policy(
+        levels, rewards, space.tokens, space.mask, beta=beta, eos=space.eos
+    )
 
 
 # One program a space: rewards and temperature are arguments.
@@ -125,6 +131,29 @@ def test_posterior_does_not_move_with_a_constant(solved):
         np.testing.assert_allclose(shifted_policy[t][i], policy[t][i], atol=1e-12)
 
 
+@both_ends
+def test_posterior_policy_of_a_language_model_after_a_prompt(float64: None, eos: int | None):
+    """As a law over documents it is `posterior_optimum`, whatever the length of the prompt."""
+    params, prompt = LM.init(jax.random.key(1)), (0, 2)
+    sizes = {"vocab_size": V, "max_length": L - 1, "prompt": prompt}
+    tokens, mask = documents.enumerate_documents(**sizes, eos=eos)
+    rewards = jnp.array(np.random.default_rng(6).normal(size=len(tokens)))
+
+    @jax.jit
+    def run(params):
+        levels = documents.prefix_log_probs(LM, params, **sizes)
+        log_p0 = documents.document_log_probs(LM, params, tokens, mask)
+        return (
+            documents.posterior_policy(levels, rewards, tokens, mask, beta=0.7, eos=eos),
+            posterior_optimum(log_p0, rewards, beta=0.7),
+        )
+
+    (values, policy), (log_target, log_z) = run(params)
+    responses = responses_in(*map(np.asarray, (tokens, mask)))
+    np.testing.assert_allclose(totals(policy, responses), log_target, atol=1e-12)
+    assert values[0][0] == pytest.approx(0.7 * float(log_z), abs=1e-12)
+
+
 @pytest.mark.parametrize("beta", [0.5, 2.0])
 def test_regularised_return_of_any_policy(solved, beta: float):
     """Identity 1: J_KL(pi) = beta log Z - beta KL(pi || p*)."""
@@ -167,6 +196,67 @@ def test_derivatives_in_the_inverse_temperature(solved):
         assert kl == pytest.approx(p @ (log_target - space.log_p0), abs=1e-12)
         np.testing.assert_allclose(derivatives, [by_hand, variance, eta * variance], atol=1e-11)
         assert variance > 0.05
+
+
+def test_kl_of_documents_is_the_sum_over_prefixes(solved):
+    """Chain rule: KL(pi || p*) = sum over prefixes of pi(prefix) KL of the next token's laws."""
+    space, run = solved
+    _, policy = jax.tree.map(np.asarray, run(space.rewards, 0.5))
+    other = random_levels(7)
+    log_pi = totals(other, space.responses)
+    of_documents = np.exp(log_pi) @ (log_pi - posterior(space, 0.5)[0])
+    by_prefix = 0.0
+    for prefix in {x[:t] for x in space.responses for t in range(len(x))}:
+        reach = np.exp(log_pi)[[x[: len(prefix)] == prefix for x in space.responses]].sum()
+        log_p = other[len(prefix)][row(prefix)]
+        by_prefix += reach * np.exp(log_p) @ (log_p - policy[len(prefix)][row(prefix)])
+    assert by_prefix == pytest.approx(of_documents, abs=1e-12)
+    assert of_documents > 0.05
+
+
+def test_posterior_policy_avoids_what_the_reference_never_writes(float64: None):
+    """A token of probability 0 keeps it, however good its documents; nothing becomes NaN."""
+    tokens, mask = documents.enumerate_documents(vocab_size=V, max_length=L)
+    levels = [jnp.array(level) for level in random_levels(0)]
+    levels[1] = jax.nn.log_softmax(levels[1].at[2, 0].set(-jnp.inf))
+    rewards = jnp.where((tokens[:, 1] == 2) & (tokens[:, 2] == 0), 50.0, 0.0)
+    run = jax.jit(
+        lambda rewards: documents.posterior_policy(levels, rewards, tokens, mask, beta=0.5)
+    )
+    values, policy = jax.tree.map(np.asarray, run(rewards))
+    assert values[0][0] == pytest.approx(0.0, abs=1e-12)
+    for found, level in zip(policy[:2], levels[:2], strict=True):
+        np.testing.assert_allclose(np.exp(found), np.exp(level), atol=1e-12)
+    assert np.exp(policy[1][2, 0]) == 0.0
+    assert all(np.isfinite(array).all() for array in (*values, *policy))
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, np.nan])
+def test_a_beta_not_above_zero_is_named(bad: float):
+    tokens, mask = documents.enumerate_documents(vocab_size=V, max_length=L)
+    levels = [jnp.array(level) for level in random_levels(0)]
+    with pytest.raises(ValueError, match=f"^beta must be above 0, found {bad}$"):
+        documents.posterior_policy(levels, jnp.zeros(len(tokens)), tokens, mask, beta=bad)
+
+
+def test_arguments_of_posterior_policy_that_do_not_fit_raise():
+    tokens, mask = documents.enumerate_documents(vocab_size=V, max_length=L)
+    levels = [jnp.array(level) for level in random_levels(0)]
+    rewards = jnp.zeros(len(tokens))
+    shorter, shorter_mask = documents.enumerate_documents(vocab_size=V, max_length=L - 1)
+    for arguments in [
+        (levels, rewards[:-1], tokens, mask),
+        (levels, rewards, tokens, mask[:-1]),
+        (levels, rewards, tokens, mask[:, 1:]),
+        (levels[1:], rewards, tokens, mask),  # no level of the empty prefix
+        ([levels[0], levels[1][:-1], levels[2]], rewards, tokens, mask),
+        (levels, rewards[: len(shorter)], shorter, shorter_mask),  # no room for a prompt
+        (levels[:2], rewards, tokens, mask),  # documents longer than the tree is deep
+    ]:
+        with pytest.raises(AssertionError):
+            documents.posterior_policy(*arguments, beta=0.5)
+    with pytest.raises(AssertionError):  # documents of another kind of end
+        documents.posterior_policy(levels, rewards, tokens, mask, beta=0.5, eos=1)
 
 
 @both_ends
