@@ -79,13 +79,13 @@ def write_csv(path: Path, rows: Iterable[tuple]) -> None:
 
 
 def metric_rows(
-    setting: str, arm: str, steps: np.ndarray, metrics: dict[str, np.ndarray]
+    setting: str, objective: str, arm: str, steps: np.ndarray, metrics: dict[str, np.ndarray]
 ) -> Iterable[tuple]:
-    """Rows of `CSV_COLUMNS` from metrics `[S, R]`, steps `[R]` being queries asked so far."""
+    """Rows of `CSV_COLUMNS` from metrics `[S, R]`; steps `[R]` are queries or gradient steps."""
     for name, values in sorted(metrics.items()):
         for seed, curve in enumerate(values):
             for step, value in zip(steps, curve, strict=True):
-                yield setting, "ilhf", arm, seed, int(step), name, f"{value:.6g}"
+                yield setting, objective, arm, seed, int(step), name, f"{value:.6g}"
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

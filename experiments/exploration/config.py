@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from experiments.common.didactic import ModelKind
+
 Figure = Literal["default", "difficulty", "ensemble_size", "prior_scale", "transformer"]
 
 
@@ -81,7 +83,7 @@ class Setting:
     name: str
     config: Config
     arms: tuple[str, ...]
-    learner: Literal["tabular", "transformer"] = "tabular"
+    learner: ModelKind = "tabular"
 
 
 def settings(config: Config, all_arms: tuple[str, ...]) -> list[Setting]:

@@ -9,16 +9,14 @@ import jax.numpy as jnp
 import optax
 
 from experiments.common.chunks import Chunk, Process
+from experiments.common.didactic import World, fit_law, make_world
 from experiments.exploration.config import Config, Setting
-from shatter import choice, documents, ensembles, evaluation, exploration, losses, models, training
+from shatter import choice, documents, ensembles, evaluation, exploration, losses, training
 from shatter.types import Array, Key, Metrics, Params
 
-EOS = 0
 HELD_OUT_QUERIES = 64
 JOINT_DRAWS = 16
 PASSIVE_CANDIDATES = 4  # two of them nearly always differ, and their frequencies stay p0's
-TRANSFORMER = {"width": 16, "num_layers": 2, "num_heads": 2}
-PRETRAINING_STEPS = 300
 LEARNING_RATE_RATIO = 0.05  # of a transformer's parameters to a table's logits
 
 
@@ -113,26 +111,9 @@ def _rounds(setting: Setting, arm: Arm) -> Callable[[Any, Array, Chunk], tuple[A
     return rounds
 
 
-class World(NamedTuple):
-    """What all seeds have in common: the learner's model, the table, all documents."""
-
-    lm: models.LanguageModel
-    table: models.LanguageModel
-    space: tuple[Array, Array]
-
-
 def _world(setting: Setting) -> World:
     config = setting.config
-    space = documents.enumerate_documents(
-        vocab_size=config.vocab_size, max_length=config.max_length, eos=EOS
-    )
-    table = models.tabular(vocab_size=config.vocab_size, max_length=config.max_length)
-    if setting.learner == "tabular":
-        return World(table, table, space)
-    sizes = models.TransformerConfig(
-        vocab_size=config.vocab_size, max_length=1 + config.max_length, **TRANSFORMER
-    )
-    return World(models.transformer(sizes), table, space)
+    return make_world(setting.learner, vocab_size=config.vocab_size, max_length=config.max_length)
 
 
 def _assemble(
@@ -161,7 +142,7 @@ def _draw_problem(key: Key, setting: Setting, world: World) -> Problem:
     log_p0 = documents.document_log_probs(world.table, params, *world.space)
     log_q = documents.document_log_probs(world.table, target, *world.space)
     if setting.learner == "transformer":
-        params = _pretrain(world, world.lm.init(lm_key), log_p0)
+        params = fit_law(world, world.lm.init(lm_key), log_p0)
         log_p0 = documents.document_log_probs(world.lm, params, *world.space)
     held_out = jax.vmap(lambda key: exploration.uniform(key, log_p0[None]))(
         jax.random.split(query_key, HELD_OUT_QUERIES)
@@ -172,22 +153,6 @@ def _draw_problem(key: Key, setting: Setting, world: World) -> Problem:
     )
     joint_choices = choice.luce_sample(label_key, log_q[held_out[joint]])
     return Problem(params, log_p0, log_q, held_out, choices, held_out[joint], joint_choices)
-
-
-def _pretrain(world: World, params: Params, log_p0: Array) -> Params:
-    """Fits a model to the pretrained law by its exact forward KL."""
-
-    def objective(params: Params, log_p0: Array, key: Key, batch: None) -> tuple[Array, Metrics]:
-        del key, batch
-        log_probs = documents.document_log_probs(world.lm, params, *world.space)
-        return documents.kl_divergence(log_p0, log_probs), {}
-
-    fit = training.learner(objective, optax.adam(1e-2))
-    state = fit.init(params, jax.random.key(0))
-    state, _ = jax.lax.scan(
-        lambda state, _: fit.step(state, log_p0, None), state, length=PRETRAINING_STEPS
-    )
-    return state.params
 
 
 def _ensemble(setting: Setting, learner: str, world: World, params: Params) -> ensembles.Ensemble:

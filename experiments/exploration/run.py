@@ -75,7 +75,7 @@ def experiment(config: Config) -> None:
     rows = [
         row
         for (setting, arm), metrics in results.items()
-        for row in run_folder.metric_rows(setting.name, arm, _queries(setting), metrics)
+        for row in run_folder.metric_rows(setting.name, "ilhf", arm, _queries(setting), metrics)
     ]
     run_folder.write_csv(folder / "metrics.csv", rows)
     summary = [summarise(setting, arm, results, _queries(setting)) for setting, arm in plan]

@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.common import binary, chunks, run_folder
+from experiments.common.intervals import format_interval, mean_interval
 from experiments.common.progress import open_console, progress_bar
 from experiments.inclusive import plot, populations, process, references, texts
 from experiments.inclusive.config import Config
 from experiments.inclusive.populations import Population
 from shatter import models
-from shatter.evaluation import bootstrap_interval
 
 NUM_HEADS = 2
 SHOWN_ANSWERS = (10, 30, 100, 300, 1000)
@@ -89,7 +89,7 @@ def experiment(config: Config) -> None:
         row
         for arm, metrics in results.items()
         for row in run_folder.metric_rows(
-            config.dataset, arm, answers, {k: v for k, v in metrics.items() if v.ndim == 2}
+            config.dataset, "ilhf", arm, answers, {k: v for k, v in metrics.items() if v.ndim == 2}
         )
     ]
     run_folder.write_csv(folder / "metrics.csv", rows)
@@ -175,15 +175,15 @@ def _summary(
 
     def by_group(law: np.ndarray) -> dict[str, dict[str, float]]:
         groups = references.kl_by_group(population, law)
-        return {group: _mean(values) for group, values in groups.items()}
+        return {group: mean_interval(values) for group, values in groups.items()}
 
     shown = _shown(config)
     rows: list[dict] = []
     for arm, metrics in results.items():
         kl = dict(zip(process.answers_after(config), metrics["kl"][:, 1:].T, strict=True))
-        row = {"name": arm, "kl": {n: _mean(kl[n]) for n in shown}}
+        row = {"name": arm, "kl": {n: mean_interval(kl[n]) for n in shown}}
         row |= {
-            name: _mean(metrics[name][:, -1])
+            name: mean_interval(metrics[name][:, -1])
             for name in ("choice_log_loss", "best_known", "entropy", "leak")
         }
         row["kl_by_group"] = by_group(metrics["prediction"][:, -1])
@@ -192,22 +192,22 @@ def _summary(
     rows.append(
         {
             "name": "pretrained",
-            "kl": {n: _mean(first["kl"][:, 0]) for n in shown},
-            "choice_log_loss": _mean(first["choice_log_loss"][:, 0]),
-            "best_known": _mean(first["best_known"][:, 0]),
-            "entropy": _mean(first["entropy"][:, 0]),
-            "leak": _mean(first["leak"][:, 0]),
+            "kl": {n: mean_interval(first["kl"][:, 0]) for n in shown},
+            "choice_log_loss": mean_interval(first["choice_log_loss"][:, 0]),
+            "best_known": mean_interval(first["best_known"][:, 0]),
+            "entropy": mean_interval(first["entropy"][:, 0]),
+            "leak": mean_interval(first["leak"][:, 0]),
             "kl_by_group": by_group(first["prediction"][:, 0]),
         }
     )
     for name, curves in fits.items():
         kl = dict(zip(shown, curves["kl"].T, strict=True))
-        row = {"name": name, "kl": {n: _mean(values) for n, values in kl.items()}}
-        row |= {k: _mean(curves[k][:, -1]) for k in ("choice_log_loss", "best_known")}
+        row = {"name": name, "kl": {n: mean_interval(values) for n, values in kl.items()}}
+        row |= {k: mean_interval(curves[k][:, -1]) for k in ("choice_log_loss", "best_known")}
         rows.append(row)
     for name, values in points.items():
-        row = {"name": name, "kl": {shown[-1]: _mean(values["kl"])}}
-        row |= {k: _mean(v) for k, v in values.items() if k not in ("kl", "prediction")}
+        row = {"name": name, "kl": {shown[-1]: mean_interval(values["kl"])}}
+        row |= {k: mean_interval(v) for k, v in values.items() if k not in ("kl", "prediction")}
         row["kl_by_group"] = by_group(values["prediction"])
         rows.append(row)
     return rows
@@ -217,11 +217,6 @@ def _shown(config: Config) -> list[int]:
     """The numbers of answers of the table, the last one always among them."""
     asked = process.answers_after(config).tolist()
     return [n for n in asked if n in SHOWN_ANSWERS or n == asked[-1]]
-
-
-def _mean(values: np.ndarray) -> dict[str, float]:
-    low, high = bootstrap_interval(np.mean, values, rng=np.random.default_rng(0))
-    return {"mean": float(np.mean(values)), "low": low, "high": high}
 
 
 def _tables(config: Config, population: Population, summary: list[dict]) -> list[Table]:
@@ -237,9 +232,9 @@ def _tables(config: Config, population: Population, summary: list[dict]) -> list
     for name in ("choice log-loss", "best known", "entropy", "leak"):
         table.add_column(name, justify="right")
     for row in summary:
-        cells = [_cell(row["kl"].get(n)) for n in shown]
+        cells = [format_interval(row["kl"].get(n)) for n in shown]
         for name in ("choice_log_loss", "best_known", "entropy", "leak"):
-            cells.append(_cell(row.get(name), interval=False))
+            cells.append(format_interval(row.get(name), interval=False))
         table.add_row(row["name"], *cells)
     if not population.groups:
         return [table]
@@ -249,18 +244,10 @@ def _tables(config: Config, population: Population, summary: list[dict]) -> list
         by_group.add_column(heading, justify="right" if heading else "left")
     for row in summary:
         if "kl_by_group" in row:
-            by_group.add_row(row["name"], *(_cell(row["kl_by_group"][group]) for group in groups))
+            by_group.add_row(
+                row["name"], *(format_interval(row["kl_by_group"][group]) for group in groups)
+            )
     return [table, by_group]
-
-
-def _cell(value: dict[str, float] | None, *, interval: bool = True) -> str:
-    if value is None:
-        return ""
-    text = f"{value['mean']:.4f}" if value["mean"] < 0.1 else f"{value['mean']:.3f}"
-    if not interval:
-        return text
-    digits = 4 if value["mean"] < 0.1 else 3
-    return f"{text} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def test_a_damaged_config_and_a_foreign_folder_are_refused(tmp_path):
 
 def test_rows_of_metrics(tmp_path):
     metrics = {"kl": np.array([[2.0, 1.0], [3.0, 0.5]])}
-    rows = run_folder.metric_rows("default", "infomax", np.array([0, 8]), metrics)
+    rows = run_folder.metric_rows("default", "dpo", "infomax", np.array([0, 8]), metrics)
     run_folder.write_csv(tmp_path / "metrics.csv", rows)
     with (tmp_path / "metrics.csv").open() as file:
         table = list(csv.DictReader(file))
