@@ -178,8 +178,8 @@ def expected_best_of_n(rewards: Array, *, num_samples: int) -> Array:
     # C(i - 1, n - 1) / C(N, n), the chance that the i-th smallest is the best of a subset, from
     # n / N at i = N down by factors (i - n) / (i - 1): 0 below n.
     rank = np.arange(total, 1, -1)
-    weights = np.cumprod([num_samples / total, *(rank - num_samples) / (rank - 1)])[::-1]
-    weights = jnp.asarray(weights, jnp.promote_types(rewards.dtype, jnp.float32))
+    chances = np.cumprod([num_samples / total, *(rank - num_samples) / (rank - 1)])[::-1]
+    weights = jnp.asarray(chances, jnp.promote_types(rewards.dtype, jnp.float32))
     return jnp.sum(jnp.sort(rewards, axis=-1) * jnp.broadcast_to(weights, rewards.shape), axis=-1)
 
 

@@ -29,10 +29,10 @@ LOGITS = np.random.default_rng(0).normal(0.0, 1.0, 4)
 PI = np.exp(LOGITS) / np.exp(LOGITS).sum()
 SLOPE = PI * (REWARDS - (PI * REWARDS).sum())  # of E_pi r in the logits
 
-# Tokens of three documents: a prompt of two before the response, padding after it; the last is
-# nothing but prompt.
+# Tokens of three documents: a prompt of two and a response to the end; a response of one token with
+# padding after it; nothing but prompt.
 MASK = np.array(
-    [[False, False, True, True, True, True], [False, True, True, False, False, False], [False] * 6]
+    [[False, False, True, True, True, True], [False, False, True, False, False, False], [False] * 6]
 )
 TOKENS, REF_TOKENS, VALUES, TOKEN_REWARDS = np.random.default_rng(1).normal(-1.0, 1.0, (4, 3, 6))
 SCORES = np.array([2.0, -1.0, 5.0])
