@@ -16,8 +16,8 @@ from shatter.numerics import LOG_ZERO
 from shatter.types import Array, Params
 
 _LARGEST = 40.0
-"""|log t| is held below it: e^80 is a float32, and what is farther from a target is no closer to
-learning anything."""
+"""Where a slope is a power of t, |log t| is held below it: e^80 is a float32, and what is farther
+from a target is no closer to learning anything."""
 
 Slope = Callable[[Array], Array]
 """`log t [...] -> f'(t) [...]`."""
@@ -32,7 +32,7 @@ def forward_kl_slope(log_t: Array) -> Array:
     Returns:
       `[...]`.
     """
-    return -jnp.exp(-log_t)
+    return -jnp.exp(-_bounded(log_t))
 
 
 def reverse_kl_slope(log_t: Array) -> Array:
@@ -80,7 +80,7 @@ def forward_chi_squared_slope(log_t: Array) -> Array:
     Returns:
       `[...]`.
     """
-    return -jnp.expm1(-2.0 * log_t)
+    return -jnp.expm1(-2.0 * _bounded(log_t))
 
 
 def reverse_chi_squared_slope(log_t: Array) -> Array:
@@ -92,7 +92,7 @@ def reverse_chi_squared_slope(log_t: Array) -> Array:
     Returns:
       `[...]`.
     """
-    return 2.0 * jnp.expm1(log_t)
+    return 2.0 * jnp.expm1(_bounded(log_t))
 
 
 def fdpg_loss(
@@ -110,7 +110,7 @@ def fdpg_loss(
     where no proposal is given) its mean is `grad D_f(pi || p)` for whatever constant b. The default
     b = f'(1) makes every term 0 where pi = p. For KL(p || pi) that is the baseline of DPG: up to
     the factor Z the gain is `P / pi - Z` on-policy and `P / q - Z pi / q` off-policy. The value is
-    the weighed slope, not the divergence. Beyond |log t| = 40 a sample counts as one at 40.
+    the weighed slope, not the divergence. A slope that is a power of t takes |log t| > 40 for 40.
 
     Source: Go et al., Aligning Language Models with Preferences through f-divergence Minimization,
     theorem 1 and table 1, https://arxiv.org/abs/2302.08215; the baselines: Korbak et al., On
@@ -137,11 +137,11 @@ def fdpg_loss(
     chex.assert_equal_shape([log_probs, target_log_probs])
     chex.assert_is_broadcastable(jnp.shape(log_z), log_probs.shape)
     fixed = jax.lax.stop_gradient(log_probs)
-    log_t = jnp.clip(fixed - (target_log_probs - log_z), -_LARGEST, _LARGEST)
+    log_t = fixed - (jnp.maximum(target_log_probs, LOG_ZERO) - log_z)
     if baseline is None:
         baseline = slope(jnp.zeros((), log_t.dtype))
     chex.assert_is_broadcastable(jnp.shape(baseline), log_probs.shape)
-    unbounded = slope(jnp.asarray(2.0 * _LARGEST)) - slope(jnp.asarray(_LARGEST)) > 1.0
+    unbounded = slope(jnp.asarray(_LARGEST)) - slope(jnp.asarray(_LARGEST / 2.0)) > 1.0
     checkify.debug_check(
         ~unbounded | jnp.all(target_log_probs > LOG_ZERO),
         "the target has no mass at {count} of the samples, where this divergence is infinite: use "
@@ -212,3 +212,7 @@ def adapt_proposal(
     """
     closer = policy_kl < proposal_kl
     return jax.tree.map(lambda q, pi: jnp.where(closer, pi, q), proposal, policy)
+
+
+def _bounded(log_t: Array) -> Array:
+    return jnp.clip(log_t, -_LARGEST, _LARGEST)
