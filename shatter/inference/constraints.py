@@ -93,14 +93,19 @@ def fit_moments(
       float64 `[F]`, lam, nats a unit of each feature.
 
     Raises:
-      ValueError: if the shapes do not fit, an input is NaN or infinite, no weight is above zero, or
-        the moments cannot be reached, alone or together, by any law on the given documents.
+      ValueError: if the shapes do not fit, `tolerance` or `max_steps` is not positive, an input is
+        NaN or infinite, no weight is above zero, or the moments cannot be reached, alone or
+        together, by any law on the given documents.
     """
     features, moments = np.asarray(features, float), np.asarray(moments, float)
     if features.ndim != 2 or 0 in features.shape or moments.shape != features.shape[1:]:
         raise ValueError(
             "expected features [N, F] and moments [F], N >= 1 and F >= 1, found shapes "
             f"{features.shape} and {moments.shape}"
+        )
+    if max_steps < 1 or not tolerance > 0:
+        raise ValueError(
+            f"expected max_steps >= 1 and tolerance > 0, found {max_steps} and {tolerance}"
         )
     log_weights = np.asarray(np.zeros(len(features)) if log_weights is None else log_weights, float)
     if log_weights.shape != features.shape[:1]:

@@ -44,7 +44,7 @@ class Particles(NamedTuple):
 
 
 class _Cloud(NamedTuple):
-    """Documents so far, which go on, their log psi and log weights."""
+    """Documents so far, which go on, log psi of those that do, log weights."""
 
     tokens: Array
     alive: Array
@@ -118,9 +118,11 @@ def smc(
         after = drawn.log_normaliser if twisted_proposal else drawn.log_twists
         gain = jnp.where(cloud.alive, after - cloud.log_twists, 0.0)
         log_weights = jnp.where(has_mass(cloud.log_weights), cloud.log_weights + gain, LOG_ZERO)
-        log_twists = jnp.where(cloud.alive, drawn.log_twists, cloud.log_twists)
         return cloud._replace(
-            tokens=drawn.tokens, alive=drawn.alive, log_twists=log_twists, log_weights=log_weights
+            tokens=drawn.tokens,
+            alive=drawn.alive,
+            log_twists=drawn.log_twists,
+            log_weights=log_weights,
         ), None
 
     zeros = jnp.zeros(num_particles)
@@ -216,7 +218,7 @@ def _resampled(key: Key, cloud: _Cloud, resample_below: float | Array) -> _Cloud
     """The cloud, or equally weighted particles of it where few of them count."""
     num_particles = cloud.log_weights.shape[0]
     size = effective_sample_size(cloud.log_weights)
-    few = (size > 0) & (size < resample_below * num_particles)
+    few = size < resample_below * num_particles
     chosen = resample(key, cloud.log_weights, num_samples=num_particles)
     ancestors = jnp.where(few, chosen, jnp.arange(num_particles))
     return _Cloud(

@@ -155,6 +155,9 @@ def test_bad_inputs_are_refused():
             fit_moments(*wrong)
     with pytest.raises(ValueError, match=r"expected log weights \[15\], found shape \(4,\)"):
         fit_moments(FEATURES, moments, log_weights=np.zeros(4))
+    for wrong in ({"max_steps": 0}, {"tolerance": 0.0}):
+        with pytest.raises(ValueError, match="max_steps >= 1 and tolerance > 0"):
+            fit_moments(FEATURES, moments, **wrong)
     bad = FEATURES.copy()
     bad[4, 1], bad[6, 0] = np.nan, np.inf
     with pytest.raises(ValueError, match=r"2 features are NaN .* feature 1 of sample 4"):
@@ -189,12 +192,12 @@ def test_moment_target(float64: None):
     np.testing.assert_allclose(only, LOG_P0 + FEATURES[:, 2], rtol=1e-13)
 
 
-FLOATS, LAM = jax.ShapeDtypeStruct((4,), float), jax.ShapeDtypeStruct((2,), float)
+FLOATS, LAM = jax.ShapeDtypeStruct((4,), np.float32), jax.ShapeDtypeStruct((2,), np.float32)
 
 
 def test_wrong_shapes_and_types_raise_while_tracing():
-    features, satisfied = jax.ShapeDtypeStruct((4, 2), float), jax.ShapeDtypeStruct((4,), bool)
-    integers = jax.ShapeDtypeStruct((4,), int)
+    features, satisfied = jax.ShapeDtypeStruct((4, 2), np.float32), jax.ShapeDtypeStruct((4,), bool)
+    integers = jax.ShapeDtypeStruct((4,), np.int32)
     assert jax.eval_shape(moment_target, FLOATS, features, LAM).shape == (4,)
     for wrong in ((integers, features, LAM), (FLOATS, FLOATS, LAM), (FLOATS, features, FLOATS)):
         with pytest.raises(AssertionError):

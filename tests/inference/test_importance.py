@@ -50,6 +50,9 @@ def test_every_point_once_weighted_by_q_is_exact(float64: None):
     found = jax.jit(importance_kl)(LOG_MASS, np.log(PI), uniform)
     assert found == pytest.approx(KL, abs=1e-14)
     assert KL > 0.05
+    log_pi = np.where(np.arange(D) == 0, -np.inf, np.log(PI))  # cannot give what p has
+    found = jax.jit(importance_kl)(LOG_MASS, log_pi, uniform)
+    assert found == pytest.approx(-LOG_ZERO * P[0], rel=1e-12)
 
 
 def test_estimates_from_samples(float64: None):
@@ -148,6 +151,17 @@ def test_resampling_never_takes_what_has_no_weight():
         checked(jax.random.key(3), np.full_like(log_weights, LOG_ZERO))[0].throw()
 
 
+@pytest.mark.parametrize("start", [0.0, 1 - 2.0**-24])
+def test_marks_at_the_very_ends(monkeypatch: pytest.MonkeyPatch, start: float):
+    """The least and the largest uniform number: in float32 the last mark rounds up to the end."""
+    monkeypatch.setattr(jax.random, "uniform", lambda key, dtype: jnp.asarray(start, dtype))
+    log_weights = np.array([-np.inf, 0.0, LOG_ZERO, 0.0, -np.inf], np.float32)
+    indices = resample(jax.random.key(0), jnp.asarray(log_weights), num_samples=4_000)
+    counts = np.bincount(indices, minlength=5)
+    np.testing.assert_array_equal(counts > 0, [False, True, False, True, False])
+    assert counts.sum() == 4_000 and abs(counts[1] - 2_000) <= 1  # one by rounding
+
+
 def test_checked_weights_give_their_size():
     log_weights = jnp.array([0.0, -jnp.inf, 1.0, LOG_ZERO])
     with warnings.catch_warnings():
@@ -180,11 +194,11 @@ def test_few_effective_samples_are_warned_of():
         check_weights(log_weights, min_share=0.0)
 
 
-FLOATS = jax.ShapeDtypeStruct((4,), float)
+FLOATS = jax.ShapeDtypeStruct((4,), np.float32)
 
 
 @pytest.mark.parametrize(
-    "wrong", [jax.ShapeDtypeStruct((3,), float), jax.ShapeDtypeStruct((4,), int)]
+    "wrong", [jax.ShapeDtypeStruct((3,), np.float32), jax.ShapeDtypeStruct((4,), np.int32)]
 )
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_wrong_shapes_and_types_raise_while_tracing(wrong, place: int):
@@ -197,11 +211,11 @@ def test_wrong_shapes_and_types_raise_while_tracing(wrong, place: int):
 def test_wrong_arguments_raise():
     for function in (log_evidence, effective_sample_size):
         with pytest.raises(AssertionError):
-            jax.eval_shape(function, jax.ShapeDtypeStruct((4,), int))
+            jax.eval_shape(function, jax.ShapeDtypeStruct((4,), np.int32))
         with pytest.raises(AssertionError, match="found a scalar"):
-            jax.eval_shape(function, jax.ShapeDtypeStruct((), float))
+            jax.eval_shape(function, jax.ShapeDtypeStruct((), np.float32))
     with pytest.raises(AssertionError):
-        jax.eval_shape(snis_expectation, FLOATS, jax.ShapeDtypeStruct((2, 4), float))
+        jax.eval_shape(snis_expectation, FLOATS, jax.ShapeDtypeStruct((2, 4), np.float32))
     with pytest.raises(ValueError, match="num_samples >= 1, found 0"):
         resample(jax.random.key(0), jnp.zeros(3), num_samples=0)
     checked = jax.jit(checkify.checkify(log_evidence))
