@@ -65,7 +65,7 @@ class Config:
     chunk_records: int = 50
     """Measurements between checkpoints."""
 
-    moment: float = 0.5
+    moment: float = 0.8
     """constraints: the share of documents that shall hold token 2."""
 
     smc_runs: int = 256

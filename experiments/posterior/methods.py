@@ -26,6 +26,7 @@ class Method(NamedTuple):
       after: `(problem, trainable, extra, batch) -> extra`, before the batch is learned from.
       epochs: gradient steps a batch.
       knows_beta: whether the trained law depends on beta.
+      by_target: whether it is given the target's log-probs, not rewards and beta.
     """
 
     start: Callable[[Problem], tuple[Any, Any]]
@@ -34,6 +35,7 @@ class Method(NamedTuple):
     after: Callable[[Problem, Any, Any, Any], Any] = lambda problem, trainable, extra, batch: extra
     epochs: int = 1
     knows_beta: bool = True
+    by_target: bool = False
 
 
 def policy_tokens(world: World, params: Params) -> Array:
@@ -141,7 +143,8 @@ def _fdpg(world: World, slope: Callable[[Array], Array], drawn: Any) -> Method:
         target = problem.log_target[at]
         return jnp.mean(losses.fdpg_loss(log_probs, target, slope=slope, log_z=_log(z)))
 
-    return Method(start, draw, loss, lambda problem, trainable, extra, batch: batch[1])
+    after = lambda problem, trainable, extra, batch: batch[1]
+    return Method(start, draw, loss, after, by_target=True)
 
 
 def _gdc(world: World, batch_size: int) -> Method:
@@ -193,7 +196,7 @@ def _gdc(world: World, batch_size: int) -> Method:
             "policy_kl": policy_kl,
         }
 
-    return Method(start, draw, loss, after)
+    return Method(start, draw, loss, after, by_target=True)
 
 
 def _running_z(past: tuple[Array, Array], log_weights: Array) -> tuple[Array, Array]:

@@ -108,7 +108,7 @@ def _frontier(config: Config, world: World, results: Results, steps: np.ndarray)
     curve = np.mean([np.interp(grid, k, r) for k, r in zip(kls, rewards, strict=True)], axis=0)
     axes[0].plot(grid, curve, color="black", label="exact frontier")
     axes[1].axhline(0, color="black")
-    for (_, objective, arm), metrics in results.items():
+    for (_, objective, _), metrics in results.items():
         marker, color = MARKERS[objective]
         kl, reward = metrics["kl"][:, -1], metrics["reward"][:, -1]
         best = [np.interp(x, k, r) for x, k, r in zip(kl, kls, rewards, strict=True)]

@@ -68,8 +68,3 @@ def make_process(config: Config, world: World, setting: Setting, method: Method)
         return jax.lax.scan(record, carry, length=chunk.num_rounds)
 
     return Process(start, rounds)
-
-
-def levels_of(method: Method, levels: list[Array]) -> list[Array]:
-    """The levels that a method runs at: all, or the second one where it knows no beta."""
-    return levels if method.knows_beta else levels[1:2] or levels

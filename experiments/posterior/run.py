@@ -26,7 +26,7 @@ from experiments.posterior.problem import (
     moment_feature,
     pointwise_constraint,
 )
-from experiments.posterior.process import levels_of, make_process
+from experiments.posterior.process import make_process
 from shatter import inference
 
 MAX_DOCUMENTS = 5_000
@@ -183,7 +183,10 @@ def _train(
     with progress_bar(console, len(methods) * num_records) as advance:
         for name, method in methods.items():
             advance(f"{setting_name} {name}", 0)
-            shown = levels_of(method, levels)
+            # A pointwise constraint is a target without beta.
+            fixed = setting_name == "pointwise" and method.by_target
+            knows_beta = method.knows_beta and not fixed
+            shown = levels if knows_beta else levels[1:2] or levels
             inputs = (jnp.tile(keys, len(shown)), jnp.concatenate(shown))
             metrics = chunks.run_seeds(
                 make_process(config, world, setting, method),
@@ -194,7 +197,7 @@ def _train(
             )
             for place, level in enumerate(shown):
                 rows = slice(place * config.num_seeds, (place + 1) * config.num_seeds)
-                arm = _arm(setting_name, level) if method.knows_beta else "no beta"
+                arm = _arm(setting_name, level) if knows_beta else "no beta"
                 results[setting_name, name, arm] = {k: v[rows] for k, v in metrics.items()}
     return results
 
@@ -253,7 +256,8 @@ def _table(config: Config, setting_name: str, summary: list[dict]) -> Table:
         table.add_column(heading, justify="right")
     for row in summary:
         if row["setting"] == setting_name:
-            cells = [format_interval(row[name]) for name in columns]
+            with_interval = ("reward", "kl", "target_kl")
+            cells = [format_interval(row[n], interval=n in with_interval) for n in columns]
             table.add_row(row["objective"], row["arm"], *cells)
     return table
 

@@ -1,0 +1,211 @@
+"""What is compared: all documents of a tiny vocabulary, or recorded people's options.
+
+A domain has P prompts with D documents each (missing ones have probability 0); a problem is what a
+seed draws once of it.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.common.chunks import compiler_options
+from experiments.common.didactic import fit_law, make_world
+from experiments.inclusive import populations, texts
+from experiments.inclusive.config import Config as InclusiveConfig
+from experiments.rlhf.config import Config
+from shatter import documents, models
+from shatter.numerics import LOG_ZERO
+from shatter.types import Array, Key, Params
+
+LEAST_SHARE = 1e-3  # of an option that nobody chose, where its log is needed
+HEADS = 2
+
+
+class Problem(NamedTuple):
+    """What a seed draws once.
+
+    Attributes:
+      params: the pretrained model's.
+      log_p0: `[P, D]`, nats.
+      log_q: `[P, D]`, what the population wants; of recorded people the judges' shares.
+      segments: `[G, P, D]`, log-probs by segment.
+      prompts: int `[N]`, which prompt each comparison is about.
+      chosen: int `[N]`, the document that was chosen.
+      rejected: int `[N]`, the other.
+    """
+
+    params: Params
+    log_p0: Array
+    log_q: Array
+    segments: Array
+    prompts: Array
+    chosen: Array
+    rejected: Array
+
+
+class Domain(NamedTuple):
+    """What all seeds have in common.
+
+    Attributes:
+      log_probs: `(params) -> [P, D]`, normalised over the documents of a prompt, nats.
+      draw: `(input) -> Problem`, of one seed.
+      inputs: `[S]` on every leaf: keys, and what recorded people differ in between seeds.
+      segments: names of the segments.
+      note: what a reader of the results must know.
+    """
+
+    log_probs: Callable[[Params], Array]
+    draw: Callable[[Any], Problem]
+    inputs: Any
+    segments: tuple[str, ...]
+    note: str = ""
+
+
+def make_domain(config: Config) -> Domain:
+    """The domain that the config names.
+
+    Raises:
+      UsageError: if data is missing or damaged.
+    """
+    return _didactic(config) if config.population == "didactic" else _recorded(config)
+
+
+def _didactic(config: Config) -> Domain:
+    """Two segments; every rater has the density of their mixture, so Luce's rule holds."""
+    world = make_world(config.model, vocab_size=config.vocab_size, max_length=config.max_length)
+    table_law = partial(documents.document_log_probs, world.table)
+
+    def log_probs(params: Params) -> Array:
+        return documents.document_log_probs(world.lm, params, *world.space)[None]
+
+    def draw(key: Key) -> Problem:
+        table_key, segment_key, lm_key, pair_key = jax.random.split(key, 4)
+        params = world.table.init(table_key)
+        noise = config.spread * jax.random.normal(segment_key, (2, *params.shape))
+        segments = jnp.stack([table_law(params + part, *world.space) for part in noise])
+        weights = jnp.log(jnp.array([1.0 - config.minority, config.minority]))
+        log_q = jax.nn.logsumexp(weights[:, None] + segments, axis=0)[None]
+        if world.lm is not world.table:
+            log_p0 = table_law(params, *world.space)
+            params = fit_law(world, world.lm.init(lm_key), log_p0)
+        valid = jnp.ones(log_q.shape, bool)
+        odds = log_q[:, :, None] - log_q[:, None, :]
+        comparisons = _compare(pair_key, jax.nn.log_sigmoid(odds), valid, config.num_comparisons)
+        return Problem(params, log_probs(params), log_q, segments[:, None], *comparisons)
+
+    keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
+    return Domain(log_probs, draw, keys, ("majority", "minority"))
+
+
+def _recorded(config: Config) -> Domain:
+    """One half of the people answers, the other half judges; divisions as in inclusive."""
+    settings = InclusiveConfig(
+        dataset=config.population,  # type: ignore[arg-type]
+        data_dir=config.data_dir,
+        shares_file=config.shares_file,
+        seed=config.seed,
+        num_seeds=config.num_seeds,
+    )
+    population = populations.load(settings)
+    every_text = [*population.prompts, *(o for row in population.options for o in row)]
+    tokenizer = texts.train_tokenizer(every_text)
+    pool = texts.encode_pool(tokenizer, population.prompts, population.options)
+    valid = pool.valid
+    transformer = models.transformer(
+        models.TransformerConfig(
+            vocab_size=tokenizer.get_vocab_size(),
+            max_length=texts.longest_document(pool),
+            width=config.width,
+            num_layers=2,
+            num_heads=HEADS,
+        )
+    )
+    root = jax.random.key(config.seed)
+    pretrained = texts.pretrain(transformer, root, pool, num_steps=config.pretraining_steps)
+
+    def transformer_law(params: Params) -> Array:
+        return _law(jnp.where(valid, texts.option_log_probs(transformer, params, pool), LOG_ZERO))
+
+    log_probs, params = transformer_law, pretrained
+    if config.model == "tabular":
+        num_prompts, num_options = valid.shape
+        table = models.tabular(vocab_size=num_options, max_length=1, num_prompts=num_prompts)
+        ids = jnp.indices(valid.shape)
+        tokens = jnp.stack([*ids], axis=-1)
+        mask = jnp.broadcast_to(jnp.array([False, True]), tokens.shape)
+        params = jax.jit(transformer_law, compiler_options=compiler_options())(pretrained)[:, None]
+
+        def log_probs(params: Params) -> Array:
+            return _law(
+                jnp.where(valid, documents.log_prob(_logits(params), tokens, mask), LOG_ZERO)
+            )
+
+        def _logits(params: Params) -> Array:
+            return table.apply(params, tokens)
+
+    segments, names = _segments(settings, population)
+
+    def draw(inputs: tuple[Key, Array, Array, Array]) -> Problem:
+        key, truth, wins, segments = inputs
+        log_wins = jnp.log(jnp.maximum(wins, 1e-30)) - jnp.log(
+            jnp.maximum(wins + wins.swapaxes(1, 2), 1e-30)
+        )
+        shown = wins + wins.swapaxes(1, 2) > 0
+        comparisons = _compare(key, log_wins, valid, config.num_comparisons, shown)
+        return Problem(
+            params, log_probs(params), _log_shares(truth), _log_shares(segments), *comparisons
+        )
+
+    keys = jax.random.split(jax.random.fold_in(root, 1), config.num_seeds)
+    arrays = map(jnp.asarray, (population.truth, population.own_wins, segments))
+    return Domain(log_probs, draw, (keys, *arrays), names, population.note)
+
+
+def _segments(
+    settings: InclusiveConfig, population: populations.Population
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The judges' shares by party `[S, G, P, D]` where there are parties, else none."""
+    if settings.dataset != "nonvoters":
+        return np.zeros((settings.num_seeds, 0, *population.truth.shape[1:])), ()
+    by_party = populations.load(
+        InclusiveConfig(
+            dataset="parties",
+            data_dir=settings.data_dir,
+            seed=settings.seed,
+            num_seeds=settings.num_seeds,
+        )
+    )
+    names = tuple(dict.fromkeys(by_party.groups))
+    rows = [[g == name for g in by_party.groups] for name in names]
+    return np.stack([by_party.truth[:, row] for row in rows], axis=1), names
+
+
+def _compare(
+    key: Key, log_wins: Array, valid: Array, num_comparisons: int, shown: Array | None = None
+) -> tuple[Array, Array, Array]:
+    """Uniform pairs of documents of a uniform prompt, answered by `exp log_wins[p, i, j]`."""
+    pair_key, answer_key = jax.random.split(key)
+    pairs = valid[:, :, None] & valid[:, None, :] & ~jnp.eye(valid.shape[1], dtype=bool)
+    pairs = pairs if shown is None else pairs & shown
+    a_prompt = jnp.sum(pairs, axis=(1, 2), keepdims=True)
+    chances = jnp.where(pairs, 1.0 / jnp.maximum(a_prompt, 1), 0.0).ravel()
+    drawn = jax.random.choice(
+        pair_key, chances.size, (num_comparisons,), p=chances / jnp.sum(chances)
+    )
+    prompts, first, other = jnp.unravel_index(drawn, pairs.shape)
+    chance = jnp.exp(log_wins[prompts, first, other])
+    wins = jax.random.bernoulli(answer_key, chance)
+    return prompts, jnp.where(wins, first, other), jnp.where(wins, other, first)
+
+
+def _law(log_probs: Array) -> Array:
+    return jnp.maximum(jax.nn.log_softmax(log_probs, axis=-1), LOG_ZERO)
+
+
+def _log_shares(shares: Array) -> Array:
+    """Log shares; what a prompt does not have, or nobody chose, has no mass."""
+    return jnp.where(shares > 0, jnp.log(jnp.maximum(shares, 1e-30)), LOG_ZERO)
