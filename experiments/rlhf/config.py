@@ -27,7 +27,8 @@ class Config:
     table begins at what the pretrained transformer says of the options."""
 
     objectives: tuple[str, ...] = ()
-    """Objectives; none = all. Known: ilhf, rlhf, rlhf_adaptive, rm_posterior, dpo, ipo, slic."""
+    """Objectives; none = all. Known: ilhf, rlhf, rlhf_adaptive, rm_posterior,
+    rm_posterior_few (of a sixteenth of the comparisons), dpo, ipo, slic."""
 
     run_dir: str = "runs/rlhf"
     """Run folder, with a subfolder a population and model; one that exists is resumed, given the

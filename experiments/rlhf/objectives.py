@@ -29,6 +29,7 @@ class Objective(NamedTuple):
         indices of comparisons; None = a pipeline.
       policy: whether the pipeline trains a policy; without one it is the exact posterior.
       adaptive: whether the pipeline's beta is steered.
+      share: of the comparisons that are learned from.
     """
 
     networks: int
@@ -37,6 +38,7 @@ class Objective(NamedTuple):
     loss: Callable[[Config, Problem, Array, Array, Array], Array] | None = None
     policy: bool = True
     adaptive: bool = False
+    share: float = 1.0
 
 
 def _population(problem: Problem, beta: Array) -> Array:
@@ -94,6 +96,7 @@ OBJECTIVES = {
     "rlhf": Objective(4, True, _tempered),
     "rlhf_adaptive": Objective(4, False, None, adaptive=True),
     "rm_posterior": Objective(2, True, _tempered, policy=False),
+    "rm_posterior_few": Objective(2, True, _tempered, policy=False, share=1 / 16),
     "dpo": Objective(2, True, _tempered, _dpo),
     "ipo": Objective(2, True, _ipo_end, _ipo),
     "slic": Objective(2, False, None, _slic),

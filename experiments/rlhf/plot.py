@@ -16,6 +16,7 @@ COLORS = {
     "rlhf": "tab:purple",
     "rlhf_adaptive": "0.5",
     "rm_posterior": "black",
+    "rm_posterior_few": "tab:red",
     "dpo": "tab:brown",
     "ipo": "tab:olive",
     "slic": "tab:orange",
@@ -66,26 +67,24 @@ def draw(config: Config, results: Results, steps: np.ndarray, folder: Path) -> P
 
 def _over_optimisation(axis: Any, results: Results) -> None:
     """Gold and learned reward of the exact posterior of the learned reward, beta falling."""
-    curves = [metrics for metrics in results.values() if "gold_curve" in metrics]
-    axis.set_title("over-optimisation of the learned reward")
+    axis.set_title("over-optimisation of a learned reward, beta falling")
     axis.set_xlabel("KL(pi || p0), nats")
     axis.set_ylabel("reward gained")
-    if not curves:
-        axis.text(0.5, 0.5, "no rm_posterior in this run", ha="center", transform=axis.transAxes)
-        return
-    last = {name: curves[0][name][:, -1] for name in ("kl_curve", "gold_curve", "learned_curve")}
-    grid = np.linspace(0, last["kl_curve"].max(axis=1).min(), 80)
-    for name, text, color in (
-        ("learned_curve", "learned reward", "tab:purple"),
-        ("gold_curve", "gold reward", "goldenrod"),
-    ):
-        gained = np.array(
-            [
-                np.interp(grid, kl, values - values[0])
-                for kl, values in zip(last["kl_curve"], last[name], strict=True)
-            ]
-        )
-        mean, error = gained.mean(axis=0), 1.96 * gained.std(axis=0) / np.sqrt(len(gained))
-        axis.plot(grid, mean, color=color, label=text)
-        axis.fill_between(grid, mean - error, mean + error, color=color, alpha=0.15, linewidth=0)
-    axis.legend(frameon=False)
+    last = {
+        objective: {k: v[:, -1] for k, v in metrics.items() if k.endswith("_curve")}
+        for (objective, _), metrics in results.items()
+        if "gold_curve" in metrics
+    }
+    for objective, curves in last.items():
+        kl = curves["kl_curve"].mean(axis=0)
+        for name, text, line in (("learned_curve", "learned", "--"), ("gold_curve", "gold", "-")):
+            gained = curves[name] - curves[name][:, :1]
+            mean = gained.mean(axis=0)
+            error = 1.96 * gained.std(axis=0) / np.sqrt(len(gained))
+            style = {"color": COLORS[objective], "linestyle": line}
+            axis.plot(kl, mean, label=f"{text} reward, {objective}", **style)
+            axis.fill_between(
+                kl, mean - error, mean + error, color=COLORS[objective], alpha=0.12, linewidth=0
+            )
+    if last:
+        axis.legend(frameon=False, fontsize="small")

@@ -107,6 +107,7 @@ def _pipeline(config: Config, domain: Domain, objective: Objective) -> Process:
 
     Of a pipeline with a policy the first half of the rounds trains the reward model.
     """
+    num_comparisons = max(int(objective.share * config.num_comparisons), 1)
     num_rounds = config.num_steps // config.record_every
     reward_rounds = num_rounds // 2 if objective.policy else num_rounds
     reward_fit = training.learner(
@@ -114,7 +115,7 @@ def _pipeline(config: Config, domain: Domain, objective: Objective) -> Process:
             reward_loss(
                 problem,
                 rewards,
-                jax.random.randint(key, (config.batch_size,), 0, config.num_comparisons),
+                jax.random.randint(key, (config.batch_size,), 0, num_comparisons),
             ),
             {},
         ),

@@ -198,8 +198,9 @@ def _row(
     row["steps_to_level"] = float(np.median(reached))
     row["never"] = float(np.mean(censored))
     row["networks"] = OBJECTIVES[objective].networks
-    row["microseconds_a_step"] = None if seconds is None else 1e6 * seconds
-    row["seconds_to_level"] = None if seconds is None else seconds * row["steps_to_level"]
+    a_step = None if seconds is None else 1e3 * seconds
+    row["milliseconds_a_step"] = a_step
+    row["milliseconds_to_level"] = None if a_step is None else a_step * row["steps_to_level"]
     if "gold_curve" in metrics:
         last = {k: v[:, -1] for k, v in metrics.items() if k.endswith("_curve")}
         best = last["gold_curve"].max(axis=1)
@@ -217,40 +218,57 @@ def _tables(config: Config, domain: Domain, summary: list[dict]) -> list[Table]:
         "win_rate": "win rate",
         "kl_from_pretrained": "KL(pi || p0)",
         "gold_reward": "gold",
-    } | {f"kl_{name}": f"KL({name})" for name in domain.segments}
-    table = Table(
-        title=f"{config.population}: after {config.num_steps} gradient steps on "
-        f"{config.num_comparisons} comparisons",
-        caption=f"means over {config.num_seeds} seeds [95%]; end: the closed form that enough "
-        "comparisons lead to; win rate: against the pretrained model; gold: E_pi log q",
-    )
-    cost = Table(
-        title=f"cost to {LEVEL:.0%} of the pretrained model's KL(q || p0)",
-        caption="median gradient steps, with the share of seeds that never reach it; microseconds "
-        "of a step of one run, after compilation, on this machine, and the seconds to the level",
-    )
+    }
+    tables = [
+        _measures(
+            columns,
+            summary,
+            title=f"{config.population}: after {config.num_steps} gradient steps on "
+            f"{config.num_comparisons} comparisons",
+            caption=f"means over {config.num_seeds} seeds [95%]; end: the closed form that enough "
+            "comparisons lead to; win rate: against the pretrained model; gold: E_pi log q",
+        )
+    ]
+    if domain.segments:
+        by_segment = {f"kl_{name}": name for name in domain.segments}
+        tables.append(_measures(by_segment, summary, title="KL(q_g || pi) by segment g"))
+    return [*tables, _cost(summary)]
+
+
+def _measures(
+    columns: dict[str, str], summary: list[dict], *, title: str, caption: str | None = None
+) -> Table:
+    table = Table(title=title, caption=caption)
     for heading in ("objective", "arm", *columns.values()):
         table.add_column(heading, justify="left" if heading in ("objective", "arm") else "right")
-    for heading in ("objective", "arm", "networks", "steps", "never", "us a step", "s"):
-        cost.add_column(heading, justify="left" if heading in ("objective", "arm") else "right")
-    pretrained = summary[0]["pretrained"]
-    start = [format_interval(pretrained.get(n), interval=n == "kl") for n in columns]
-    table.add_row("pretrained", "", *start)
-    for row in summary:
+    rows = [summary[0]["pretrained"] | {"objective": "pretrained", "arm": ""}, *summary]
+    for row in rows:
         cells = [format_interval(row.get(name), interval=name == "kl") for name in columns]
         table.add_row(row["objective"], row["arm"], *cells)
+    return table
+
+
+def _cost(summary: list[dict]) -> Table:
+    table = Table(
+        title=f"cost to {LEVEL:.0%} of the pretrained model's KL(q || p0)",
+        caption="median gradient steps until first there, share of seeds that never are; ms: of "
+        "one run on this machine, after compilation, a step and to the level",
+    )
+    for heading in ("objective", "arm", "networks", "steps", "never", "ms a step", "ms to level"):
+        table.add_column(heading, justify="left" if heading in ("objective", "arm") else "right")
+    for row in summary:
         bound = ">" if row["never"] >= 0.5 else ""
-        a_step, total = row["microseconds_a_step"], row["seconds_to_level"]
-        cost.add_row(
+        a_step, total = row["milliseconds_a_step"], row["milliseconds_to_level"]
+        table.add_row(
             row["objective"],
             row["arm"],
             str(row["networks"]),
             f"{bound}{row['steps_to_level']:.0f}",
             f"{row['never']:.0%}",
-            "" if a_step is None else f"{a_step:.0f}",
-            "" if total is None else f"{bound}{total:.3f}",
+            "" if a_step is None else f"{a_step:.3f}",
+            "" if total is None else f"{bound}{total:.1f}",
         )
-    return [table, cost]
+    return table
 
 
 if __name__ == "__main__":
