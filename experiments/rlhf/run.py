@@ -24,6 +24,7 @@ from shatter.evaluation import queries_to_level
 
 MAX_DOCUMENTS = 5_000
 CHUNKS = 5
+COST_COLUMNS = ("steps", "never", "own end", "ms a step", "ms to level")
 LEVEL = 0.5  # of the pretrained model's KL(q || p0)
 Results = dict[tuple[str, str], dict[str, np.ndarray]]
 """Metrics `[S, 1 + R, ...]` by objective and arm."""
@@ -197,6 +198,11 @@ def _row(
     row["pretrained"] = {name: mean_interval(values[:, 0]) for name, values in curves.items()}
     row["steps_to_level"] = float(np.median(reached))
     row["never"] = float(np.mean(censored))
+    if "optimum_kl" in curves:
+        own = curves["optimum_kl"]
+        row["steps_to_own_end"] = float(
+            np.median(queries_to_level(own, steps, LEVEL * own[:, 0])[0])
+        )
     row["networks"] = OBJECTIVES[objective].networks
     a_step = None if seconds is None else 1e3 * seconds
     row["milliseconds_a_step"] = a_step
@@ -251,10 +257,11 @@ def _measures(
 def _cost(summary: list[dict]) -> Table:
     table = Table(
         title=f"cost to {LEVEL:.0%} of the pretrained model's KL(q || p0)",
-        caption="median gradient steps until first there, share of seeds that never are; ms: of "
-        "one run on this machine, after compilation, a step and to the level",
+        caption="median gradient steps until first there, share of seeds that never are; own end: "
+        "steps to half of the distance to the law that the objective itself leads to; ms: of one "
+        "run on this machine, after compilation, a step and to the level",
     )
-    for heading in ("objective", "arm", "networks", "steps", "never", "ms a step", "ms to level"):
+    for heading in ("objective", "arm", "networks", *COST_COLUMNS):
         table.add_column(heading, justify="left" if heading in ("objective", "arm") else "right")
     for row in summary:
         bound = ">" if row["never"] >= 0.5 else ""
@@ -265,6 +272,7 @@ def _cost(summary: list[dict]) -> Table:
             str(row["networks"]),
             f"{bound}{row['steps_to_level']:.0f}",
             f"{row['never']:.0%}",
+            f"{row['steps_to_own_end']:.0f}" if "steps_to_own_end" in row else "",
             "" if a_step is None else f"{a_step:.3f}",
             "" if total is None else f"{bound}{total:.1f}",
         )
