@@ -182,7 +182,7 @@ def _decoding_law(
 def _index(tokens: Array, config: Config, world: World) -> Array:
     """Which document of the space tokens `[..., 1 + L]` are."""
     powers = config.vocab_size ** jnp.arange(config.max_length)[::-1]
-    code = lambda tokens: jnp.sum(tokens[..., 1:] * powers, axis=-1)
+    code = lambda tokens: tokens[..., 1:] @ powers  # in base V
     table = jnp.zeros(config.vocab_size**config.max_length, int)
     table = table.at[code(world.space[0])].set(jnp.arange(len(world.space[0])))
     return table[code(tokens)]

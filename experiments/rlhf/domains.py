@@ -32,7 +32,7 @@ class Problem(NamedTuple):
       params: the pretrained model's.
       log_p0: `[P, D]`, nats.
       log_q: `[P, D]`, what the population wants; of recorded people the judges' shares.
-      segments: `[G, P, D]`, log-probs by segment.
+      segments: of each segment `[P, D]`, log-probs.
       prompts: int `[N]`, which prompt each comparison is about.
       chosen: int `[N]`, the document that was chosen.
       rejected: int `[N]`, the other.
@@ -41,7 +41,7 @@ class Problem(NamedTuple):
     params: Params
     log_p0: Array
     log_q: Array
-    segments: Array
+    segments: tuple[Array, ...]
     prompts: Array
     chosen: Array
     rejected: Array
@@ -95,7 +95,8 @@ def _didactic(config: Config) -> Domain:
         valid = jnp.ones(log_q.shape, bool)
         odds = log_q[:, :, None] - log_q[:, None, :]
         comparisons = _compare(pair_key, jax.nn.log_sigmoid(odds), valid, config.num_comparisons)
-        return Problem(params, log_probs(params), log_q, segments[:, None], *comparisons)
+        by_segment = tuple(segment[None] for segment in segments)
+        return Problem(params, log_probs(params), log_q, by_segment, *comparisons)
 
     keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
     return Domain(log_probs, draw, keys, ("majority", "minority"))
@@ -147,9 +148,9 @@ def _recorded(config: Config) -> Domain:
         def _logits(params: Params) -> Array:
             return table.apply(params, tokens)
 
-    segments, names = _segments(settings, population)
+    segments, names = _segments(settings)
 
-    def draw(inputs: tuple[Key, Array, Array, Array]) -> Problem:
+    def draw(inputs: tuple[Key, Array, Array, tuple[Array, ...]]) -> Problem:
         key, truth, wins, segments = inputs
         log_wins = jnp.log(jnp.maximum(wins, 1e-30)) - jnp.log(
             jnp.maximum(wins + wins.swapaxes(1, 2), 1e-30)
@@ -157,20 +158,24 @@ def _recorded(config: Config) -> Domain:
         shown = wins + wins.swapaxes(1, 2) > 0
         comparisons = _compare(key, log_wins, valid, config.num_comparisons, shown)
         return Problem(
-            params, log_probs(params), _log_shares(truth), _log_shares(segments), *comparisons
+            params,
+            log_probs(params),
+            _log_shares(truth),
+            tuple(map(_log_shares, segments)),
+            *comparisons,
         )
 
     keys = jax.random.split(jax.random.fold_in(root, 1), config.num_seeds)
-    arrays = map(jnp.asarray, (population.truth, population.own_wins, segments))
+    arrays = jax.tree.map(jnp.asarray, (population.truth, population.own_wins, segments))
     return Domain(log_probs, draw, (keys, *arrays), names, population.note)
 
 
 def _segments(
-    settings: InclusiveConfig, population: populations.Population
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The judges' shares by party `[S, G, P, D]` where there are parties, else none."""
+    settings: InclusiveConfig,
+) -> tuple[tuple[np.ndarray, ...], tuple[str, ...]]:
+    """The judges' shares by party, `[S, P, D]` each, and the parties' names; none elsewhere."""
     if settings.dataset != "nonvoters":
-        return np.zeros((settings.num_seeds, 0, *population.truth.shape[1:])), ()
+        return (), ()
     by_party = populations.load(
         InclusiveConfig(
             dataset="parties",
@@ -181,7 +186,7 @@ def _segments(
     )
     names = tuple(dict.fromkeys(by_party.groups))
     rows = [[g == name for g in by_party.groups] for name in names]
-    return np.stack([by_party.truth[:, row] for row in rows], axis=1), names
+    return tuple(by_party.truth[:, row] for row in rows), names
 
 
 def _compare(
@@ -189,7 +194,8 @@ def _compare(
 ) -> tuple[Array, Array, Array]:
     """Uniform pairs of documents of a uniform prompt, answered by `exp log_wins[p, i, j]`."""
     pair_key, answer_key = jax.random.split(key)
-    pairs = valid[:, :, None] & valid[:, None, :] & ~jnp.eye(valid.shape[1], dtype=bool)
+    differ = ~jnp.eye(valid.shape[1], dtype=bool)
+    pairs = valid[:, :, None] & valid[:, None, :] & differ[None]
     pairs = pairs if shown is None else pairs & shown
     a_prompt = jnp.sum(pairs, axis=(1, 2), keepdims=True)
     chances = jnp.where(pairs, 1.0 / jnp.maximum(a_prompt, 1), 0.0).ravel()
