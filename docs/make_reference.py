@@ -25,6 +25,7 @@ PUBLIC = [
     "shatter.exploration",
     "shatter.training",
     "shatter.evaluation",
+    "shatter.inference",
 ]
 WIDTH = 88  # longer signatures get one parameter a line
 

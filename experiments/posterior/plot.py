@@ -104,9 +104,9 @@ def _frontier(config: Config, world: World, results: Results, steps: np.ndarray)
     figure, axes = plt.subplots(1, 2, figsize=(15.5, 5.6), constrained_layout=True)
     kls, rewards = _exact_frontier(config, world)  # [S, N]
     largest = 1.1 * max(float(metrics["kl"][:, -1].mean()) for metrics in results.values())
-    grid = np.linspace(0, largest, 60)
-    curve = np.mean([np.interp(grid, k, r) for k, r in zip(kls, rewards, strict=True)], axis=0)
-    axes[0].plot(grid, curve, color="black", label="exact frontier")
+    mean_kl, mean_reward = kls.mean(axis=0), rewards.mean(axis=0)  # at equal beta
+    shown = mean_kl <= largest
+    axes[0].plot(mean_kl[shown], mean_reward[shown], color="black", label="exact frontier")
     axes[1].axhline(0, color="black")
     for (_, objective, _), metrics in results.items():
         marker, color = MARKERS[objective]
