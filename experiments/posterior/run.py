@@ -92,7 +92,11 @@ def experiment(config: Config) -> None:
     keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
     results: Results = {}
     for setting_name, (setting, levels) in _settings(config, world, keys).items():
-        for line in samplers.weight_warnings(config, world, setting, levels[0]):
+        try:
+            lines = samplers.weight_warnings(config, world, setting, levels)
+        except ValueError as error:
+            raise binary.UsageError(f"{setting_name}: {error}") from error
+        for line in lines:
             console.print(f"warning: {line}", markup=False)
         shown = {name: methods[name] for name in names}
         results |= _train(config, world, setting_name, setting, levels, shown, folder, console)

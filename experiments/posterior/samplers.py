@@ -55,8 +55,19 @@ def sampler_metrics(
     }
 
 
-def weight_warnings(config: Config, world: World, setting: Setting, levels: Array) -> list[str]:
-    """What `inference.check_weights` says of 1,000 samples of p0, the first seed, a line a level.
+def weight_warnings(
+    config: Config, world: World, setting: Setting, levels: list[Array]
+) -> list[str]:
+    """What `inference.check_weights` says of 1,000 samples of p0, at the first seed.
+
+    Args:
+      config: the config.
+      world: the model and all documents.
+      setting: rewards and target.
+      levels: `[S]` each, the levels of every seed.
+
+    Returns:
+      A line for every level whose effective sample size is small.
 
     Raises:
       ValueError: if no sample has mass under the target.
@@ -64,7 +75,8 @@ def weight_warnings(config: Config, world: World, setting: Setting, levels: Arra
 
     @jax.jit
     def log_weights(level: Array) -> Array:
-        problem_key, run_key = jax.random.split(jax.random.key(config.seed))
+        first_seed = jax.random.split(jax.random.key(config.seed), config.num_seeds)[0]
+        problem_key, run_key = jax.random.split(first_seed)
         problem = draw_problem(problem_key, level, world, setting)
         at = jax.random.categorical(run_key, problem.log_p0, shape=(1000,))
         return (problem.log_target - problem.log_p0)[at]
@@ -72,8 +84,8 @@ def weight_warnings(config: Config, world: World, setting: Setting, levels: Arra
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for level in levels:
-            what = f"the target at level {float(level):g}"
-            inference.check_weights(log_weights(level), what=what)
+            what = f"the target at level {float(level[0]):g}"
+            inference.check_weights(log_weights(level[0]), what=what)
     return [str(warning.message) for warning in caught]
 
 

@@ -10,7 +10,6 @@ from experiments.rlhf.config import Config
 from experiments.rlhf.domains import Domain, Problem
 from shatter import evaluation, losses
 from shatter.documents import kl_divergence
-from shatter.numerics import LOG_ZERO
 from shatter.types import Array, Key
 
 PPO_EPOCHS = 4
@@ -51,12 +50,8 @@ def _tempered(problem: Problem, beta: Array) -> Array:
 
 
 def _ipo_end(problem: Problem, beta: Array) -> Array:
-    """Where a prompt lacks documents they take no part in the comparisons."""
-    exists = problem.log_p0 > LOG_ZERO
-    wins = jax.nn.sigmoid(problem.log_q[:, :, None] - problem.log_q[:, None, :]) - 0.5
-    pairs = exists[:, :, None] & exists[:, None, :]
-    potential = jnp.sum(jnp.where(pairs, wins, 0.0), axis=2) / jnp.sum(exists, axis=1)[:, None]
-    return evaluation.posterior_optimum(problem.log_p0, potential, beta=beta)[0]
+    end = lambda log_p0, log_q: evaluation.ipo_optimum(log_p0, log_q, beta=beta)
+    return jax.vmap(end)(problem.log_p0, problem.log_q)
 
 
 def _compared(problem: Problem, log_probs: Array, batch: Array) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shatter.numerics import LOG_ZERO, assert_positive, expectation, kl_divergence
+from shatter.numerics import LOG_ZERO, assert_positive, expectation, kl_divergence, masked_mean
 from shatter.types import Array
 
 
@@ -91,15 +91,15 @@ def dpo_optimum(ref_log_probs: Array, log_density: Array, *, beta: float | Array
 def ipo_optimum(ref_log_probs: Array, log_density: Array, *, beta: float | Array) -> Array:
     """Where IPO ends when every pair is compared equally often: `p0 exp(D) / Z`.
 
-    `D(x) = mean_y (P(x > y) - 1/2) / beta` over all documents, P(x > y) = q(x) / (q(x) + q(y)): the
-    least-squares potential of the margins (P - 1/2) / beta.
+    `D(x) = mean_y (P(x > y) - 1/2) / beta` over all documents that p0 can say, P(x > y) = q(x) /
+    (q(x) + q(y)): the least-squares potential of the margins (P - 1/2) / beta.
 
     Source: Azar et al., A General Theoretical Paradigm to Understand Learning from Human
     Preferences, equation 6, https://arxiv.org/abs/2310.12036; comparisons among all documents
     instead of against a fixed law are ours.
 
     Args:
-      ref_log_probs: `[D]`, log p0, nats.
+      ref_log_probs: `[D]`, log p0, nats; documents of -inf or -1e30 are in no comparison.
       log_density: `[D]`, log q of the population, nats.
       beta: KL coefficient, > 0.
 
@@ -111,9 +111,11 @@ def ipo_optimum(ref_log_probs: Array, log_density: Array, *, beta: float | Array
       ValueError: if beta is not above 0.
     """
     chex.assert_rank([ref_log_probs, log_density], 1)
+    chex.assert_equal_shape([ref_log_probs, log_density])
     log_density = jnp.maximum(log_density, LOG_ZERO)
     wins = jax.nn.sigmoid(log_density[:, None] - log_density[None, :])
-    return posterior_optimum(ref_log_probs, jnp.mean(wins - 0.5, axis=1), beta=beta)[0]
+    can_be = jnp.broadcast_to(ref_log_probs > LOG_ZERO, wins.shape)
+    return posterior_optimum(ref_log_probs, masked_mean(wins - 0.5, can_be), beta=beta)[0]
 
 
 def best_of_n_log_probs(ref_log_probs: Array, rewards: Array, *, num_samples: int) -> Array:

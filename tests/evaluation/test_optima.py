@@ -121,6 +121,15 @@ def test_dpo_optimum():
     np.testing.assert_allclose(np.exp(dpo_optimum(np.log(reference), np.log(Q), beta=2.0)), Q)
 
 
+def test_ipo_compares_what_the_reference_can_say():
+    """A document without mass changes nothing for the others."""
+    smaller = jax.jit(ipo_optimum)(np.log(P0), np.log(Q), beta=0.5)
+    ref, density = np.append(np.log(P0), -1e30), np.append(np.log(Q), np.log(0.7))
+    larger = jax.jit(ipo_optimum)(ref, density, beta=0.5)
+    np.testing.assert_allclose(larger[:-1], smaller, rtol=1e-12)
+    assert np.exp(larger[-1]) == 0.0
+
+
 @pytest.mark.parametrize("beta", [0.5, 3.0])
 def test_ipo_optimum_is_the_least_squares_fit_of_the_margins(beta):
     pairs = np.array(list(itertools.combinations(range(4), 2)))

@@ -193,3 +193,21 @@ def test_methods_reach_the_posterior(tmp_path, name):
 def test_help_names_every_objective(world):
     source = inspect.getsource(config_module)
     assert all(name in source for name in make_methods(world, 2))
+
+
+def test_weights_that_mean_little_are_told(tmp_path, world):
+    """A tiny beta rests on the rarest document; a target that nothing meets is refused."""
+    config = tiny(tmp_path)
+    levels = [jnp.full(2, 100.0), jnp.full(2, 0.01)]
+
+    def rare(log_p0, drawn, level):
+        return -log_p0, level, log_p0 - log_p0 / level, drawn > 0
+
+    (line,) = samplers.weight_warnings(config, world, rare, levels)
+    assert "the effective sample size under the target at level 0.01 is" in line
+
+    def impossible(log_p0, drawn, level):
+        return drawn, level, jnp.full(log_p0.shape, -1e30), drawn > 0
+
+    with pytest.raises(ValueError, match=r"no sample has mass under the target at level 100"):
+        samplers.weight_warnings(config, world, impossible, levels)
