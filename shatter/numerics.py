@@ -15,7 +15,7 @@ it is exactly 0 in every float type."""
 def assert_positive(**values: float | Array) -> None:
     """Refuses hyper-parameters that are not above zero, NaN included.
 
-    Python and numpy numbers are checked at once, traced values and arrays under `checkify`.
+    Numbers and arrays are checked at once, traced values under `checkify`.
 
     Args:
       **values: by name.
@@ -24,7 +24,7 @@ def assert_positive(**values: float | Array) -> None:
       ValueError: naming the hyper-parameter and the value found.
     """
     for name, value in values.items():
-        if isinstance(value, jax.Array):
+        if isinstance(value, jax.core.Tracer):
             checkify.debug_check(
                 jnp.all(value > 0), f"{name} must be above 0, found {{least}}", least=jnp.min(value)
             )

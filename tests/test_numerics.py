@@ -40,7 +40,7 @@ def test_numbers_not_above_zero_are_refused_by_name(bad):
     assert str(error.value) == f"clip must be above 0, found {bad}"
 
 
-def test_traced_values_not_above_zero_raise_under_checkify_only():
+def test_traced_values_not_above_zero_raise_under_checkify():
     def double(beta):
         numerics.assert_positive(beta=beta)
         return 2 * beta
@@ -51,7 +51,8 @@ def test_traced_values_not_above_zero_raise_under_checkify_only():
         with pytest.raises(checkify.JaxRuntimeError, match=f"beta must be above 0, found {found}"):
             checked(np.array([1.0, bad]))[0].throw()
     assert jax.jit(double)(-1.0) == -2.0
-    assert double(jnp.asarray(-1.0)) == -2.0
+    with pytest.raises(ValueError, match=r"beta must be above 0, found -1"):
+        double(jnp.asarray(-1.0))  # an array, but not traced
 
 
 def test_masked_sum_and_mean_see_only_the_mask():

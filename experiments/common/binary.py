@@ -78,11 +78,13 @@ def positive(config: Any, *names: str) -> None:
 
     Args:
       config: a config.
-      *names: the fields.
+      *names: the fields; of a tuple there must be some, all of them positive.
 
     Raises:
       UsageError: naming the flag and the value found.
     """
     for name in names:
-        if not getattr(config, name) > 0:
-            raise UsageError(f"--{name} must be positive, found {getattr(config, name)}")
+        value = getattr(config, name)
+        values = value if isinstance(value, tuple) else (value,)
+        if not values or not all(one > 0 for one in values):
+            raise UsageError(f"--{name} must be positive, found {value}")

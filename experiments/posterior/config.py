@@ -69,7 +69,8 @@ class Config:
     """constraints: the share of documents that shall hold token 2."""
 
     smc_runs: int = 256
-    """frontier: runs of sequential Monte Carlo that its law is averaged over."""
+    """frontier, constraints: runs of 64 samples that a sampler's law is averaged over; of fewer
+    samples so many more runs."""
 
     twist_noise: float = 0.5
     """frontier: standard deviation of the twist's error, nats, before a document's end."""

@@ -85,8 +85,8 @@ def make_methods(world: World, batch_size: int) -> dict[str, Method]:
         )
 
     def gain(problem: Problem, log_probs: Array, at: Array) -> Array:
-        log_ratio = jax.lax.stop_gradient(log_probs) - problem.log_p0[at]
-        return problem.rewards[at] - problem.beta * log_ratio
+        bound = losses.elbo(log_probs, problem.log_p0[at], problem.rewards[at], beta=problem.beta)
+        return problem.beta * bound
 
     def kl_control_token(problem: Problem, trainable: Any, batch: Array) -> Array:
         tokens = policy_tokens(world, trainable["policy"])[batch]

@@ -55,9 +55,7 @@ def check(config: Config) -> None:
         smc_runs=1,
     )
     binary.at_least(config, num_steps=config.record_every)
-    binary.positive(config, "learning_rate")
-    if not config.betas or not all(beta > 0 for beta in config.betas):
-        raise binary.UsageError(f"--betas must be positive numbers, found {config.betas}")
+    binary.positive(config, "learning_rate", "betas")
     if config.record_every % PPO_EPOCHS or config.num_steps % config.record_every:
         raise binary.UsageError(
             f"--record_every must be a multiple of {PPO_EPOCHS} and divide --num_steps, found "
@@ -159,7 +157,8 @@ def _fitted_lams(config: Config, world: World, keys: jax.Array) -> jax.Array:
     def sampled(key: jax.Array) -> jax.Array:
         problem_key, run_key = jax.random.split(key)
         problem = draw_problem(problem_key, jnp.ones(()), world, gaussian_reward)
-        return feature[jax.random.categorical(run_key, problem.log_p0, shape=(10_000,))]
+        moment_key = jax.random.fold_in(run_key, samplers.MOMENTS)
+        return feature[jax.random.categorical(moment_key, problem.log_p0, shape=(10_000,))]
 
     try:
         lams = [
@@ -218,11 +217,16 @@ def _sample(
     levels: list[jax.Array],
     keys: jax.Array,
 ) -> Results:
-    """The samplers; those that aim at a constraint alone know no beta."""
+    """The samplers; best of n, and those that aim at a pointwise constraint, know no beta."""
     results: Results = {}
-    for level in levels[:1] if setting_name == "pointwise" else levels:
+    second = len(levels[:2]) - 1
+    for place, level in enumerate(levels):
+        if setting_name == "pointwise" and place != second:
+            continue
         measured = samplers.sampler_metrics(config, world, setting, (keys, level))
         for (name, budget), metrics in measured.items():
+            if name == "best_of_n" and place != second:
+                continue
             arm = (
                 f"n={budget}"
                 if name == "best_of_n" or setting_name == "pointwise"

@@ -14,6 +14,7 @@ from shatter import documents, evaluation, inference
 from shatter.types import Array, Key, Metrics
 
 BUDGETS = (4, 16, 64)
+SAMPLERS, WEIGHTS, MOMENTS = range(1, 4)  # uses of a seed's key beside training
 
 
 def sampler_metrics(
@@ -22,7 +23,7 @@ def sampler_metrics(
     """Measures of the law of one document that each sampler gives.
 
     Best of n and rejection have closed forms; a law of weighted particles is their weighted law,
-    averaged over `config.smc_runs` runs.
+    averaged over `config.smc_runs` runs of 64 samples, or more runs of fewer.
 
     Args:
       config: the config.
@@ -39,7 +40,7 @@ def sampler_metrics(
     def one(key: Key, level: Array) -> dict[tuple[str, int], Metrics]:
         problem_key, run_key = jax.random.split(key)
         problem = draw_problem(problem_key, level, world, setting)
-        laws = _laws(run_key, problem, config, world)
+        laws = _laws(jax.random.fold_in(run_key, SAMPLERS), problem, config, world)
         return {name: measure(problem, law) for name, law in laws.items()}
 
     def batch(inputs: tuple[Key, Array]) -> list[Metrics]:
@@ -78,7 +79,8 @@ def weight_warnings(
         first_seed = jax.random.split(jax.random.key(config.seed), config.num_seeds)[0]
         problem_key, run_key = jax.random.split(first_seed)
         problem = draw_problem(problem_key, level, world, setting)
-        at = jax.random.categorical(run_key, problem.log_p0, shape=(1000,))
+        weight_key = jax.random.fold_in(run_key, WEIGHTS)
+        at = jax.random.categorical(weight_key, problem.log_p0, shape=(1000,))
         return (problem.log_target - problem.log_p0)[at]
 
     with warnings.catch_warnings(record=True) as caught:
@@ -102,7 +104,7 @@ def _laws(key: Key, problem: Problem, config: Config, world: World) -> dict[tupl
         )
         laws["rejection", n] = _rejection_law(problem.log_p0, target, log_weights, n)
         laws["importance", n] = _importance_law(
-            jax.random.fold_in(importance_key, n), problem.log_p0, log_weights, n, config.smc_runs
+            jax.random.fold_in(importance_key, n), problem.log_p0, log_weights, n, _runs(config, n)
         )
         laws["smc", n] = _smc_law(jax.random.fold_in(smc_key, n), problem, twist, n, config, world)
     laws["weighted_decoding", 1] = _decoding_law(decoding_key, problem, twist, config, world)
@@ -169,7 +171,7 @@ def _smc_law(
             eos=EOS,
         )
 
-    particles = jax.vmap(run)(jax.random.split(key, config.smc_runs))
+    particles = jax.vmap(run)(jax.random.split(key, _runs(config, num_particles)))
     at = _index(particles.tokens, config, world)
     return _law_of_particles(at, particles.log_weights, problem.log_p0)
 
@@ -183,12 +185,17 @@ def _decoding_law(
         key,
         jnp.zeros(1, int),
         twist=twist,
-        num_samples=64 * config.smc_runs,
+        num_samples=_runs(config, 1),
         max_length=config.max_length,
         eos=EOS,
     )
     at = _index(samples.tokens, config, world)[None]
     return _law_of_particles(at, jnp.zeros(at.shape), problem.log_p0)
+
+
+def _runs(config: Config, num_samples: int) -> int:
+    """How many runs of so many samples; the same number of samples for every budget."""
+    return config.smc_runs * BUDGETS[-1] // num_samples
 
 
 def _index(tokens: Array, config: Config, world: World) -> Array:

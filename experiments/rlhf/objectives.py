@@ -13,6 +13,7 @@ from shatter.documents import kl_divergence
 from shatter.types import Array, Key
 
 PPO_EPOCHS = 4
+VALUE_COEFFICIENT = 0.1
 ADAPTIVE_HORIZON = 2000.0  # documents, of the adaptive coefficient
 
 
@@ -181,7 +182,7 @@ def policy_loss(log_probs: Array, values: Array, rollout: Rollout) -> Array:
         now, rollout.log_probs[:, None], rollout.advantages[:, None], one_token
     )
     value = losses.value_loss(values[rollout.prompts][:, None], rollout.targets[:, None], one_token)
-    return jnp.mean(surrogate + 0.1 * value)
+    return jnp.mean(surrogate + VALUE_COEFFICIENT * value)
 
 
 def measures(

@@ -23,7 +23,7 @@ from shatter import evaluation, losses, training
 from shatter.types import Array, Key, Metrics
 
 TRANSFORMER_RATE = 0.1  # of the learning rate of a table's logits
-CURVE_BETAS = 40
+CURVE_BETAS = (10.0, 0.01, 40)  # of the over-optimisation curves: first, last, number
 
 
 def make_process(config: Config, domain: Domain, objective: Objective) -> Process:
@@ -42,11 +42,6 @@ def make_process(config: Config, domain: Domain, objective: Objective) -> Proces
         if objective.loss
         else _pipeline(config, domain, objective)
     )
-
-
-def curve_betas() -> Array:
-    """The betas of the over-optimisation curves, falling."""
-    return jnp.geomspace(10.0, 0.01, CURVE_BETAS)
 
 
 def _optimizer(config: Config, num_steps: int, scale: float = 1.0) -> optax.GradientTransformation:
@@ -147,7 +142,7 @@ def _pipeline(config: Config, domain: Domain, objective: Objective) -> Process:
             metrics = _measure(domain, objective, problem, log_probs, beta)
             return metrics | {"beta": beta} if objective.adaptive else metrics
         log_probs, _ = evaluation.posterior_optimum(problem.log_p0, reward_state.params, beta=beta)
-        curves = over_optimisation(problem, reward_state.params, curve_betas())
+        curves = over_optimisation(problem, reward_state.params, jnp.geomspace(*CURVE_BETAS))
         return _measure(domain, objective, problem, log_probs, beta) | curves
 
     def reward_steps(carry: Any) -> Any:

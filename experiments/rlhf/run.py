@@ -51,9 +51,7 @@ def check(config: Config) -> None:
         width=HEADS,
         pretraining_steps=1,
     )
-    binary.positive(config, "learning_rate", "slic_delta", "kl_target", "spread")
-    if not config.betas or not all(beta > 0 for beta in config.betas):
-        raise binary.UsageError(f"--betas must be positive numbers, found {config.betas}")
+    binary.positive(config, "learning_rate", "slic_delta", "kl_target", "spread", "betas")
     for name in ("ilhf_lambda", "slic_regulariser"):
         if not getattr(config, name) >= 0:
             raise binary.UsageError(f"--{name} must be at least 0, found {getattr(config, name)}")
@@ -231,8 +229,9 @@ def _tables(config: Config, domain: Domain, summary: list[dict]) -> list[Table]:
             summary,
             title=f"{config.population}: after {config.num_steps} gradient steps on "
             f"{config.num_comparisons} comparisons",
-            caption=f"means over {config.num_seeds} seeds [95%]; end: the closed form that enough "
-            "comparisons lead to; win rate: against the pretrained model; gold: E_pi log q",
+            caption=f"means over {config.num_seeds} seeds [95%]; end: the closed form that the "
+            "objective aims at, with the judged q; win rate: against the pretrained model; gold: "
+            "E_pi log q",
         )
     ]
     if domain.segments:

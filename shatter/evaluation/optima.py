@@ -9,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import checkify
 
 from shatter.numerics import LOG_ZERO, assert_positive, expectation, kl_divergence, masked_mean
 from shatter.types import Array
@@ -40,9 +41,14 @@ def posterior_optimum(
     assert_positive(beta=beta)
     chex.assert_equal_shape([ref_log_probs, rewards])
     beta = jnp.broadcast_to(beta, rewards.shape[:-1])[..., None]
-    unnormalised = jnp.maximum(ref_log_probs, LOG_ZERO) + rewards / beta
-    log_z = jax.nn.logsumexp(unnormalised, axis=-1)
-    return unnormalised - log_z[..., None], log_z
+    can_be = (ref_log_probs > LOG_ZERO) & (rewards > LOG_ZERO)
+    checkify.debug_check(
+        jnp.all(jnp.any(can_be, axis=-1)), "no document has both mass under p0 and a finite reward"
+    )
+    log_p = ref_log_probs + rewards / beta
+    log_p = jnp.where(can_be, log_p, LOG_ZERO)
+    log_z = jax.nn.logsumexp(log_p, axis=-1)
+    return jnp.where(can_be, log_p - log_z[..., None], LOG_ZERO), log_z
 
 
 def reward_optimum(ref_log_probs: Array, rewards: Array) -> Array:
@@ -151,7 +157,10 @@ def best_of_n_log_probs(ref_log_probs: Array, rewards: Array, *, num_samples: in
     below = jnp.where(
         log_share < 0.0, jnp.log1p(-jnp.exp(jnp.minimum(log_share, -1e-30))), LOG_ZERO
     )
-    won = num_samples * log_upto + jnp.log(-jnp.expm1(jnp.maximum(num_samples * below, LOG_ZERO)))
+    gained = jnp.log(-jnp.expm1(jnp.maximum(num_samples * below, LOG_ZERO)))
+    rare = log_share < -60.0  # where exp underflows: 1 - (1 - s)^n is n s
+    gained = jnp.where(rare, jnp.log(num_samples) + log_share, gained)
+    won = num_samples * log_upto + gained
     return jnp.zeros_like(won).at[order].set(jnp.maximum(won, LOG_ZERO))
 
 
@@ -191,7 +200,8 @@ def reward_kl_frontier(ref_log_probs: Array, rewards: Array, betas: Array) -> tu
     Along beta the optimum p* has `E_p* r` and `KL(p* || p0)`, both falling in beta.
 
     Source: Gao, Schulman, Hilton, Scaling Laws for Reward Model Overoptimization (who measure it),
-    https://arxiv.org/abs/2210.10760; the exact frontier is identity 2 of exponential families.
+    https://arxiv.org/abs/2210.10760. Exact, since `E_pi r - beta KL(pi || p0) <= beta log Z`, with
+    equality at p* alone.
 
     Args:
       ref_log_probs: `[D]`, log p0, nats.

@@ -195,7 +195,8 @@ def _minimise_dual(
             break
         deviations = centred - gap
         curvature = (law[:, None] * deviations).T @ deviations
-        step = -np.linalg.solve(curvature + penalty * np.eye(len(tilt)), slope)
+        curvature += penalty * np.eye(len(tilt))
+        step = -np.linalg.lstsq(curvature, slope, rcond=None)[0]
         size = 1.0
         while size > 1e-15:
             if objective(tilt + size * step) <= value + 1e-4 * size * (step @ slope) + 1e-14:

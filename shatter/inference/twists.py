@@ -6,6 +6,7 @@ import chex
 import jax.numpy as jnp
 
 from shatter.inference.importance import has_mass
+from shatter.numerics import assert_positive
 from shatter.types import Array
 
 Twist = Callable[[Array, Array], Array]
@@ -24,7 +25,7 @@ def exact_twist(
     values: list[Array],
     policy_log_probs: list[Array],
     *,
-    temperature: float | Array = 1.0,
+    beta: float | Array = 1.0,
     prompt_length: int,
 ) -> Twist:
     """The twist of an enumerated model under which SMC is exact, from its soft values.
@@ -33,9 +34,9 @@ def exact_twist(
     `log psi(s.a) = log pi*(a | s) - log p0(a | s) + V(s) / beta`, at a document's end r / beta. All
     weights of `smc` are then Z, and `weighted_decoding` samples the posterior.
 
-    `levels = prefix_log_probs(...)` gives log p0; with r(x) added on the last action to
-    `beta * levels`, `soft_values(..., temperature=beta, eos=eos)` gives the others. Within a jitted
-    function the tables are arguments of the program; made outside, the twist closes over them.
+    `shatter.documents.prefix_log_probs` gives log p0, `shatter.documents.posterior_policy` the
+    others. Within a jitted function the tables are arguments of the program; made outside, the
+    twist closes over them.
 
     Source: Zhao, Brekelmans, Makhzani, Grosse, Probabilistic Inference in Language Models via
     Twisted Sequential Monte Carlo, https://arxiv.org/abs/2404.17546.
@@ -45,7 +46,7 @@ def exact_twist(
         lexicographic order.
       values: a list of `[V^t]`, V(s), in the unit of r.
       policy_log_probs: a list of `[V^t, V]`, log pi*(a | s), nats.
-      temperature: beta > 0, the temperature of `soft_values`.
+      beta: KL coefficient, > 0.
       prompt_length: number of prompt tokens P; the tables know one prompt.
 
     Returns:
@@ -53,7 +54,9 @@ def exact_twist(
 
     Raises:
       AssertionError: if the tables do not fit one another.
+      ValueError: if beta is not above 0.
     """
+    assert_positive(beta=beta)
     vocab_size = ref_log_probs[0].shape[-1]
     max_length = len(ref_log_probs)
     levels = []
@@ -62,7 +65,7 @@ def exact_twist(
     ):
         chex.assert_shape([ref, policy], (vocab_size**t, vocab_size))
         chex.assert_shape(value, (vocab_size**t,))
-        log_twists = policy - ref + value[:, None] / temperature
+        log_twists = policy - ref + value[:, None] / beta
         levels.append(jnp.where(has_mass(ref), log_twists, 0.0))  # p0 never goes there
     table = jnp.concatenate(levels)
     starts = jnp.asarray([sum(vocab_size**t for t in range(level)) for level in range(max_length)])

@@ -137,16 +137,18 @@ def fdpg_loss(
     chex.assert_equal_shape([log_probs, target_log_probs])
     chex.assert_is_broadcastable(jnp.shape(log_z), log_probs.shape)
     fixed = jax.lax.stop_gradient(log_probs)
-    log_t = fixed - (jnp.maximum(target_log_probs, LOG_ZERO) - log_z)
+    has_mass = target_log_probs > LOG_ZERO
+    log_t = jnp.where(has_mass, fixed - (target_log_probs - log_z), -LOG_ZERO)
     if baseline is None:
         baseline = slope(jnp.zeros((), log_t.dtype))
     chex.assert_is_broadcastable(jnp.shape(baseline), log_probs.shape)
     unbounded = slope(jnp.asarray(_LARGEST)) - slope(jnp.asarray(_LARGEST / 2.0)) > 1.0
     checkify.debug_check(
-        ~unbounded | jnp.all(target_log_probs > LOG_ZERO),
+        ~unbounded | jnp.all(has_mass),
         "the target has no mass at {count} of the samples, where this divergence is infinite: use "
-        "forward_kl_slope, jensen_shannon_slope or total_variation_slope",
-        count=jnp.sum(target_log_probs <= LOG_ZERO),
+        "forward_kl_slope, jensen_shannon_slope, total_variation_slope or "
+        "forward_chi_squared_slope",
+        count=jnp.sum(~has_mass),
     )
     gain = slope(log_t) - baseline
     if proposal_log_probs is not None:

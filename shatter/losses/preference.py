@@ -9,7 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from shatter.numerics import assert_positive
+from shatter.numerics import LOG_ZERO, assert_positive
 from shatter.types import Array
 
 
@@ -44,9 +44,11 @@ def dpo_loss(
 
     Raises:
       AssertionError: if the shapes differ or the log-probs are not floating.
-      ValueError: if beta is not above 0.
+      ValueError: if beta is not above 0, or eps not in its range.
     """
     assert_positive(beta=beta)
+    if not isinstance(label_smoothing, jax.Array) and not 0.0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing must be in [0, 1/2), found {label_smoothing}")
     margin = beta * _margin(
         chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs
     )
@@ -217,4 +219,5 @@ def _margin(chosen: Array, rejected: Array, ref_chosen: Array, ref_rejected: Arr
     log_probs = [chosen, rejected, ref_chosen, ref_rejected]
     chex.assert_type(log_probs, float)
     chex.assert_equal_shape(log_probs)
+    chosen, rejected, ref_chosen, ref_rejected = (jnp.maximum(x, LOG_ZERO) for x in log_probs)
     return (chosen - ref_chosen) - (rejected - ref_rejected)

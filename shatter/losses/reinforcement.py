@@ -5,8 +5,9 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+from jax.experimental import checkify
 
-from shatter.numerics import masked_mean
+from shatter.numerics import assert_positive, masked_mean
 from shatter.types import Array
 
 
@@ -34,6 +35,11 @@ def reinforce_loss(log_probs: Array, rewards: Array, baselines: float | Array = 
     """
     chex.assert_type(log_probs, float)
     chex.assert_equal_shape([log_probs, rewards])
+    checkify.debug_check(
+        jnp.all(jnp.isfinite(rewards)),
+        "a reward is not finite at {count} of the samples, its KL penalty included",
+        count=jnp.sum(~jnp.isfinite(rewards)),
+    )
     chex.assert_is_broadcastable(jnp.shape(baselines), log_probs.shape)
     score = jnp.exp(log_probs - jax.lax.stop_gradient(log_probs))  # 1, with the gradient of log pi
     return -jax.lax.stop_gradient(rewards - baselines) * score
@@ -169,8 +175,9 @@ def whiten(values: Array, mask: Array) -> Array:
     """
     chex.assert_type([values, mask], [float, bool])
     chex.assert_equal_shape([values, mask])
-    mean = masked_mean(values.ravel(), mask.ravel())
-    centred = jnp.where(mask, values - mean, 0.0)
+    centred = jnp.where(mask, values, 0.0)
+    for _ in range(2):  # the second time takes away what the first one rounded
+        centred = jnp.where(mask, centred - masked_mean(centred.ravel(), mask.ravel()), 0.0)
     variance = masked_mean(jnp.square(centred).ravel(), mask.ravel())
     return centred * jax.lax.rsqrt(variance + 1e-8)
 
@@ -251,7 +258,7 @@ def adapt_beta(
     `beta (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon)`.
 
     Source: Ziegler et al., Fine-Tuning Language Models from Human Preferences, section 2.2,
-    https://arxiv.org/abs/1909.08593.
+    https://arxiv.org/abs/1909.08593; the gain n / horizon as in their published code.
 
     Args:
       beta: KL coefficient, > 0.
@@ -262,7 +269,11 @@ def adapt_beta(
 
     Returns:
       The next beta.
+
+    Raises:
+      ValueError: if the target or the horizon is not above 0.
     """
+    assert_positive(target=target, horizon=horizon)
     error = jnp.clip(jnp.asarray(kl) / target - 1.0, -0.2, 0.2)
     return beta * (1.0 + error * num_samples / horizon)
 

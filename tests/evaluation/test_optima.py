@@ -327,3 +327,14 @@ def test_a_number_of_samples_out_of_range_is_told():
     for n in (0, 5):
         with pytest.raises(ValueError, match=f"1 <= num_samples <= 4 samples, found {n}"):
             expected_best_of_n(REWARDS, num_samples=n)
+
+
+def test_the_reference_rules_out_what_the_population_wants():
+    """Nobody can be led to what p0 cannot say; a rare document is kept in float32."""
+    log_p0, log_q = np.array([0.0, -1e30, -1e30]), np.log([0.1, 0.9, 1e-300])
+    for beta in (1.0, 0.1):
+        law = np.exp(jax.jit(dpo_optimum)(log_p0, log_q, beta=beta))
+        np.testing.assert_array_equal(law, [1.0, 0.0, 0.0])
+    rare = jnp.array([0.0, -120.0], jnp.float32)
+    best = best_of_n_log_probs(rare, jnp.array([0.0, 1.0], jnp.float32), num_samples=4)
+    np.testing.assert_allclose(best[1], np.log(4) - 120.0, rtol=1e-6)

@@ -135,7 +135,7 @@ def test_exact_twist(float64: None, eos: int | None):
 
     @jax.jit
     def run(params, key):
-        twist = exact_twist(*solve(params, eos), temperature=BETA, prompt_length=P)
+        twist = exact_twist(*solve(params, eos), beta=BETA, prompt_length=P)
         smc_key, never_key, key = jax.random.split(key, 3)
         common = {"twist": twist, "max_length": L, "eos": eos}
         prompt = jnp.array(PROMPT)
@@ -359,7 +359,7 @@ def test_exact_twist_where_p0_is_zero(float64: None):
         params = params.at[..., 1].set(-jnp.inf)
         levels, values, policy = solve(params, 0)
         levels = [level.at[:, 1].set(-jnp.inf) for level in levels]  # as a user may write it
-        twist = exact_twist(levels, values, policy, temperature=BETA, prompt_length=P)
+        twist = exact_twist(levels, values, policy, beta=BETA, prompt_length=P)
         particles = smc(
             LM, params, key, jnp.array(PROMPT), twist=twist, num_particles=40, max_length=L, eos=0
         )

@@ -356,3 +356,13 @@ def test_a_baseline_or_constant_of_another_shape_is_refused(name, shape):
     if name == "log_z":
         with pytest.raises(AssertionError):
             jax.eval_shape(lambda x, y: gdc_loss(x, x, x, log_z=y), samples, other)
+
+
+def test_no_sample_with_mass_and_no_estimate_of_z():
+    """Then log Z is as low as log P: nothing has mass, not everything."""
+    log_probs = jnp.log(jnp.array([0.3, 0.7]))
+    nowhere = jnp.full(2, -jnp.inf)
+    loss = jax.jit(
+        lambda x: fdpg_loss(x, nowhere, slope=forward_kl_slope, log_z=jnp.asarray(-1e30))
+    )
+    np.testing.assert_allclose(loss(log_probs), 1.0, rtol=1e-12)  # -1 / t = 0, less the baseline

@@ -228,3 +228,22 @@ def test_wrong_shapes_and_types_raise_while_tracing(name):
         ):
             with pytest.raises(AssertionError):
                 jax.eval_shape(loss, *right[:place], wrong, *right[place + 1 :])
+
+
+def test_responses_that_cannot_be():
+    """-inf stands for the least log-prob: no NaN in value or gradient."""
+    chosen, rejected = jnp.array([-1.0, -jnp.inf]), jnp.array([-jnp.inf, -1.0])
+    ref = jnp.array([-2.0, -jnp.inf])
+    total = lambda *x: jnp.sum(dpo_loss(*x, beta=0.5))
+    value, slopes = jax.value_and_grad(total, argnums=(0, 1))(chosen, rejected, ref, ref)
+    assert not np.isnan(value)
+    assert np.isfinite(np.asarray(slopes)).all()
+    first = jax.jit(lambda *x: dpo_loss(*x, beta=0.5))(chosen[0], rejected[0], ref[0], ref[0])
+    assert first == 0.0
+
+
+@pytest.mark.parametrize("eps", [-0.1, 0.5, 1.7])
+def test_label_smoothing_out_of_range_is_named(eps):
+    ones = jnp.ones(2)
+    with pytest.raises(ValueError, match=rf"label_smoothing must be in \[0, 1/2\), found {eps}"):
+        dpo_loss(ones, ones, ones, ones, beta=1.0, label_smoothing=eps)

@@ -366,3 +366,18 @@ def test_wrong_shapes_and_types_raise_while_tracing(name):
         for bad in wrong:
             with pytest.raises(AssertionError):
                 jax.eval_shape(function, *right[:place], bad, *right[place + 1 :])
+
+
+def test_whiten_of_equal_values_in_float32():
+    """Rounding of the mean must not be scaled up to an advantage."""
+    values = jnp.full((7, 9), 1000.1, jnp.float32)
+    white = jax.jit(whiten)(values, jnp.ones((7, 9), bool))
+    np.testing.assert_array_equal(white, 0.0)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"target": 0.0, "horizon": 10.0}, {"target": 1.0, "horizon": 0.0}]
+)
+def test_a_target_or_horizon_not_above_zero_is_named(wrong):
+    with pytest.raises(ValueError, match=r"(target|horizon) must be above 0, found 0.0"):
+        adapt_beta(0.1, 1.0, num_samples=4, **wrong)

@@ -96,7 +96,7 @@ def test_transformer_begins_near_the_table(tmp_path):
 def test_bad_flags(tmp_path):
     with pytest.raises(UsageError, match=r"unknown objective 'luck'; the known ones are: reward, "):
         run.experiment(tiny(tmp_path, objectives=("luck",)))
-    with pytest.raises(UsageError, match=r"--betas must be positive numbers, found \(1.0, 0.0\)"):
+    with pytest.raises(UsageError, match=r"--betas must be positive, found \(1.0, 0.0\)"):
         run.experiment(tiny(tmp_path, betas=(1.0, 0.0)))
     with pytest.raises(UsageError, match=r"--record_every must be a multiple of 4 and divide --nu"):
         run.experiment(tiny(tmp_path, record_every=6, num_steps=12))

@@ -70,7 +70,7 @@ def test_recorded_people(tmp_path, model):
 def test_bad_flags(tmp_path):
     with pytest.raises(UsageError, match=r"unknown objective 'luck'; the known ones are: ilhf, "):
         run.experiment(tiny(tmp_path, objectives=("luck",)))
-    with pytest.raises(UsageError, match=r"--betas must be positive numbers, found \(-1.0,\)"):
+    with pytest.raises(UsageError, match=r"--betas must be positive, found \(-1.0,\)"):
         run.experiment(tiny(tmp_path, betas=(-1.0,)))
     with pytest.raises(UsageError, match=r"--num_steps of twice --record_every, found 4 and 12"):
         run.experiment(tiny(tmp_path, num_steps=12))
