@@ -55,6 +55,7 @@ def draw(config: Config, results: Results, steps: np.ndarray, folder: Path) -> P
     axes[0].set_title("KL(q || pi), nats")
     axes[0].set_xlabel("gradient steps")
     axes[1].set_title("what each measure rewards, at the end")
+    axes[1].set_xscale("symlog", linthresh=4)
     axes[1].set_xlabel("log score E_q log pi: inclusion")
     axes[1].set_ylabel("win rate against the pretrained model")
     _over_optimisation(axes[2], results)
