@@ -82,7 +82,7 @@ def _gaps_by_size(axis: Any, config: Config, rows: list[dict]) -> None:
         crossing, color="0.6", linestyle=":", label=f"K - 1 = (1 - p) / p, p = {config.share:g}"
     )
     axis.set(title="implied reward gap: exact (lines), trained (points)", ylabel="r1 - r2")
-    axis.legend(frameon=False, loc="upper left")
+    axis.legend(frameon=False, fontsize="small", ncols=2, loc="lower right")
 
 
 def _learning(

@@ -122,8 +122,9 @@ def summarise(config: Config, gaps: Gaps, curves: dict[tuple[Case, str], Curves]
       curves: trained, for the cases of choices.
 
     Returns:
-      The rows. share is type 1's among as many messages of either type, share_in_query among those
-      of one query, both of the policy that the objective leads to at the config's beta.
+      The rows. share_of_policy is type 1's share among as many messages of either type,
+      share_in_query that among the messages of one query, both of the policy that the objective
+      leads to at the config's beta; wrong is whether the type that fewer want has more reward.
     """
     objectives = make_objectives(config)
     rows = []

@@ -56,6 +56,9 @@ def draw(config: Config, results: Results, steps: np.ndarray, folder: Path) -> P
     axes[0].set_xlabel("gradient steps")
     axes[1].set_title("what each measure rewards, at the end")
     axes[1].set_xscale("symlog", linthresh=4)
+    low, high = axes[1].get_xlim()
+    ticks = [tick for tick in (-40, -20, -10, -5, -4, -3, -2, -1) if low <= tick <= high]
+    axes[1].set_xticks(ticks, [str(tick) for tick in ticks])
     axes[1].set_xlabel("log score E_q log pi: inclusion")
     axes[1].set_ylabel("win rate against the pretrained model")
     _over_optimisation(axes[2], results)
