@@ -21,10 +21,9 @@ class Config:
     prompt. starwars: 6 films, rankings. cuisines: 40 cuisines, ratings. shares: a JSON-lines file
     of population shares, see --shares_file."""
 
-    arms: tuple[str, ...] = ()
-    """Arms to run; none = all (for parties: random_map and random). Known: random_map, greedy,
-    boltzmann, random, thompson, double_thompson, double_thompson_sampled, infomax, variance,
-    log_ratio_variance, ucb."""
+    arms: tuple[str, ...] = ("random_map",)
+    """Arms to run, or all. Known: random_map, greedy, boltzmann, random, thompson, double_thompson,
+    double_thompson_sampled, infomax, variance, log_ratio_variance, ucb."""
 
     run_dir: str = "runs/inclusive"
     """Run folder, with a subfolder a data set; one that exists is resumed, given the same flags."""

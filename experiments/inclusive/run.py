@@ -34,7 +34,9 @@ def check(config: Config) -> tuple[str, ...]:
     Raises:
       UsageError: with the flag's name, what was expected and what was found.
     """
-    binary.choose("arm", config.arms, tuple(process.ARMS))
+    binary.choose("arm", config.arms, (*process.ARMS, "all"))
+    if not config.arms:
+        raise binary.UsageError("--arms must name at least one arm, or all")
     binary.at_least(
         config,
         num_seeds=2,
@@ -57,8 +59,7 @@ def check(config: Config) -> tuple[str, ...]:
         raise binary.UsageError(f"--prior_answers must be at least 0, found {config.prior_answers}")
     if config.seeds_at_once is not None:
         binary.at_least(config, seeds_at_once=1)
-    default = ("random_map", "random") if config.dataset == "parties" else tuple(process.ARMS)
-    return config.arms or default
+    return tuple(process.ARMS) if "all" in config.arms else config.arms
 
 
 def experiment(config: Config) -> None:

@@ -10,7 +10,7 @@ from scipy.special import softmax
 
 from experiments.common import run_folder
 from experiments.common.binary import UsageError
-from experiments.inclusive import classical, populations, references, run
+from experiments.inclusive import classical, populations, process, references, run
 from experiments.inclusive.config import Config
 
 LINES = [
@@ -136,6 +136,10 @@ def test_a_run_is_not_resumed_with_other_data(config):
         run.experiment(config)
 
 
+def test_all_arms_by_one_word(config):
+    assert run.check(dataclasses.replace(config, arms=("all",))) == tuple(process.ARMS)
+
+
 def test_bad_flags(config):
     with pytest.raises(UsageError, match=r"--width must be a multiple of 2 heads, found 3"):
         run.experiment(dataclasses.replace(config, width=3))
@@ -145,6 +149,8 @@ def test_bad_flags(config):
         run.experiment(dataclasses.replace(config, seeds_at_once=0))
     with pytest.raises(UsageError, match=r"unknown arm 'lucky'; the known ones are: random_map"):
         run.experiment(dataclasses.replace(config, arms=("lucky",)))
+    with pytest.raises(UsageError, match=r"--arms must name at least one arm, or all"):
+        run.experiment(dataclasses.replace(config, arms=()))
     with pytest.raises(UsageError, match=r"--dataset=shares needs --shares_file"):
         run.experiment(dataclasses.replace(config, shares_file=""))
     with pytest.raises(UsageError, match=r"not a folder|does not exist|no such"):
