@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 import jax
 import optax
 
+from experiments.common.binary import UsageError
 from shatter import documents, models, training
 from shatter.types import Array, Metrics, Params
 
@@ -27,6 +28,20 @@ class World(NamedTuple):
     lm: models.LanguageModel
     table: models.LanguageModel
     space: tuple[Array, Array]
+
+
+def check_documents(vocab_size: int, max_length: int, *, most: int) -> None:
+    """Refuses spaces of documents that are too large to enumerate.
+
+    Raises:
+      UsageError: naming the flags, the bound and what was found.
+    """
+    size = vocab_size**max_length
+    if size > most:
+        raise UsageError(
+            f"--vocab_size ** --max_length must be at most {most}, for every document is "
+            f"enumerated, found {vocab_size} ** {max_length} = {size}"
+        )
 
 
 def make_world(kind: ModelKind, *, vocab_size: int, max_length: int) -> World:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.common import binary, chunks, run_folder
+from experiments.common.didactic import check_documents
 from experiments.common.progress import open_console, progress_bar
 from experiments.exploration import plot, process
 from experiments.exploration.config import Config, Setting, settings
@@ -38,12 +39,7 @@ def check(config: Config) -> None:
         num_steps=1,
         chunk_rounds=1,
     )
-    num_documents = config.vocab_size**config.max_length
-    if num_documents > MOST_DOCUMENTS:
-        raise binary.UsageError(
-            f"--vocab_size ** --max_length must be at most {MOST_DOCUMENTS}, for every document is "
-            f"enumerated, found {config.vocab_size} ** {config.max_length} = {num_documents}"
-        )
+    check_documents(config.vocab_size, config.max_length, most=MOST_DOCUMENTS)
     binary.positive(
         config, "spread", "prior_scale", "learning_rate", "boltzmann_temperature", "level"
     )

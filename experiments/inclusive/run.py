@@ -14,9 +14,7 @@ from experiments.common.progress import open_console, progress_bar
 from experiments.inclusive import plot, populations, process, references, texts
 from experiments.inclusive.config import Config
 from experiments.inclusive.populations import Population
-from shatter import models
 
-NUM_HEADS = 2
 SHOWN_ANSWERS = (10, 30, 100, 300, 1000)
 BETAS = (0.5, 0.1)
 Curves = dict[str, np.ndarray]
@@ -51,9 +49,9 @@ def check(config: Config) -> tuple[str, ...]:
         rounds_large=0,
     )
     binary.positive(config, "learning_rate", "prior_scale", "member_scale")
-    if config.width % NUM_HEADS:
+    if config.width % texts.NUM_HEADS:
         raise binary.UsageError(
-            f"--width must be a multiple of {NUM_HEADS} heads, found {config.width}"
+            f"--width must be a multiple of {texts.NUM_HEADS} heads, found {config.width}"
         )
     if not config.prior_answers >= 0:
         raise binary.UsageError(f"--prior_answers must be at least 0, found {config.prior_answers}")
@@ -133,18 +131,7 @@ def minutes(config: Config, population: Population, arms: tuple[str, ...]) -> fl
 def _run(
     config: Config, population: Population, arms: tuple[str, ...], folder: Path, console: Console
 ) -> dict[str, Curves]:
-    every_text = [*population.prompts, *(o for row in population.options for o in row)]
-    tokenizer = texts.train_tokenizer(every_text)
-    pool = texts.encode_pool(tokenizer, population.prompts, population.options)
-    lm = models.transformer(
-        models.TransformerConfig(
-            vocab_size=tokenizer.get_vocab_size(),
-            max_length=texts.longest_document(pool),
-            width=config.width,
-            num_layers=2,
-            num_heads=NUM_HEADS,
-        )
-    )
+    pool, lm = texts.make_pool(population.prompts, population.options, width=config.width)
     root = jax.random.key(config.seed)
     console.print("pretraining on the texts ...")
     params = texts.pretrain(lm, root, pool, num_steps=config.pretraining_steps)

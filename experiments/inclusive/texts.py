@@ -17,6 +17,7 @@ from shatter.types import Array, Key, Metrics, Params
 
 BOS, EOS, SEPARATOR, UNKNOWN = "<bos>", "<eos>", "<sep>", "<unk>"
 BPE_TOKENS = 1024  # enough for most words of a survey to be one token
+NUM_HEADS = 2
 LONG_OPTION = 8  # tokens; prompts with a longer one are scored apart, lest all be padded to it
 
 
@@ -98,6 +99,31 @@ def encode_pool(
         if rows.size
     )
     return Pool(buckets, jnp.asarray(valid))
+
+
+def make_pool(
+    prompts: Sequence[str], options: Sequence[Sequence[str]], *, width: int
+) -> tuple[Pool, models.LanguageModel]:
+    """Prompts and options as tokens, and a transformer of 2 layers that is large enough for them.
+
+    Args:
+      prompts: P texts.
+      options: the options of each.
+      width: of the transformer, a multiple of its heads.
+
+    Returns:
+      The pool and the model.
+    """
+    tokenizer = train_tokenizer([*prompts, *(option for row in options for option in row)])
+    pool = encode_pool(tokenizer, prompts, options)
+    sizes = models.TransformerConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        max_length=longest_document(pool),
+        width=width,
+        num_layers=2,
+        num_heads=NUM_HEADS,
+    )
+    return pool, models.transformer(sizes)
 
 
 def _bucket(

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.common import binary, chunks, run_folder
-from experiments.common.didactic import World, make_world
+from experiments.common.didactic import World, check_documents, make_world
 from experiments.common.intervals import format_interval, mean_interval
 from experiments.common.progress import open_console, progress_bar
 from experiments.posterior import plot, samplers
@@ -29,7 +29,7 @@ from experiments.posterior.problem import (
 from experiments.posterior.process import make_process
 from shatter import inference
 
-MAX_DOCUMENTS = 5_000
+MOST_DOCUMENTS = 5_000
 Results = dict[tuple[str, str, str], dict[str, np.ndarray]]
 """Metrics `[S, 1 + R]` by setting, objective and arm."""
 
@@ -65,12 +65,7 @@ def check(config: Config) -> None:
         raise binary.UsageError(f"--moment must be between 0 and 1, found {config.moment}")
     if not config.twist_noise >= 0:
         raise binary.UsageError(f"--twist_noise must be at least 0, found {config.twist_noise}")
-    size = config.vocab_size**config.max_length
-    if size > MAX_DOCUMENTS:
-        raise binary.UsageError(
-            f"--vocab_size ** --max_length must be at most {MAX_DOCUMENTS}, for every measure is "
-            f"exact; found {config.vocab_size} ** {config.max_length} = {size}"
-        )
+    check_documents(config.vocab_size, config.max_length, most=MOST_DOCUMENTS)
 
 
 def experiment(config: Config) -> None:

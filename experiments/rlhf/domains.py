@@ -22,7 +22,6 @@ from shatter.numerics import LOG_ZERO
 from shatter.types import Array, Key, Params
 
 LEAST_SHARE = 1e-3  # of an option that nobody chose, where its log is needed
-HEADS = 2
 
 
 class Problem(NamedTuple):
@@ -112,19 +111,8 @@ def _recorded(config: Config) -> Domain:
         num_seeds=config.num_seeds,
     )
     population = populations.load(settings)
-    every_text = [*population.prompts, *(o for row in population.options for o in row)]
-    tokenizer = texts.train_tokenizer(every_text)
-    pool = texts.encode_pool(tokenizer, population.prompts, population.options)
+    pool, transformer = texts.make_pool(population.prompts, population.options, width=config.width)
     valid = pool.valid
-    transformer = models.transformer(
-        models.TransformerConfig(
-            vocab_size=tokenizer.get_vocab_size(),
-            max_length=texts.longest_document(pool),
-            width=config.width,
-            num_layers=2,
-            num_heads=HEADS,
-        )
-    )
     root = jax.random.key(config.seed)
     pretrained = texts.pretrain(transformer, root, pool, num_steps=config.pretraining_steps)
 

@@ -13,16 +13,18 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.common import binary, chunks, run_folder
+from experiments.common.didactic import check_documents
 from experiments.common.intervals import format_interval, mean_interval
 from experiments.common.progress import open_console, progress_bar
+from experiments.inclusive import texts
 from experiments.rlhf import plot
 from experiments.rlhf.config import Config
-from experiments.rlhf.domains import HEADS, Domain, make_domain
+from experiments.rlhf.domains import Domain, make_domain
 from experiments.rlhf.objectives import OBJECTIVES, PPO_EPOCHS
 from experiments.rlhf.process import make_process
 from shatter.evaluation import queries_to_level
 
-MAX_DOCUMENTS = 5_000
+MOST_DOCUMENTS = 5_000
 CHUNKS = 5
 COST_COLUMNS = ("steps", "never", "own end", "ms a step", "ms to level")
 LEVEL = 0.5  # of the pretrained model's KL(q || p0)
@@ -48,7 +50,7 @@ def check(config: Config) -> None:
         record_every=PPO_EPOCHS,
         vocab_size=2,
         max_length=1,
-        width=HEADS,
+        width=texts.NUM_HEADS,
         pretraining_steps=1,
     )
     binary.positive(config, "learning_rate", "slic_delta", "kl_target", "spread", "betas")
@@ -59,19 +61,17 @@ def check(config: Config) -> None:
         raise binary.UsageError(f"--minority must be between 0 and 1, found {config.minority}")
     if config.seeds_at_once is not None:
         binary.at_least(config, seeds_at_once=1)
-    if config.width % HEADS:
-        raise binary.UsageError(f"--width must be a multiple of {HEADS}, found {config.width}")
+    if config.width % texts.NUM_HEADS:
+        raise binary.UsageError(
+            f"--width must be a multiple of {texts.NUM_HEADS}, found {config.width}"
+        )
     if config.record_every % PPO_EPOCHS or config.num_steps % (2 * config.record_every):
         raise binary.UsageError(
             f"--record_every must be a multiple of {PPO_EPOCHS}, and --num_steps of twice "
             f"--record_every, found {config.record_every} and {config.num_steps}"
         )
-    size = config.vocab_size**config.max_length
-    if config.population == "didactic" and size > MAX_DOCUMENTS:
-        raise binary.UsageError(
-            f"--vocab_size ** --max_length must be at most {MAX_DOCUMENTS}, for every measure is "
-            f"exact; found {config.vocab_size} ** {config.max_length} = {size}"
-        )
+    if config.population == "didactic":
+        check_documents(config.vocab_size, config.max_length, most=MOST_DOCUMENTS)
 
 
 def experiment(config: Config) -> None:
