@@ -92,7 +92,9 @@ def experiment(config: Config) -> None:
         for line in lines:
             console.print(f"warning: {line}", markup=False)
         shown = {name: methods[name] for name in names}
-        results |= _train(config, world, setting_name, setting, levels, shown, folder, console)
+        results |= _train(
+            config, world, setting_name, setting, levels, keys, shown, folder, console
+        )
         if config.figure != "collapse":
             results |= _sample(config, world, setting_name, setting, levels, keys)
     steps = np.arange(1 + config.num_steps // config.record_every) * config.record_every
@@ -171,11 +173,11 @@ def _train(
     setting_name: str,
     setting: Setting,
     levels: list[jax.Array],
+    keys: jax.Array,
     methods: dict[str, Method],
     folder: Path,
     console: Console,
 ) -> Results:
-    keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
     num_records = config.num_steps // config.record_every
     results: Results = {}
     with progress_bar(console, len(methods) * num_records) as advance:

@@ -21,8 +21,6 @@ from shatter import documents, models
 from shatter.numerics import LOG_ZERO
 from shatter.types import Array, Key, Params
 
-LEAST_SHARE = 1e-3  # of an option that nobody chose, where its log is needed
-
 
 class Problem(NamedTuple):
     """What a seed draws once.

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from experiments.rlhf.config import Config
 from experiments.rlhf.domains import Domain, Problem
 from shatter import evaluation, losses
-from shatter.documents import kl_divergence
+from shatter.documents import expectation, kl_divergence
 from shatter.types import Array, Key
 
 PPO_EPOCHS = 4
 VALUE_COEFFICIENT = 0.1
+LEAST_SHARE = 1e-3  # of what nobody chose, where its log is needed
 ADAPTIVE_HORIZON = 2000.0  # documents, of the adaptive coefficient
 
 
@@ -202,7 +203,7 @@ def measures(
       "kl_from_pretrained" = KL(pi || p0), "optimum_kl" = KL(optimum || pi), "kl_NAME" by segment.
     """
     metrics = jax.vmap(evaluation.prediction_metrics)(log_probs, problem.log_p0, problem.log_q)
-    metrics["gold_reward"] = jax.vmap(_expectation)(log_probs, gold_rewards(problem))
+    metrics["gold_reward"] = expectation(log_probs, gold_rewards(problem))
     metrics["kl_from_pretrained"] = kl_divergence(log_probs, problem.log_p0)
     if optimum is not None:
         metrics["optimum_kl"] = kl_divergence(optimum, log_probs)
@@ -213,11 +214,7 @@ def measures(
 
 def gold_rewards(problem: Problem) -> Array:
     """The population's own reward, log q, `[P, D]`; nobody's choice counts as one in 1,000."""
-    return jnp.maximum(problem.log_q, jnp.log(1e-3))
-
-
-def _expectation(log_probs: Array, values: Array) -> Array:
-    return jnp.sum(jnp.exp(log_probs) * values)
+    return jnp.maximum(problem.log_q, jnp.log(LEAST_SHARE))
 
 
 def over_optimisation(problem: Problem, rewards: Array, betas: Array) -> dict[str, Array]:
@@ -237,8 +234,8 @@ def over_optimisation(problem: Problem, rewards: Array, betas: Array) -> dict[st
         law = evaluation.posterior_optimum(problem.log_p0, rewards, beta=beta)[0]
         return {
             "kl_curve": jnp.mean(kl_divergence(law, problem.log_p0)),
-            "gold_curve": jnp.mean(jax.vmap(_expectation)(law, gold_rewards(problem))),
-            "learned_curve": jnp.mean(jax.vmap(_expectation)(law, rewards)),
+            "gold_curve": jnp.mean(expectation(law, gold_rewards(problem))),
+            "learned_curve": jnp.mean(expectation(law, rewards)),
         }
 
     return jax.lax.map(one, betas)

@@ -63,3 +63,14 @@ def test_bounds():
         with pytest.raises(binary.UsageError, match=r"--learning_rate must be positive"):
             binary.positive(Rates(bad), "learning_rate")
     binary.positive(Rates(0.1), "learning_rate")
+
+
+def test_every_number_of_a_tuple_must_be_positive():
+    @dataclasses.dataclass(frozen=True)
+    class Betas:
+        betas: tuple[float, ...]
+
+    binary.positive(Betas((1.0, 0.5)), "betas")
+    for bad in ((), (1.0, 0.0), (float("nan"),)):
+        with pytest.raises(binary.UsageError, match=r"--betas must be positive, found \("):
+            binary.positive(Betas(bad), "betas")

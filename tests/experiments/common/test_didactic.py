@@ -1,0 +1,32 @@
+import jax
+import numpy as np
+import pytest
+
+from experiments.common.binary import UsageError
+from experiments.common.didactic import check_documents, fit_law, make_world
+from shatter import documents
+
+
+@pytest.mark.parametrize("kind", ["tabular", "transformer"])
+def test_a_model_is_fitted_to_a_law(kind):
+    world = make_world(kind, vocab_size=3, max_length=2)
+    keys = jax.random.split(jax.random.key(0))
+    target = documents.document_log_probs(world.table, world.table.init(keys[0]), *world.space)
+
+    @jax.jit
+    def kl(key):
+        start = world.lm.init(key)
+        laws = [start, fit_law(world, start, target)]
+        laws = [documents.document_log_probs(world.lm, params, *world.space) for params in laws]
+        return [documents.kl_divergence(target, law) for law in laws]
+
+    before, after = kl(keys[1])
+    assert after < 0.05 * before
+    assert len(world.space[0]) == 7  # of at most two tokens, one of them EOS
+    np.testing.assert_allclose(np.exp(target).sum(), 1.0, rtol=1e-5)
+
+
+def test_a_space_too_large_is_refused():
+    check_documents(4, 4, most=256)
+    with pytest.raises(UsageError, match=r"must be at most 255, .* found 4 \*\* 4 = 256"):
+        check_documents(4, 4, most=255)
