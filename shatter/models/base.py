@@ -23,6 +23,8 @@ class LanguageModel(NamedTuple):
       init_cache: `(batch, length) -> cache`, room for `length` tokens; optional.
       decode: `(params, cache, tokens[B, t], *, valid=None) -> (logits[B, t, V], cache)`, prefill
         and step by one function; optional.
+      repeat_cache: `(cache, n) -> cache`, every row of the batch n times in a row, so that several
+        responses share the prefill of their prompt; there where `decode` is.
     """
 
     init: Callable[[Key], Params]
@@ -30,6 +32,7 @@ class LanguageModel(NamedTuple):
     features: Callable[..., Array] | None = None
     init_cache: Callable[[int, int], Any] | None = None
     decode: Callable[..., tuple[Array, Any]] | None = None
+    repeat_cache: Callable[[Any, int], Any] | None = None
 
 
 def from_flax(module: nn.Module, *, length: int = 1) -> LanguageModel:

@@ -1,12 +1,14 @@
-"""A decoder-only transformer, small and clear, with an explicit key-value cache."""
+"""A decoder-only transformer, from didactic to GPT-2, Llama and Qwen, with an explicit cache."""
 
 import dataclasses
-from typing import Any, NamedTuple, cast
+from functools import partial
+from typing import Any, Literal, NamedTuple, cast
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import checkify
 
 from shatter.models.base import LanguageModel
@@ -17,18 +19,77 @@ _UNROLL_UP_TO = 8
 """Layers are looped up to this depth, scanned above: a loop runs faster at any depth, and takes the
 longer to compile the deeper it is (`python -m experiments.benchmark.run` prints both)."""
 
+_ACTIVATIONS = {
+    "gelu": nn.gelu,
+    "gelu_exact": partial(nn.gelu, approximate=False),
+    "relu": nn.relu,
+    "silu": nn.silu,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """Rotary positions: pairs of a head's features turn by position times frequency.
+
+    Source: Su et al., RoFormer, https://arxiv.org/abs/2104.09864; the scaling "llama3" as the
+    configurations of Llama 3.1 give it.
+
+    Attributes:
+      theta: frequency i of a head of size s is `theta^(-2 i / s)`, radians a token.
+      scaling: "none"; "linear": every frequency is divided by `factor`; "llama3": the low ones
+        are, the high ones are not, with a ramp between.
+      factor: how much longer documents are than those of pretraining.
+      low_frequency_factor: below this many turns in `original_max_length` a frequency is low.
+      high_frequency_factor: above this many it is high.
+      original_max_length: tokens of a document of pretraining.
+    """
+
+    theta: float = 10_000.0
+    scaling: Literal["none", "linear", "llama3"] = "none"
+    factor: float = 1.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_max_length: int = 8192
+
+    def __post_init__(self) -> None:
+        """Refuses an unknown scaling.
+
+        Raises:
+          ValueError: naming the scaling found.
+        """
+        _check_choice("scaling", self.scaling, ("none", "linear", "llama3"))
+
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """Sizes of a transformer.
+    """What a transformer is made of; the defaults are those of a didactic one.
 
     Attributes:
       vocab_size: V, number of tokens.
       max_length: largest number of valid tokens in a document, prompt included.
       width: D, size of the residual stream.
       num_layers: number of blocks.
-      num_heads: attention heads; divides `width`.
-      mlp_factor: hidden width of the feed-forward part over `width`.
+      num_heads: attention heads; divides `width` where `head_size` is not given.
+      num_kv_heads: heads of keys and values, each shared by as many heads of queries; divides
+        `num_heads`. None = `num_heads`.
+      head_size: features of a head. None = `width / num_heads`.
+      mlp_width: hidden width of the feed-forward part. None = `4 width`.
+      norm: "layer" (scale and bias) or "rms" (scale).
+      norm_epsilon: what a norm adds to the variance.
+      activation: of the feed-forward part; "gelu" is its tanh form.
+      gated: the feed-forward part is `activation(gate) * up`.
+      rope: rotary positions. None = a learned vector a position.
+      qkv_bias: whether queries, keys and values have biases.
+      attention_out_bias: whether the attention's output has one.
+      mlp_bias: whether the feed-forward part has them.
+      qk_norm: an RMS norm over every head's query and key, before they turn.
+      tied: the head is the token embedding.
+      head_bias: whether an untied head has a bias.
+      dtype: of the computation. None = that of the parameters. With "bfloat16" the softmax of the
+        attention and the logits are in float32 nevertheless.
+      remat: blocks are computed again in the backward pass instead of kept: less memory, more time.
+      bos: the token id that begins a document; nothing here reads it.
+      eos: the token ids that end one; nothing here reads them.
     """
 
     vocab_size: int
@@ -36,29 +97,80 @@ class TransformerConfig:
     width: int = 64
     num_layers: int = 2
     num_heads: int = 4
-    mlp_factor: int = 4
+    num_kv_heads: int | None = None
+    head_size: int | None = None
+    mlp_width: int | None = None
+    norm: Literal["layer", "rms"] = "layer"
+    norm_epsilon: float = 1e-6
+    activation: Literal["gelu", "gelu_exact", "relu", "silu"] = "gelu"
+    gated: bool = False
+    rope: Rope | None = None
+    qkv_bias: bool = True
+    attention_out_bias: bool = True
+    mlp_bias: bool = True
+    qk_norm: bool = False
+    tied: bool = False
+    head_bias: bool = True
+    dtype: Literal["float32", "bfloat16"] | None = None
+    remat: bool = False
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuses sizes that cannot be.
+        """Refuses what cannot be.
 
         Raises:
-          ValueError: if a size is not positive or the heads do not divide the width.
+          ValueError: if a size is not positive, heads do not divide what they should, or a name is
+            unknown.
         """
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
-                raise ValueError(f"{field.name} must be >= 1, found {getattr(self, field.name)}")
-        if self.width % self.num_heads:
+        sizes = ("vocab_size", "max_length", "width", "num_layers", "num_heads")
+        for name in (*sizes, "num_kv_heads", "head_size", "mlp_width"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be >= 1, found {value}")
+        if self.head_size is None and self.width % self.num_heads:
             raise ValueError(
                 f"num_heads must divide width, found width {self.width}, heads {self.num_heads}"
             )
+        if self.num_heads % self.kv_heads:
+            raise ValueError(
+                f"num_kv_heads must divide num_heads, found {self.kv_heads} and {self.num_heads}"
+            )
+        if self.rope is not None and self.size_of_head % 2:
+            raise ValueError(f"rotary positions need an even head size, found {self.size_of_head}")
+        if not self.norm_epsilon > 0:
+            raise ValueError(f"norm_epsilon must be above 0, found {self.norm_epsilon}")
+        _check_choice("norm", self.norm, ("layer", "rms"))
+        _check_choice("activation", self.activation, tuple(_ACTIVATIONS))
+        _check_choice("dtype", self.dtype, ("float32", "bfloat16", None))
+
+    @property
+    def kv_heads(self) -> int:
+        """`num_kv_heads`, or what it is by default."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def size_of_head(self) -> int:
+        """`head_size`, or what it is by default."""
+        return self.width // self.num_heads if self.head_size is None else self.head_size
+
+    @property
+    def hidden_width(self) -> int:
+        """`mlp_width`, or what it is by default."""
+        return 4 * self.width if self.mlp_width is None else self.mlp_width
+
+
+def _check_choice(name: str, value: Any, known: tuple[Any, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, found {value!r}")
 
 
 class Cache(NamedTuple):
     """Keys and values of the tokens so far.
 
     Attributes:
-      keys: `[layers, B, length, heads, head size]`.
-      values: `[layers, B, length, heads, head size]`.
+      keys: `[layers, B, length, heads of keys, head size]`.
+      values: `[layers, B, length, heads of keys, head size]`.
       valid: bool `[B, length]`, true on slots that hold a token that is no padding.
       length: int `[]`, number of slots in use.
     """
@@ -69,39 +181,132 @@ class Cache(NamedTuple):
     length: Array
 
 
+class _Linear(nn.DenseGeneral):
+    """A dense layer, to which low-rank adapters add where the collection "lora" has them.
+
+    An adapter belongs to a part of the output's first axis: `parts` are names and sizes in order;
+    its arrays are `<part>_a [in, rank]` and `<part>_b [rank, out of the part]`, in flattened form.
+    """
+
+    parts: tuple[tuple[str, int], ...] = ()
+
+    def __call__(self, inputs: Array) -> Array:
+        outputs = super().__call__(inputs)
+        if not self.has_variable("lora", "adapters"):
+            return outputs
+        adapters: dict[str, dict[str, Array]] = self.get_variable("lora", "adapters")
+        axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
+        flat = inputs.reshape(*inputs.shape[: inputs.ndim - len(axes)], -1).astype(outputs.dtype)
+        pieces = []
+        for part, size in self.parts:
+            shape = (*flat.shape[:-1], size, *outputs.shape[flat.ndim :])
+            if part in adapters:
+                a, b = (adapters[part][side].astype(flat.dtype) for side in ("a", "b"))
+                pieces.append(((flat @ a) @ b).reshape(shape))
+            else:
+                pieces.append(jnp.zeros(shape, outputs.dtype))
+        return outputs + jnp.concatenate(pieces, axis=flat.ndim - 1)
+
+
 class _Block(nn.Module):
     config: TransformerConfig
 
     @nn.compact
     def __call__(
-        self, x: Array, cache: tuple[Array, Array], index: Array, attend: Array
+        self,
+        x: Array,
+        cache: tuple[Array, Array],
+        index: Array,
+        attend: Array,
+        turn: tuple[Array, Array] | None,
     ) -> tuple[Array, tuple[Array, Array]]:
-        width, heads = self.config.width, self.config.num_heads
-        y = nn.LayerNorm(name="attention_norm")(x)
-        qkv = nn.DenseGeneral((3, heads, width // heads), name="qkv")(y)
-        query, key, value = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
+        config = self.config
+        heads, kv_heads, size = config.num_heads, config.kv_heads, config.size_of_head
+        y = _norm(config, "attention_norm")(x)
+        qkv = _Linear(
+            (heads + 2 * kv_heads, size),
+            use_bias=config.qkv_bias,
+            dtype=config.dtype,
+            parts=(("query", heads), ("key", kv_heads), ("value", kv_heads)),
+            name="qkv",
+        )(y)
+        query, key, value = jnp.split(qkv, (heads, heads + kv_heads), axis=-2)
+        if config.qk_norm:
+            query, key = _norm(config, "query_norm")(query), _norm(config, "key_norm")(key)
+        if turn is not None:
+            query, key = _turn(query, turn), _turn(key, turn)
         keys, values = (
             jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), index, axis=1)
             for old, new in zip(cache, (key, value), strict=True)
         )
         mixed = _attention(query, keys, values, attend)
-        x = x + nn.DenseGeneral(width, axis=(-2, -1), name="attention_out")(mixed)
-        y = nn.LayerNorm(name="mlp_norm")(x)
-        y = nn.gelu(nn.Dense(self.config.mlp_factor * width, name="mlp_in")(y))
-        return x + nn.Dense(width, name="mlp_out")(y), (keys, values)
+        x = x + _Linear(
+            config.width,
+            axis=(-2, -1),
+            use_bias=config.attention_out_bias,
+            dtype=config.dtype,
+            parts=(("attention_out", config.width),),
+            name="attention_out",
+        )(mixed)
+        return x + self._feed_forward(_norm(config, "mlp_norm")(x)), (keys, values)
+
+    def _feed_forward(self, x: Array) -> Array:
+        config, hidden = self.config, self.config.hidden_width
+        linear: Any = partial(_Linear, use_bias=config.mlp_bias, dtype=config.dtype)
+        activation: Any = _ACTIVATIONS[config.activation]
+        if config.gated:
+            parts = (("gate", 1), ("up", 1))
+            gate_up = linear((2, hidden), parts=parts, name="mlp_in")(x)
+            x = activation(gate_up[..., 0, :]) * gate_up[..., 1, :]
+        else:
+            x = activation(linear(hidden, parts=(("mlp_in", hidden),), name="mlp_in")(x))
+        return linear(config.width, parts=(("mlp_out", config.width),), name="mlp_out")(x)
+
+
+def _norm(config: TransformerConfig, name: str) -> Any:
+    kind = (
+        nn.RMSNorm if config.norm == "rms" or name in ("query_norm", "key_norm") else nn.LayerNorm
+    )
+    return kind(epsilon=config.norm_epsilon, dtype=config.dtype, name=name)
+
+
+def _turn(x: Array, turn: tuple[Array, Array]) -> Array:
+    """Rotates `[B, t, heads, size]` by cosines and sines `[B, t, 1, size / 2]`."""
+    cos, sin = turn
+    first, second = jnp.split(x.astype(cos.dtype), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def _cos_sin(rope: Rope, positions: Array, size: int) -> tuple[Array, Array]:
+    """Cosines and sines `[B, t, 1, size / 2]` of the angles at positions `[B, t]`."""
+    frequencies = rope.theta ** (-np.arange(0, size, 2) / size)
+    if rope.scaling == "linear":
+        frequencies = frequencies / rope.factor
+    elif rope.scaling == "llama3":
+        turns = frequencies * rope.original_max_length / (2 * np.pi)
+        low, high = rope.low_frequency_factor, rope.high_frequency_factor
+        keep = np.clip((turns - low) / (high - low), 0.0, 1.0)  # the share that is not divided
+        frequencies = keep * frequencies + (1 - keep) * frequencies / rope.factor
+    angles = positions.astype(float)[..., None, None] * jnp.asarray(frequencies)[None, None, None]
+    return jnp.cos(angles), jnp.sin(angles)
 
 
 def _attention(query: Array, keys: Array, values: Array, attend: Array) -> Array:
     """softmax(query . keys / sqrt(head size)) . values: `[B, t, heads, head size]`.
 
-    The softmax is in float32 at least. `jax.nn.dot_product_attention` has it in float32 at most,
-    which would end the exactness of float64 here.
+    Heads of queries share those of keys in order. The softmax is in float32 at least.
+    `jax.nn.dot_product_attention` has it in float32 at most, which would end the exactness of
+    float64 here.
     """
+    batch, length, heads, size = query.shape
     dtype = jnp.promote_types(query.dtype, jnp.float32)
-    scores = jnp.einsum("bths,buhs->bhtu", query, keys.astype(query.dtype)).astype(dtype)
-    scores = jnp.where(attend[:, None], scores / query.shape[-1] ** 0.5, LOG_ZERO)
+    grouped = query.reshape(batch, length, keys.shape[2], -1, size)
+    keys, values = keys.astype(query.dtype), values.astype(query.dtype)
+    scores = jnp.einsum("btkgs,buks->bkgtu", grouped, keys, preferred_element_type=dtype)
+    scores = jnp.where(attend[:, None, None], scores / size**0.5, LOG_ZERO)
     shares = jax.nn.softmax(scores).astype(query.dtype)
-    return jnp.einsum("bhtu,buhs->bths", shares, values.astype(query.dtype))
+    return jnp.einsum("bkgtu,buks->btkgs", shares, values).reshape(batch, length, heads, size)
 
 
 class _Transformer(nn.Module):
@@ -122,38 +327,59 @@ class _Transformer(nn.Module):
         itself = jnp.arange(slots)[None, :] == own_slot[:, None]
         attend = causal[None] & (in_use[:, None, :] | (itself[None] & (so_far == 0)[..., None]))
 
-        embed = nn.Embed(config.vocab_size, config.width, name="token_embedding")
-        place = nn.Embed(config.max_length, config.width, name="position_embedding")
+        embed = nn.Embed(config.vocab_size, config.width, config.dtype, name="token_embedding")
+        x, turn = embed(tokens), None
+        if config.rope is None:
+            place = nn.Embed(
+                config.max_length, config.width, config.dtype, name="position_embedding"
+            )
+            x = x + place(positions)
+        else:
+            turn = _cos_sin(config.rope, positions, config.size_of_head)
         blocks = nn.scan(
-            _Block,
-            variable_axes={"params": 0},
+            nn.remat(_Block, prevent_cse=False) if config.remat else _Block,
+            variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=config.num_layers,
             unroll=config.num_layers if config.num_layers <= _UNROLL_UP_TO else 1,
         )(config, name="blocks")
-        x, (keys, values) = blocks(
-            embed(tokens) + place(positions), (cache.keys, cache.values), cache.length, attend
-        )
-        features = nn.LayerNorm(name="final_norm")(x)
-        logits = nn.Dense(config.vocab_size, name="head")(features)
+        x, (keys, values) = blocks(x, (cache.keys, cache.values), cache.length, attend, turn)
+        features = _norm(config, "final_norm")(x)
+        dtype = None if config.dtype is None else jnp.promote_types(config.dtype, jnp.float32)
+        product = partial(jax.lax.dot_general, preferred_element_type=dtype)
+        if config.tied:
+            table = embed.embedding.astype(features.dtype)
+            logits = product(features, table, (((features.ndim - 1,), (1,)), ((), ())))
+        else:
+            logits = nn.Dense(
+                config.vocab_size,
+                use_bias=config.head_bias,
+                dtype=config.dtype,
+                dot_general=lambda x, y, numbers, precision=None: product(x, y, numbers),
+                name="head",
+            )(features)
         return logits, features, Cache(keys, values, in_use, cache.length + tokens.shape[1])
 
 
 def transformer(config: TransformerConfig) -> LanguageModel:
-    """A decoder-only transformer: pre-norm blocks, learned positions, GELU, untied head.
+    """A decoder-only transformer with pre-norm blocks: of GPT-2's, Llama's and Qwen's kind.
 
     One forward function serves training, prefill and decoding: `apply` is `decode` on an empty
     cache that the document fills. Parameters of the blocks are stacked over layers. After padding
     in one call the logits are those of the last valid token before it, so what follows a prompt
     padded on the right is scored right too.
 
+    Source: Vaswani et al., Attention Is All You Need, https://arxiv.org/abs/1706.03762; Radford et
+    al., Language Models are Unsupervised Multitask Learners (2019); Touvron et al., LLaMA,
+    https://arxiv.org/abs/2302.13971.
+
     Args:
-      config: the sizes.
+      config: what it is made of.
 
     Returns:
-      A language model with `features`, `init_cache` and `decode`. `apply` raises ValueError on
-      documents of over `max_length` tokens none of which is declared padding.
+      A language model with `features`, `init_cache`, `decode` and `repeat_cache`. `apply` raises
+      ValueError on documents of over `max_length` tokens none of which is declared padding.
     """
     module = _Transformer(config)
 
@@ -161,8 +387,8 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         return cast(tuple[Array, Array, Cache], module.apply(params, *args))
 
     def init_cache(batch: int, length: int) -> Cache:
-        shape = (config.num_layers, batch, length, config.num_heads)
-        empty = jnp.zeros((*shape, config.width // config.num_heads))
+        shape = (config.num_layers, batch, length, config.kv_heads, config.size_of_head)
+        empty = jnp.zeros(shape, config.dtype or float)
         return Cache(empty, empty, jnp.zeros((batch, length), bool), jnp.zeros((), int))
 
     def init(key: Key) -> Params:
@@ -195,7 +421,11 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         logits, _, cache = run(params, tokens, valid, cache)
         return logits, cache
 
-    return LanguageModel(init, apply, features, init_cache, decode)
+    def repeat_cache(cache: Cache, num: int) -> Cache:
+        keys, values = (jnp.repeat(array, num, axis=1) for array in (cache.keys, cache.values))
+        return Cache(keys, values, jnp.repeat(cache.valid, num, axis=0), cache.length)
+
+    return LanguageModel(init, apply, features, init_cache, decode, repeat_cache)
 
 
 def _fill_padding(tokens: Array, valid: Array) -> Array:

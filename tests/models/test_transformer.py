@@ -16,7 +16,7 @@ from shatter.models import TransformerConfig, transformer
 module = importlib.import_module("shatter.models.transformer")
 
 CONFIG = TransformerConfig(
-    vocab_size=5, max_length=6, width=8, num_layers=2, num_heads=2, mlp_factor=3
+    vocab_size=5, max_length=6, width=8, num_layers=2, num_heads=2, mlp_width=24
 )
 LM = transformer(CONFIG)
 DOCUMENTS = np.array([[0, 3, 1, 4, 2, 2], [4, 4, 0, 2, 1, 3], [2, 0, 1, 1, 3, 0]])
@@ -67,8 +67,10 @@ def numpy_logits(params, document: np.ndarray) -> np.ndarray:
     for layer in range(CONFIG.num_layers):
         block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], weights["blocks"])
         qkv = [
-            np.einsum("d,dchs->chs", norm(x, block["attention_norm"]), block["qkv"]["kernel"])
-            + block["qkv"]["bias"]
+            (
+                np.einsum("d,dhs->hs", norm(x, block["attention_norm"]), block["qkv"]["kernel"])
+                + block["qkv"]["bias"]
+            ).reshape(3, CONFIG.num_heads, -1)
             for x in stream
         ]
         for t in range(len(document)):
@@ -209,7 +211,7 @@ def test_logits_are_the_head_of_the_features(params):
 
 
 def test_number_of_parameters(params):
-    d, v, f = CONFIG.width, CONFIG.vocab_size, CONFIG.mlp_factor
+    d, v, f = CONFIG.width, CONFIG.vocab_size, 3
     norms = 2 * 2 * d
     attention = (d * 3 * d + 3 * d) + (d * d + d)
     mlp = (d * f * d + f * d) + (f * d * d + d)
@@ -260,7 +262,10 @@ def test_config_is_frozen_and_hashable():
     assert CONFIG != dataclasses.replace(CONFIG, num_layers=3)
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(TransformerConfig)])
+SIZES = ["vocab_size", "max_length", "width", "num_layers", "num_heads"]
+
+
+@pytest.mark.parametrize("name", [*SIZES, "num_kv_heads", "head_size", "mlp_width"])
 def test_sizes_below_one_are_refused(name: str):
     with pytest.raises(ValueError, match=f"{name} must be >= 1, found 0"):
         dataclasses.replace(CONFIG, **{name: 0})
