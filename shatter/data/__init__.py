@@ -1,0 +1,24 @@
+"""Files of preferences to token batches."""
+
+from shatter.data.batches import Batch, batches, collate, length_buckets, plan_batches
+from shatter.data.encoding import Encoded, TextTokenizer, encode_rows
+from shatter.data.report import DataError, Problem, Report
+from shatter.data.rows import Row, pair_labels, read_rows, write_rows
+
+__all__ = [
+    "Batch",
+    "DataError",
+    "Encoded",
+    "Problem",
+    "Report",
+    "Row",
+    "TextTokenizer",
+    "batches",
+    "collate",
+    "encode_rows",
+    "length_buckets",
+    "pair_labels",
+    "plan_batches",
+    "read_rows",
+    "write_rows",
+]

@@ -1,0 +1,299 @@
+"""From one JSON object, in any of the layouts, to completions and what was said of them."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from shatter.data.report import BadRow
+
+Message = dict[str, Any]
+Text = str | tuple[Message, ...]
+"""A text, or a conversation: messages with a role and a content."""
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+LAYOUTS = (
+    "a row is prompt, chosen, rejected (prompt may be left out), or prompt, completion (and "
+    "label), or prompt, completions and one of ranks, ratings, votes"
+)
+
+
+class Answers(NamedTuple):
+    """One object of a file: the fields of its rows.
+
+    Attributes:
+      prompt: the text or conversation.
+      completions: K of them.
+      answers: ranks `[K]` and the weight, one a row.
+      votes: the counts, `[K]` or `[K + 1]`, if there are any.
+      about: annotator and group.
+      is_implicit: whether the prompt was cut out of the completions.
+    """
+
+    prompt: Text
+    completions: tuple[Text, ...]
+    answers: list[tuple[tuple[int, ...], float]]
+    votes: tuple[float, ...] | None
+    about: tuple[str | None, str | None]
+    is_implicit: bool
+
+
+def parsed(raw: bytes | dict[str, Any]) -> dict[str, Any]:
+    """The object of a line, without its nulls.
+
+    Args:
+      raw: the line, or its object where it comes from a table.
+
+    Returns:
+      The object.
+
+    Raises:
+      BadRow: if the line holds no JSON object.
+    """
+    record: Any = raw
+    if isinstance(raw, bytes):
+        try:
+            record = json.loads(raw.decode())
+        except UnicodeDecodeError as error:
+            found = f"byte {raw[error.start]:#04x} at {error.start}"
+            raise BadRow("line", "UTF-8", found, "save the file as UTF-8") from error
+        except (ValueError, RecursionError) as error:
+            found = f"{shown(raw.decode())} ({error})"
+            raise BadRow("line", "a whole JSON object", found, "one object a line") from error
+    if not isinstance(record, dict):
+        raise BadRow("line", "a JSON object", shown(record), "one object a line, no list around")
+    return {name: value for name, value in record.items() if value is not None}
+
+
+def answers_of(record: dict[str, Any]) -> Answers:
+    """Reads one object.
+
+    Args:
+      record: the object, without nulls.
+
+    Returns:
+      Its prompt, completions and answers.
+
+    Raises:
+      BadRow: if it is of no layout or a field does not hold what belongs there.
+    """
+    kind, fields = _fields(record)
+    completions = [_text(given, field) for field, given in fields.items()]
+    prompt = _text(record["prompt"], "prompt") if "prompt" in record else None
+    _assert_distinct(completions, list(fields))
+    is_told_twice = isinstance(prompt, str) and all(isinstance(c, tuple) for c in completions)
+    is_implicit = kind == "chosen" and (prompt is None or is_told_twice)
+    if is_implicit:
+        start, completions = _split(*completions)
+        if is_told_twice and prompt not in [m["content"] for m in start if isinstance(m, dict)]:
+            expected = "a conversation, or the text of a message that both completions start with"
+            raise BadRow("prompt", expected, shown(prompt))
+        prompt = start
+    assert prompt is not None
+    for field, completion in zip(fields, completions, strict=True):
+        _assert_completion(completion, field, prompt)
+    if isinstance(prompt, tuple) and prompt and prompt[-1]["role"] == "assistant":
+        raise BadRow("prompt", "a conversation that ends before the assistant speaks", "it does")
+    answers, votes = _answers(record, kind, len(completions))
+    about = _name(record, "annotator"), _name(record, "group")
+    return Answers(prompt, tuple(completions), answers, votes, about, is_implicit)
+
+
+def _fields(record: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The field that tells the layout, and what should be completions, by where they stand."""
+    found = _names(record)
+    kinds: list[str] = [name for name in ("chosen", "completion", "completions") if name in record]
+    kinds += ["rejected"] if "rejected" in record and "chosen" not in record else []
+    if len(kinds) != 1:
+        raise BadRow("row", "one layout", found, LAYOUTS)
+    kind = kinds[0]
+    needed = {"chosen": "rejected", "rejected": "chosen"}.get(kind, "prompt")
+    if needed not in record:
+        raise BadRow(needed, f"this field beside {kind}", found, LAYOUTS)
+    given = record[kind]
+    if kind != "completions":
+        names = ["chosen", "rejected"] if kind == "chosen" else [kind]
+        return kind, {name: record[name] for name in names}
+    if not isinstance(given, list | tuple) or not given:
+        raise BadRow(kind, "a list of texts or conversations", shown(given))
+    return kind, {f"{kind}[{k}]": completion for k, completion in enumerate(given)}
+
+
+def _names(record: dict[str, Any]) -> str:
+    return f"the fields {', '.join(sorted(record)) or '(none)'}"
+
+
+def _answers(
+    record: dict[str, Any], kind: str, num: int
+) -> tuple[list[tuple[tuple[int, ...], float]], tuple[float, ...] | None]:
+    """Ranks and weight of every row to be made, and the vote counts."""
+    weight = _number(record.get("weight", 1.0), "weight")
+    if weight <= 0:
+        raise BadRow("weight", "a number above 0", str(weight))
+    if kind == "chosen":
+        return [((1, 2), weight)], None
+    if kind == "completion":
+        label = record.get("label")
+        if label is not None and not isinstance(label, bool):
+            raise BadRow("label", "true or false (none on a demonstration)", shown(label))
+        return [((0 if label is None else 1 if label else 2,), weight)], None
+    given = [name for name in ("ranks", "ratings", "votes") if name in record]
+    if given not in (["ranks"], ["ratings"], ["votes"], ["ranks", "votes"]):
+        raise BadRow("ranks", "one of ranks, ratings, votes beside completions", _names(record))
+    votes = _votes(record["votes"], num) if "votes" in record else None
+    if given[0] == "ranks":
+        return [(_ranks(record["ranks"], num), weight)], votes
+    if votes is None:
+        return [(_rating_ranks(record["ratings"], num), weight)], None
+    choices = [tuple(1 if k == chosen else 2 for k in range(num)) for chosen in range(num)]
+    choices.append((1,) * num)  # chose none
+    counted = zip(choices, votes, strict=False)
+    return [(ranks, weight * count) for ranks, count in counted if count > 0], votes
+
+
+def _ranks(given: Any, num: int) -> tuple[int, ...]:
+    _assert_length(given, "ranks", [num])
+    for k, rank in enumerate(given):
+        if not isinstance(rank, int) or isinstance(rank, bool) or abs(rank) >= 2**31:
+            raise BadRow(f"ranks[{k}]", "a whole number, 1 = best, of 32 bits", shown(rank))
+    if max(given) < 0:
+        raise BadRow("ranks", "a rank >= 0: a completion that was shown", shown(given))
+    return tuple(given)
+
+
+def _rating_ranks(given: Any, num: int) -> tuple[int, ...]:
+    _assert_length(given, "ratings", [num])
+    ratings = [None if r is None else _number(r, f"ratings[{k}]") for k, r in enumerate(given)]
+    levels = sorted({rating for rating in ratings if rating is not None}, reverse=True)
+    if not levels:
+        raise BadRow("ratings", "at least one number", shown(given))
+    return tuple(-1 if rating is None else 1 + levels.index(rating) for rating in ratings)
+
+
+def _votes(given: Any, num: int) -> tuple[float, ...]:
+    if num < 2:
+        raise BadRow("completions", "at least two, to vote on", str(num))
+    _assert_length(given, "votes", [num, num + 1])
+    votes = tuple(_number(count, f"votes[{k}]") for k, count in enumerate(given))
+    if min(votes) < 0 or max(votes) == 0:
+        raise BadRow("votes", "counts >= 0, one of them above 0", shown(given))
+    return votes
+
+
+def _number(given: Any, field: str) -> float:
+    is_number = isinstance(given, int | float) and not isinstance(given, bool)
+    if not is_number or not abs(given) < 1e300:
+        raise BadRow(field, "a number", shown(given))
+    return float(given)
+
+
+def _assert_length(given: Any, field: str, lengths: list[int]) -> None:
+    if not isinstance(given, list | tuple) or len(given) not in lengths:
+        more = ", or one more: how many chose none" if len(lengths) > 1 else ""
+        expected = f"a list of {lengths[0]} numbers, one a completion{more}"
+        raise BadRow(field, expected, shown(given))
+
+
+def _name(record: dict[str, Any], field: str) -> str | None:
+    name = record.get(field)
+    if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
+        raise BadRow(field, "a name or a number", shown(name))
+    return None if name is None else str(_text(str(name), field))
+
+
+def _text(given: Any, field: str) -> Text:
+    """A text as it is, a list of messages as a tuple of checked messages."""
+    if isinstance(given, str):
+        try:
+            given.encode()
+        except UnicodeEncodeError as error:
+            found = f"half a surrogate pair at character {error.start}"
+            raise BadRow(field, "text that UTF-8 can hold", found) from error
+        return given
+    if not isinstance(given, list | tuple):
+        raise BadRow(field, "a text or a list of messages", shown(given))
+    return tuple(_message(message, f"{field}[{n}]") for n, message in enumerate(given))
+
+
+def _message(given: Any, field: str) -> Message:
+    if not isinstance(given, dict) or "role" not in given:
+        raise BadRow(field, 'a message {"role": ..., "content": ...}', shown(given))
+    if given["role"] not in ROLES:
+        raise BadRow(f"{field}.role", f"one of {', '.join(ROLES)}", shown(given["role"]))
+    if not isinstance(given.get("content"), str):
+        raise BadRow(f"{field}.content", "a text", shown(given.get("content")))
+    _text(given["content"], f"{field}.content")
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _split(chosen: Text, rejected: Text) -> tuple[Text, list[Text]]:
+    """The longest common start, and what it leaves of both: at least a word or a message."""
+    shortest = min(len(chosen), len(rejected))
+    pairs = enumerate(zip(chosen, rejected, strict=False))
+    end = next((n for n, (a, b) in pairs if a != b), shortest)
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        while end and not (_cuts(chosen, end) and _cuts(rejected, end)):
+            end -= 1
+    else:
+        end = min(end, max(shortest - 1, 0))
+    return chosen[:end], [chosen[end:], rejected[end:]]
+
+
+def _cuts(text: str, end: int) -> bool:
+    """Whether a text may be cut here: before white space that is followed by something."""
+    is_boundary = text[end : end + 1].isspace() and not text[end - 1].isspace()
+    return is_boundary and bool(text[end:].strip())
+
+
+def _assert_completion(completion: Text, field: str, prompt: Text) -> None:
+    """Refuses what is empty, mixes text and conversation, or is not the assistant's."""
+    if isinstance(completion, str) != isinstance(prompt, str):
+        kinds = ("a text", "a conversation")[:: 1 if isinstance(prompt, str) else -1]
+        mend = 'a text becomes a conversation as [{"role": "assistant", "content": text}]'
+        raise BadRow(field, f"{kinds[0]}, as the prompt is", kinds[1], mend)
+    last = completion
+    if isinstance(completion, tuple):
+        roles = [message["role"] for message in completion]
+        if not roles or roles[-1] != "assistant":
+            expected = "a conversation whose last message is the assistant's"
+            raise BadRow(field, expected, f"the roles {roles}")
+        if roles[0] not in ("assistant", "tool"):
+            mend = "the prompt's messages belong into prompt only, or leave prompt out"
+            raise BadRow(f"{field}[0].role", "assistant or tool", roles[0], mend)
+        last = completion[-1]["content"]
+    if not str(last).strip():
+        raise BadRow(field, "a completion with something in it", shown(last))
+
+
+def _assert_distinct(completions: Sequence[Text], fields: Sequence[str]) -> None:
+    seen: dict[str, str] = {}
+    for field, completion in zip(fields, completions, strict=True):
+        first = seen.setdefault(text_key(completion), field)
+        if first != field:
+            found = f"that of {first} again: {shown(completion)}"
+            raise BadRow(field, "a completion of its own", found)
+
+
+def text_key(text: Text) -> str:
+    """A text or conversation as a dict key.
+
+    Args:
+      text: the text or conversation.
+
+    Returns:
+      Its JSON.
+    """
+    return json.dumps(text, sort_keys=True)
+
+
+def shown(value: Any) -> str:
+    """A value and its type, for a message.
+
+    Args:
+      value: anything.
+
+    Returns:
+      At most some 80 characters.
+    """
+    text = repr(value)
+    size = f" of length {len(value)}" if isinstance(value, list | tuple) else ""
+    return f"{type(value).__name__}{size} {text if len(text) <= 60 else text[:57] + '...'}"
