@@ -1,0 +1,252 @@
+"""Families of pretrained models: their names for our tensors and for the fields of our config."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from shatter.models.transformer import TransformerConfig
+
+
+class Tensor(NamedTuple):
+    """Where a tensor of theirs lies in our parameters.
+
+    Attributes:
+      name: theirs; `{layer}` stands for the block.
+      path: ours; of a tensor with `{layer}` the leaf is stacked over layers.
+      kind: how theirs is stored: "vector" flat, "table" as ours, "linear" as a matrix [out, in],
+        "conv" as a matrix [in, out].
+      part: which part of the second last axis of our leaf it is: "query", "key" or "value" of
+        `qkv`, "gate" or "up" of `mlp_in`; None = the whole.
+      inputs: number of leading axes of our kernel (of one layer) that are inputs.
+    """
+
+    name: str
+    path: str
+    kind: Literal["vector", "table", "linear", "conv"]
+    part: str | None = None
+    inputs: int = 1
+
+
+class Family(NamedTuple):
+    """What a family's folder looks like.
+
+    Attributes:
+      architecture: the class of transformers.
+      prefix: what the names of tensors begin with, or do not where the head was left out.
+      tensors: the table of names; those of which our parameters have the path are in the file.
+      passed_over: endings of names of buffers, which older files hold.
+      fields: field of our config -> its spellings in config.json; the first is written.
+      defaults: field of our config -> what holds where config.json is silent.
+      fixed: field of our config -> what every model of the family has.
+      required: key of config.json -> the only value that our forward pass computes.
+    """
+
+    architecture: str
+    prefix: str
+    tensors: tuple[Tensor, ...]
+    passed_over: tuple[str, ...]
+    fields: Mapping[str, tuple[str, ...]]
+    defaults: Mapping[str, Any]
+    fixed: Mapping[str, Any]
+    required: Mapping[str, Any]
+
+
+_GPT2_BLOCK = "transformer.h.{layer}."
+_GPT2_TENSORS = (
+    Tensor("transformer.wte.weight", "token_embedding/embedding", "table"),
+    Tensor("transformer.wpe.weight", "position_embedding/embedding", "table"),
+    Tensor(_GPT2_BLOCK + "ln_1.weight", "blocks/attention_norm/scale", "vector"),
+    Tensor(_GPT2_BLOCK + "ln_1.bias", "blocks/attention_norm/bias", "vector"),
+    Tensor(_GPT2_BLOCK + "attn.c_attn.weight", "blocks/qkv/kernel", "conv"),
+    Tensor(_GPT2_BLOCK + "attn.c_attn.bias", "blocks/qkv/bias", "vector"),
+    Tensor(_GPT2_BLOCK + "attn.c_proj.weight", "blocks/attention_out/kernel", "conv", inputs=2),
+    Tensor(_GPT2_BLOCK + "attn.c_proj.bias", "blocks/attention_out/bias", "vector"),
+    Tensor(_GPT2_BLOCK + "ln_2.weight", "blocks/mlp_norm/scale", "vector"),
+    Tensor(_GPT2_BLOCK + "ln_2.bias", "blocks/mlp_norm/bias", "vector"),
+    Tensor(_GPT2_BLOCK + "mlp.c_fc.weight", "blocks/mlp_in/kernel", "conv"),
+    Tensor(_GPT2_BLOCK + "mlp.c_fc.bias", "blocks/mlp_in/bias", "vector"),
+    Tensor(_GPT2_BLOCK + "mlp.c_proj.weight", "blocks/mlp_out/kernel", "conv"),
+    Tensor(_GPT2_BLOCK + "mlp.c_proj.bias", "blocks/mlp_out/bias", "vector"),
+    Tensor("transformer.ln_f.weight", "final_norm/scale", "vector"),
+    Tensor("transformer.ln_f.bias", "final_norm/bias", "vector"),
+    Tensor("lm_head.weight", "head/kernel", "linear"),
+)
+
+_LLAMA_BLOCK = "model.layers.{layer}."
+_LLAMA_ATTENTION = _LLAMA_BLOCK + "self_attn."
+_LLAMA_MLP = _LLAMA_BLOCK + "mlp."
+_LLAMA_TENSORS = (
+    Tensor("model.embed_tokens.weight", "token_embedding/embedding", "table"),
+    Tensor(_LLAMA_BLOCK + "input_layernorm.weight", "blocks/attention_norm/scale", "vector"),
+    Tensor(_LLAMA_ATTENTION + "q_proj.weight", "blocks/qkv/kernel", "linear", "query"),
+    Tensor(_LLAMA_ATTENTION + "k_proj.weight", "blocks/qkv/kernel", "linear", "key"),
+    Tensor(_LLAMA_ATTENTION + "v_proj.weight", "blocks/qkv/kernel", "linear", "value"),
+    Tensor(_LLAMA_ATTENTION + "q_proj.bias", "blocks/qkv/bias", "vector", "query"),
+    Tensor(_LLAMA_ATTENTION + "k_proj.bias", "blocks/qkv/bias", "vector", "key"),
+    Tensor(_LLAMA_ATTENTION + "v_proj.bias", "blocks/qkv/bias", "vector", "value"),
+    Tensor(_LLAMA_ATTENTION + "q_norm.weight", "blocks/query_norm/scale", "vector"),
+    Tensor(_LLAMA_ATTENTION + "k_norm.weight", "blocks/key_norm/scale", "vector"),
+    Tensor(_LLAMA_ATTENTION + "o_proj.weight", "blocks/attention_out/kernel", "linear", inputs=2),
+    Tensor(_LLAMA_ATTENTION + "o_proj.bias", "blocks/attention_out/bias", "vector"),
+    Tensor(_LLAMA_BLOCK + "post_attention_layernorm.weight", "blocks/mlp_norm/scale", "vector"),
+    Tensor(_LLAMA_MLP + "gate_proj.weight", "blocks/mlp_in/kernel", "linear", "gate"),
+    Tensor(_LLAMA_MLP + "up_proj.weight", "blocks/mlp_in/kernel", "linear", "up"),
+    Tensor(_LLAMA_MLP + "gate_proj.bias", "blocks/mlp_in/bias", "vector", "gate"),
+    Tensor(_LLAMA_MLP + "up_proj.bias", "blocks/mlp_in/bias", "vector", "up"),
+    Tensor(_LLAMA_MLP + "down_proj.weight", "blocks/mlp_out/kernel", "linear"),
+    Tensor(_LLAMA_MLP + "down_proj.bias", "blocks/mlp_out/bias", "vector"),
+    Tensor("model.norm.weight", "final_norm/scale", "vector"),
+    Tensor("lm_head.weight", "head/kernel", "linear"),
+)
+
+_GPT2 = Family(
+    architecture="GPT2LMHeadModel",
+    prefix="transformer.",
+    tensors=_GPT2_TENSORS,
+    passed_over=(".attn.bias", ".attn.masked_bias"),
+    fields={
+        "vocab_size": ("vocab_size",),
+        "max_length": ("n_positions", "max_position_embeddings", "n_ctx"),
+        "width": ("n_embd", "hidden_size"),
+        "num_layers": ("n_layer", "num_hidden_layers"),
+        "num_heads": ("n_head", "num_attention_heads"),
+        "mlp_width": ("n_inner",),
+        "activation": ("activation_function",),
+        "norm_epsilon": ("layer_norm_epsilon",),
+        "tied": ("tie_word_embeddings",),
+        "bos": ("bos_token_id",),
+        "eos": ("eos_token_id",),
+    },
+    defaults={
+        "mlp_width": None,
+        "activation": "gelu_new",
+        "norm_epsilon": 1e-5,
+        "tied": True,
+        "bos": 50256,
+        "eos": 50256,
+    },
+    fixed={"norm": "layer", "gated": False, "head_bias": False},
+    required={
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+    },
+)
+
+_LLAMA = Family(
+    architecture="LlamaForCausalLM",
+    prefix="model.",
+    tensors=_LLAMA_TENSORS,
+    passed_over=(".rotary_emb.inv_freq",),
+    fields={
+        "vocab_size": ("vocab_size",),
+        "max_length": ("max_position_embeddings",),
+        "width": ("hidden_size",),
+        "num_layers": ("num_hidden_layers",),
+        "num_heads": ("num_attention_heads",),
+        "num_kv_heads": ("num_key_value_heads",),
+        "head_size": ("head_dim",),
+        "mlp_width": ("intermediate_size",),
+        "activation": ("hidden_act",),
+        "norm_epsilon": ("rms_norm_eps",),
+        "qkv_bias": ("attention_bias",),
+        "attention_out_bias": ("attention_bias",),
+        "mlp_bias": ("mlp_bias",),
+        "tied": ("tie_word_embeddings",),
+        "bos": ("bos_token_id",),
+        "eos": ("eos_token_id",),
+    },
+    defaults={
+        "num_kv_heads": None,
+        "head_size": None,
+        "activation": "silu",
+        "norm_epsilon": 1e-6,
+        "qkv_bias": False,
+        "attention_out_bias": False,
+        "mlp_bias": False,
+        "tied": False,
+        "bos": 1,
+        "eos": 2,
+    },
+    fixed={"norm": "rms", "gated": True, "head_bias": False},
+    required={},
+)
+
+
+def _without(table: Mapping[str, Any], *fields: str) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if key not in fields}
+
+
+_QWEN2 = _LLAMA._replace(
+    architecture="Qwen2ForCausalLM",
+    fields=_without(_LLAMA.fields, "qkv_bias", "attention_out_bias", "mlp_bias"),
+    defaults=_without(_LLAMA.defaults, "num_kv_heads") | {"bos": None, "eos": None},
+    fixed={**_LLAMA.fixed, "qkv_bias": True, "attention_out_bias": False, "mlp_bias": False},
+)
+_QWEN3 = _LLAMA._replace(
+    architecture="Qwen3ForCausalLM",
+    fields=_without(_LLAMA.fields, "mlp_bias"),
+    defaults=_without(_LLAMA.defaults, "num_kv_heads")
+    | {"head_size": 128, "bos": None, "eos": None},
+    fixed={**_LLAMA.fixed, "mlp_bias": False, "qk_norm": True},
+)
+
+FAMILIES: dict[str, Family] = {"gpt2": _GPT2, "llama": _LLAMA, "qwen2": _QWEN2, "qwen3": _QWEN3}
+"""Families by the `model_type` of config.json."""
+
+
+def family_of(config: TransformerConfig) -> str:
+    """The family whose folder can hold a transformer, if any can.
+
+    Args:
+      config: of the transformer.
+
+    Returns:
+      A key of `FAMILIES`.
+    """
+    if config.rope is None:
+        return "gpt2"
+    if config.qk_norm:
+        return "qwen3"
+    return "qwen2" if config.qkv_bias and not config.attention_out_bias else "llama"
+
+
+def part_of(tensor: Tensor, config: TransformerConfig) -> slice:
+    """Which entries of the second last axis of our leaf a tensor of theirs is.
+
+    Args:
+      tensor: a row of a family's table.
+      config: of the transformer.
+
+    Returns:
+      A slice.
+    """
+    if tensor.part is None:
+        return slice(None)
+    heads, kv_heads = config.num_heads, config.kv_heads
+    ends = {
+        "query": (0, heads),
+        "key": (heads, heads + kv_heads),
+        "value": (heads + kv_heads, heads + 2 * kv_heads),
+        "gate": (0, 1),
+        "up": (1, 2),
+    }
+    return slice(*ends[tensor.part])
+
+
+def stored_shape(tensor: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a tensor of theirs.
+
+    Args:
+      tensor: a row of a family's table.
+      shape: of its part of our leaf, for one layer.
+
+    Returns:
+      A shape of one or two axes.
+    """
+    if tensor.kind == "table":
+        return shape
+    if tensor.kind == "vector":
+        return (math.prod(shape),)
+    matrix = (math.prod(shape[: tensor.inputs]), math.prod(shape[tensor.inputs :]))
+    return matrix if tensor.kind == "conv" else matrix[::-1]

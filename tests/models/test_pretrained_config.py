@@ -1,0 +1,253 @@
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+
+from shatter.models.families import FAMILIES, family_of
+from shatter.models.pretrained_config import read_config, write_config
+from shatter.models.transformer import Rope, TransformerConfig
+
+GPT2 = {
+    "model_type": "gpt2",
+    "vocab_size": 100,
+    "n_positions": 32,
+    "n_embd": 24,
+    "n_layer": 3,
+    "n_head": 6,
+    "bos_token_id": 4,
+    "eos_token_id": 5,
+}
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 100,
+    "max_position_embeddings": 64,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+}
+QWEN2 = LLAMA | {"model_type": "qwen2"}
+QWEN3 = LLAMA | {"model_type": "qwen3"}
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.5, "high_freq_factor": 4.0}
+ORIGINAL = {"original_max_position_embeddings": 16}
+
+CONFIG = TransformerConfig(
+    vocab_size=100,
+    max_length=64,
+    width=24,
+    num_layers=3,
+    num_heads=6,
+    num_kv_heads=2,
+    head_size=4,
+    mlp_width=40,
+    norm="rms",
+    activation="silu",
+    gated=True,
+    rope=Rope(),
+    qkv_bias=False,
+    attention_out_bias=False,
+    mlp_bias=False,
+    head_bias=False,
+    bos=1,
+    eos=(2,),
+)
+"""What `LLAMA` says, defaults included."""
+
+
+def read(settings: dict[str, Any], **generation: Any) -> TransformerConfig:
+    return read_config(settings, generation)
+
+
+def test_gpt2():
+    expected = TransformerConfig(
+        vocab_size=100,
+        max_length=32,
+        width=24,
+        num_layers=3,
+        num_heads=6,
+        num_kv_heads=6,
+        head_size=4,
+        mlp_width=96,
+        norm_epsilon=1e-5,
+        tied=True,
+        head_bias=False,
+        bos=4,
+        eos=(5,),
+    )
+    assert read(GPT2) == expected
+    newer = {"n_positions": "max_position_embeddings", "n_embd": "hidden_size"} | {
+        "n_layer": "num_hidden_layers",
+        "n_head": "num_attention_heads",
+    }
+    assert read({newer.get(key, key): value for key, value in GPT2.items()}) == expected
+
+
+@pytest.mark.parametrize(
+    "settings, changes",
+    [
+        (LLAMA, {}),
+        (LLAMA | {"attention_bias": True}, {"qkv_bias": True, "attention_out_bias": True}),
+        (LLAMA | {"mlp_bias": True, "tie_word_embeddings": True}, {"mlp_bias": True, "tied": True}),
+        (QWEN2, {"qkv_bias": True, "bos": None, "eos": ()}),
+        (QWEN3, {"qk_norm": True, "head_size": 128, "bos": None, "eos": ()}),
+        (
+            QWEN3 | {"head_dim": 10, "eos_token_id": 7},
+            {"qk_norm": True, "head_size": 10, "bos": None, "eos": (7,)},
+        ),
+        (LLAMA | {"num_key_value_heads": None}, {"num_kv_heads": 6}),
+        (LLAMA | {"head_dim": None, "hidden_act": "gelu"}, {"activation": "gelu_exact"}),
+        (LLAMA | {"hidden_act": "gelu_pytorch_tanh"}, {"activation": "gelu"}),
+    ],
+)
+def test_rotary_families(settings: dict[str, Any], changes: dict[str, Any]):
+    config = read(settings)
+    assert config == dataclasses.replace(CONFIG, **changes)
+    assert family_of(config) == settings["model_type"]
+
+
+@pytest.mark.parametrize(
+    "older, newer, rope",
+    [
+        ({"rope_theta": 500}, {"rope_parameters": {"rope_theta": 500.0}}, Rope(theta=500.0)),
+        (
+            {"rope_theta": 500.0, "rope_scaling": None},
+            {"rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}},
+            Rope(theta=500.0),
+        ),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2}},
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10_000.0}},
+            Rope(scaling="linear", factor=2.0),
+        ),
+        (
+            {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3, **ORIGINAL}},
+            {
+                "layer_types": ["full_attention"] * 3,
+                "rope_parameters": {
+                    "full_attention": {
+                        "rope_type": "llama3",
+                        "rope_theta": 5e5,
+                        **LLAMA3,
+                        **ORIGINAL,
+                    }
+                },
+            },
+            Rope(5e5, "llama3", 8.0, 1.5, 4.0, 16),
+        ),
+        (
+            {"rope_scaling": {"rope_type": "llama3", **LLAMA3}},
+            {"rope_parameters": {"rope_type": "llama3", **LLAMA3}, "rope_theta": 10_000.0},
+            Rope(1e4, "llama3", 8.0, 1.5, 4.0, 64),
+        ),
+    ],
+)
+def test_both_spellings(older: dict[str, Any], newer: dict[str, Any], rope: Rope):
+    expected = dataclasses.replace(CONFIG, rope=rope)
+    assert read(LLAMA | older | {"torch_dtype": "bfloat16"}) == expected
+    assert read(LLAMA | newer | {"dtype": "bfloat16"}) == expected
+
+
+def test_token_ids():
+    """A list, none, those of generation_config.json first, none outside the vocabulary."""
+    assert read(LLAMA | {"eos_token_id": [7, 9]}).eos == (7, 9)
+    assert read(LLAMA | {"eos_token_id": None, "bos_token_id": None}).eos == ()
+    assert read(LLAMA | {"eos_token_id": None, "bos_token_id": None}).bos is None
+    assert read(LLAMA, eos_token_id=[3, 4]).eos == (3, 4)
+    assert read(LLAMA, eos_token_id=[3, 100]).eos == (3,)
+    assert read({**GPT2, "bos_token_id": 50256}).bos is None
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"model_type": "mamba"}, "model_type is 'mamba'; the known families are gpt2, llama, qw"),
+        ({}, "model_type is None"),
+        ({"model_type": "llama"}, "vocab_size is missing"),
+        (GPT2 | {"n_embd": "24"}, "n_embd must be an integer, found '24'"),
+        (GPT2 | {"n_head": 5}, "5 attention heads do not divide the width 24"),
+        (GPT2 | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx must"),
+        (GPT2 | {"scale_attn_weights": False}, "scale_attn_weights must be True, found False"),
+        (GPT2 | {"add_cross_attention": True}, "add_cross_attention must be False, found True"),
+        (GPT2 | {"activation_function": "mish"}, "activation 'mish' is unknown; known are gelu_n"),
+        (LLAMA | {"quantization_config": {"bits": 4}}, "quantization_config must be None, found"),
+        (LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2}}, "rope type 'dynamic' is unk"),
+        (LLAMA | {"rope_parameters": {"rope_type": "yarn"}}, "known are default, linear, llama3"),
+        (LLAMA | {"rope_scaling": {"rope_type": "linear"}}, "factor of the rope type 'linear' is"),
+        (LLAMA | {"rope_scaling": {"rope_type": "llama3", "factor": 2}}, "low_freq_factor of the"),
+        (LLAMA | {"rope_parameters": {"sliding_attention": {}}}, "has sliding_attention; only"),
+        (LLAMA | {"partial_rotary_factor": 0.5}, "partial_rotary_factor must be 1.0, found 0.5"),
+        (QWEN2 | {"use_sliding_window": True}, "use_sliding_window is true; only full attention"),
+        (QWEN3 | {"layer_types": ["sliding_attention"]}, "'sliding_attention'; only 'full"),
+    ],
+)  # fmt: skip
+def test_refused(settings: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read(settings)
+
+
+def test_sliding_windows_out_of_use_are_no_matter():
+    """As Qwen 2.5 has them."""
+    window = {"use_sliding_window": False, "sliding_window": 32, "max_window_layers": 1}
+    assert read(QWEN2 | window) == read(QWEN2)
+    full = {"use_sliding_window": True, "layer_types": ["full_attention"] * 3}
+    assert read(QWEN2 | full) == read(QWEN2)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        GPT2,
+        GPT2 | {"tie_word_embeddings": False, "n_inner": 30, "activation_function": "relu"},
+        LLAMA,
+        LLAMA | {"attention_bias": True, "eos_token_id": [3, 4], "bos_token_id": None},
+        LLAMA | {"rope_scaling": {"rope_type": "llama3", **LLAMA3, **ORIGINAL}},
+        LLAMA | {"rope_scaling": {"rope_type": "linear", "factor": 3.0}, "hidden_act": "gelu"},
+        QWEN2 | {"tie_word_embeddings": True},
+        QWEN3 | {"head_dim": 10, "attention_bias": True, "rms_norm_eps": 1e-3},
+    ],
+)
+def test_write_is_the_inverse(settings: dict[str, Any]):
+    config = read(settings)
+    written, generation = write_config(config, "bfloat16")
+    assert read_config(written, generation) == config
+    assert read_config(written, {}) == config
+    assert written["model_type"] == settings["model_type"]
+    assert written["architectures"] == [FAMILIES[settings["model_type"]].architecture]
+    assert written["torch_dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    "changes, field",
+    [
+        ({"rope": None}, "num_kv_heads = 2"),
+        ({"norm": "layer"}, "norm = 'layer'"),
+        ({"gated": False}, "gated = False"),
+        ({"head_bias": True}, "head_bias = True"),
+        ({"attention_out_bias": True}, "qkv_bias = False"),
+        ({"qk_norm": True, "qkv_bias": True}, "qkv_bias = True"),
+        ({"qkv_bias": True, "mlp_bias": True}, "mlp_bias = True"),
+    ],
+)
+def test_what_no_family_has(changes: dict[str, Any], field: str):
+    with pytest.raises(ValueError, match=f"no family of pretrained models has {field}"):
+        write_config(dataclasses.replace(CONFIG, **changes), "float32")
+
+
+def test_didactic_transformer():
+    """Its head has a bias, as GPT-2's has not."""
+    config = TransformerConfig(vocab_size=9, max_length=8)
+    with pytest.raises(
+        ValueError, match=r"head_bias = True.*in gpt2, the nearest, it would be False"
+    ):
+        write_config(config, "float32")
+    for known in ({"head_bias": False}, {"tied": True}):
+        settings, _ = write_config(dataclasses.replace(config, **known), "float32")
+        assert settings["n_inner"] == 256
+
+
+def test_settings_of_the_computation_do_not_matter():
+    config = dataclasses.replace(CONFIG, dtype="bfloat16", remat=True)
+    settings, generation = write_config(config, "float32")
+    assert read_config(settings, generation) == CONFIG
