@@ -7,7 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from shatter.data import Row, batches, collate, encode_rows, length_buckets, plan_batches
+from shatter.data import (
+    Row,
+    batches,
+    collate,
+    encode_rows,
+    length_buckets,
+    plan_batches,
+    read_rows,
+)
 from shatter.data.encoding import Encoded
 
 EOS = 0
@@ -33,6 +41,7 @@ LENGTHS = [row.length for row in rows()]
 
 
 def iterate(encoded, **changes):
+    pytest.importorskip("grain")
     settings = {"batch_size": 4, "seed": 3, "max_length": 96, "num_epochs": 1}
     return batches(encoded, **(settings | changes))
 
@@ -278,6 +287,16 @@ def test_text_becomes_batches():
         spelt = Letters().decode(batch.tokens[b, 0][batch.mask[b, 0]][:-1])
         assert spelt == texts[number].completions[0]
         assert batch.tokens[b, 0, 0] == 1
+
+
+def test_a_missing_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "grain", None)
+    with pytest.raises(ImportError, match=r"batches need grain: pip install 'shatter\[data\]'"):
+        batches(rows(), batch_size=4, seed=0, max_length=96)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ImportError, match=r"needs pyarrow: pip install 'shatter\[data\]'"):
+        read_rows(tmp_path / "a.parquet")
 
 
 def test_the_package_imports_no_extra():

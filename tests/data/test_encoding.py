@@ -280,6 +280,8 @@ def test_bad_rows_of_reading_and_encoding_come_together(tmp_path):
     assert written == [problem._asdict() for problem in report.problems]
     with pytest.raises(DataError, match=r"a\.jsonl:4: completion: expected at least one token"):
         encode_rows(rows, Pieces(), **arguments)
+    # What was skipped when the rows were read is no reason to fail now.
+    assert len(encode_rows(rows[:-1], Pieces(), **arguments)[0]) == 2
     with pytest.raises(DataError, match="of 1 rows no good one is left"):
         encode_rows(rows[-1:], Pieces(), max_length=9, on_bad_row="skip")
 

@@ -89,6 +89,7 @@ def test_votes_become_one_weighted_row_an_answer(tmp_path, completions, votes, e
         ("Hi\n\nyes", "Hi\n\nno", "Hi"),  # white space goes whole to the completions
         ("It is", "It is so", "It"),  # something of both is left
         ("It is", "It is ", "It"),
+        ("It is \n", "It is so", "It"),
         ("It is so", "It is\nso", "It is"),
         ("blue", "blur", ""),
         ("So", "So what", ""),
@@ -156,6 +157,8 @@ def test_a_strict_pair_is_written_as_prompt_chosen_rejected(tmp_path):
     expected = {"prompt": "p", "chosen": "a", "rejected": "b", "group": "g"}
     assert json.loads((tmp_path / "a.jsonl").read_bytes()) == expected
     write_rows(tmp_path / "a.jsonl", [Row("p", ("a", "b"), (1, 1))])
+    write_rows(tmp_path / "b.jsonl", [Row("é 🦊", ("a", "b"), (1, 2))])
+    assert "é 🦊".encode() in (tmp_path / "b.jsonl").read_bytes()  # for people to read
     expected = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 1]}
     assert json.loads((tmp_path / "a.jsonl").read_bytes()) == expected
 
@@ -204,10 +207,10 @@ def test_a_table_reads_as_the_lines_do(tmp_path):
     assert [row._replace(source="") for row in rows] == read(tmp_path, *records)
     assert rows[2].source == f"{tmp_path / 'rows.parquet'}:3" and report.read == 4
     # Messages of a table have every field, null where a message has none.
-    talk = {"prompt": [USER | {"name": "x"}], "chosen": [ANSWER], "rejected": [OTHER]}
+    talk = {"prompt": [USER | {"name": "x"}, USER], "chosen": [ANSWER], "rejected": [OTHER]}
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([talk]), tmp_path / "talk.parquet")
     (row,), _ = read_rows(tmp_path / "talk.parquet")
-    assert row[:2] == ((USER | {"name": "x"},), ((ANSWER,), (OTHER,)))
+    assert row[:2] == ((USER | {"name": "x"}, USER), ((ANSWER,), (OTHER,)))
     (tmp_path / "torn.parquet").write_bytes((tmp_path / "rows.parquet").read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"torn\.parquet: not a readable parquet table"):
         read_rows(tmp_path / "torn.parquet")
