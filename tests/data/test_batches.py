@@ -1,7 +1,9 @@
 import itertools
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -305,5 +307,11 @@ def test_the_package_imports_no_extra():
         "heavy = {'grain', 'jinja2', 'pyarrow', 'tokenizers', 'transformers'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    root = str(Path(__file__).resolve().parents[2])
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+    )
     assert (answer.stdout.strip(), answer.returncode) == ("[]", 0), answer.stderr
