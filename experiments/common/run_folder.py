@@ -5,7 +5,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,15 @@ from experiments.common.binary import UsageError
 CSV_COLUMNS = ("setting", "objective", "arm", "seed", "step", "metric", "value")
 
 
-def open_run_folder(path: str, config: Any, **facts: str) -> Path:
+def open_run_folder(
+    path: str, config: Any, *, free: Sequence[str] = ("run_dir",), **facts: str
+) -> Path:
     """Makes a run folder, or opens the one of an earlier run with the same config to resume it.
 
     Args:
       path: the folder.
-      config: a frozen dataclass; its field `run_dir` may differ.
+      config: a frozen dataclass.
+      free: its fields that may differ between a run and its resumption.
       **facts: what else a resumed run must share, for example a checksum of its data.
 
     Returns:
@@ -32,8 +35,7 @@ def open_run_folder(path: str, config: Any, **facts: str) -> Path:
     """
     folder = Path(path)
     wanted = json.loads(json.dumps(dataclasses.asdict(config)))
-    wanted.pop("run_dir", None)
-    wanted |= facts
+    wanted = {name: value for name, value in wanted.items() if name not in free} | facts
     file = folder / "config.json"
     if not file.exists():
         if folder.exists() and any(folder.iterdir()):
@@ -65,7 +67,21 @@ def open_run_folder(path: str, config: Any, **facts: str) -> Path:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON whole or not at all."""
-    _write(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON.
+
+    Raises:
+      UsageError: if it is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            f"{path} is damaged ({error}): delete it, and the run makes it anew"
+        ) from error
 
 
 def write_csv(path: Path, rows: Iterable[tuple]) -> None:
@@ -118,7 +134,8 @@ def remove_folder(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Writes a text whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)

@@ -1,0 +1,219 @@
+"""The flags of `experiments.finetune.run`, under the names that users of TRL know."""
+
+import dataclasses
+from typing import Literal
+
+from experiments.common import binary
+from experiments.common.binary import UsageError
+from experiments.finetune.judgements import DATASETS
+
+ObjectiveName = Literal["ilhf", "dpo", "ipo", "slic", "sft", "reward_model"]
+Utility = Literal["sum", "mean"]
+Schedule = Literal["constant", "linear", "cosine"]
+
+NOT_THE_RUN = ("output_dir", "resume_from_checkpoint", "save_total_limit", "dry_run", "data_dir")
+"""Flags that may differ between a run and its resumption."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Fine-tune a pretrained language model on what people prefer.
+
+    Reads a Hugging Face model folder and a file of preferences, writes a model folder that other
+    tools load, the metrics of every step, and an evaluation before and after. The same command
+    resumes a run that was killed.
+    """
+
+    model_name_or_path: str = "stories260k"
+    """Folder with config.json, model.safetensors and tokenizer.json, or a name on the Hugging Face
+    hub. "stories260k" is the folder of that name in the data folder."""
+
+    dataset_name: str = "ukp_humour"
+    """File of preferences (.jsonl, .jsonl.gz, .parquet), or a data set of human judgements that the
+    data folder holds: ukp_humour, newyorker_captions, ukp_convarg."""
+
+    eval_dataset_name: tuple[str, ...] = ()
+    """Files held out for evaluation; a named data set brings its own (known and new items)."""
+
+    objective: ObjectiveName = "ilhf"
+    """ilhf: inclusive learning, the model's own log-probs as utilities. dpo, ipo, slic: direct
+    preference optimisation, and its relatives. sft: next-token cross-entropy of the best
+    completion. reward_model: a linear head on the last token's features."""
+
+    output_dir: str = "runs/finetune"
+    """Run folder: config, metrics, checkpoints, figures, and the fine-tuned model in `model/`."""
+
+    data_dir: str | None = None
+    """Folder with the human judgements and stories260k; SHATTER_DATA_DIR if not given."""
+
+    utility: Utility = "sum"
+    """ilhf: the utility of a response. sum: its log-prob (right for generated responses and closed
+    options); mean: `utility_scale` times the mean log-prob of a token (for texts people wrote)."""
+
+    utility_scale: float = 1.0
+    """ilhf with --utility=mean: nats of utility for a nat a token."""
+
+    beta: float = 0.1
+    """KL coefficient of dpo and ipo; scale of rewards/* in the metrics."""
+
+    label_smoothing: float = 0.0
+    """dpo: chance that an answer is wrong."""
+
+    delta: float = 1.0
+    """slic: the margin asked for, nats."""
+
+    kl_weight: float = 0.0
+    """ilhf: lambda_bar, weight of KL(reference || model) for one comparison (lambda of the whole
+    data set over the number of comparisons), estimated from samples of the frozen model."""
+
+    kl_samples: int = 256
+    """Documents sampled from the frozen model, for the regulariser and for the metric kl."""
+
+    kl_batch_size: int = 16
+    """How many of them at a time: a step of ilhf, a call of the evaluation."""
+
+    kl_length: int = 64
+    """Their largest number of response tokens."""
+
+    learning_rate: float = 5e-5
+    """Largest learning rate of AdamW."""
+
+    lr_scheduler_type: Schedule = "linear"
+    """How it goes after the warm-up: to 0, or constant."""
+
+    warmup_ratio: float = 0.0
+    """Share of the steps in which it rises from 0."""
+
+    weight_decay: float = 0.0
+    """AdamW's, on every trained array."""
+
+    adam_beta1: float = 0.9
+    """AdamW's first decay."""
+
+    adam_beta2: float = 0.999
+    """AdamW's second decay."""
+
+    adam_epsilon: float = 1e-8
+    """AdamW's epsilon."""
+
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this global norm."""
+
+    per_device_train_batch_size: int = 8
+    """Comparisons a step and device."""
+
+    num_devices: int | None = None
+    """Devices that share every batch; all of them if not given."""
+
+    per_device_eval_batch_size: int = 32
+    """Comparisons a device in evaluation and for the reference's log-probs."""
+
+    gradient_accumulation_steps: int = 1
+    """Batches a step of the optimiser."""
+
+    num_train_epochs: float = 1.0
+    """Passes over the data; may be a fraction."""
+
+    max_steps: int = -1
+    """Steps of the optimiser; -1 = as --num_train_epochs says."""
+
+    max_length: int = 512
+    """Largest number of tokens of a prompt with a completion; longer ones are cut and counted."""
+
+    max_prompt_length: int | None = None
+    """Largest number of prompt tokens; longer prompts lose their beginning."""
+
+    on_bad_row: Literal["fail", "skip"] = "fail"
+    """What a row that cannot be used does: ends the run, or goes to bad_rows.jsonl with reasons."""
+
+    chat_template: str | None = None
+    """File with a jinja chat template, where the tokenizer has none."""
+
+    use_peft: bool = False
+    """Train low-rank adapters and freeze the model."""
+
+    lora_r: int = 16
+    """Rank of the adapters."""
+
+    lora_alpha: float = 32.0
+    """Adapters are multiplied by `lora_alpha / lora_r`."""
+
+    lora_target_modules: tuple[str, ...] = ("query", "value")
+    """Projections with adapters: query, key, value or qkv, attention_out, gate and up or mlp_in,
+    mlp_out (q_proj, c_attn, ... are understood)."""
+
+    bf16: bool = False
+    """Compute in bfloat16; parameters, softmax and losses stay in float32."""
+
+    gradient_checkpointing: bool = False
+    """Compute blocks again in the backward pass: less memory, more time."""
+
+    seed: int = 42
+    """Root of all random keys and of the order of the data."""
+
+    logging_steps: int = 10
+    """Steps between rows of the metrics (each is the mean since the last)."""
+
+    eval_steps: int = -1
+    """Steps between evaluations; -1 = before and after only."""
+
+    save_steps: int = 100
+    """Steps between checkpoints."""
+
+    save_total_limit: int = 1
+    """How many checkpoints are kept."""
+
+    resume_from_checkpoint: Literal["auto", "never"] | int = "auto"
+    """auto: from the newest checkpoint in --output_dir, if there is one. never: refuse a folder
+    that holds a run. A number: from the checkpoint of that step."""
+
+    num_generations: int = 4
+    """Responses sampled before and after, for samples.txt."""
+
+    max_completion_length: int = 64
+    """Their largest number of tokens."""
+
+    dry_run: bool = False
+    """Say what would be done (rows, lengths, truncation, the first example, parameters, memory) and
+    stop; nothing is compiled or written."""
+
+
+def check(config: Config) -> None:
+    """Refuses values that cannot be.
+
+    Raises:
+      UsageError: with the flag's name, what was expected and what was found.
+    """
+    names = ("per_device_train_batch_size", "per_device_eval_batch_size")
+    binary.at_least(
+        config,
+        **dict.fromkeys((*names, "gradient_accumulation_steps", "logging_steps", "save_steps"), 1),
+        **dict.fromkeys(("save_total_limit", "lora_r", "kl_length", "max_completion_length"), 1),
+        kl_samples=1,
+        kl_batch_size=1,
+        max_length=2,
+        num_generations=0,
+        seed=0,
+    )
+    names = ("learning_rate", "beta", "delta", "utility_scale", "num_train_epochs", "max_grad_norm")
+    binary.positive(config, *names, "lora_alpha", "adam_epsilon")
+    for name in ("kl_weight", "weight_decay"):
+        if not getattr(config, name) >= 0:
+            raise UsageError(f"--{name} must be at least 0, found {getattr(config, name)}")
+    for name, most in (("label_smoothing", 0.5), ("adam_beta1", 1.0), ("adam_beta2", 1.0)):
+        if not 0 <= getattr(config, name) < most:
+            raise UsageError(f"--{name} must be in [0, {most}), found {getattr(config, name)}")
+    if not 0 <= config.warmup_ratio <= 1:
+        raise UsageError(f"--warmup_ratio must be in [0, 1], found {config.warmup_ratio}")
+    for name in ("max_steps", "eval_steps"):
+        if getattr(config, name) == 0 or getattr(config, name) < -1:
+            raise UsageError(f"--{name} must be -1 or at least 1, found {getattr(config, name)}")
+    if config.utility == "mean" and config.objective != "ilhf":
+        raise UsageError(f"--utility=mean belongs to ilhf, found --objective={config.objective}")
+    if config.kl_weight and config.objective != "ilhf":
+        raise UsageError(f"--kl_weight belongs to ilhf, found --objective={config.objective}")
+    if config.eval_dataset_name and config.dataset_name in DATASETS:
+        raise UsageError(
+            f"{config.dataset_name} brings its own held-out comparisons: leave out "
+            "--eval_dataset_name"
+        )

@@ -1,0 +1,230 @@
+"""The model as a function of what is trained and what is frozen: objective, samples, distances."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.common.chunks import compiler_options
+from experiments.finetune import objectives
+from experiments.finetune.config import Config
+from experiments.finetune.objectives import OBJECTIVES, Scores
+from experiments.finetune.task import Pretrained
+from shatter import data, documents, losses, models
+from shatter.types import Array, Key, Metrics, Params
+
+
+class Trainable(NamedTuple):
+    """What is trained: all parameters or the adapters, and the reward head `[D]` if there is."""
+
+    model: Params
+    head: Array | None
+
+
+class Sampled(NamedTuple):
+    """N documents drawn from a model, `[N, T]`, and their log-probs under it, `[N]`, nats."""
+
+    tokens: Array
+    mask: Array
+    valid: Array
+    log_probs: Array
+
+
+class Frozen(NamedTuple):
+    """What is not trained: the pretrained parameters where a step reads them, samples of them."""
+
+    params: Params | None
+    samples: Sampled | None
+
+
+class Numbers(NamedTuple):
+    """A batch as a step sees it: B comparisons of K documents, and the reference's log-probs."""
+
+    tokens: Array
+    mask: Array
+    valid: Array
+    ranks: Array
+    weight: Array
+    ref_log_probs: Array
+
+
+def numbers(batch: data.Batch, ref_log_probs: np.ndarray) -> Numbers:
+    """A batch with its rows of the reference's log-probs `[rows, K]`."""
+    arrays = (batch.tokens, batch.mask, batch.valid, batch.ranks, batch.weight)
+    return Numbers(*map(np.asarray, arrays), ref_log_probs[np.maximum(batch.row, 0)])  # type: ignore[arg-type]
+
+
+def start(config: Config, model: Pretrained, key: Key) -> Trainable:
+    """What is trained, before the first step: copies, for the steps consume them."""
+    head = jnp.zeros(model.config.width) if config.objective == "reward_model" else None
+    if model.lora is None:
+        return Trainable(jax.tree.map(jnp.array, model.params), head)
+    return Trainable(models.init_lora(key, model.params, model.lora), head)
+
+
+def assemble(model: Pretrained, trainable: Trainable, pretrained: Params | None) -> Params:
+    """Parameters for `model.lm`; the pretrained ones are read where there are adapters."""
+    if model.lora is None:
+        return trainable.model
+    return models.with_lora(pretrained, trainable.model, model.lora)
+
+
+def score(model: Pretrained, params: Params, head: Array | None, batch: Numbers) -> Scores:
+    """What a model says of a batch; with a reward head its log-probs are not computed."""
+    lengths = jnp.maximum(jnp.sum(batch.mask, axis=-1), 1)
+    if head is None:
+        logits = model.lm.apply(params, batch.tokens, valid=batch.valid)
+        log_probs = documents.log_prob(logits, batch.tokens, batch.mask)
+        return Scores(log_probs, lengths, batch.ref_log_probs, jnp.zeros_like(log_probs))
+    assert model.lm.features is not None
+    features = model.lm.features(params, batch.tokens, valid=batch.valid)
+    last = jnp.maximum(jnp.sum(batch.valid, axis=-1), 1) - 1
+    features = jnp.take_along_axis(features, last[..., None, None], axis=-2)[..., 0, :]
+    rewards = (features @ head.astype(features.dtype)).astype(head.dtype)
+    return Scores(jnp.zeros_like(rewards), lengths, batch.ref_log_probs, rewards)
+
+
+def make_objective(config: Config, model: Pretrained) -> Callable[..., tuple[Array, Metrics]]:
+    """The table's objective as `(trainable, frozen, key, batch) -> (loss, metrics)`."""
+
+    def objective(
+        trainable: Trainable, frozen: Frozen, key: Key, batch: Numbers
+    ) -> tuple[Array, Metrics]:
+        params = assemble(model, trainable, frozen.params)
+        scores = score(model, params, trainable.head, batch)
+        each = OBJECTIVES[config.objective].losses(config, scores, batch.ranks)
+        loss = jnp.sum(batch.weight * each) / jnp.maximum(jnp.sum(batch.weight), 1e-9)
+        metrics = objectives.metrics(config, scores, batch.ranks, batch.weight)
+        if config.kl_weight:
+            assert frozen.samples is not None
+            num = len(frozen.samples.tokens)
+            rows = jax.random.choice(key, num, (min(config.kl_batch_size, num),), replace=False)
+            some = jax.tree.map(lambda leaf: leaf[rows], frozen.samples)
+            kl = jnp.mean(forward_kl(model, params, frozen.params, some))
+            loss, metrics = loss + config.kl_weight * kl, {**metrics, "kl": kl}
+        return loss, metrics
+
+    return objective
+
+
+def make_schedule(config: Config, num_steps: int) -> optax.Schedule:
+    """The learning rate by step of the optimiser."""
+    warmup = round(config.warmup_ratio * num_steps)
+    rate, rest = config.learning_rate, max(num_steps - warmup, 1)
+    after = {
+        "constant": optax.constant_schedule(rate),
+        "linear": optax.linear_schedule(rate, 0.0, rest),
+        "cosine": optax.cosine_decay_schedule(rate, rest),
+    }[config.lr_scheduler_type]
+    if not warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup])
+
+
+def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """AdamW with clipping, and accumulation of batches."""
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.adamw(
+            schedule,
+            b1=config.adam_beta1,
+            b2=config.adam_beta2,
+            eps=config.adam_epsilon,
+            weight_decay=config.weight_decay,
+        ),
+    )
+    every = config.gradient_accumulation_steps
+    return optimizer if every == 1 else optax.MultiSteps(optimizer, every).gradient_transformation()
+
+
+def forward_kl(model: Pretrained, params: Params, pretrained: Params, samples: Sampled) -> Array:
+    """KL(reference || model) along documents of the reference, `[N]`, nats a document."""
+    apply = lambda p: model.lm.apply(p, samples.tokens, valid=samples.valid)
+    ref_logits = apply(jax.lax.stop_gradient(pretrained))
+    return losses.forward_kl_loss(ref_logits, apply(params), samples.mask)
+
+
+def draw(
+    model: Pretrained,
+    params: Params,
+    key: Key,
+    prompts: Sequence[np.ndarray],
+    *,
+    num_samples: int,
+    max_length: int,
+) -> Sampled:
+    """Draws so many responses to every prompt, at temperature 1.
+
+    Args:
+      model: the pretrained model.
+      params: of `model.lm`.
+      key: a typed key.
+      prompts: tokens of every prompt.
+      num_samples: responses a prompt.
+      max_length: their largest number of tokens.
+
+    Returns:
+      The documents, prompt by prompt.
+    """
+    longest = model.config.max_length - max_length
+    tokens, valid = documents.pad_prompts([list(prompt[-longest:]) for prompt in prompts])
+
+    def run(params: Params, key: Key, tokens: Array, valid: Array) -> Sampled:
+        samples = documents.sample(
+            model.lm,
+            params,
+            key,
+            tokens,
+            num_samples=num_samples,
+            max_length=max_length,
+            eos=model.tokenizer.eos,
+            valid=valid,
+        )
+        mask = samples.mask.reshape(-1, samples.mask.shape[-1])
+        before = jnp.repeat(valid, num_samples, axis=0)
+        padded = jnp.pad(before, ((0, 0), (0, mask.shape[1] - before.shape[1])))
+        flat = samples.tokens.reshape(mask.shape)
+        return Sampled(flat, mask, mask | padded, samples.raw_log_probs.reshape(-1))
+
+    jitted = jax.jit(run, compiler_options=compiler_options())
+    return jitted(params, key, jnp.asarray(tokens), jnp.asarray(valid))
+
+
+def kl_both_ways(
+    config: Config,
+    model: Pretrained,
+    params: Params,
+    pretrained: Params,
+    ref_samples: Sampled,
+    samples: Sampled,
+) -> dict[str, float]:
+    """Both divergences of the model from the reference, with standard errors, nats a document.
+
+    `kl` is KL(model || reference), the mean of log pi(x) - log p0(x) over samples of the model, the
+    quantity of KL-regularised RL; `kl_forward` is KL(reference || model), exact along every sample
+    of the reference, ILHF's regulariser.
+    """
+
+    def chunk(params: Params, pretrained: Params, ref: Sampled, own: Sampled) -> tuple:
+        logits = model.lm.apply(pretrained, own.tokens, valid=own.valid)
+        reverse = own.log_probs - documents.log_prob(logits, own.tokens, own.mask)
+        return forward_kl(model, params, pretrained, ref), reverse
+
+    jitted = jax.jit(chunk, compiler_options=compiler_options())
+    size = min(config.kl_batch_size, len(ref_samples.tokens), len(samples.tokens))
+    found: list[Any] = []
+    for first in range(0, min(len(ref_samples.tokens), len(samples.tokens)) - size + 1, size):
+        take = lambda leaf, first=first: leaf[first : first + size]
+        parts = (jax.tree.map(take, ref_samples), jax.tree.map(take, samples))
+        found.append(jitted(params, pretrained, *parts))
+    forward, reverse = (np.concatenate(column) for column in zip(*found, strict=True))
+    error = lambda values: float(np.std(values) / np.sqrt(len(values)))
+    return {
+        "kl": float(np.mean(reverse)),
+        "kl_standard_error": error(reverse),
+        "kl_forward": float(np.mean(forward)),
+        "kl_forward_standard_error": error(forward),
+    }

@@ -1,0 +1,220 @@
+"""`python -m experiments.finetune.run`: see README.md beside this file."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from experiments.common import binary, run_folder
+from experiments.common.binary import UsageError
+from experiments.common.progress import open_console, progress_bar
+from experiments.finetune import learning, plot, train
+from experiments.finetune.config import NOT_THE_RUN, Config, check
+from experiments.finetune.learning import Trainable
+from experiments.finetune.scoring import weights_hash
+from experiments.finetune.task import Split, Task, load_task
+from shatter import models
+
+SAMPLE_PROMPTS = 4  # in samples.txt
+
+
+def experiment(config: Config) -> None:
+    """Fine-tunes, evaluates, saves the model, and prints where everything is."""
+    check(config)
+    console = open_console()
+    task = load_task(config)
+    if config.dry_run:
+        describe(config, task, console)
+        return
+    steps = train.num_steps(config, task)
+    with progress_bar(console, steps) as advance:
+        summary = finetune(config, task, advance)
+    console.print(_table(summary))
+    console.print(
+        f"{summary['steps']} steps, {summary['seconds']:.0f} s, "
+        f"{summary['tokens_per_second']:,.0f} tokens/s. Results in {config.output_dir}: model/, "
+        "metrics.jsonl, metrics.csv, summary.json, samples.txt, finetune.png",
+        markup=False,
+    )
+    if task.attribution:
+        console.print(f"Data: {task.attribution}", markup=False)
+
+
+def finetune(
+    config: Config, task: Task, progress: Callable[[str, int], None] = lambda message, steps: None
+) -> dict[str, Any]:
+    """A run from an opened task to its folder; one that is complete is only read.
+
+    Args:
+      config: the config, checked.
+      task: of `load_task`.
+      progress: called with a message and the steps done since the last call.
+
+    Returns:
+      The summary: evaluations before and after, counts, speed.
+
+    Raises:
+      UsageError: if the folder holds another run, or the run went astray.
+    """
+    if (
+        config.resume_from_checkpoint == "never"
+        and (Path(config.output_dir) / "config.json").exists()
+    ):
+        raise UsageError(
+            f"{config.output_dir} holds a run: choose another --output_dir, or leave out "
+            "--resume_from_checkpoint=never to go on with it"
+        )
+    facts = {"weights": weights_hash(task.model.params), "data": _data_hash(task)}
+    folder = run_folder.open_run_folder(config.output_dir, config, free=NOT_THE_RUN, **facts)
+    done = folder / "summary.json"
+    if done.exists():
+        progress("complete already", train.num_steps(config, task))
+        return run_folder.read_json(done)
+    result = train.train(config, task, folder, progress=progress)
+    run_folder.write_csv(folder / "metrics.csv", train.csv_rows(config, result.history))
+    _save_model(folder / "model", task, result.trainable)
+    if config.objective != "reward_model" and config.num_generations:
+        _write_samples(folder / "samples.txt", config, task, result.trainable)
+    evaluations = [row for row in result.history if "loss" not in row]
+    summary = {
+        "before": evaluations[0],
+        "after": evaluations[-1],
+        "steps": train.num_steps(config, task),
+        "seconds": result.seconds,
+        "tokens_per_second": result.tokens / result.seconds,
+        "rows": {name: _counts(split) for name, split in _splits(task).items()},
+        "parameters": _num_parameters(task.model.params),
+        "trained": _num_parameters(result.trainable),
+        "attribution": task.attribution,
+    }
+    plot.draw(config, result.history, folder / "finetune.png")
+    run_folder.write_json(done, summary)
+    run_folder.remove_folder(folder / "checkpoints")
+    return summary
+
+
+def describe(config: Config, task: Task, console: Console) -> None:
+    """What a run would do, in words; compiles nothing and writes nothing."""
+    model, table = task.model, Table(title="rows", title_justify="left")
+    for name in ("", "kept", "skipped", "cut prompts", "cut completions", "tokens", "longest"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, split in _splits(task).items():
+        report, longest = split.report, max(row.length for row in split.encoded)
+        cut = (report.truncated_prompts, report.truncated_completions)
+        counts = (report.kept, report.skipped, *cut, report.tokens, longest)
+        table.add_row(name, *(f"{count:,}" for count in counts))
+    console.print(table)
+    for problem in task.train.report.problems[:5]:
+        console.print(f"bad row: {problem}", markup=False)
+    first = task.train.encoded[0]
+    console.print("\nThe first comparison, token by token; [brackets] are what the loss counts:")
+    for rank, completion in zip(first.ranks, first.completions, strict=True):
+        text = "".join(_shown(model.tokenizer, token) for token in first.prompt)
+        marked = "".join(f"[{_shown(model.tokenizer, token)}]" for token in completion)
+        console.print(f"  rank {rank}: {text}{marked}", markup=False)
+    steps = train.num_steps(config, task)
+    trained = jax.eval_shape(
+        lambda key: learning.start(config, model, key), jax.eval_shape(lambda: jax.random.key(0))
+    )
+    parameters, num_trained = _num_parameters(model.params), _num_parameters(trained)
+    size, longest = train.batch_size(config), max(row.length for row in task.train.encoded)
+    slots = max(len(row.completions) for row in task.train.encoded)
+    logits = 4 * size * slots * longest * model.config.vocab_size
+    memory = 4 * parameters + 16 * num_trained + 3 * logits
+    console.print(
+        f"\n{parameters:,} parameters, {num_trained:,} of them trained; {steps:,} steps of "
+        f"{size * config.gradient_accumulation_steps} comparisons on {len(train.devices(config))} "
+        f"{jax.default_backend()} device(s).\nMemory: about {memory / 1e6:,.0f} MB (pretrained and "
+        "trained parameters, gradient, two moments, three copies of the longest batch's logits; "
+        "activations of the blocks come on top)."
+    )
+
+
+def _splits(task: Task) -> dict[str, Split]:
+    return {"train": task.train, **task.held_out}
+
+
+def _counts(split: Split) -> dict[str, int]:
+    return {k: v for k, v in split.report._asdict().items() if isinstance(v, int)}
+
+
+def _num_parameters(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _shown(tokenizer: models.Tokenizer, token: int) -> str:
+    """A token as text, its spaces and line breaks visible."""
+    text = tokenizer.backend.id_to_token(int(token)) or f"<{token}>"
+    return text.replace("▁", " ").replace("Ġ", " ").replace("Ċ", "\\n")
+
+
+def _data_hash(task: Task) -> str:
+    digest = hashlib.sha256()
+    for split in _splits(task).values():
+        for row in split.encoded:
+            digest.update(f"{row.ranks}{row.weight}{len(row.prompt)}".encode())
+            for ids in (row.prompt, *row.completions):
+                digest.update(ids.tobytes())
+    return digest.hexdigest()
+
+
+def _save_model(folder: Path, task: Task, trainable: Trainable) -> None:
+    """The model folder, or the adapters in the PEFT layout; a reward head in a file of its own."""
+    model = task.model
+    if model.lora is None:
+        models.save_pretrained(folder, model.config, trainable.model, model.tokenizer)
+    else:
+        models.save_lora(folder, model.config, trainable.model, model.lora)
+    if trainable.head is not None:
+        from safetensors.numpy import save_file
+
+        save_file(
+            {"score.weight": np.array(trainable.head)[None]}, folder / "reward_head.safetensors"
+        )
+
+
+def _write_samples(path: Path, config: Config, task: Task, trainable: Trainable) -> None:
+    """Responses to a few prompts by the model before and after, from the same keys."""
+    model = task.model
+    unique = {row.prompt.tobytes(): row.prompt for row in task.train.encoded}
+    prompts = list(unique.values())[:SAMPLE_PROMPTS]
+    lines = []
+    texts: dict[str, list[list[str]]] = {}
+    after = learning.assemble(model, trainable, model.params)
+    for name, params in (("before", model.params), ("after", after)):
+        samples = learning.draw(
+            model,
+            params,
+            jax.random.key(config.seed),
+            prompts,
+            num_samples=config.num_generations,
+            max_length=config.max_completion_length,
+        )
+        mask, tokens = np.asarray(samples.mask), np.asarray(samples.tokens)
+        decoded = [model.tokenizer.decode(t[m]) for t, m in zip(tokens, mask, strict=True)]
+        size = config.num_generations
+        texts[name] = [decoded[i * size : (i + 1) * size] for i in range(len(prompts))]
+    for number, prompt in enumerate(prompts):
+        lines += [f"prompt: {model.tokenizer.decode(prompt)!r}", ""]
+        for name, answers in texts.items():
+            lines += [f"  {name}:", *(f"    - {text!r}" for text in answers[number]), ""]
+    run_folder.write_text(path, "\n".join(lines))
+
+
+def _table(summary: dict[str, Any]) -> Table:
+    table = Table(title="before and after", title_justify="left")
+    for name in ("", "before", "after"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, before in summary["before"].items():
+        if name not in ("step", "epoch"):
+            table.add_row(name, f"{before:.4f}", f"{summary['after'][name]:.4f}")
+    return table
+
+
+if __name__ == "__main__":
+    binary.main(Config, experiment)

@@ -1,0 +1,187 @@
+"""What a run works on: the pretrained model and the comparisons as tokens."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.common import sources
+from experiments.common.binary import UsageError
+from experiments.finetune.config import Config
+from experiments.finetune.judgements import DATASETS, load_judgements
+from shatter import data, models
+from shatter.types import Params
+
+LORA_TARGETS = {
+    "q_proj": "query",
+    "k_proj": "key",
+    "v_proj": "value",
+    "c_attn": "qkv",
+    "o_proj": "attention_out",
+    "gate_proj": "gate",
+    "up_proj": "up",
+    "c_fc": "mlp_in",
+    "down_proj": "mlp_out",
+}
+"""Other tools' names of projections. GPT-2's c_proj is two of ours, so it is not among them."""
+
+
+class Pretrained(NamedTuple):
+    """A model folder, opened.
+
+    Attributes:
+      config: of the transformer.
+      params: its parameters.
+      tokenizer: its tokenizer.
+      lm: the language model.
+      lora: of the adapters; None = every parameter is trained.
+    """
+
+    config: models.TransformerConfig
+    params: Params
+    tokenizer: models.Tokenizer
+    lm: models.LanguageModel
+    lora: models.LoraConfig | None
+
+
+class Split(NamedTuple):
+    """Comparisons as tokens, and what happened to the rows on the way."""
+
+    encoded: list[data.Encoded]
+    report: data.Report
+
+
+class Task(NamedTuple):
+    """What a run works on.
+
+    Attributes:
+      model: the pretrained model.
+      train: the comparisons to learn from.
+      held_out: those to judge by, by name.
+      attribution: whom to name; "" for a user's own file.
+    """
+
+    model: Pretrained
+    train: Split
+    held_out: dict[str, Split]
+    attribution: str
+
+
+def load_model(config: Config) -> Pretrained:
+    """Opens the model folder.
+
+    Raises:
+      UsageError: if it cannot be opened; the message says what to pass.
+    """
+    folder = config.model_name_or_path
+    if folder == "stories260k":
+        folder = str(sources.locate("stories260k", config.data_dir).parent)
+    try:
+        loaded, params, tokenizer = models.load_pretrained(folder, dtype="float32")
+    except (FileNotFoundError, ImportError, ValueError) as error:
+        raise UsageError(f"--model_name_or_path={config.model_name_or_path}: {error}") from error
+    if tokenizer is None:
+        raise UsageError(
+            f"{folder} has no tokenizer.json: put that of the model beside its config.json"
+        )
+    if config.chat_template is not None:
+        template = Path(config.chat_template)
+        if not template.is_file() and config.chat_template not in models.CHAT_TEMPLATES:
+            known = ", ".join(models.CHAT_TEMPLATES)
+            raise UsageError(f"--chat_template: no file {template} (known by name: {known})")
+        source = template.read_text() if template.is_file() else config.chat_template
+        tokenizer = tokenizer.with_chat_template(source)
+    if config.max_length > loaded.max_length:
+        raise UsageError(
+            f"--max_length is {config.max_length}, over the {loaded.max_length} tokens of "
+            f"{config.model_name_or_path}"
+        )
+    settings: dict[str, Any] = {"remat": config.gradient_checkpointing}
+    if config.bf16:
+        settings["dtype"] = "bfloat16"
+    loaded = dataclasses.replace(loaded, **settings)
+    return Pretrained(loaded, params, tokenizer, models.transformer(loaded), _lora(config))
+
+
+def _lora(config: Config) -> models.LoraConfig | None:
+    if not config.use_peft:
+        return None
+    targets = tuple(LORA_TARGETS.get(name, name) for name in config.lora_target_modules)
+    return models.LoraConfig(config.lora_r, config.lora_alpha, targets)
+
+
+def load_task(config: Config) -> Task:
+    """Opens the model and encodes the comparisons.
+
+    Raises:
+      UsageError: naming the file, the row and the field that cannot be used.
+    """
+    model = load_model(config)
+    if config.dataset_name in DATASETS:
+        found = load_judgements(config.dataset_name, seed=config.seed, data_dir=config.data_dir)
+        rows = {"train": found.train, "known": found.known, "new": found.new}
+        reports = {name: data.Report(read=len(split)) for name, split in rows.items()}
+        attribution = found.attribution
+    else:
+        rows, reports, attribution = {}, {}, ""
+        files = {"train": config.dataset_name, **_named(config.eval_dataset_name)}
+        for name, file in files.items():
+            rows[name], reports[name] = _read(config, file)
+    splits = {name: _encode(config, model, name, rows[name], reports[name]) for name in rows}
+    train = splits.pop("train")
+    most = max(len(row.completions) for row in train.encoded)
+    if most < 2 and config.objective != "sft":
+        raise UsageError(
+            f"{config.dataset_name}: every row has one completion, which {config.objective} cannot "
+            "learn from; pass comparisons, or --objective=sft"
+        )
+    return Task(model, train, splits, attribution)
+
+
+def _named(files: Sequence[str]) -> dict[str, str]:
+    names = [Path(file).name.split(".")[0] for file in files]
+    if len(set(names)) < len(names) or "train" in names:
+        raise UsageError(f"--eval_dataset_name: names must differ and not be train, found {names}")
+    return dict(zip(names, files, strict=True))
+
+
+def _read(config: Config, file: str) -> tuple[list[data.Row], data.Report]:
+    if not Path(file).is_file():
+        raise UsageError(
+            f"--dataset_name: no file {file}. Pass a file of preferences (.jsonl, .jsonl.gz, "
+            f".parquet) or one of {', '.join(DATASETS)}, which need --data_dir or "
+            f"{sources.DATA_DIR_VARIABLE}"
+        )
+    try:
+        rows, report = data.read_rows(file, on_bad_row=config.on_bad_row)
+        if all(row.ranks in ((1,), (2,)) for row in rows):
+            if config.objective == "sft":
+                rows = [row for row in rows if row.ranks == (1,)]
+            else:
+                rows, paired = data.pair_labels(rows)
+                skipped, problems = report.skipped + paired.skipped, paired.problems
+                report = report._replace(skipped=skipped, problems=report.problems + problems)
+        return rows, report
+    except (ValueError, ImportError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _encode(
+    config: Config, model: Pretrained, name: str, rows: list[data.Row], report: data.Report
+) -> Split:
+    file = None
+    if config.on_bad_row == "skip" and not config.dry_run:
+        file = Path(config.output_dir) / f"bad_rows_{name}.jsonl"
+    try:
+        encoded, report = data.encode_rows(
+            rows,
+            model.tokenizer,
+            max_length=config.max_length,
+            max_prompt_length=config.max_prompt_length,
+            on_bad_row=config.on_bad_row,
+            bad_rows_path=file,
+            report=report,
+        )
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from error
+    return Split(encoded, report)
