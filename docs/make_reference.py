@@ -26,6 +26,7 @@ PUBLIC = [
     "shatter.training",
     "shatter.evaluation",
     "shatter.inference",
+    "shatter.data",
 ]
 WIDTH = 88  # longer signatures get one parameter a line
 

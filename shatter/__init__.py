@@ -2,6 +2,7 @@
 
 from shatter import (
     choice,
+    data,
     documents,
     ensembles,
     evaluation,
@@ -16,6 +17,7 @@ from shatter import (
 
 __all__ = [
     "choice",
+    "data",
     "documents",
     "ensembles",
     "evaluation",

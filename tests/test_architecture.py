@@ -35,7 +35,10 @@ ARROWS: dict[str, set[str]] = {
     "evaluation": {"documents", "choice"},
 }
 # Slow or heavy to import, so imported where they are used.
-LAZY = ["tensorflow_probability", "distrax", "rlax", "matplotlib", "orbax", "scipy.stats"]
+LAZY = [
+    *("tensorflow_probability", "distrax", "rlax", "matplotlib", "orbax", "scipy.stats"),
+    *("grain", "jinja2", "pyarrow", "safetensors", "tokenizers", "huggingface_hub"),
+]
 
 every_module = pytest.mark.parametrize(
     "path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix()

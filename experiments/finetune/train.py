@@ -153,7 +153,7 @@ def train(
             batch = next(iterator)
             state, metrics = step(state, frozen, spread(learning.numbers(batch, refs)))
             on_device.append(metrics)
-            done, tokens = done + 1, tokens + int(batch.valid[batch.row >= 0].sum())
+            done, tokens = done + 1, tokens + int(batch.valid[batch.ranks >= 0].sum())
             at, is_whole = done // accumulation, done % accumulation == 0
             due = lambda every, at=at, whole=is_whole: whole and (at % every == 0 or at == total)
             saving = due(config.save_steps) and at < total

@@ -53,7 +53,7 @@ def _table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError(
-            f"{path} is a parquet table, which needs pyarrow: pip install 'shatter[data]'"
+            f"{path} is a parquet table, which needs pyarrow: pip install 'shatter[parquet]'"
         ) from error
     number = 0
     try:
