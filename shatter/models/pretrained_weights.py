@@ -1,6 +1,7 @@
 """Tensors of a pretrained model's files to our parameters, and back, by its family's table."""
 
 import contextlib
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -179,6 +180,7 @@ def safetensors() -> Any:
     return safetensors
 
 
+@functools.lru_cache(maxsize=8)
 def _leaf_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     params = jax.eval_shape(transformer(config).init, jax.random.key(0))
     leaves = flax.traverse_util.flatten_dict(params["params"], sep="/")
