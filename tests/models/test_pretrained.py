@@ -77,6 +77,11 @@ def edit(folder: Path, change: Callable[[dict[str, np.ndarray]], Any]) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
+def add_tokenizer(folder: Path, pieces: int = 11) -> None:
+    model = tokenizers.models.WordLevel({f"w{i}": i for i in range(pieces)}, unk_token="w0")
+    tokenizers.Tokenizer(model).save(str(folder / "tokenizer.json"))
+
+
 def edit_config(folder: Path, **settings: Any) -> None:
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
@@ -381,13 +386,14 @@ def test_hub_without_network(monkeypatch: pytest.MonkeyPatch):
     ],
 )
 def test_extra_that_is_absent(
-    package: str, extra: str, monkeypatch: pytest.MonkeyPatch, data_dir: Path
+    package: str, extra: str, monkeypatch: pytest.MonkeyPatch, folder: Path
 ):
+    add_tokenizer(folder)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"pip install 'shatter\[{extra}\]'"):
         if package == "huggingface_hub":
             load_pretrained("org/model")
-        _, _, tokenizer = load_pretrained(data_dir / "stories260k")
+        _, _, tokenizer = load_pretrained(folder)
         assert tokenizer is not None
         tokenizer.with_chat_template("{{ messages }} without jinja")
 
@@ -395,8 +401,7 @@ def test_extra_that_is_absent(
 @pytest.mark.parametrize("pieces, fits", [(7, True), (11, True), (12, False)])
 def test_vocabularies(pieces: int, fits: bool, folder: Path, tmp_path: Path):
     """A tokenizer of fewer tokens than the embedding has is fine, of more is not."""
-    model = tokenizers.models.WordLevel({f"w{i}": i for i in range(pieces)}, unk_token="w0")
-    tokenizers.Tokenizer(model).save(str(folder / "tokenizer.json"))
+    add_tokenizer(folder, pieces)
     if fits:
         tokenizer = load_pretrained(folder)[2]
         assert tokenizer is not None and tokenizer.vocab_size == pieces
@@ -439,15 +444,17 @@ def test_save_over_another_model(folder: Path, tmp_path: Path):
     assert sorted(os.listdir(tmp_path)) == ["model"]
 
 
-def test_stale_chat_template_goes(data_dir: Path, tmp_path: Path):
-    config, params, tokenizer = load_pretrained(data_dir / "stories260k")
-    save_pretrained(tmp_path, config, params)
-    (tmp_path / "chat_template.jinja").write_text("stale")
-    (tmp_path / "notes.txt").write_text("the user's")
+def test_stale_chat_template_goes(folder: Path, tmp_path: Path):
+    add_tokenizer(folder)
+    config, params, tokenizer = load_pretrained(folder)
     assert tokenizer is not None
-    save_pretrained(tmp_path, config, params, tokenizer)
-    assert load_pretrained(tmp_path)[2] == tokenizer
-    assert (tmp_path / "notes.txt").exists()
+    (folder / "chat_template.jinja").write_text("stale")
+    (folder / "notes.txt").write_text("the user's")
+    save_pretrained(folder, config, params)
+    assert (folder / "chat_template.jinja").exists()
+    save_pretrained(folder, config, params, tokenizer)
+    assert load_pretrained(folder)[2] == tokenizer
+    assert (folder / "notes.txt").exists()
 
 
 @pytest.mark.parametrize("killed_at", range(5))
