@@ -444,7 +444,7 @@ def test_save_over_another_model(folder: Path, tmp_path: Path):
     assert sorted(os.listdir(tmp_path)) == ["model"]
 
 
-def test_stale_chat_template_goes(folder: Path, tmp_path: Path):
+def test_stale_chat_template_goes(folder: Path):
     add_tokenizer(folder)
     config, params, tokenizer = load_pretrained(folder)
     assert tokenizer is not None
