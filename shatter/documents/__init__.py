@@ -7,6 +7,7 @@ from shatter.documents.enumeration import (
     enumerate_documents,
     sequence_tempered,
 )
+from shatter.documents.filters import sampling_logits
 from shatter.documents.interface import (
     Interface,
     interface,
@@ -14,7 +15,7 @@ from shatter.documents.interface import (
     prefix_log_probs,
     soft_values,
 )
-from shatter.documents.sampling import Samples, sample
+from shatter.documents.sampling import Samples, pad_prompts, sample
 from shatter.documents.scoring import log_prob, response_mask, token_log_probs
 from shatter.numerics import entropy, expectation, kl_divergence, total_variation
 
@@ -29,10 +30,12 @@ __all__ = [
     "interface",
     "kl_divergence",
     "log_prob",
+    "pad_prompts",
     "posterior_policy",
     "prefix_log_probs",
     "response_mask",
     "sample",
+    "sampling_logits",
     "sequence_tempered",
     "soft_values",
     "token_log_probs",

@@ -1,31 +1,35 @@
 """Sampling documents from a language model, with the log-probs they were drawn with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.custom_batching import custom_vmap
 from jax.experimental import checkify
 
-from shatter.documents.scoring import finite_logits, response_mask
+from shatter.documents.filters import sampling_logits
+from shatter.documents.scoring import eos_tuple, finite_logits, is_eos, response_mask
 from shatter.models import LanguageModel
 from shatter.numerics import masked_sum
 from shatter.types import Array, Key, Params
 
-_State = tuple[Any, Array]
-"""What a step needs of the past (the cache, or the tokens so far), and the logits `[B, V]`."""
-_Step = Callable[[Any, Array, Array], _State]
-"""`(past, token[B], t) -> (past, logits)`: appends response token t."""
+_Step = Callable[[Any, Array, Array], tuple[Array, Any]]
+"""`(past, token[B], t) -> (logits[B, V], past)`: the law of response token t, after the token
+before it; the past is the cache, or the tokens so far."""
+_Law = Callable[[Array], Array]
+"""Logits of the model -> logits of the law drawn from."""
 
 
 class Samples(NamedTuple):
     """Documents drawn from a language model.
 
     Attributes:
-      tokens: int `[..., N, P + max_length]`; after EOS, EOS again.
+      tokens: int `[..., N, P + max_length]`; after EOS, EOS again (the first one of several).
       mask: bool `[..., N, P + max_length]`, true on the response's tokens, EOS included.
-      log_probs: `[..., N]`, under the law drawn from (temperature applied), nats.
+      log_probs: `[..., N]`, under the law drawn from (temperature and filters applied), nats.
       raw_log_probs: `[..., N]`, under the model itself, nats.
     """
 
@@ -44,10 +48,18 @@ def sample(
     num_samples: int,
     max_length: int,
     temperature: float | Array = 1.0,
-    eos: int | None = None,
+    top_k: int | None = None,
+    top_p: float | Array | None = None,
+    min_p: float | Array | None = None,
+    eos: int | tuple[int, ...] | None = None,
     valid: Array | None = None,
 ) -> Samples:
     """Draws responses token by token in one scan, by the cache where the model has one.
+
+    A prompt is read once for all its responses. Once every response has ended (under `jax.vmap`:
+    those of every lane) the model is not called any more. `top_k=1` is greedy decoding: no
+    randomness, `log_probs` of 0. `sampling_logits` is the law drawn from; lengths of prompts are
+    bounded by `pad_prompts`, so that few programs are compiled.
 
     Args:
       lm: the language model.
@@ -57,7 +69,11 @@ def sample(
       num_samples: N, responses a prompt.
       max_length: largest number of response tokens.
       temperature: divides the logits of every token, > 0.
-      eos: the token that ends a response; None = every response has `max_length` tokens.
+      top_k: the k likeliest tokens are drawn from; None = all. See `sampling_logits`.
+      top_p: then the smallest set of tokens with this mass, 0 < top_p <= 1; None = all.
+      min_p: then those of at least this share of the largest probability; None = all.
+      eos: the token that ends a response, or several; None = every response has `max_length`
+        tokens.
       valid: bool like `prompt`, false on its padding, left or right.
 
     Returns:
@@ -65,7 +81,8 @@ def sample(
 
     Raises:
       AssertionError: if the shapes or types do not fit.
-      ValueError: if a size or the temperature is not positive, or `eos` is no token.
+      ValueError: if a size or the temperature is not positive, a filter is out of its range, or
+        `eos` is no token.
     """
     chex.assert_type(prompt, int)
     chex.assert_rank(prompt, {1, 2})
@@ -76,21 +93,25 @@ def sample(
             f"where there is nothing else) and temperature > 0, found {num_samples}, {max_length}, "
             f"{prompt.shape[-1]} and {temperature}"
         )
-    prompt_length = prompt.shape[-1]
-    leading = (*prompt.shape[:-1], num_samples)
-    rows = jnp.repeat(prompt.reshape(-1, prompt_length), num_samples, axis=0)
     if valid is not None:
         chex.assert_type(valid, bool)
         chex.assert_equal_shape([prompt, valid])
-        valid = jnp.repeat(valid.reshape(-1, prompt_length), num_samples, axis=0)
-    continuing = _decoding if lm.decode is not None else _rescoring
-    (past, logits), step = continuing(lm, params, rows, valid, max_length)
-    if eos is not None and not 0 <= eos < logits.shape[-1]:
-        raise ValueError(f"eos must be a token, 0 <= eos < {logits.shape[-1]}, found {eos}")
-    response, drawn_with, raw = _draw_response(
-        step, past, logits, key, max_length=max_length, temperature=temperature, eos=eos
+        valid = valid.reshape(-1, prompt.shape[-1])
+    leading = (*prompt.shape[:-1], num_samples)
+    prompts = jnp.asarray(prompt).reshape(-1, prompt.shape[-1])
+    prompt_length = prompts.shape[1]
+    last = _last_valid(valid, prompts)
+    law = lambda logits: sampling_logits(
+        logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
     )
-    tokens = jnp.concatenate([rows, response.T.astype(rows.dtype)], axis=1)
+    continuing = _decoding if lm.decode is not None else _rescoring
+    past, step = continuing(lm, params, prompts, valid, last, num_samples, max_length)
+    token = jnp.repeat(_at(prompts, last), num_samples)
+    response, drawn_with, raw = _draw_response(
+        step, past, token, key, max_length=max_length, law=law, greedy=top_k == 1, eos=eos
+    )
+    rows = jnp.repeat(prompts, num_samples, axis=0)
+    tokens = jnp.concatenate([rows, response.T], axis=1)
     mask = response_mask(tokens, prompt_length=prompt_length, eos=eos)
     return Samples(
         tokens=tokens.reshape(*leading, -1),
@@ -100,103 +121,190 @@ def sample(
     )
 
 
+def pad_prompts(
+    prompts: Sequence[Sequence[int]], *, buckets: Sequence[int] | None = None, fill: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pads prompts on the left to the length of a bucket, for a bounded number of programs.
+
+    A program is compiled for every shape: prompts of up to L tokens have 2 log2 L of them by the
+    default buckets instead of L.
+
+    Args:
+      prompts: B lists of token ids.
+      buckets: the lengths to choose from; None = the powers of two and 1.5 times them: 1, 2, 3, 4,
+        6, 8, 12, 16, ...
+      fill: the id that stands on padding; nothing reads it.
+
+    Returns:
+      The tokens, int32 `[B, P]` where P is the smallest bucket that holds the longest prompt, and
+      what is valid of them, bool `[B, P]`. Numpy arrays, for `sample`.
+
+    Raises:
+      ValueError: if a prompt is empty, there is none, or the longest fits into no bucket.
+    """
+    lengths = [len(prompt) for prompt in prompts]
+    if not lengths or min(lengths) < 1:
+        empty = lengths.index(0) if lengths else "no prompt at all"
+        raise ValueError(f"every prompt needs a token (BOS where there is nothing else): {empty}")
+    longest = max(lengths)
+    if buckets is None:
+        power = 1 << (longest - 1).bit_length()
+        buckets = (power * 3 // 4, power)
+    fitting = [bucket for bucket in buckets if bucket >= longest]
+    if not fitting:
+        raise ValueError(
+            f"prompt {lengths.index(longest)} has {longest} tokens, over the largest of the "
+            f"buckets {tuple(buckets)}: truncate it or add a bucket"
+        )
+    length = min(fitting)
+    tokens = np.full((len(lengths), length), fill, np.int32)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[length - len(prompt) :] = prompt
+    return tokens, np.arange(length)[None] >= length - np.array(lengths)[:, None]
+
+
+@custom_vmap
+def _any(alive: Array) -> Array:
+    return jnp.any(alive)
+
+
+@_any.def_vmap
+def _any_of_all_lanes(axis_size: int, in_batched: list, alive: Array) -> tuple[Array, bool]:
+    """One answer for all that is vmapped: a cond that vmap does not lift stays a cond."""
+    del axis_size, in_batched
+    return _any(alive), False
+
+
 def _draw_response(
     step: _Step,
     past: Any,
-    logits: Array,
+    token: Array,
     key: Key,
     *,
     max_length: int,
-    temperature: float | Array,
-    eos: int | None,
+    law: _Law,
+    greedy: bool,
+    eos: int | tuple[int, ...] | None,
 ) -> tuple[Array, Array, Array]:
     """Tokens, their log-probs as drawn and under the model, `[max_length, B]`."""
-    checkify.debug_check(
-        jnp.all(jnp.asarray(temperature) > 0),
-        "expected temperature > 0, found {t}",
-        t=jnp.asarray(temperature),
-    )
+    ends = eos_tuple(eos)
 
-    def draw(logits: Array, alive: Array, t: Array | int) -> tuple[Array, tuple[Array, ...]]:
-        checkify.debug_check(~jnp.any(jnp.isnan(logits)), "logits hold a NaN")
-        logits = finite_logits(logits)
-        token = jax.random.categorical(jax.random.fold_in(key, t), logits / temperature)
-        if eos is not None:
-            token = jnp.where(alive, token, eos)
-            alive = alive & (token != eos)
-        drawn_with = _at(jax.nn.log_softmax(logits / temperature), token)
-        return alive, (token, drawn_with, _at(jax.nn.log_softmax(logits), token))
-
-    def next_token(carry: tuple, t: Array) -> tuple[tuple, tuple[Array, ...]]:
+    def draw(carry: tuple, t: Array) -> tuple[tuple, tuple[Array, ...]]:
         past, token, alive = carry
-        past, logits = step(past, token, t - 1)
-        alive, drawn = draw(logits, alive, t)
-        return (past, drawn[0], alive), drawn
+        logits, past = step(past, token, t)
+        if any(not 0 <= end < logits.shape[-1] for end in ends):
+            raise ValueError(f"eos must be a token, 0 <= eos < {logits.shape[-1]}, found {eos}")
+        checkify.debug_check(~jnp.any(jnp.isnan(logits)), "logits hold a NaN")
+        drawn_from = law(logits)
+        if greedy:
+            new = jnp.argmax(drawn_from, axis=-1)
+        else:
+            new = jax.random.categorical(jax.random.fold_in(key, t), drawn_from)
+        new = new.astype(token.dtype)
+        if ends:
+            new = jnp.where(alive, new, ends[0])
+            alive = alive & ~is_eos(new, ends)
+        drawn_with = _at(jax.nn.log_softmax(drawn_from), new)
+        raw = _at(jax.nn.log_softmax(finite_logits(logits)), new)
+        return (past, new, alive), (new, drawn_with, raw)
 
-    alive, first = draw(logits, jnp.ones(logits.shape[0], bool), 0)
-    _, others = jax.lax.scan(next_token, (past, first[0], alive), jnp.arange(1, max_length))
-    tokens, drawn_with, raw = (
-        jnp.concatenate([one[None], more]) for one, more in zip(first, others, strict=True)
+    def idle(carry: tuple, t: Array) -> tuple[tuple, tuple[Array, ...]]:
+        """All have ended; nothing that follows is under the mask."""
+        shapes = jax.eval_shape(draw, carry, t)[1]
+        fills = (ends[0], 0, 0)
+        out = (jnp.full(s.shape, f, s.dtype) for f, s in zip(fills, shapes, strict=True))
+        return carry, tuple(out)
+
+    def draw_if_any(carry: tuple, t: Array) -> tuple[tuple, tuple[Array, ...]]:
+        return jax.lax.cond(_any(carry[2]), draw, idle, carry, t)
+
+    start = (past, token, jnp.ones(token.shape, bool))
+    _, (tokens, drawn_with, raw) = jax.lax.scan(
+        draw_if_any if ends else draw, start, jnp.arange(max_length)
     )
     return tokens, drawn_with, raw
 
 
-def _last_valid(valid: Array | None, prompt_length: int) -> Array | int:
-    """The column of the last prompt token that is no padding."""
+def _last_valid(valid: Array | None, prompts: Array) -> Array:
+    """The column of every prompt's last token that is no padding, `[B]`."""
+    batch, prompt_length = prompts.shape
     if valid is None:
-        return prompt_length - 1
+        return jnp.full(batch, prompt_length - 1)
+    has_token = jnp.any(valid, axis=1)
+    checkify.debug_check(
+        jnp.all(has_token), "prompt {row} is all padding", row=jnp.argmin(has_token)
+    )
     return prompt_length - 1 - jnp.argmax(valid[:, ::-1], axis=1)
 
 
 def _decoding(
-    lm: LanguageModel, params: Params, rows: Array, valid: Array | None, max_length: int
-) -> tuple[_State, _Step]:
-    """The start and the step with a cache."""
+    lm: LanguageModel,
+    params: Params,
+    prompts: Array,
+    valid: Array | None,
+    last: Array,
+    num_samples: int,
+    max_length: int,
+) -> tuple[Any, _Step]:
+    """The start and the step with a cache, which holds every prompt but its last token.
+
+    The logits of the prefill are not used, so that nothing computes them in a compiled program. A
+    last token before the last column, in a prompt padded on the right, stands in the cache as
+    padding: the first step reads it.
+    """
     assert lm.init_cache is not None and lm.decode is not None
     decode = lm.decode
-    batch, prompt_length = rows.shape
+    batch, prompt_length = prompts.shape
     if valid is None:  # the model refuses, while tracing, documents that are too long for it
-        longest = jnp.zeros((batch, prompt_length + max_length - 1), rows.dtype)
+        longest = jnp.zeros((batch, prompt_length + max_length - 1), prompts.dtype)
         jax.eval_shape(lm.apply, params, longest)
-    cache = lm.init_cache(batch, prompt_length + max_length - 1)  # nothing follows the last token
-    logits, cache = decode(params, cache, rows, valid=valid)
+    else:
+        valid = valid[:, :-1] & (jnp.arange(prompt_length - 1)[None] != last[:, None])
+    shared = lm.repeat_cache is not None
+    if not shared:
+        prompts = jnp.repeat(prompts, num_samples, axis=0)
+        valid = None if valid is None else jnp.repeat(valid, num_samples, axis=0)
+    # Nothing follows the last token of a document, so it needs no place.
+    cache = lm.init_cache(prompts.shape[0], prompt_length + max_length - 1)
+    if prompt_length > 1:
+        _, cache = decode(params, cache, prompts[:, :-1], valid=valid)
+    if lm.repeat_cache is not None and num_samples > 1:
+        cache = lm.repeat_cache(cache, num_samples)
 
-    def step(cache: Any, token: Array, t: Array) -> _State:
+    def step(cache: Any, token: Array, t: Array) -> tuple[Array, Any]:
         del t
-        logits, cache = decode(params, cache, token[:, None].astype(rows.dtype))
-        return cache, logits[:, 0]
+        logits, cache = decode(params, cache, token[:, None])
+        return logits[:, 0], cache
 
-    return (cache, _column(logits, _last_valid(valid, prompt_length))), step
+    return cache, step
 
 
 def _rescoring(
-    lm: LanguageModel, params: Params, rows: Array, valid: Array | None, max_length: int
-) -> tuple[_State, _Step]:
+    lm: LanguageModel,
+    params: Params,
+    prompts: Array,
+    valid: Array | None,
+    last: Array,
+    num_samples: int,
+    max_length: int,
+) -> tuple[Any, _Step]:
     """The start and the step without a cache, by a full forward pass a token."""
-    prompt_length = rows.shape[1]
-    tokens = jnp.pad(rows, ((0, 0), (0, max_length - 1)))  # nothing follows the last token
+    prompt_length = prompts.shape[1]
+    room = ((0, 0), (0, max_length - 1))  # nothing follows the last token
+    tokens = jnp.pad(jnp.repeat(prompts, num_samples, axis=0), room)
+    last = jnp.repeat(last, num_samples)
     if valid is not None:
-        valid = jnp.pad(valid, ((0, 0), (0, max_length - 1)), constant_values=True)
+        valid = jnp.repeat(jnp.pad(valid, room, constant_values=True), num_samples, axis=0)
 
-    def logits_at(tokens: Array, column: Array | int) -> Array:
-        return _column(lm.apply(params, tokens, valid=valid), column)
+    def step(tokens: Array, token: Array, t: Array) -> tuple[Array, Any]:
+        column = jnp.where(t == 0, last, prompt_length + t - 1)[:, None]
+        here = jnp.arange(tokens.shape[1])[None] == column
+        tokens = jnp.where(here, token[:, None], tokens)
+        logits = lm.apply(params, tokens, valid=valid)
+        return jnp.take_along_axis(logits, column[..., None], axis=1)[:, 0], tokens
 
-    def step(tokens: Array, token: Array, t: Array) -> _State:
-        column = prompt_length + t
-        tokens = jax.lax.dynamic_update_slice_in_dim(
-            tokens, token[:, None].astype(rows.dtype), column, axis=1
-        )
-        return tokens, logits_at(tokens, column)
-
-    last = _last_valid(None if valid is None else valid[:, :prompt_length], prompt_length)
-    return (tokens, logits_at(tokens, last)), step
+    return tokens, step
 
 
-def _column(logits: Array, column: Array | int) -> Array:
-    """`logits[b, column_b, :]`."""
-    index = jnp.broadcast_to(jnp.asarray(column), logits.shape[:1])
-    return jnp.take_along_axis(logits, index[:, None, None], axis=1)[:, 0]
-
-
-def _at(log_probs: Array, token: Array) -> Array:
-    return jnp.take_along_axis(log_probs, token[:, None], axis=1)[:, 0]
+def _at(table: Array, index: Array) -> Array:
+    return jnp.take_along_axis(table, index[:, None], axis=1)[:, 0]

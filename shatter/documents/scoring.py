@@ -93,19 +93,32 @@ def log_prob(logits: Array, tokens: Array, mask: Array) -> Array:
     return masked_sum(token_log_probs(logits, tokens), mask)
 
 
-def response_mask(tokens: Array, *, prompt_length: int, eos: int | None) -> Array:
+def response_mask(tokens: Array, *, prompt_length: int, eos: int | tuple[int, ...] | None) -> Array:
     """The mask of documents whose response ends with its first EOS or at the last token.
 
     Args:
       tokens: int `[..., T]`, prompt and response.
       prompt_length: number of prompt tokens; EOS among them ends nothing.
-      eos: the token that ends a document; None = it ends at the last token.
+      eos: the token that ends a document, or several; None or () = it ends at the last token.
 
     Returns:
       bool `[..., T]`, true on the response's tokens, EOS included.
     """
     is_response = jnp.broadcast_to(jnp.arange(tokens.shape[-1]) >= prompt_length, tokens.shape)
-    if eos is None:
-        return is_response
-    ends = is_response & (tokens == eos)
+    ends = is_response & is_eos(tokens, eos_tuple(eos))
     return is_response & (jnp.cumsum(ends, axis=-1) - ends == 0)
+
+
+def eos_tuple(eos: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    """The tokens that end a response, none of them where it has a fixed length."""
+    if eos is None:
+        return ()
+    return eos if isinstance(eos, tuple) else (eos,)
+
+
+def is_eos(tokens: Array, ends: tuple[int, ...]) -> Array:
+    """Bool like `tokens`, true on those that are one of `ends`."""
+    found = jnp.zeros(tokens.shape, bool)
+    for end in ends:
+        found = found | (tokens == end)
+    return found

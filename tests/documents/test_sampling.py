@@ -1,6 +1,7 @@
 """Samples against the exact law, with and without a cache, padding and temperature."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 from jax.experimental import checkify
 
 from shatter import documents
-from shatter.documents import Samples, log_prob, sample
+from shatter.documents import Samples, log_prob, pad_prompts, sample, sampling_logits
 from shatter.models import LanguageModel, TransformerConfig, tabular, transformer
 
 V, L, EOS = 3, 3, 1
@@ -33,8 +34,23 @@ def make_params(lm: LanguageModel):
     return jax.tree.map(lambda leaf: jnp.array(rng.standard_normal(leaf.shape)), shapes)
 
 
+Filters = tuple[tuple[str, float], ...]
+every_filter = pytest.mark.parametrize(
+    "filters",
+    [
+        (("top_k", 2),),
+        (("top_p", 0.75),),
+        (("min_p", 0.3),),
+        (("top_k", 2), ("top_p", 0.9), ("min_p", 0.1)),
+    ],
+    ids=str,
+)
+
+
 @functools.cache
-def drawn(kind: str, temperature: float, cached: bool = True) -> tuple[Samples, np.ndarray]:
+def drawn(
+    kind: str, temperature: float, cached: bool = True, filters: Filters = ()
+) -> tuple[Samples, np.ndarray]:
     """20,000 samples in float64, and the logits of their documents."""
     lm = MODELS[kind] if cached else MODELS[kind]._replace(init_cache=None, decode=None)
 
@@ -49,6 +65,7 @@ def drawn(kind: str, temperature: float, cached: bool = True) -> tuple[Samples, 
             max_length=L,
             temperature=temperature,
             eos=EOS,
+            **dict(filters),
         )
         return samples, lm.apply(params, samples.tokens)
 
@@ -56,14 +73,20 @@ def drawn(kind: str, temperature: float, cached: bool = True) -> tuple[Samples, 
         return jax.tree.map(np.asarray, run(make_params(lm), jax.random.key(7)))
 
 
-def exact_law(kind: str, temperature: float) -> dict[tuple[int, ...], float]:
-    """Every document's probability when the logits of each token are divided by the temperature."""
+def exact_law(kind: str, temperature: float, filters: Filters = ()) -> dict[tuple[int, ...], float]:
+    """Every document's probability when the logits of each token are tempered and filtered."""
     lm = MODELS[kind]
     with jax.enable_x64(True):
         tokens, mask = documents.enumerate_documents(
             vocab_size=V, max_length=L, prompt=PROMPT, eos=EOS
         )
-        run = jax.jit(lambda p, scale: log_prob(lm.apply(p, tokens) / scale, tokens, mask))
+
+        @jax.jit
+        def run(params, temperature):
+            logits = lm.apply(params, tokens)
+            law = sampling_logits(logits, temperature=temperature, **dict(filters))
+            return log_prob(law, tokens, mask)
+
         probs = np.exp(run(make_params(lm), temperature))
     return dict(zip(map(tuple, np.asarray(tokens).tolist()), probs.tolist(), strict=True))
 
@@ -74,20 +97,40 @@ def test_frequencies_are_those_of_the_law(kind: str, temperature: float):
     0.999 at 14 degrees of freedom. The law at the other temperature would be refused by far.
     """
     samples, _ = drawn(kind, temperature)
+    assert len(exact_law(kind, temperature)) == 15
+    assert chi_square(samples, exact_law(kind, temperature)) < 36.1
+    assert chi_square(samples, exact_law(kind, 1.7 - temperature)) > 150.0
+
+
+def chi_square(samples: Samples, law: dict[tuple[int, ...], float]) -> float:
+    """Of the documents drawn, all of which must be possible."""
     rows, counts = np.unique(samples.tokens, axis=0, return_counts=True)
     observed = dict(zip(map(tuple, rows.tolist()), counts.tolist(), strict=True))
+    possible = {document: p for document, p in law.items() if p > 0}
+    assert set(observed) <= set(possible)
+    assert sum(law.values()) == pytest.approx(1.0, abs=1e-12)
+    return sum(
+        (observed.get(document, 0) - 20_000 * p) ** 2 / (20_000 * p)
+        for document, p in possible.items()
+    )
 
-    def chi_square(law: dict[tuple[int, ...], float]) -> float:
-        assert set(observed) <= set(law)
-        assert sum(law.values()) == pytest.approx(1.0, abs=1e-12)
-        return sum(
-            (observed.get(document, 0) - 20_000 * p) ** 2 / (20_000 * p)
-            for document, p in law.items()
-        )
 
-    assert len(exact_law(kind, temperature)) == 15
-    assert chi_square(exact_law(kind, temperature)) < 36.1
-    assert chi_square(exact_law(kind, 1.7 - temperature)) > 150.0
+@every_filter
+def test_filters(filters: Filters):
+    """Frequencies are those of the filtered law, at temperature 0.7, and so are the log-probs."""
+    samples, logits = drawn("tabular", 0.7, filters=filters)
+    law = exact_law("tabular", 0.7, filters)
+    assert 3 <= sum(p > 0 for p in law.values()) < 15
+    assert chi_square(samples, law) < 36.1
+    assert chi_square(samples, exact_law("tabular", 0.7)) > 150.0
+    with jax.enable_x64(True):
+        filtered = sampling_logits(jnp.array(logits), temperature=0.7, **dict(filters))
+        score = jax.jit(log_prob)
+        exact = score(filtered, samples.tokens, samples.mask)
+        raw = score(jnp.array(logits), samples.tokens, samples.mask)
+    np.testing.assert_allclose(samples.log_probs, exact, atol=1e-12)
+    np.testing.assert_allclose(samples.raw_log_probs, raw, atol=1e-12)
+    assert np.all(np.abs(samples.log_probs - samples.raw_log_probs) > 1e-6)
 
 
 @every_law
@@ -191,6 +234,184 @@ def small(key=None, prompt=(0,), lm=MODELS["tabular"], params=None, **changes) -
     return sample(lm, params, key, jnp.array(prompt), **arguments)
 
 
+CASES = [
+    {"temperature": 0.7, "top_k": 2, "top_p": 0.9, "min_p": 0.01},
+    {"num_samples": 1, "valid": False, "eos": (1, 2)},
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_shared_prefill_and_full_forward_pass(float64: None, case: dict):
+    """Prompts of different lengths, read once, once a response and again at every token."""
+    prompts, valid = pad_prompts(PROMPTS)
+    given = {"prompt": prompts, "num_samples": 5, "max_length": 3, "valid": jnp.array(valid)} | case
+    given["valid"] = None if given["valid"] is False else given["valid"]
+    lm = MODELS["transformer"]
+    models = [lm, lm._replace(repeat_cache=None), lm._replace(init_cache=None, decode=None)]
+    shared, repeated, uncached = (jax.jit(lambda lm=m: small(lm=lm, **given))() for m in models)
+    for other in (repeated, uncached):
+        np.testing.assert_array_equal(shared.tokens, other.tokens)
+        np.testing.assert_allclose(shared.log_probs, other.log_probs, atol=1e-12)
+        np.testing.assert_allclose(shared.raw_log_probs, other.raw_log_probs, atol=1e-12)
+    assert len(np.unique(np.asarray(shared.tokens)[..., 3:].reshape(-1, given["max_length"]))) > 1
+
+
+def test_the_plain_loop():
+    """Token t of all rows together by the key folded with t, as the categorical draws it."""
+    lm, key, prompts = MODELS["transformer"], jax.random.key(11), jnp.array([[2, 0], [1, 1]])
+    params = make_params(lm)
+    found = jax.jit(lambda p: small(key, prompts, lm, p, max_length=4))(params)
+    tokens = jnp.pad(jnp.repeat(prompts, 4, axis=0), ((0, 0), (0, 4)))
+    apply = jax.jit(lm.apply)
+    for t in range(4):
+        logits = apply(params, tokens)[:, 1 + t]
+        tokens = tokens.at[:, 2 + t].set(jax.random.categorical(jax.random.fold_in(key, t), logits))
+    np.testing.assert_array_equal(found.tokens.reshape(8, 6), tokens)
+
+
+def test_prefill_computes_no_logits():
+    """No array with a logit for every token of the prompts is in the compiled program."""
+    lm = transformer(TransformerConfig(vocab_size=37, max_length=32, width=8, num_layers=1))
+    compiled = jax.jit(lambda p: small(prompt=np.zeros((2, 19), int), lm=lm, params=p)).lower(
+        make_params(lm)
+    )
+    text = compiled.compile().as_text()
+    assert "[8,37]" in text  # of a step
+    assert "18,37]" not in text and "[36,37]" not in text
+
+
+def test_greedy_is_the_argmax():
+    lm = MODELS["transformer"]
+    params = make_params(lm)
+    run = jax.jit(lambda key, t: small(key, [[2, 0], [1, 1]], lm, params, top_k=1, max_length=4,
+                                       temperature=t))  # fmt: skip
+    found, other = run(jax.random.key(0), 1.0), run(jax.random.key(1), 3.0)
+    np.testing.assert_array_equal(found.tokens, other.tokens)
+    logits = jax.jit(lm.apply)(params, found.tokens)
+    np.testing.assert_array_equal(found.tokens[..., 2:], jnp.argmax(logits, -1)[..., 1:-1])
+    np.testing.assert_array_equal(found.log_probs, 0.0)
+    np.testing.assert_allclose(
+        found.raw_log_probs, log_prob(logits, found.tokens, found.mask), rtol=1e-5
+    )
+
+
+def test_several_tokens_may_end_a_response():
+    """The same draws as with one until a response ends by the other; the first id fills."""
+    run = jax.jit(small, static_argnames=("lm", "eos", "num_samples", "max_length"))
+    one, two = (run(num_samples=200, max_length=3, eos=eos) for eos in (1, (1, 2)))
+    responses, mask = np.asarray(two.tokens)[:, 1:], np.asarray(two.mask)[:, 1:]
+    ends = (responses == 1) | (responses == 2)
+    length = np.where(ends.any(axis=1), ends.argmax(axis=1) + 1, 3)
+    np.testing.assert_array_equal(mask, np.arange(3) < length[:, None])
+    np.testing.assert_array_equal(responses[~mask], 1)
+    np.testing.assert_array_equal(responses[mask], np.asarray(one.tokens)[:, 1:][mask])
+    assert {1, 2} <= set(responses[np.arange(200), length - 1].tolist())
+    none = jax.eval_shape(lambda: small(eos=()))
+    assert none.tokens.shape == (4, 3)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_the_model_is_not_called_when_all_have_ended(cached: bool):
+    """As many calls as the longest response has tokens, of 60; vmapped: the longest of all."""
+    calls = []
+
+    def counted(function):
+        def call(*arguments, **named):
+            jax.debug.callback(lambda: calls.append(1))
+            return function(*arguments, **named)
+
+        return call
+
+    lm = transformer(TransformerConfig(vocab_size=V, max_length=64, width=8, num_layers=1))
+    lm = (
+        lm._replace(decode=counted(lm.decode))
+        if cached
+        else lm._replace(apply=counted(lm.apply), init_cache=None, decode=None)
+    )
+    params = make_params(lm)
+    run = lambda key: small(key, (2,), lm, params, max_length=60, eos=1)
+    keys = jax.random.split(jax.random.key(4), 3)
+    alone, looped = [], jax.jit(run)
+    for key in keys:
+        calls.clear()
+        alone.append(jax.block_until_ready(looped(key)))
+        jax.effects_barrier()
+        assert len(calls) == np.asarray(alone[-1].mask).sum(axis=1).max() < 60
+    calls.clear()
+    lifted = jax.block_until_ready(jax.jit(jax.vmap(run))(keys))
+    jax.effects_barrier()
+    assert len(calls) == np.asarray(lifted.mask).sum(axis=-1).max()
+    np.testing.assert_array_equal(lifted.tokens, np.stack([one.tokens for one in alone]))
+    np.testing.assert_allclose(lifted.log_probs, np.stack([o.log_probs for o in alone]), rtol=1e-5)
+    lengths = [np.asarray(one.mask).sum(axis=1).max() for one in alone]
+    assert len(set(lengths)) > 1
+
+
+@every_model
+def test_members_and_keys_are_lifted_under_checkify(kind: str):
+    """Lifted as looped, and bad members are found; the order of vmap and checkify is free."""
+    lm = MODELS[kind]
+    one = make_params(lm)
+    members = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf, -leaf]), one)
+    keys = jax.random.split(jax.random.key(2), 3)
+    run = lambda params, key: small(key, (1, 0), lm, params, eos=1, max_length=4)
+    alone = jax.jit(run)
+    expected = [alone(jax.tree.map(lambda x, i=i: x[i], members), keys[i]) for i in range(3)]
+    orders = [checkify.checkify(jax.vmap(run)), jax.vmap(checkify.checkify(run))]
+    for lifted in orders if kind == "tabular" else orders[:1]:
+        checked = jax.jit(lifted)
+        error, found = checked(members, keys)
+        assert error.get() is None
+        np.testing.assert_array_equal(found.tokens, np.stack([one.tokens for one in expected]))
+        spoilt = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), members)
+        assert "logits hold a NaN" in checked(spoilt, keys)[0].get()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "bucket"),
+    [([1], 1), ([2], 2), ([3, 1], 3), ([4], 4), ([5], 6), ([6], 6), ([7, 2, 8], 8), ([9], 12),
+     ([13], 16), ([17], 24), ([25], 32), ([97], 128), ([65], 96)],
+)  # fmt: skip
+def test_pad_prompts(lengths: list[int], bucket: int):
+    prompts = [list(range(5, 5 + n)) for n in lengths]
+    tokens, valid = pad_prompts(prompts, fill=-7)
+    assert tokens.shape == valid.shape == (len(lengths), bucket)
+    for row, is_text, prompt in zip(tokens, valid, prompts, strict=True):
+        assert row[is_text].tolist() == prompt
+        assert is_text[-len(prompt) :].all()
+        assert set(row[~is_text].tolist()) <= {-7}
+
+
+def test_buckets_may_be_chosen():
+    assert pad_prompts([[1, 2, 3]], buckets=(16, 5, 2))[0].shape == (1, 5)
+    with pytest.raises(ValueError, match=r"prompt 1 has 6 tokens, over the largest .* \(4, 5\)"):
+        pad_prompts([[1], [2] * 6], buckets=(4, 5))
+
+
+@pytest.mark.parametrize(("prompts", "which"), [([[1], []], "1"), ([], "no prompt at all")])
+def test_prompts_without_a_token_are_refused(prompts: list, which: str):
+    with pytest.raises(ValueError, match=f"every prompt needs a token .*: {which}"):
+        pad_prompts(prompts)
+
+
+def test_few_programs_for_prompts_of_many_lengths():
+    """One trace a bucket: 3 for 8 lengths."""
+    traces = []
+
+    @jax.jit
+    def run(prompt, valid):
+        traces.append(prompt.shape)
+        return sample(lm, params, jax.random.key(0), prompt, num_samples=2, max_length=2,
+                      valid=valid)  # fmt: skip
+
+    lm = tabular(vocab_size=V, max_length=2, num_prompts=V)
+    params = make_params(lm)
+    for length in range(5, 13):
+        run(*pad_prompts([[1] * length]))
+        run(*pad_prompts([[2] * length]))
+    assert traces == [(1, 6), (1, 8), (1, 12)]
+
+
 def test_axes():
     one = jax.eval_shape(small)
     assert one.tokens.shape == one.mask.shape == (4, 3)
@@ -254,10 +475,23 @@ def test_impossible_arguments_are_refused(changes: dict):
         small(**changes)
 
 
-@pytest.mark.parametrize("eos", [-1, 3])
-def test_an_eos_outside_the_vocabulary_is_refused(eos: int):
-    with pytest.raises(ValueError, match=f"0 <= eos < 3, found {eos}"):
+@pytest.mark.parametrize("eos", [-1, 3, (1, 3)])
+def test_an_eos_outside_the_vocabulary_is_refused(eos: int | tuple[int, ...]):
+    with pytest.raises(ValueError, match=rf"0 <= eos < 3, found {re.escape(str(eos))}"):
         small(eos=eos)
+
+
+def test_a_prompt_that_is_all_padding_is_found():
+    valid = jnp.array([[True, False], [False, False]])
+    run = checkify.checkify(lambda valid: small(prompt=[[1, 0], [1, 0]], valid=valid))
+    error, _ = jax.jit(run)(valid)
+    assert "prompt 1 is all padding" in error.get()
+
+
+@pytest.mark.parametrize("bad", [{"top_k": 0}, {"top_p": 0.0}, {"min_p": 2.0}], ids=str)
+def test_impossible_filters_are_refused(bad: dict):
+    with pytest.raises(ValueError, match=f"{next(iter(bad))} must be"):
+        small(**bad)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +524,7 @@ def test_temperature_may_be_traced():
     error, cold = checked(1e-3)
     assert error.get() is None
     np.testing.assert_allclose(cold.log_probs, 0.0, atol=1e-6)
-    assert "expected temperature > 0, found 0.0" in checked(0.0)[0].get()
+    assert "temperature must be above 0, found 0.0" in checked(0.0)[0].get()
 
 
 @every_model

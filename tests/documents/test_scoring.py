@@ -118,9 +118,15 @@ def test_bos_may_equal_eos(float64: None):
         ([3, 3, 1, 3], 2, 3, "0011"),  # EOS in the prompt ends nothing
         ([3, 1, 2, 0], 1, 3, "0111"),  # no EOS: it ends at the last token
         ([0, 1, 2, 3], 4, 3, "0000"),
+        ([0, 1, 2, 3], 1, (3,), "0111"),
+        ([0, 1, 2, 3], 1, (3, 2), "0110"),  # whichever comes first
+        ([2, 3, 2, 1], 1, (2, 3), "0100"),
+        ([0, 1, 2, 3], 1, (), "0111"),
     ],
 )
-def test_response_mask(tokens: list[int], prompt_length: int, eos: int | None, expected: str):
+def test_response_mask(
+    tokens: list[int], prompt_length: int, eos: int | tuple[int, ...] | None, expected: str
+):
     row = np.array(list(expected)) == "1"
     found = response_mask(jnp.array(tokens), prompt_length=prompt_length, eos=eos)
     np.testing.assert_array_equal(found, row)
