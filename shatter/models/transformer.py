@@ -184,8 +184,9 @@ class Cache(NamedTuple):
 class _Linear(nn.DenseGeneral):
     """A dense layer, to which low-rank adapters add where the collection "lora" has them.
 
-    An adapter belongs to a part of the output's first axis: `parts` are names and sizes in order;
-    its arrays are `<part>_a [in, rank]` and `<part>_b [rank, out of the part]`, in flattened form.
+    An adapter is `a [in, rank]` and `b [rank, out]`, in and out in flattened form. That of the
+    layer's own name adds to the whole output; others to a part of the output's first axis: `parts`
+    are their names and sizes in order.
     """
 
     parts: tuple[tuple[str, int], ...] = ()
@@ -197,15 +198,20 @@ class _Linear(nn.DenseGeneral):
         adapters: dict[str, dict[str, Array]] = self.get_variable("lora", "adapters")
         axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
         flat = inputs.reshape(*inputs.shape[: inputs.ndim - len(axes)], -1).astype(outputs.dtype)
-        pieces = []
-        for part, size in self.parts:
-            shape = (*flat.shape[:-1], size, *outputs.shape[flat.ndim :])
-            if part in adapters:
-                a, b = (adapters[part][side].astype(flat.dtype) for side in ("a", "b"))
-                pieces.append(((flat @ a) @ b).reshape(shape))
-            else:
-                pieces.append(jnp.zeros(shape, outputs.dtype))
-        return outputs + jnp.concatenate(pieces, axis=flat.ndim - 1)
+
+        def product(part: str, *shape: int) -> Array:
+            if part not in adapters:
+                return jnp.zeros((*flat.shape[:-1], *shape), flat.dtype)
+            a, b = (adapters[part][side].astype(flat.dtype) for side in ("a", "b"))
+            return ((flat @ a) @ b).reshape(*flat.shape[:-1], *shape)
+
+        first, *others = outputs.shape[flat.ndim - 1 :]
+        if self.name in adapters:
+            outputs = outputs + product(self.name, first, *others)
+        if any(part in adapters for part, _ in self.parts):
+            pieces = [product(part, size, *others) for part, size in self.parts]
+            outputs = outputs + jnp.concatenate(pieces, axis=flat.ndim - 1)
+        return outputs
 
 
 class _Block(nn.Module):
@@ -245,7 +251,6 @@ class _Block(nn.Module):
             axis=(-2, -1),
             use_bias=config.attention_out_bias,
             dtype=config.dtype,
-            parts=(("attention_out", config.width),),
             name="attention_out",
         )(mixed)
         return x + self._feed_forward(_norm(config, "mlp_norm")(x)), (keys, values)
@@ -259,8 +264,8 @@ class _Block(nn.Module):
             gate_up = linear((2, hidden), parts=parts, name="mlp_in")(x)
             x = activation(gate_up[..., 0, :]) * gate_up[..., 1, :]
         else:
-            x = activation(linear(hidden, parts=(("mlp_in", hidden),), name="mlp_in")(x))
-        return linear(config.width, parts=(("mlp_out", config.width),), name="mlp_out")(x)
+            x = activation(linear(hidden, name="mlp_in")(x))
+        return linear(config.width, name="mlp_out")(x)
 
 
 def _norm(config: TransformerConfig, name: str) -> Any:
