@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.special import softmax
 
-from experiments.common import binary
-from experiments.inclusive import classical, people, sources
+from experiments.common import binary, sources
+from experiments.inclusive import classical, people
 from experiments.inclusive.arrays import Floats, Ints
 from experiments.inclusive.data import Survey, load_nonvoters
 from experiments.inclusive.likings import load_cuisines, load_starwars

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.common.sources import DataError
 from experiments.inclusive.arrays import UNKNOWN, Floats, Ints
 from experiments.inclusive.shares import load_shares
-from experiments.inclusive.sources import DataError
 from experiments.inclusive.tables import (
     Attribute,
     Table,

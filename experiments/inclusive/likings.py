@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.common.sources import DataError
 from experiments.inclusive.arrays import UNKNOWN, Bools, Ints
-from experiments.inclusive.sources import DataError
 from experiments.inclusive.tables import (
     Attribute,
     Table,

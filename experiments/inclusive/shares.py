@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.common.sources import DataError
 from experiments.inclusive.arrays import Floats
-from experiments.inclusive.sources import DataError
 
 SUM_TOLERANCE = 1e-3  # what rounding of published shares may add up to
 

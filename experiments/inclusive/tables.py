@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.common.sources import DataError
 from experiments.inclusive.arrays import UNKNOWN, Floats, Ints
-from experiments.inclusive.sources import DataError
 
 _SHOWN_VALUES = 10
 

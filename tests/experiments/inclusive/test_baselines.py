@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.inclusive import baselines, sources
+from experiments.common import sources
+from experiments.inclusive import baselines
 from experiments.inclusive.arrays import Floats, Ints
 from experiments.inclusive.data import Question, Survey, load_nonvoters
 from experiments.inclusive.likings import load_cuisines, load_starwars

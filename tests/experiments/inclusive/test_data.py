@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.inclusive import data, sources
+from experiments.common import sources
+from experiments.common.sources import DataError
+from experiments.inclusive import data
 from experiments.inclusive.data import load_nonvoters
 from experiments.inclusive.people import survey_shares
 from experiments.inclusive.shares import load_shares
-from experiments.inclusive.sources import DataError
 
 COLUMNS = list(data._QUESTIONS)
 Change = Callable[[dict[str, str]], None]

@@ -4,9 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.inclusive import likings, sources
+from experiments.common import sources
+from experiments.common.sources import DataError
+from experiments.inclusive import likings
 from experiments.inclusive.likings import load_cuisines, load_starwars
-from experiments.inclusive.sources import DataError
 
 DEMOGRAPHICS = ["Gender", "Age", "Household Income", "Education", "Location (Census Region)"]
 PERSON = ["Male", "> 60", "", "Graduate degree", "Pacific"]

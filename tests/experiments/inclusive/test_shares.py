@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.inclusive import sources
+from experiments.common import sources
+from experiments.common.sources import DataError
 from experiments.inclusive.shares import Group, load_shares
-from experiments.inclusive.sources import DataError
 
 GOOD: dict[str, Any] = {
     "prompt": "Tea?",

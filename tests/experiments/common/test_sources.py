@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.inclusive import sources
-from experiments.inclusive.sources import DataError, Source
+from experiments.common import sources
+from experiments.common.sources import DataError, Source
 
 CONTENT = b"a,b\n1,2\n"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -81,17 +81,23 @@ def test_a_failed_download_says_what_to_do(published: Path):
     published.unlink()
     with pytest.raises(DataError) as error:
         sources.locate("sample")
-    for part in ("sample.csv", f"download {published.as_uri()}", "data_dir", "SHATTER_DATA_DIR"):
+    for part in ("sample.csv", f"Download {published.as_uri()}", "data_dir", "SHATTER_DATA_DIR"):
         assert part in str(error.value)
 
 
-def test_a_file_without_address_says_what_to_do():
-    with pytest.raises(DataError, match=r"shares\.jsonl .* no public address.*SHATTER_DATA_DIR"):
-        sources.locate("shares")
+@pytest.mark.parametrize("name", ["shares", "ukp_humour_pairs", "stories260k_weights"])
+def test_a_file_without_address_says_what_to_do(tmp_path: Path, name: str):
+    with pytest.raises(DataError) as error:
+        sources.locate(name, tmp_path)
+    _, message = str(error.value).split(" was not found and has no public address. ")
+    path = f"{sources.SOURCES[name].folder}/{sources.SOURCES[name].filename}"
+    for part in (f"FOLDER/{path}", "--data_dir=FOLDER", "SHATTER_DATA_DIR=FOLDER"):
+        assert part in message
+    assert message.endswith(f"Searched: {tmp_path}, {sources.cache_dir()}.")
 
 
 def test_unknown_names_and_folders_are_refused(tmp_path: Path):
-    with pytest.raises(DataError, match="unknown data file 'starwar'; known: cuisines, nonvoters"):
+    with pytest.raises(DataError, match="unknown data file 'starwar'; known: cuisines, newyorker"):
         sources.locate("starwar")
     with pytest.raises(DataError, match=r"absent.*\(from data_dir\) does not exist"):
         sources.locate("starwars", tmp_path / "absent")

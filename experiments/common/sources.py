@@ -1,4 +1,4 @@
-"""Where the recorded choices come from: original files, their addresses, checksums and licences.
+"""Where data and models come from: original files, their addresses, checksums and licences.
 
 No data is kept in this project. A file is looked for in the data folder given by the user, in the
 folder named by the environment variable `SHATTER_DATA_DIR` and in the user's cache; failing those
@@ -20,6 +20,10 @@ DOWNLOAD_TIMEOUT = 60.0  # seconds without an answer
 
 _FIVETHIRTYEIGHT = "https://raw.githubusercontent.com/fivethirtyeight/data/master"
 _CC_BY = "CC BY 4.0"
+_HUMOUR = "Simpson et al., ACL 2019"
+_CAPTIONS = "The New Yorker caption contest / NEXT, caption-contest-data-api"
+_CONVARG = "Habernal and Gurevych, ACL 2016"
+_STORIES = "Andrej Karpathy, llama2.c / tinyllamas, 2023"
 
 
 class DataError(ValueError):
@@ -43,7 +47,7 @@ class Source(NamedTuple):
       url: The public address, or None where there is none.
       sha256: The checksum of the published bytes, in hexadecimal digits.
       licence: The licence's short name.
-      attribution: Whom to name when figures made from the file are shown.
+      attribution: Whom to name when figures or texts made from the file are shown.
     """
 
     folder: str
@@ -95,6 +99,102 @@ SOURCES: dict[str, Source] = {
         _CC_BY,
         "FiveThirtyEight / SurveyMonkey, 2014",
     ),
+    "ukp_humour_items": Source(
+        "ukp_humour",
+        "items.jsonl",
+        None,
+        "e8d1f6a93bd10495fbc60da5f518ae7e95aa3409a8cc1100d498c69fd7c7f29b",
+        _CC_BY,
+        _HUMOUR,
+    ),
+    "ukp_humour_pairs": Source(
+        "ukp_humour",
+        "pairs.csv",
+        None,
+        "da94f102e30f487dc1d5c390c1fc5d166b8d2f43b4f071bd775d3903336ed162",
+        _CC_BY,
+        _HUMOUR,
+    ),
+    "newyorker_captions": Source(
+        "newyorker_captions",
+        "captions.jsonl",
+        None,
+        "390f6cf28f58e2e49dc4a071fbffa9d197281947462e3ce454333e9a9c1852e7",
+        _CC_BY,
+        _CAPTIONS,
+    ),
+    "newyorker_contests": Source(
+        "newyorker_captions",
+        "contests.json",
+        None,
+        "0c07618a8a7e7b9c25e88ff5844cca2af2a67fc624d12803ad6b3c24ca5bf990",
+        _CC_BY,
+        _CAPTIONS,
+    ),
+    "ukp_convarg_topics": Source(
+        "ukp_convarg",
+        "topics.jsonl",
+        None,
+        "b34f9b38980956680ee8385df4a603bc9dd8559cf53de9c40a496c97a43a4345",
+        _CC_BY,
+        _CONVARG,
+    ),
+    "ukp_convarg_arguments": Source(
+        "ukp_convarg",
+        "arguments.jsonl",
+        None,
+        "f092f01f85225121a7c98967c90b3481888f1f24b6c7f8ce8ab2a65397c3e046",
+        _CC_BY,
+        _CONVARG,
+    ),
+    "ukp_convarg_pairs": Source(
+        "ukp_convarg",
+        "pairs.jsonl",
+        None,
+        "2f1c0d7e043ebb1df997af52f107cd310129f66989cc6205a353b6e509cbecd5",
+        _CC_BY,
+        _CONVARG,
+    ),
+    "stories260k_config": Source(
+        "stories260k",
+        "config.json",
+        None,
+        "056f747b7b70c856e9073020e13fa27fbf60f836ca40ac13ec5d4f3b94e764f1",
+        "MIT",
+        _STORIES,
+    ),
+    "stories260k_generation_config": Source(
+        "stories260k",
+        "generation_config.json",
+        None,
+        "87a6890590029ee05464fb65dcacda0d9c04914d7eef64c7158d076478f4ba13",
+        "MIT",
+        _STORIES,
+    ),
+    "stories260k_weights": Source(
+        "stories260k",
+        "model.safetensors",
+        None,
+        "407a7c581bdd66972383ce9ad24857713fb98786d06ea564a2fe9b34ebe77dfd",
+        "MIT",
+        _STORIES,
+    ),
+    "stories260k_tokenizer": Source(
+        "stories260k",
+        "tokenizer.json",
+        None,
+        "d9bbb431a9cdb30aa643ed6afb4fc7e5c747a009b973e1cad334478358c0089a",
+        "MIT",
+        _STORIES,
+    ),
+    "stories260k_tokenizer_config": Source(
+        "stories260k",
+        "tokenizer_config.json",
+        None,
+        "80b4d1aaf130a89df3b5246cb7ebdac146c4bef26ae6384af2e3a575732cd2da",
+        "MIT",
+        _STORIES,
+    ),
 }
 
 
@@ -123,8 +223,10 @@ def locate(name: str, data_dir: str | Path | None = None) -> Path:
     if found is not None:
         return found
     if source.url is None:
+        searched = ", ".join(str(folder) for folder in _folders(data_dir))
         raise DataError(
-            f"{source.filename} was not found and has no public address. {_advice(source)}"
+            f"{source.filename} was not found and has no public address. {_advice(source)} "
+            f"Searched: {searched}."
         )
     return _download(source, cache_dir() / source.filename)
 
@@ -159,10 +261,10 @@ def _folders(data_dir: str | Path | None) -> Iterator[Path]:
 
 
 def _advice(source: Source) -> str:
-    where = f"download {source.url} and " if source.url else ""
+    where = f"Download {source.url} and put" if source.url else "Put"
     return (
-        f"Either {where}put the file into a folder and pass that folder as data_dir, "
-        f"or set {DATA_DIR_VARIABLE} to it."
+        f"{where} it into a folder FOLDER, as FOLDER/{source.folder}/{source.filename} or "
+        f"FOLDER/{source.filename}, and pass --data_dir=FOLDER or set {DATA_DIR_VARIABLE}=FOLDER."
     )
 
 
