@@ -156,7 +156,7 @@ def _baseline(folder: Path, kind: str, seed: int, task: Task) -> dict[str, float
     file = folder / "baselines" / f"{kind}_{seed}.json"
     if not file.exists():
         rows = {name: [row.row for row in split.encoded] for name, split in task.held_out.items()}
-        utility = getattr(baselines, kind)([row.row for row in task.train.encoded])
+        utility = getattr(baselines, kind)([row.row for row in task.train.encoded], ties=0.0)
         found = {
             f"eval_{part}/{measure}": value
             for part in PARTS

@@ -112,7 +112,9 @@ def describe(config: Config, task: Task, console: Console) -> None:
     for problem in task.train.report.problems[:5]:
         console.print(f"bad row: {problem}", markup=False)
     first = task.train.encoded[0]
-    console.print("\nThe first comparison, token by token; [brackets] are what the loss counts:")
+    console.print(
+        "\nThe first comparison, token by token; [brackets] are what the loss counts:", markup=False
+    )
     for rank, completion in zip(first.ranks, first.completions, strict=True):
         text = "".join(_shown(model.tokenizer, token) for token in first.prompt)
         marked = "".join(f"[{_shown(model.tokenizer, token)}]" for token in completion)

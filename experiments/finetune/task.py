@@ -74,9 +74,11 @@ def load_model(config: Config) -> Pretrained:
       UsageError: if it cannot be opened; the message says what to pass.
     """
     folder = config.model_name_or_path
-    if folder == "stories260k":
-        folder = str(sources.locate("stories260k", config.data_dir).parent)
     try:
+        if folder == "stories260k" and not Path(folder).exists():
+            files = ("config", "generation_config", "tokenizer", "tokenizer_config", "weights")
+            found = [sources.locate(f"stories260k_{name}", config.data_dir) for name in files]
+            folder = str(found[0].parent)
         loaded, params, tokenizer = models.load_pretrained(folder, dtype="float32")
     except (FileNotFoundError, ImportError, ValueError) as error:
         raise UsageError(f"--model_name_or_path={config.model_name_or_path}: {error}") from error
@@ -127,6 +129,8 @@ def load_task(config: Config) -> Task:
         files = {"train": config.dataset_name, **_named(config.eval_dataset_name)}
         for name, file in files.items():
             rows[name], reports[name] = _read(config, file)
+    if config.objective != "sft":  # a tie is an order unresolved: no objective learns from it
+        rows["train"] = [row for row in rows["train"] if len(set(row.ranks)) > 1] or rows["train"]
     splits = {name: _encode(config, model, name, rows[name], reports[name]) for name in rows}
     train = splits.pop("train")
     most = max(len(row.completions) for row in train.encoded)
