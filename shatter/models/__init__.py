@@ -1,7 +1,29 @@
 """Language models: params, tokens -> logits."""
 
 from shatter.models.base import LanguageModel, from_flax
+from shatter.models.lora import LoraConfig, init_lora, merge_lora, with_lora
+from shatter.models.lora_files import load_lora, save_lora
+from shatter.models.pretrained import load_pretrained, save_pretrained
 from shatter.models.tabular import tabular
-from shatter.models.transformer import TransformerConfig, transformer
+from shatter.models.tokenizer import CHAT_TEMPLATES, Tokenizer, load_tokenizer
+from shatter.models.transformer import Rope, TransformerConfig, transformer
 
-__all__ = ["LanguageModel", "TransformerConfig", "from_flax", "tabular", "transformer"]
+__all__ = [
+    "CHAT_TEMPLATES",
+    "LanguageModel",
+    "LoraConfig",
+    "Rope",
+    "Tokenizer",
+    "TransformerConfig",
+    "from_flax",
+    "init_lora",
+    "load_lora",
+    "load_pretrained",
+    "load_tokenizer",
+    "merge_lora",
+    "save_lora",
+    "save_pretrained",
+    "tabular",
+    "transformer",
+    "with_lora",
+]
