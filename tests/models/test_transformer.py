@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from jax.experimental import checkify
 
 from shatter.models import TransformerConfig, transformer
+from shatter.models.transformer import Rope
 
 # The package shows the function of this name; the module is behind it.
 module = importlib.import_module("shatter.models.transformer")
@@ -18,21 +20,61 @@ module = importlib.import_module("shatter.models.transformer")
 CONFIG = TransformerConfig(
     vocab_size=5, max_length=6, width=8, num_layers=2, num_heads=2, mlp_width=24
 )
-LM = transformer(CONFIG)
+LLAMA = TransformerConfig(
+    vocab_size=5,
+    max_length=6,
+    width=8,
+    num_heads=4,
+    num_kv_heads=2,
+    head_size=6,
+    mlp_width=10,
+    norm="rms",
+    activation="silu",
+    gated=True,
+    # Of its three frequencies one is high, one between and one low.
+    rope=Rope(4.9, "llama3", 8.0, 1.0, 2.0, 16),
+    qkv_bias=False,
+    attention_out_bias=False,
+    mlp_bias=False,
+    head_bias=False,
+)
+CONFIGS = {
+    "didactic": CONFIG,
+    "gpt2": dataclasses.replace(CONFIG, activation="gelu_exact", tied=True, norm_epsilon=0.1),
+    "llama": LLAMA,
+    "qwen3": dataclasses.replace(
+        LLAMA,
+        num_kv_heads=1,
+        rope=Rope(100.0, "linear", 3.0),
+        qkv_bias=True,
+        qk_norm=True,
+        tied=True,
+        norm_epsilon=0.1,
+    ),
+}
+every_config = pytest.mark.parametrize("name", CONFIGS)
+LMS = {name: transformer(config) for name, config in CONFIGS.items()}
+LM = LMS["didactic"]
 DOCUMENTS = np.array([[0, 3, 1, 4, 2, 2], [4, 4, 0, 2, 1, 3], [2, 0, 1, 1, 3, 0]])
 # Most of the time here is compilation: one program of three rows of eight columns serves most.
-jitted_apply = jax.jit(LM.apply)
-jitted_decode = jax.jit(
-    lambda params, cache, tokens, valid: LM.decode(params, cache, tokens, valid=valid)
-)
+jitted = {name: jax.jit(lm.apply) for name, lm in LMS.items()}
+jitted_apply = jitted["didactic"]
+jitted_decode = {
+    name: jax.jit(lambda params, cache, x, valid, lm=lm: lm.decode(params, cache, x, valid=valid))
+    for name, lm in LMS.items()
+}
+
+
+def random_params(config: TransformerConfig, seed: int = 0):
+    """Biases and norms away from zeros and ones, so that they count."""
+    shapes = jax.eval_shape(transformer(config).init, jax.random.key(0))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.array(0.5 * rng.standard_normal(leaf.shape)), shapes)
 
 
 @pytest.fixture
 def params(float64: None):
-    """Biases and norms away from zeros and ones, so that they count."""
-    shapes = jax.eval_shape(LM.init, jax.random.key(0))
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: jnp.array(0.5 * rng.standard_normal(leaf.shape)), shapes)
+    return random_params(CONFIG)
 
 
 def pad(columns: list[int], fill: int = 0) -> tuple[jax.Array, jax.Array]:
@@ -43,57 +85,153 @@ def pad(columns: list[int], fill: int = 0) -> tuple[jax.Array, jax.Array]:
     return jnp.array(tokens), jnp.broadcast_to(valid, tokens.shape)
 
 
-def apply(params, documents: np.ndarray) -> np.ndarray:
+def apply(params, documents: np.ndarray, name: str = "didactic") -> np.ndarray:
     """Logits `[3, 6, V]` of three documents of six tokens."""
     tokens = jnp.pad(jnp.array(documents), ((0, 0), (0, 2)))
     valid = jnp.broadcast_to(jnp.arange(8) < 6, (3, 8))
-    return np.asarray(jitted_apply(params, tokens, valid=valid))[:, :6]
+    return np.asarray(jitted[name](params, tokens, valid=valid))[:, :6]
 
 
-def numpy_logits(params, document: np.ndarray) -> np.ndarray:
+ACTIVATIONS = {
+    "gelu": lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "gelu_exact": lambda x: x / 2 * (1 + np.vectorize(math.erf)(x / np.sqrt(2))),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+}
+
+
+def numpy_frequencies(rope: Rope, size: int) -> np.ndarray:
+    """One after the other; "llama3" by wavelengths."""
+    frequencies = []
+    for i in range(size // 2):
+        frequency = rope.theta ** (-2 * i / size)
+        slow, length = frequency / rope.factor, rope.original_max_length
+        wavelength = 2 * np.pi / frequency
+        if rope.scaling == "linear":
+            frequency = slow
+        elif rope.scaling == "llama3" and wavelength > length / rope.low_frequency_factor:
+            frequency = slow
+        elif rope.scaling == "llama3" and wavelength > length / rope.high_frequency_factor:
+            low, high = rope.low_frequency_factor, rope.high_frequency_factor
+            share = (length / wavelength - low) / (high - low)
+            frequency = share * frequency + (1 - share) * slow
+        frequencies.append(frequency)
+    return np.array(frequencies)
+
+
+def numpy_logits(params, document: np.ndarray, config: TransformerConfig = CONFIG) -> np.ndarray:
     """The forward pass of one document, a token at a time, straight from the definition."""
     weights = jax.tree.map(np.asarray, params["params"])
+    heads, kv_heads, size = config.num_heads, config.kv_heads, config.size_of_head
 
-    def norm(x: np.ndarray, p: dict) -> np.ndarray:
-        centred = x - x.mean()
-        return centred / np.sqrt((centred**2).mean() + 1e-6) * p["scale"] + p["bias"]
+    def norm(x: np.ndarray, p: dict, kind: str = config.norm) -> np.ndarray:
+        x = x - x.mean(-1, keepdims=True) if kind == "layer" else x
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_epsilon)
+        return x * p["scale"] + p.get("bias", 0.0)
 
-    def gelu(x: np.ndarray) -> np.ndarray:
-        return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    def linear(x: np.ndarray, p: dict, axes: int = 1) -> np.ndarray:
+        return np.tensordot(x, p["kernel"], axes) + p.get("bias", 0.0)
+
+    def turn(x: np.ndarray, t: int) -> np.ndarray:
+        """Features i and i + size / 2 are one complex number."""
+        if config.rope is None:
+            return x
+        angles = t * numpy_frequencies(config.rope, size)
+        x = (x[:, : size // 2] + 1j * x[:, size // 2 :]) * np.exp(1j * angles)
+        return np.concatenate([x.real, x.imag], axis=1)
 
     embedding = weights["token_embedding"]["embedding"]
-    place = weights["position_embedding"]["embedding"]
-    stream = [embedding[token] + place[t] for t, token in enumerate(document)]
-    for layer in range(CONFIG.num_layers):
+    stream = [embedding[token] for token in document]
+    if config.rope is None:
+        place = weights["position_embedding"]["embedding"]
+        stream = [x + place[t] for t, x in enumerate(stream)]
+    for layer in range(config.num_layers):
         block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], weights["blocks"])
-        qkv = [
-            (
-                np.einsum("d,dhs->hs", norm(x, block["attention_norm"]), block["qkv"]["kernel"])
-                + block["qkv"]["bias"]
-            ).reshape(3, CONFIG.num_heads, -1)
-            for x in stream
-        ]
-        for t in range(len(document)):
-            mixed = np.zeros_like(qkv[t][0])
-            for head in range(CONFIG.num_heads):
-                scores = [qkv[t][0, head] @ qkv[u][1, head] for u in range(t + 1)]
-                shares = np.exp(np.array(scores) / np.sqrt(CONFIG.width / CONFIG.num_heads))
-                shares /= shares.sum()
-                mixed[head] = sum(shares[u] * qkv[u][2, head] for u in range(t + 1))
-            out = block["attention_out"]
-            stream[t] = stream[t] + np.einsum("hs,hsd->d", mixed, out["kernel"]) + out["bias"]
+        queries, keys, values = [], [], []
         for t, x in enumerate(stream):
-            hidden = norm(x, block["mlp_norm"]) @ block["mlp_in"]["kernel"]
-            hidden = gelu(hidden + block["mlp_in"]["bias"])
-            stream[t] = x + hidden @ block["mlp_out"]["kernel"] + block["mlp_out"]["bias"]
-    head = weights["head"]
+            qkv = linear(norm(x, block["attention_norm"]), block["qkv"])
+            query, key, value = np.split(qkv, [heads, heads + kv_heads])
+            if config.qk_norm:
+                query = norm(query, block["query_norm"], "rms")
+                key = norm(key, block["key_norm"], "rms")
+            queries.append(turn(query, t))
+            keys.append(turn(key, t))
+            values.append(value)
+        for t in range(len(document)):
+            mixed = np.zeros((heads, size))
+            for head in range(heads):
+                own = head * kv_heads // heads
+                scores = [queries[t][head] @ keys[u][own] for u in range(t + 1)]
+                shares = np.exp(np.array(scores) / np.sqrt(size))
+                shares /= shares.sum()
+                mixed[head] = sum(shares[u] * values[u][own] for u in range(t + 1))
+            stream[t] = stream[t] + linear(mixed, block["attention_out"], 2)
+        for t, x in enumerate(stream):
+            hidden = linear(norm(x, block["mlp_norm"]), block["mlp_in"])
+            activation = ACTIVATIONS[config.activation]
+            hidden = activation(hidden[0]) * hidden[1] if config.gated else activation(hidden)
+            stream[t] = x + linear(hidden, block["mlp_out"])
     features = np.array([norm(x, weights["final_norm"]) for x in stream])
-    return features @ head["kernel"] + head["bias"]
+    return features @ embedding.T if config.tied else linear(features, weights["head"])
 
 
-def test_logits_are_those_of_the_definition(params):
-    for document, logits in zip(DOCUMENTS, apply(params, DOCUMENTS), strict=True):
-        np.testing.assert_allclose(logits, numpy_logits(params, document), atol=1e-12)
+@every_config
+def test_logits_are_those_of_the_definition(float64: None, name: str):
+    params = random_params(CONFIGS[name])
+    for document, logits in zip(DOCUMENTS, apply(params, DOCUMENTS, name), strict=True):
+        expected = numpy_logits(params, document, CONFIGS[name])
+        np.testing.assert_allclose(logits, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_every_setting_of_positions_counts(float64: None, name: str):
+    """Without scaling, and without any turning at all, the definition gives other logits."""
+    config, params = CONFIGS[name], random_params(CONFIGS[name])
+    plain = Rope(theta=config.rope.theta)
+    still = Rope(theta=1.0, scaling="linear", factor=1e9)
+    scaled, unscaled, unmoved = (
+        numpy_logits(params, DOCUMENTS[0], dataclasses.replace(config, rope=rope))
+        for rope in (config.rope, plain, still)
+    )
+    assert np.abs(scaled - unscaled).max() > 1e-2
+    assert np.abs(scaled - unmoved).max() > 1e-2
+
+
+def test_frequencies_of_llama_3():
+    """Of a head of 128 with Llama 3.1's setting: high ones stay, low ones are divided by 8."""
+    rope = Rope(500_000.0, "llama3", 8.0, 1.0, 4.0, 8192)
+    cos, sin = module._cos_sin(rope, jnp.ones((1, 1), int), 128)
+    plain = numpy_frequencies(Rope(500_000.0), 128)
+    np.testing.assert_allclose(np.arctan2(sin, cos)[0, 0, 0], numpy_frequencies(rope, 128), 1e-5)
+    ratios = plain / numpy_frequencies(rope, 128)
+    np.testing.assert_array_equal(ratios[:29], 1.0)
+    np.testing.assert_allclose(ratios[35:], 8.0)
+    assert np.all(np.diff(ratios[28:36]) > 0)
+
+
+def test_scores_depend_on_relative_positions_alone(float64: None):
+    rng = np.random.default_rng(0)
+    query, key = (jnp.array(rng.standard_normal((1, 5, 2, 6))) for _ in range(2))
+
+    def scores(of_query: int, of_key: int) -> np.ndarray:
+        places = (jnp.arange(5)[None] + shift for shift in (of_query, of_key))
+        turns = (module._cos_sin(LLAMA.rope, place, 6) for place in places)
+        turned = [module._turn(x, turn) for x, turn in zip((query, key), turns, strict=True)]
+        return np.einsum("bths,buhs->bhtu", *turned)
+
+    np.testing.assert_allclose(scores(7, 7), scores(0, 0), atol=1e-13)
+    assert np.abs(scores(7, 0) - scores(0, 0)).max() > 0.1
+
+
+def test_shared_keys_are_repeated_keys(float64: None):
+    """Heads of queries share heads of keys in order: 0 and 1 the first, 2 and 3 the second."""
+    params = random_params(LLAMA)
+    qkv = params["params"]["blocks"]["qkv"]["kernel"]
+    query, key, value = jnp.split(qkv, [4, 6], axis=2)
+    repeated = jnp.concatenate([query, key[:, :, [0, 0, 1, 1]], value[:, :, [0, 0, 1, 1]]], axis=2)
+    blocks = params["params"]["blocks"] | {"qkv": {"kernel": repeated}}
+    full = transformer(dataclasses.replace(LLAMA, num_kv_heads=None))
+    found = jax.jit(full.apply)({"params": params["params"] | {"blocks": blocks}}, DOCUMENTS)
+    np.testing.assert_allclose(found, apply(params, DOCUMENTS, "llama"), atol=1e-12)
 
 
 def test_causality_by_gradient(params):
@@ -114,47 +252,81 @@ def test_causality_by_gradient(params):
     assert np.all(strength[np.tril_indices(5)] > 1e-6)
 
 
-def test_causality_by_perturbation(params):
-    before = apply(params, DOCUMENTS)
+@every_config
+def test_causality_by_perturbation(float64: None, name: str):
+    params = random_params(CONFIGS[name])
+    before = apply(params, DOCUMENTS, name)
     for t in range(1, 6):
         changed = DOCUMENTS.copy()
         changed[:, t] = (changed[:, t] + 1) % CONFIG.vocab_size
-        after = apply(params, changed)
+        after = apply(params, changed, name)
         np.testing.assert_allclose(after[:, :t], before[:, :t], atol=1e-13)
         assert np.abs(after[:, t] - before[:, t]).max() > 1e-3
 
 
 @pytest.mark.parametrize(
-    ("slots", "pieces"), [(8, [4, 4]), (8, [1] * 8), (8, [1, 1, 1, 1, 4]), (11, [8])], ids=str
+    ("name", "slots", "pieces"),
+    [
+        ("didactic", 8, [4, 4]),
+        ("didactic", 8, [1] * 8),
+        ("didactic", 8, [1, 1, 1, 1, 4]),
+        ("didactic", 11, [8]),
+        ("gpt2", 8, [4, 4]),
+        ("llama", 8, [4, 4]),
+        ("llama", 8, [1] * 8),
+        ("qwen3", 8, [4, 4]),
+    ],
+    ids=str,
 )
-def test_cached_decoding_is_the_full_forward_pass(params, slots: int, pieces: list[int]):
+def test_cached_decoding_is_the_full_forward_pass(
+    float64: None, name: str, slots: int, pieces: list[int]
+):
     """Identity 10, with padding on the left, on both sides and on the right of the rows."""
+    params = random_params(CONFIGS[name])
     tokens, valid = np.full((3, 8), 4), np.zeros((3, 8), bool)
     for row, start in enumerate([2, 1, 0]):
         tokens[row, start : start + 6] = DOCUMENTS[row]
         valid[row, start : start + 6] = True
-    full = np.asarray(jitted_apply(params, jnp.array(tokens), valid=jnp.array(valid)))
-    cache, found = LM.init_cache(3, slots), []
+    full = np.asarray(jitted[name](params, jnp.array(tokens), valid=jnp.array(valid)))
+    cache, found = LMS[name].init_cache(3, slots), []
     for start, size in zip(itertools.accumulate(pieces, initial=0), pieces, strict=False):
         piece = (jnp.array(array[:, start : start + size]) for array in (tokens, valid))
-        logits, cache = jitted_decode(params, cache, *piece)
+        logits, cache = jitted_decode[name](params, cache, *piece)
         found.append(logits)
     np.testing.assert_allclose(np.concatenate(found, axis=1)[valid], full[valid], atol=1e-12)
-    np.testing.assert_allclose(full[valid], apply(params, DOCUMENTS).reshape(18, 5), atol=1e-12)
+    expected = apply(params, DOCUMENTS, name).reshape(18, 5)
+    np.testing.assert_allclose(full[valid], expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("fill", [0, -100, 99])
+def test_a_repeated_cache_is_that_of_repeated_rows(float64: None):
+    """Rows stay together: the first row's copies, then the second's."""
+    params, (tokens, valid) = random_params(LLAMA), pad([0, 7])
+    prefill = jitted_decode["llama"]
+    lm = LMS["llama"]
+    _, cache = prefill(params, lm.init_cache(3, 8), tokens[:, :4], valid[:, :4])
+    rows = jnp.array([0, 0, 1, 1, 2, 2])
+    _, expected = prefill(params, lm.init_cache(6, 8), tokens[rows, :4], valid[rows, :4])
+    found = lm.repeat_cache(cache, 2)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(one, other, atol=1e-13)
+    assert not np.array_equal(found.keys[:, 0], found.keys[:, 2])
+
+
 @pytest.mark.parametrize("columns", [[0, 1], [6, 7], [0, 7], [3, 4]], ids=str)
-def test_padding_moves_nothing(params, columns: list[int], fill: int):
+@every_config
+def test_padding_moves_nothing(float64: None, name: str, columns: list[int]):
     """Positions come from validity, ids of padding from nowhere."""
-    tokens, valid = pad(columns, fill)
-    found = np.asarray(jitted_apply(params, tokens, valid=valid))
-    expected = apply(params, DOCUMENTS)
-    np.testing.assert_allclose(found[:, np.asarray(valid[0])], expected, atol=1e-12)
-    # After the text, padding repeats the law of what follows the text so far: what comes after a
-    # prompt padded on the right is scored right.
-    for column in set(columns) - {0, 1}:
-        np.testing.assert_allclose(found[:, column], found[:, column - 1], atol=1e-12)
+    params = random_params(CONFIGS[name])
+    expected = apply(params, DOCUMENTS, name)
+    for fill in (0, -100, 99):
+        tokens, valid = pad(columns, fill)
+        found = np.asarray(jitted[name](params, tokens, valid=valid))
+        np.testing.assert_allclose(found[:, np.asarray(valid[0])], expected, atol=1e-12)
+        # After the text, padding repeats the law of what follows the text so far: what comes after
+        # a prompt padded on the right is scored right.
+        for column in set(columns) - {0, 1}:
+            np.testing.assert_allclose(found[:, column], found[:, column - 1], atol=1e-12)
 
 
 def test_layers_scanned_and_unrolled_agree(params, monkeypatch: pytest.MonkeyPatch):
@@ -180,6 +352,38 @@ def test_layers_scanned_and_unrolled_agree(params, monkeypatch: pytest.MonkeyPat
         assert np.all(np.isfinite(one))
     logits = unrolled[0][1]
     np.testing.assert_allclose(logits[:2, :6], apply(params, DOCUMENTS)[:2], atol=1e-12)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_programs_do_not_grow_with_depth(remat: bool):
+    """Nor does the time to compile them; up to eight layers they are looped."""
+
+    def size(num_layers: int) -> int:
+        lm = transformer(dataclasses.replace(LLAMA, num_layers=num_layers, remat=remat))
+        shapes = jax.eval_shape(lm.init, jax.random.key(0))
+        loss = lambda params: jnp.sum(lm.apply(params, jnp.array(DOCUMENTS)))
+        return len(jax.jit(jax.grad(loss)).lower(shapes).as_text())
+
+    assert abs(size(24) / size(9) - 1) < 0.01
+    assert size(4) > 1.1 * size(2)
+
+
+def test_remat_trades_memory_for_time(float64: None):
+    """The same loss and gradients from a plan that keeps less."""
+    config = dataclasses.replace(LLAMA, num_layers=9, max_length=64)
+    params = random_params(config)
+    tokens = jnp.array(np.random.default_rng(0).integers(0, 5, (4, 64)))
+
+    def run(remat: bool):
+        apply = transformer(dataclasses.replace(config, remat=remat)).apply
+        loss = lambda params, tokens: jnp.mean(jnp.sin(apply(params, tokens)))
+        compiled = jax.jit(jax.value_and_grad(loss)).lower(params, tokens).compile()
+        return compiled.memory_analysis().temp_size_in_bytes, compiled(params, tokens)
+
+    (much, kept), (little, remade) = run(False), run(True)
+    for one, other in zip(*map(jax.tree.leaves, (kept, remade)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-12)
+    assert little < 0.5 * much
 
 
 def test_members_by_vmap_are_members_in_a_loop(params):
@@ -255,6 +459,67 @@ def test_half_precision_parameters(params):
     np.testing.assert_allclose(found[:, :6].astype(float), exact, atol=0.1)
 
 
+def test_half_precision_computation(float64: None):
+    """Float parameters, products in half precision, logits in float32 and near the exact ones."""
+    config = dataclasses.replace(LLAMA, dtype="bfloat16")
+    params, lm = random_params(LLAMA), transformer(config)
+    found = jax.jit(lm.apply)(params, jnp.array(DOCUMENTS))
+    exact = apply(params, DOCUMENTS, "llama")
+    assert found.dtype == jnp.float32
+    assert np.abs(exact).max() > 1.0
+    np.testing.assert_allclose(found, exact, atol=0.1)
+    assert np.abs(found - exact).max() > 1e-4
+    assert np.any(found != found.astype(jnp.bfloat16))  # they were never rounded
+    shapes = jax.eval_shape(lm.features, params, jnp.array(DOCUMENTS)), lm.init_cache(1, 2).keys
+    assert [leaf.dtype for leaf in shapes] == [jnp.bfloat16, jnp.bfloat16]
+
+
+def test_softmax_of_half_precision_is_in_float32():
+    """Scores of around 60, which bfloat16 has in steps of 1/4."""
+    rng = np.random.default_rng(0)
+    query, keys, values = (
+        jnp.array(scale * rng.standard_normal((1, 32, 2, 16)), jnp.bfloat16)
+        for scale in (4.0, 4.0, 1.0)
+    )
+    exact = [np.asarray(x, float) for x in (query, keys, values)]
+    scores = np.einsum("bths,buhs->bhtu", *exact[:2]) / 4
+
+    def mix(scores: np.ndarray) -> np.ndarray:
+        shares = np.exp(scores - scores.max(-1, keepdims=True))
+        shares /= shares.sum(-1, keepdims=True)
+        return np.einsum("bhtu,buhs->bths", shares, exact[2])
+
+    found = module._attention(query, keys, values, jnp.ones((1, 32, 32), bool))
+    assert found.dtype == jnp.bfloat16
+    assert np.abs(scores).max() > 50
+    np.testing.assert_allclose(np.asarray(found, float), mix(scores), atol=0.02)
+    rounded = np.asarray(jnp.array(scores, jnp.bfloat16), float)
+    assert np.abs(mix(rounded) - mix(scores)).max() > 0.05
+
+
+def test_parameters_are_those_of_the_config():
+    """Every leaf of the richest one, by name: nothing is there without use, nothing is missing."""
+    shapes = jax.eval_shape(LMS["qwen3"].init, jax.random.key(0))["params"]
+    found = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+    }
+    assert found == {
+        "token_embedding/embedding": (5, 8),
+        "blocks/attention_norm/scale": (2, 8),
+        "blocks/qkv/kernel": (2, 8, 4 + 1 + 1, 6),
+        "blocks/qkv/bias": (2, 4 + 1 + 1, 6),
+        "blocks/query_norm/scale": (2, 6),
+        "blocks/key_norm/scale": (2, 6),
+        "blocks/attention_out/kernel": (2, 4, 6, 8),
+        "blocks/mlp_norm/scale": (2, 8),
+        "blocks/mlp_in/kernel": (2, 8, 2, 10),
+        "blocks/mlp_out/kernel": (2, 10, 8),
+        "final_norm/scale": (8,),
+    }
+    assert "head" not in jax.eval_shape(LMS["gpt2"].init, jax.random.key(0))["params"]
+
+
 def test_config_is_frozen_and_hashable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         CONFIG.width = 16
@@ -274,6 +539,29 @@ def test_sizes_below_one_are_refused(name: str):
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(ValueError, match="found width 8, heads 3"):
         dataclasses.replace(CONFIG, num_heads=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_kv_heads": 3}, "num_kv_heads must divide num_heads, found 3 and 4"),
+        ({"num_kv_heads": 8}, "num_kv_heads must divide num_heads, found 8 and 4"),
+        ({"head_size": 5}, "rotary positions need an even head size, found 5"),
+        ({"norm_epsilon": 0.0}, "norm_epsilon must be above 0, found 0.0"),
+        ({"norm": "batch"}, "norm must be one of 'layer', 'rms', found 'batch'"),
+        ({"activation": "swish"}, "activation must be one of 'gelu', .* found 'swish'"),
+        ({"dtype": "float16"}, "dtype must be one of 'float32', 'bfloat16', None, found 'float16'"),
+    ],
+    ids=str,
+)
+def test_refused_configs(changes: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(LLAMA, **changes)
+
+
+def test_refused_scaling():
+    with pytest.raises(ValueError, match=r"scaling must be one of 'none', .* found 'yarn'"):
+        Rope(scaling="yarn")
 
 
 def test_wrong_shapes_and_types_are_refused(params):
