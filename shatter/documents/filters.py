@@ -60,7 +60,7 @@ def sampling_logits(
         best = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=bool)
         return jnp.where(best, logits, LOG_ZERO)
     if top_k is not None and top_k < logits.shape[-1]:
-        least = jax.lax.top_k(logits, top_k)[0][..., -1:]
+        least = _edge(logits, jnp.ones_like(logits), top_k)
         logits = jnp.where(logits >= least, logits, LOG_ZERO)
     if top_p is not None:
         logits = jnp.where(_in_nucleus(logits, top_p), logits, LOG_ZERO)
@@ -72,15 +72,37 @@ def sampling_logits(
 
 def _in_nucleus(logits: Array, top_p: float | Array) -> Array:
     """Bool `[..., V]`, true on the smallest set whose mass reaches `top_p`."""
-    vocab_size = logits.shape[-1]
-    ascending = jnp.sort(logits, axis=-1)
-    below = jnp.cumsum(jax.nn.softmax(ascending), axis=-1)  # mass up to here, from the least likely
-    num_out = jnp.sum((below <= 1 - top_p) & (top_p < 1), axis=-1, keepdims=True)
-    num_out = jnp.minimum(num_out, vocab_size - 1)
-    edge = jnp.take_along_axis(ascending, num_out, axis=-1)
-    ties = logits == edge
-    ties_out = num_out - jnp.sum(logits < edge, axis=-1, keepdims=True)
-    return (logits > edge) | (ties & (jnp.cumsum(ties, axis=-1) > ties_out))
+    probs = jax.nn.softmax(logits)
+    edge = _edge(logits, probs, top_p)
+    above, ties = logits > edge, logits == edge
+    # Of those that tie, those with less than top_p before them, the last in the vocabulary first.
+    tied = jnp.where(ties, probs, 0.0)
+    before = jnp.sum(jnp.where(above, probs, 0.0), axis=-1, keepdims=True)
+    before = before + jnp.cumsum(tied[..., ::-1], axis=-1)[..., ::-1] - tied
+    return above | (ties & (before < top_p)) | (top_p >= 1)
+
+
+def _edge(logits: Array, weights: Array, target: float | Array) -> Array:
+    """The largest t with `sum_v weights_v [logits_v >= t] >= target`, `[..., 1]`.
+
+    Found bit by bit in the integers that order as floats do: no sort, which takes ten times as long
+    on a CPU. The least logit where even all of the weights are below the target.
+    """
+    bits = 8 * logits.dtype.itemsize
+    unsigned = jnp.dtype(f"uint{bits}")
+    sign = unsigned.type(1 << (bits - 1))
+    raw = jax.lax.bitcast_convert_type(logits, unsigned)
+    codes = jnp.where(raw >= sign, ~raw, raw | sign)
+
+    def lower(i: Array, edge: Array) -> Array:
+        higher = edge | (sign >> i.astype(unsigned))
+        reached = jnp.sum(jnp.where(codes >= higher, weights, 0.0), axis=-1, keepdims=True)
+        return jnp.where(reached >= target, higher, edge)
+
+    edge = jax.lax.fori_loop(0, bits, lower, jnp.zeros_like(codes[..., :1]))
+    edge = jnp.maximum(edge, jnp.min(codes, axis=-1, keepdims=True))
+    raw = jnp.where(edge >= sign, edge ^ sign, ~edge)
+    return jax.lax.bitcast_convert_type(raw, logits.dtype)
 
 
 def _check_share(name: str, share: float | Array | None, *, zero: bool) -> None:
