@@ -169,8 +169,9 @@ class Cache(NamedTuple):
     """Keys and values of the tokens so far.
 
     Attributes:
-      keys: `[layers, B, length, heads of keys, head size]`.
-      values: `[layers, B, length, heads of keys, head size]`.
+      keys: `[layers, B, heads of keys, length, head size]`: as the products of attention read them,
+        so that no step of decoding transposes the cache.
+      values: `[layers, B, heads of keys, length, head size]`.
       valid: bool `[B, length]`, true on slots that hold a token that is no padding.
       length: int `[]`, number of slots in use.
     """
@@ -226,6 +227,7 @@ class _Block(nn.Module):
         attend: Array,
         turn: tuple[Array, Array] | None,
     ) -> tuple[Array, tuple[Array, Array]]:
+        """x[B t, D] -> x: rows, for XLA on CPUs copies [B, t, D] to get a kernel's gradient."""
         config = self.config
         heads, kv_heads, size = config.num_heads, config.kv_heads, config.size_of_head
         y = _norm(config, "attention_norm")(x)
@@ -236,13 +238,16 @@ class _Block(nn.Module):
             parts=(("query", heads), ("key", kv_heads), ("value", kv_heads)),
             name="qkv",
         )(y)
+        qkv = qkv.reshape(*attend.shape[:2], *qkv.shape[1:])
         query, key, value = jnp.split(qkv, (heads, heads + kv_heads), axis=-2)
         if config.qk_norm:
             query, key = _norm(config, "query_norm")(query), _norm(config, "key_norm")(key)
         if turn is not None:
             query, key = _turn(query, turn), _turn(key, turn)
         keys, values = (
-            jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), index, axis=1)
+            jax.lax.dynamic_update_slice_in_dim(
+                old, jnp.swapaxes(new, 1, 2).astype(old.dtype), index, axis=2
+            )
             for old, new in zip(cache, (key, value), strict=True)
         )
         mixed = _attention(query, keys, values, attend)
@@ -252,7 +257,7 @@ class _Block(nn.Module):
             use_bias=config.attention_out_bias,
             dtype=config.dtype,
             name="attention_out",
-        )(mixed)
+        )(mixed.reshape(-1, heads, size))
         return x + self._feed_forward(_norm(config, "mlp_norm")(x)), (keys, values)
 
     def _feed_forward(self, x: Array) -> Array:
@@ -306,12 +311,12 @@ def _attention(query: Array, keys: Array, values: Array, attend: Array) -> Array
     """
     batch, length, heads, size = query.shape
     dtype = jnp.promote_types(query.dtype, jnp.float32)
-    grouped = query.reshape(batch, length, keys.shape[2], -1, size)
+    grouped = query.reshape(batch, length, keys.shape[1], -1, size)
     keys, values = keys.astype(query.dtype), values.astype(query.dtype)
-    scores = jnp.einsum("btkgs,buks->bkgtu", grouped, keys, preferred_element_type=dtype)
+    scores = jnp.einsum("btkgs,bkus->bkgtu", grouped, keys, preferred_element_type=dtype)
     scores = jnp.where(attend[:, None, None], scores / size**0.5, LOG_ZERO)
     shares = jax.nn.softmax(scores).astype(query.dtype)
-    return jnp.einsum("bkgtu,buks->btkgs", shares, values).reshape(batch, length, heads, size)
+    return jnp.einsum("bkgtu,bkus->btkgs", shares, values).reshape(batch, length, heads, size)
 
 
 class _Transformer(nn.Module):
@@ -349,8 +354,10 @@ class _Transformer(nn.Module):
             length=config.num_layers,
             unroll=config.num_layers if config.num_layers <= _UNROLL_UP_TO else 1,
         )(config, name="blocks")
-        x, (keys, values) = blocks(x, (cache.keys, cache.values), cache.length, attend, turn)
-        features = _norm(config, "final_norm")(x)
+        rows, (keys, values) = blocks(
+            x.reshape(-1, config.width), (cache.keys, cache.values), cache.length, attend, turn
+        )
+        features = _norm(config, "final_norm")(rows)
         dtype = None if config.dtype is None else jnp.promote_types(config.dtype, jnp.float32)
         product = partial(jax.lax.dot_general, preferred_element_type=dtype)
         if config.tied:
@@ -364,6 +371,7 @@ class _Transformer(nn.Module):
                 dot_general=lambda x, y, numbers, precision=None: product(x, y, numbers),
                 name="head",
             )(features)
+        logits, features = (y.reshape(*tokens.shape, -1) for y in (logits, features))
         return logits, features, Cache(keys, values, in_use, cache.length + tokens.shape[1])
 
 
@@ -392,7 +400,7 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         return cast(tuple[Array, Array, Cache], module.apply(params, *args))
 
     def init_cache(batch: int, length: int) -> Cache:
-        shape = (config.num_layers, batch, length, config.kv_heads, config.size_of_head)
+        shape = (config.num_layers, batch, config.kv_heads, length, config.size_of_head)
         empty = jnp.zeros(shape, config.dtype or float)
         return Cache(empty, empty, jnp.zeros((batch, length), bool), jnp.zeros((), int))
 
