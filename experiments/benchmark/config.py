@@ -3,8 +3,9 @@
 import dataclasses
 from typing import Literal
 
-SECTIONS = ("rounds", "seeds", "layers", "imports")
+SECTIONS = ("rounds", "seeds", "layers", "imports", "finetune", "generation")
 WORKS = ("tabular", "transformer")
+GPT2S = ("small", "wide", "gpt2")
 TABULAR_ROUNDS = 10  # tabular rounds for one of the transformer's
 
 
@@ -14,12 +15,14 @@ class Config:
 
     Rounds of propose, rate, learn with an ensemble: one jitted scan, a Python loop of jitted
     steps, eager PyTorch; many seeds at once, in chunks, one by one. Layers looped and scanned; the
-    import. Every ratio is of times measured in turn (A B A B ...) in this run, after a warm-up.
+    import. Steps of fine-tuning beside TRL, and generation beside transformers, on one core. Every
+    ratio is of times measured in turn (A B A B ...) in this run, after a warm-up.
     """
 
     sections: tuple[str, ...] = SECTIONS
     """What to time. Known: rounds (the ways to run one seed), seeds (the ways to run many), layers
-    (looped or scanned), imports."""
+    (looped or scanned), imports, finetune (DPO and ILHF beside TRL), generation (beside
+    transformers)."""
 
     works: tuple[str, ...] = WORKS
     """Language models of the rounds and seeds sections, both of vocabulary 4 and length 4. Known:
@@ -48,6 +51,11 @@ class Config:
 
     depths: tuple[int, ...] = (2, 12, 24)
     """Numbers of layers of the layers section."""
+
+    gpt2s: tuple[str, ...] = ("small", "wide")
+    """Models of the finetune and generation sections. Known: small (120,704 parameters: width 64, 2
+    layers; 16 pairs of 32 tokens), wide (width 128, 2 layers; 8 pairs of 64 tokens), gpt2 (GPT-2
+    small, 8 pairs of 512 tokens, in bfloat16: for a GPU)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,3 +93,27 @@ def sizes(config: Config, work: str) -> Sizes:
         rounds = TABULAR_ROUNDS * config.num_rounds
         return Sizes("tabular", rounds, config.num_members, 64, 0.1, 1.0)
     return Sizes("transformer", config.num_rounds, config.num_members, 8, 1e-3, 0.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpt2:
+    """A GPT-2, the batches that it is fine-tuned on, and what it writes."""
+
+    width: int
+    num_pairs: int  # of a step
+    length: int  # tokens of a document of a pair, prompt and EOS included
+    prompt_length: int
+    num_layers: int = 2
+    num_heads: int = 4
+    vocab_size: int = 258
+    max_length: int = 64
+    num_samples: int = 16  # responses that are written at once, to as many prompts
+    num_new_tokens: int = 128
+    half: bool = False  # bfloat16
+
+
+def gpt2(name: str) -> Gpt2:
+    """A GPT-2 by its name in `GPT2S`."""
+    if name == "gpt2":
+        return Gpt2(768, 8, 512, 64, 12, 12, 50257, 1024, half=True)
+    return Gpt2(64, 16, 32, 8) if name == "small" else Gpt2(128, 8, 64, 16)

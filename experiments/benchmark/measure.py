@@ -90,6 +90,7 @@ def summarise(group: Group, seconds: np.ndarray) -> list[dict[str, Any]]:
             "ratio_high": float(ratios[:, column].max()),
             "compile_seconds": way.compile_seconds,
             "peak_bytes": way.peak_bytes,
+            "process_bytes": way.process_bytes,
         }
         for column, way in enumerate(group.ways)
     ]

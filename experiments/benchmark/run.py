@@ -12,8 +12,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.benchmark import measure, others, plot, ways, work
-from experiments.benchmark.config import SECTIONS, WORKS, Config, Sizes, sizes
+from experiments.benchmark import measure, others, pinned, plot, ways, work
+from experiments.benchmark.config import GPT2S, SECTIONS, WORKS, Config, Sizes, sizes
 from experiments.benchmark.measure import Group
 from experiments.benchmark.ways import Way
 from experiments.common import binary, run_folder
@@ -30,6 +30,7 @@ def check(config: Config) -> None:
     """
     binary.choose("section", config.sections, SECTIONS)
     binary.choose("work", config.works, WORKS)
+    binary.choose("gpt2", config.gpt2s, GPT2S)
     for name in ("repeats", "num_rounds", "num_members", "num_seeds", "seeds_per_call", "depths"):
         value = getattr(config, name)
         for number in value if isinstance(value, tuple) else (value,):
@@ -46,6 +47,7 @@ class Part(NamedTuple):
       make: compiles the ways.
       num_ways: how many there will be.
       seconds: about how long it takes on 2 CPU cores, compilation included.
+      pinned: measures the ways instead, in a process of its own: see `pinned.measure`.
     """
 
     name: str
@@ -53,12 +55,19 @@ class Part(NamedTuple):
     make: Callable[[], list[Way]]
     num_ways: int
     seconds: float
+    pinned: Callable[[], dict[str, Any]] | None = None
 
 
 COMPILE_SECONDS = {"tabular": 5.0, "transformer": 9.0}  # a program
 ROUND_SECONDS = {"tabular": 2e-3, "transformer": 40e-3}  # a seed, 16 members
 DEPTH_SECONDS = 0.7  # to compile a layer, looped
 IMPORT_SECONDS = 1.2
+PINNED = (
+    ("finetune", "dpo", "pair"),
+    ("finetune", "ilhf", "pair"),
+    ("generation", "generation", "token"),
+)
+PINNED_SECONDS = 12.0  # a way: two processes that import and build it
 
 
 def plan(config: Config) -> list[Part]:
@@ -86,6 +95,12 @@ def plan(config: Config) -> list[Part]:
     if "imports" in config.sections:
         seconds = 2 * passes * IMPORT_SECONDS
         parts.append(Part("import", "start", others.imports, 2, seconds))
+    for section, work_name, unit in PINNED:
+        for name in config.gpt2s if section in config.sections else ():
+            run = partial(pinned.measure, work_name, name, config.seed, config.repeats)
+            num_ways = pinned.num_ways(work_name)
+            seconds = num_ways * (PINNED_SECONDS + 0.5 * passes)
+            parts.append(Part(f"{work_name}, {name}", unit, list, num_ways, seconds, run))
     return parts
 
 
@@ -155,6 +170,11 @@ def _measure(parts: list[Part], config: Config, console: Console) -> list[tuple[
     results = []
     with progress_bar(console, sum(config.repeats * part.num_ways for part in parts)) as advance:
         for part in parts:
+            if part.pinned:
+                advance(part.name, 0)
+                results.append(_pinned(part, console))
+                advance(part.name, config.repeats * part.num_ways)
+                continue
             advance(f"{part.name}: compiling", 0)
             fit, exhausted = measure.warm_up(part.make())
             for name in exhausted:
@@ -166,6 +186,15 @@ def _measure(parts: list[Part], config: Config, console: Console) -> list[tuple[
     return results
 
 
+def _pinned(part: Part, console: Console) -> tuple[Group, np.ndarray]:
+    assert part.pinned is not None
+    answer = part.pinned()
+    for note in answer["notes"]:
+        console.print(f"{part.name}: {note}", markup=False)
+    made = [Way(run=lambda: None, **fields) for fields in answer["ways"]]
+    return Group(part.name, part.unit, made), np.asarray(answer["seconds"])
+
+
 def _csv_rows(results: list[tuple[Group, np.ndarray]]) -> Iterable[tuple]:
     """The house's columns: the arm is the way, the seed the repeat, the step the units of work."""
     for group, seconds in results:
@@ -173,7 +202,7 @@ def _csv_rows(results: list[tuple[Group, np.ndarray]]) -> Iterable[tuple]:
             start = (group.name, group.unit, way.name)
             for repeat, value in enumerate(seconds[:, column]):
                 yield *start, repeat, way.units, "seconds", f"{value:.6g}"
-            for metric in ("compile_seconds", "peak_bytes"):
+            for metric in ("compile_seconds", "peak_bytes", "process_bytes"):
                 if getattr(way, metric) is not None:
                     yield *start, "", way.units, metric, f"{getattr(way, metric):.6g}"
 
@@ -187,6 +216,7 @@ def _machine() -> dict[str, Any]:
         "load": load,
         "jax": jax.__version__,
         "python": platform.python_version(),
+        **pinned.versions(),
     }
 
 
@@ -195,17 +225,19 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         title="the same work in different ways",
         caption="time: over that of the group's first row, median [range] of repeats in turn. "
         "peak: what the compiler plans (arguments, outputs, temporaries); PyTorch: growth of a "
-        "fresh process, or what it allocates on a GPU",
+        "fresh process, or what it allocates on a GPU. process: peak of a fresh process that does "
+        "nothing else, libraries included",
     )
     table.add_column("work")
     table.add_column("way")
-    for name in ("time", "units/s", "compile s", "peak MB"):
+    for name in ("time", "units/s", "compile s", "peak MB", "process MB"):
         table.add_column(name, justify="right")
     for before, row in zip([None, *rows], rows, strict=False):
         first = before is None or before["group"] != row["group"]
         if first and before is not None:
             table.add_section()
         compile_seconds, peak = row["compile_seconds"], row["peak_bytes"]
+        process = row["process_bytes"]
         table.add_row(
             f"{row['group']} ({row['unit']}s)" if first else "",
             row["way"],
@@ -215,6 +247,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             f"{1 / row['seconds_a_unit']:.3g}",
             "" if compile_seconds is None else f"{compile_seconds:.1f}",
             "" if peak is None else f"{peak / 1e6:.1f}",
+            "" if process is None else f"{process / 1e6:.0f}",
         )
     return table
 

@@ -26,6 +26,8 @@ class Way(NamedTuple):
       units: how much of it a call of `run` does, in the unit of its group.
       compile_seconds: to trace and compile, once; None where nothing compiles.
       peak_bytes: peak memory; None where unknown.
+      process_bytes: peak memory of a fresh process that does nothing else, libraries included; None
+        where not measured.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Way(NamedTuple):
     units: int
     compile_seconds: float | None = None
     peak_bytes: int | None = None
+    process_bytes: int | None = None
 
 
 class Program(NamedTuple):
@@ -44,16 +47,20 @@ class Program(NamedTuple):
 
 
 def compile_program(
-    function: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()
+    function: Callable[..., Any],
+    *args: Any,
+    donate: tuple[int, ...] = (),
+    options: dict[str, Any] | None = None,
 ) -> Program:
     """Compiles a function for arguments, arrays or their shapes.
 
     Its peak memory is what the compiler plans: arguments, outputs, temporaries. On CPU it compiles
-    as `experiments.common.chunks` does.
+    as `experiments.common.chunks` does, with more options where they are given.
     """
-    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    chosen = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
+    chosen |= options or {}
     began = time.perf_counter()
-    jitted = jax.jit(function, donate_argnums=donate, compiler_options=options)
+    jitted = jax.jit(function, donate_argnums=donate, compiler_options=chosen or None)
     program = jitted.lower(*args).compile()
     seconds = time.perf_counter() - began
     plan = program.memory_analysis()

@@ -215,6 +215,7 @@ def test_the_experiment_writes_and_prints(works: tuple, tmp_path, capsys, monkey
     folder = tmp_path / "run"
     run.experiment(
         config.Config(
+            sections=("rounds", "seeds", "layers", "imports"),
             works=works,
             run_dir=str(folder),
             repeats=2,
@@ -252,6 +253,7 @@ def test_the_experiment_writes_and_prints(works: tuple, tmp_path, capsys, monkey
     [
         ({"sections": ("seeds", "speed")}, "unknown section 'speed'.*rounds, seeds, layers"),
         ({"works": ("lstm",)}, "unknown work 'lstm'.*tabular, transformer"),
+        ({"gpt2s": ("gpt3",)}, "unknown gpt2 'gpt3'.*small, wide, gpt2"),
         ({"repeats": 0}, "--repeats must be at least 1, found 0"),
         ({"num_seeds": (8, 0)}, "--num_seeds must be at least 1, found 0"),
     ],

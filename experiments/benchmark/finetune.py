@@ -1,0 +1,227 @@
+"""A step of fine-tuning and generation in JAX, on a GPT-2 that transformers and TRL load too."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.benchmark.config import Gpt2
+from experiments.benchmark.ways import Program, Way, compile_program
+from shatter import documents, losses, models, training
+from shatter.types import Array, Key, Metrics, Params
+
+OBJECTIVES = ("dpo", "ilhf")
+BETA = 0.1
+LEARNING_RATE = 2e-5
+EOS = 0
+STEPS = 3  # a call of a way; also those whose losses are compared
+# Without libraries of kernels, XLA on CPUs takes a third less time for a wide model's step.
+CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+
+class Batch(NamedTuple):
+    """Pairs of documents, the chosen ones first, as TRL stacks them.
+
+    Attributes:
+      tokens: int `[2 B, T]`.
+      mask: bool `[2 B, T]`, true on the responses' tokens.
+      ref_log_probs: `[2 B]`, log-probs of the responses under the reference, nats.
+    """
+
+    tokens: Array
+    mask: Array
+    ref_log_probs: Array
+
+
+class Trainer(NamedTuple):
+    """A way to take steps.
+
+    Attributes:
+      name: what it is.
+      step: takes one, on the same batch every time, and returns its loss.
+      wait: `(loss)`, waits for its end.
+      compile_seconds: to trace and compile; None where nothing compiles.
+      peak_bytes: what the compiler plans; None where unknown.
+    """
+
+    name: str
+    step: Callable[[], Any]
+    wait: Callable[[Any], Any]
+    compile_seconds: float | None = None
+    peak_bytes: int | None = None
+
+
+def first_losses(trainer: Trainer) -> np.ndarray:
+    """The losses of the first steps, `[STEPS]`."""
+    return np.asarray([float(trainer.step()) for _ in range(STEPS)])
+
+
+def way(trainer: Trainer, pairs: int) -> Way:
+    """A way of `STEPS` steps a call, in units of pairs."""
+
+    def run() -> None:
+        for _ in range(STEPS):
+            loss = trainer.step()
+        trainer.wait(loss)
+
+    units = STEPS * pairs
+    return Way(trainer.name, run, units, trainer.compile_seconds, trainer.peak_bytes)
+
+
+def transformer_config(sizes: Gpt2) -> models.TransformerConfig:
+    """GPT-2 of a size."""
+    return models.TransformerConfig(
+        vocab_size=sizes.vocab_size,
+        max_length=sizes.max_length,
+        width=sizes.width,
+        num_layers=sizes.num_layers,
+        num_heads=sizes.num_heads,
+        norm_epsilon=1e-5,
+        tied=True,
+        head_bias=False,
+        dtype="bfloat16" if sizes.half else None,
+        bos=EOS,
+        eos=(EOS,),
+    )
+
+
+def writing(sizes: Gpt2) -> Gpt2:
+    """The sizes with room for what is to be written."""
+    needed = sizes.prompt_length + sizes.num_new_tokens
+    return dataclasses.replace(sizes, max_length=max(sizes.max_length, needed))
+
+
+def init(sizes: Gpt2, seed: int) -> Params:
+    """Random weights."""
+    return jax.jit(models.transformer(transformer_config(sizes)).init)(jax.random.key(seed))
+
+
+def draw_pairs(sizes: Gpt2, seed: int) -> list[tuple[np.ndarray, ...]]:
+    """Random prompts `[P]`, chosen and rejected responses `[T - P - 1]`; EOS follows a response."""
+    generator = np.random.default_rng(seed)
+    response_length = sizes.length - sizes.prompt_length - 1
+    lengths = (sizes.prompt_length, response_length, response_length)
+    return [
+        tuple(generator.integers(1, sizes.vocab_size, size=length) for length in lengths)
+        for _ in range(sizes.num_pairs)
+    ]
+
+
+def make_batch(sizes: Gpt2, params: Params, seed: int) -> Batch:
+    """The pairs as one batch; the reference is where training starts."""
+    pairs = draw_pairs(sizes, seed)
+    rows = [np.concatenate([pair[0], pair[side], [EOS]]) for side in (1, 2) for pair in pairs]
+    tokens = jnp.asarray(np.stack(rows))
+    mask = documents.response_mask(tokens, prompt_length=sizes.prompt_length, eos=EOS)
+    lm = models.transformer(transformer_config(sizes))
+    score = jax.jit(partial(documents.document_log_probs, lm))
+    return Batch(tokens, mask, score(params, tokens, mask))
+
+
+def objective(sizes: Gpt2, name: str) -> training.Objective:
+    """DPO, or ILHF without its regulariser: `-log sigmoid(log pi(x_w) - log pi(x_l))`.
+
+    The metrics are those of TRL's that take no pass over the logits.
+    """
+    lm = models.transformer(transformer_config(sizes))
+
+    def loss(params: Params, frozen: Any, key: Key, batch: Batch) -> tuple[Array, Metrics]:
+        del frozen, key
+        log_probs = documents.document_log_probs(lm, params, batch.tokens, batch.mask)
+        chosen, rejected = jnp.split(log_probs, 2)
+        ref_chosen, ref_rejected = jnp.split(batch.ref_log_probs, 2)
+        if name == "dpo":
+            each = losses.dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=BETA)
+        else:
+            pairs = jnp.stack([chosen, rejected], axis=1)
+            each = losses.ilhf_loss(pairs, jnp.zeros(len(pairs), int))
+        rewards = BETA * (chosen - ref_chosen), BETA * (rejected - ref_rejected)
+        metrics = {
+            "rewards/chosen": jnp.mean(rewards[0]),
+            "rewards/rejected": jnp.mean(rewards[1]),
+            "rewards/margins": jnp.mean(rewards[0] - rewards[1]),
+            "rewards/accuracies": jnp.mean(rewards[0] > rewards[1]),
+            "logps/chosen": jnp.mean(chosen),
+            "logps/rejected": jnp.mean(rejected),
+        }
+        return jnp.mean(each), metrics
+
+    return loss
+
+
+def trainer(sizes: Gpt2, name: str, params: Params, batch: Batch) -> Trainer:
+    """One jitted step: gradient, AdamW, metrics; the state is donated."""
+    learner = training.learner(objective(sizes, name), optax.adamw(LEARNING_RATE, weight_decay=0.0))
+    # A copy, for what is donated is gone.
+    state = learner.init(jax.tree.map(jnp.copy, params), jax.random.key(0))
+    program = compile_fast(learner.step, state, None, batch, donate=(0,))
+
+    def step() -> Array:
+        nonlocal state
+        state, metrics = program.call(state, None, batch)
+        return metrics["loss"]
+
+    return Trainer(
+        "shatter", step, jax.block_until_ready, program.compile_seconds, program.peak_bytes
+    )
+
+
+def draw_prompts(sizes: Gpt2, seed: int) -> np.ndarray:
+    """Random prompts, `[num_samples, P]`."""
+    generator = np.random.default_rng(seed)
+    shape = (sizes.num_samples, sizes.prompt_length)
+    return generator.integers(1, sizes.vocab_size, size=shape)
+
+
+def compile_sampler(sizes: Gpt2, params: Params, prompts: np.ndarray, *, greedy: bool) -> Program:
+    """`(params, key, prompts) -> tokens [num_samples, P + num_new_tokens]`; nothing ends early."""
+    lm = models.transformer(transformer_config(sizes))
+
+    def write(params: Params, key: Key, prompts: Array) -> Array:
+        samples = documents.sample(
+            lm,
+            params,
+            key,
+            prompts,
+            num_samples=1,
+            max_length=sizes.num_new_tokens,
+            top_k=1 if greedy else None,
+        )
+        return samples.tokens[:, 0]
+
+    return compile_fast(write, params, jax.random.key(0), jnp.asarray(prompts))
+
+
+def generation_way(sizes: Gpt2, params: Params, prompts: np.ndarray) -> Way:
+    """Sampling by the cache in one jitted loop."""
+    program = compile_sampler(sizes, params, prompts, greedy=False)
+    keys = iter(jax.random.split(jax.random.key(0), 1000))
+    documents_read = jnp.asarray(prompts)
+
+    def run() -> Array:
+        return jax.block_until_ready(program.call(params, next(keys), documents_read))
+
+    units = sizes.num_samples * sizes.num_new_tokens
+    return Way("shatter", run, units, program.compile_seconds, program.peak_bytes)
+
+
+def greedy(sizes: Gpt2, params: Params, prompts: np.ndarray) -> np.ndarray:
+    """The likeliest continuations, `[num_samples, P + num_new_tokens]`."""
+    program = compile_sampler(sizes, params, prompts, greedy=True)
+    return np.asarray(program.call(params, jax.random.key(0), jnp.asarray(prompts)))
+
+
+def compile_fast(function: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()) -> Program:
+    """Compiles with `CPU_OPTIONS` where this backend and version know them."""
+    if jax.default_backend() == "cpu":
+        try:
+            return compile_program(function, *args, donate=donate, options=CPU_OPTIONS)
+        except jax.errors.JaxRuntimeError as error:
+            if "No such compile option" not in str(error):
+                raise
+    return compile_program(function, *args, donate=donate)

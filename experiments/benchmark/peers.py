@@ -1,0 +1,221 @@
+"""The same steps and the same writing by TRL, transformers and eager PyTorch; all are extras."""
+
+import importlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.benchmark.config import Gpt2
+from experiments.benchmark.finetune import (
+    BETA,
+    EOS,
+    LEARNING_RATE,
+    Batch,
+    Trainer,
+    draw_pairs,
+    transformer_config,
+)
+from experiments.benchmark.ways import Way
+from shatter import models
+from shatter.types import Params
+
+
+def model(sizes: Gpt2, params: Params, folder: str | None = None) -> Any:
+    """Our weights as a model of transformers, on the GPU where there is one.
+
+    Args:
+      sizes: the sizes.
+      params: our weights.
+      folder: that they are saved in on the way; None = one that is removed.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return model(sizes, params, folder)
+    import torch
+
+    transformers = _module("transformers")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    models.save_pretrained(folder, transformer_config(sizes), params)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def torch_trainer(sizes: Gpt2, objective: str, params: Params, batch: Batch) -> Trainer:
+    """A plain loop: transformers' model, the loss by hand, the fused AdamW, no metrics."""
+    import torch
+    import torch.nn.functional as F
+
+    net = model(sizes, params)
+    optimizer = torch.optim.AdamW(net.parameters(), LEARNING_RATE, weight_decay=0.0, fused=True)
+    tokens, mask, ref = (torch.tensor(np.asarray(array)).to(net.device) for array in batch)
+    tokens = tokens.long()
+    attention = torch.ones_like(tokens)
+    beta, offset = _beta_and_reference(objective, ref)
+
+    def step() -> Any:
+        with torch.autocast(net.device.type, torch.bfloat16, enabled=sizes.half):
+            logits = net(input_ids=tokens, attention_mask=attention, use_cache=False).logits
+        logits = logits[:, :-1].float()
+        each = logits.log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
+        chosen, rejected = ((each * mask[:, 1:]).sum(1) - offset).chunk(2)
+        loss = -F.logsigmoid(beta * (chosen - rejected)).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return Trainer("PyTorch", step, _wait)
+
+
+def trl_trainer(
+    sizes: Gpt2,
+    objective: str,
+    params: Params,
+    batch: Batch,
+    seed: int,
+    *,
+    precompute: bool = True,
+) -> Trainer:
+    """TRL's DPOTrainer: its `training_step`, then its optimiser's step.
+
+    ILHF without a regulariser is DPO with beta 1 and log-probs of 0 for a reference. Float32, no
+    gradient checkpointing, no clipping and no dropout, so that the numbers are ours; the data
+    loader, the schedule and the log, which `train` has besides, are left out.
+
+    Args:
+      sizes: the sizes.
+      objective: "dpo" or "ilhf".
+      params: our weights.
+      batch: ours; TRL's own collator must come to the same tokens.
+      seed: of the pairs.
+      precompute: whether the reference's log-probs are computed once; TRL's default is a second
+        model's forward pass every step.
+    """
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    import torch
+
+    datasets, trl = _module("datasets"), _module("trl")
+    datasets.disable_progress_bars()
+    write = lambda tokens: "".join(f"<{token}>" for token in tokens)
+    rows = [
+        {"prompt": write(prompt), "chosen": write(chosen), "rejected": write(rejected)}
+        for prompt, chosen, rejected in draw_pairs(sizes, seed)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        net = model(sizes, params, folder)  # TRL reads its second model from there
+        args = trl.DPOConfig(
+            output_dir=folder,
+            per_device_train_batch_size=sizes.num_pairs,
+            max_length=sizes.length,
+            learning_rate=LEARNING_RATE,
+            weight_decay=0.0,
+            max_grad_norm=0.0,
+            lr_scheduler_type="constant",
+            beta=BETA if objective == "dpo" else 1.0,
+            precompute_ref_log_probs=precompute,
+            bf16=sizes.half,
+            gradient_checkpointing=False,
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=not torch.cuda.is_available(),
+        )
+        made = trl.DPOTrainer(
+            model=net,
+            args=args,
+            train_dataset=datasets.Dataset.from_list(rows),
+            processing_class=_tokenizer(sizes),
+        )
+    made.create_optimizer()
+    made.current_gradient_accumulation_steps = 1  # `train` would set it
+    inputs = made.data_collator([made.train_dataset[row] for row in range(sizes.num_pairs)])
+    same = np.array_equal(inputs["input_ids"].numpy(), np.asarray(batch.tokens))
+    if not same or not np.array_equal(inputs["completion_mask"].numpy() > 0, batch.mask):
+        raise ValueError("TRL's batch is not ours: its tokenisation or collator has changed")
+    if objective != "dpo":
+        for side in ("ref_chosen_logps", "ref_rejected_logps"):
+            inputs[side] = torch.zeros_like(inputs[side])
+    made.model.train()
+
+    def step() -> Any:
+        loss = made.training_step(made.model, inputs, None)
+        made.optimizer.step()
+        made.optimizer.zero_grad()
+        return loss
+
+    return Trainer("TRL" if precompute else "TRL, reference every step", step, _wait)
+
+
+def generation_way(sizes: Gpt2, params: Params, prompts: np.ndarray) -> Way:
+    """`generate` of transformers, sampling at temperature 1 from all tokens."""
+    generate = _generate(sizes, model(sizes, params), prompts, do_sample=True, top_k=0)
+
+    def run() -> None:
+        generate()
+        _wait(None)
+
+    return Way("transformers", run, sizes.num_samples * sizes.num_new_tokens)
+
+
+def greedy(sizes: Gpt2, params: Params, prompts: np.ndarray) -> np.ndarray:
+    """The likeliest continuations, `[num_samples, P + num_new_tokens]`."""
+    return _generate(sizes, model(sizes, params), prompts, do_sample=False)().cpu().numpy()
+
+
+def _generate(sizes: Gpt2, net: Any, prompts: np.ndarray, **options: Any) -> Any:
+    import torch
+
+    tokens = torch.tensor(prompts).to(net.device)
+    net.generation_config.eos_token_id = None  # nothing ends early
+    if sizes.half:
+        net = net.to(torch.bfloat16)
+
+    def generate() -> Any:
+        return net.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=sizes.num_new_tokens,
+            pad_token_id=EOS,
+            **options,
+        )
+
+    return generate
+
+
+def _beta_and_reference(objective: str, ref: Any) -> tuple[float, Any]:
+    return (BETA, ref) if objective == "dpo" else (1.0, 0.0 * ref)
+
+
+def _tokenizer(sizes: Gpt2) -> Any:
+    """A word `<i>` a token i."""
+    tokenizers = _module("tokenizers")
+    words = {f"<{token}>": token for token in range(sizes.vocab_size)}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token=f"<{EOS}>"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"<\d+>"), "isolated")
+    return _module("transformers").PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token=f"<{EOS}>", pad_token=f"<{EOS}>"
+    )
+
+
+def _module(name: str) -> Any:
+    """An extra, of any type."""
+    return importlib.import_module(name)
+
+
+def _wait(loss: Any) -> None:
+    del loss
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def resident_peak() -> int:
+    """Peak resident bytes of this process; `getrusage` would count its parent's at the fork."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("the kernel does not say the peak of a process's memory")

@@ -1,0 +1,189 @@
+"""Fine-tuning and generation measured in a process of its own, on one core: A B A B ...
+
+`python -m experiments.benchmark.pinned '{"section": ...}'` prints one line of JSON; `measure`
+calls it. Both libraries make their threads at the start, from the cores that they are given then.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # jax must not be imported before the core is chosen
+    from experiments.benchmark.ways import Way
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = {
+    "dpo": ("torch", "transformers", "trl"),
+    "ilhf": ("torch", "transformers", "trl"),
+    "generation": ("torch", "transformers"),
+}
+TOLERANCE = 1e-4  # of losses in float32
+HALF_TOLERANCE = 2e-2
+
+
+def measure(work: str, gpt2: str, seed: int, repeats: int) -> dict[str, Any]:
+    """Measures in fresh processes.
+
+    Args:
+      work: "dpo", "ilhf" or "generation".
+      gpt2: a name in `GPT2S`.
+      seed: of weights, pairs and prompts.
+      repeats: R, how often each way.
+
+    Returns:
+      "ways": fields of a `Way`, without `run`; "seconds" `[R, ways]`; "notes": sentences on what
+      was checked and what is missing.
+    """
+    spec = {"work": work, "gpt2": gpt2, "seed": seed, "repeats": repeats}
+    answer = run_apart(spec)
+    for way in answer["ways"]:
+        memory = run_apart(spec | {"only": way["name"], "repeats": 1})["memory"]
+        way["process_bytes"] = memory["process"]
+        if way["peak_bytes"] is None:
+            way["peak_bytes"] = memory["growth"]
+    return answer
+
+
+def missing(work: str) -> list[str]:
+    """The packages that the other ways of a work need and that are not installed."""
+    return [name for name in PACKAGES[work] if importlib.util.find_spec(name) is None]
+
+
+def num_ways(work: str) -> int:
+    """How many ways there are."""
+    return 1 if missing(work) else {"dpo": 4, "ilhf": 3, "generation": 2}[work]
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that are compared with and installed."""
+    packages = sorted(set().union(*PACKAGES.values()))
+    return {
+        name: importlib.metadata.version(name)
+        for name in packages
+        if importlib.util.find_spec(name) is not None
+    }
+
+
+def run_apart(spec: dict[str, Any]) -> dict[str, Any]:
+    """What this module prints for a spec."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.benchmark.pinned", json.dumps(spec)],
+        env=os.environ | {"PYTHONPATH": path, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"measuring {spec} failed:\n{done.stderr[-4000:]}")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def pin() -> None:
+    """Keeps this process, and the threads that it is yet to make, on its last core.
+
+    Not beside an NVIDIA GPU, where the core's part is to launch kernels.
+    """
+    if Path("/dev/nvidia0").exists() or not hasattr(os, "sched_setaffinity"):
+        return
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    if importlib.util.find_spec("torch") is not None:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+def answer(spec: dict[str, Any], gpt2: Any = None) -> dict[str, Any]:
+    """Builds the ways, checks that they compute the same, and times them.
+
+    Args:
+      spec: of `measure`; with "only", a way's name, memory of that way alone.
+      gpt2: the sizes; None = those of the name in the spec.
+
+    Returns:
+      See `measure`; with "only" instead "memory": bytes of the "process" and its "growth".
+    """
+    from experiments.benchmark import config, finetune, peers
+    from experiments.benchmark import measure as timing
+
+    work, seed, only = spec["work"], spec["seed"], spec.get("only")
+    sizes = gpt2 or config.gpt2(spec["gpt2"])
+    absent = missing(work)
+    if not absent and only != "shatter":
+        import transformers
+
+        if work != "generation":
+            import trl  # noqa: F401
+        transformers.utils.logging.set_verbosity_error()
+    before = peers.resident_peak() if only else 0
+    if work == "generation":
+        ways, notes = _generation(finetune.writing(sizes), seed, only, bool(absent))
+    else:
+        ways, notes = _finetune(sizes, work, seed, only, bool(absent))
+    if absent:
+        notes.append(
+            f"{', '.join(absent)} not installed: rows left out (the extra shatter[benchmark])"
+        )
+    ways, exhausted = timing.warm_up(ways)
+    notes.extend(f"{name} ran out of memory" for name in exhausted)
+    if only:
+        ways[0].run()
+        peak = peers.resident_peak()
+        return {"memory": {"process": peak, "growth": peak - before}}
+    seconds = timing.time_in_turn(ways, spec["repeats"]).tolist()
+    rows = [{k: v for k, v in way._asdict().items() if k != "run"} for way in ways]
+    return {"ways": rows, "seconds": seconds, "notes": notes}
+
+
+def _finetune(
+    sizes: Any, work: str, seed: int, only: str | None, alone: bool
+) -> tuple[list["Way"], list[str]]:
+    from experiments.benchmark import finetune, peers
+
+    params = finetune.init(sizes, seed)
+    batch = finetune.make_batch(sizes, params, seed)
+    makers = {"shatter": lambda: finetune.trainer(sizes, work, params, batch)}
+    if not alone:
+        makers["PyTorch"] = lambda: peers.torch_trainer(sizes, work, params, batch)
+        makers["TRL"] = lambda: peers.trl_trainer(sizes, work, params, batch, seed)
+    if not alone and work == "dpo":
+        makers["TRL, reference every step"] = lambda: peers.trl_trainer(
+            sizes, work, params, batch, seed, precompute=False
+        )
+    made = [make() for name, make in makers.items() if only in (None, name)]
+    losses = {trainer.name: finetune.first_losses(trainer) for trainer in made}
+    notes, first = [], losses[made[0].name]
+    for name, others in list(losses.items())[1:]:
+        apart = float(abs(others - first).max())
+        notes.append(f"losses of {len(first)} steps, {name}: within {apart:.1e} of shatter's")
+        if not apart <= (HALF_TOLERANCE if sizes.half else TOLERANCE):
+            raise ValueError(f"{name} computes other losses: {others}, shatter {first}")
+    return [finetune.way(trainer, sizes.num_pairs) for trainer in made], notes
+
+
+def _generation(
+    sizes: Any, seed: int, only: str | None, alone: bool
+) -> tuple[list["Way"], list[str]]:
+    from experiments.benchmark import finetune, peers
+
+    params = finetune.init(sizes, seed)
+    prompts = finetune.draw_prompts(sizes, seed)
+    makers = {"shatter": lambda: finetune.generation_way(sizes, params, prompts)}
+    if not alone:
+        makers["transformers"] = lambda: peers.generation_way(sizes, params, prompts)
+    ways = [make() for name, make in makers.items() if only in (None, name)]
+    if len(ways) < 2:
+        return ways, []
+    same = finetune.greedy(sizes, params, prompts) == peers.greedy(sizes, params, prompts)
+    return ways, [f"greedy continuations: {same.mean():.2%} of the tokens are equal"]
+
+
+if __name__ == "__main__":
+    pin()
+    print(json.dumps(answer(json.loads(sys.argv[1]))))
