@@ -184,14 +184,20 @@ def check(config: Config) -> None:
     Raises:
       UsageError: with the flag's name, what was expected and what was found.
     """
-    names = ("per_device_train_batch_size", "per_device_eval_batch_size")
     binary.at_least(
         config,
-        **dict.fromkeys((*names, "gradient_accumulation_steps", "logging_steps", "save_steps"), 1),
-        **dict.fromkeys(("save_total_limit", "lora_r", "kl_length", "max_completion_length"), 1),
+        per_device_train_batch_size=1,
+        per_device_eval_batch_size=1,
+        gradient_accumulation_steps=1,
+        logging_steps=1,
+        save_steps=1,
+        save_total_limit=1,
         kl_samples=1,
         kl_batch_size=1,
-        max_length=2,
+        kl_length=1,
+        lora_r=1,
+        max_completion_length=1,
+        max_length=3,
         num_generations=0,
         seed=0,
     )

@@ -1,6 +1,7 @@
 """The model as a function of what is trained and what is frozen: objective, samples, distances."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -53,8 +54,9 @@ class Numbers(NamedTuple):
 
 def numbers(batch: data.Batch, ref_log_probs: np.ndarray) -> Numbers:
     """A batch with its rows of the reference's log-probs `[rows, K]`."""
-    arrays = (batch.tokens, batch.mask, batch.valid, batch.ranks, batch.weight)
-    return Numbers(*map(np.asarray, arrays), ref_log_probs[np.maximum(batch.row, 0)])  # type: ignore[arg-type]
+    refs: Any = ref_log_probs[np.maximum(batch.row, 0)]
+    fields: list[Any] = [batch.tokens, batch.mask, batch.valid, batch.ranks, batch.weight, refs]
+    return Numbers(*fields)
 
 
 def start(config: Config, model: Pretrained, key: Key) -> Trainable:
@@ -147,31 +149,21 @@ def forward_kl(model: Pretrained, params: Params, pretrained: Params, samples: S
     return losses.forward_kl_loss(ref_logits, apply(params), samples.mask)
 
 
-def draw(
-    model: Pretrained,
-    params: Params,
-    key: Key,
-    prompts: Sequence[np.ndarray],
-    *,
-    num_samples: int,
-    max_length: int,
-) -> Sampled:
-    """Draws so many responses to every prompt, at temperature 1.
+def make_sampler(
+    model: Pretrained, *, num_samples: int, max_length: int
+) -> Callable[[Params, Key, Sequence[np.ndarray]], Sampled]:
+    """Draws responses at temperature 1, by one compiled program a length of prompts.
 
     Args:
       model: the pretrained model.
-      params: of `model.lm`.
-      key: a typed key.
-      prompts: tokens of every prompt.
       num_samples: responses a prompt.
       max_length: their largest number of tokens.
 
     Returns:
-      The documents, prompt by prompt.
+      `(params, key, prompts) -> documents`, prompt by prompt.
     """
-    longest = model.config.max_length - max_length
-    tokens, valid = documents.pad_prompts([list(prompt[-longest:]) for prompt in prompts])
 
+    @partial(jax.jit, compiler_options=compiler_options())
     def run(params: Params, key: Key, tokens: Array, valid: Array) -> Sampled:
         samples = documents.sample(
             model.lm,
@@ -185,46 +177,57 @@ def draw(
         )
         mask = samples.mask.reshape(-1, samples.mask.shape[-1])
         before = jnp.repeat(valid, num_samples, axis=0)
-        padded = jnp.pad(before, ((0, 0), (0, mask.shape[1] - before.shape[1])))
-        flat = samples.tokens.reshape(mask.shape)
-        return Sampled(flat, mask, mask | padded, samples.raw_log_probs.reshape(-1))
+        before = jnp.pad(before, ((0, 0), (0, mask.shape[1] - before.shape[1])))
+        tokens = samples.tokens.reshape(mask.shape)
+        return Sampled(tokens, mask, mask | before, samples.raw_log_probs.reshape(-1))
 
-    jitted = jax.jit(run, compiler_options=compiler_options())
-    return jitted(params, key, jnp.asarray(tokens), jnp.asarray(valid))
+    longest = model.config.max_length - max_length
+
+    def draw(params: Params, key: Key, prompts: Sequence[np.ndarray]) -> Sampled:
+        tokens, valid = documents.pad_prompts([prompt[-longest:].tolist() for prompt in prompts])
+        return run(params, key, jnp.asarray(tokens), jnp.asarray(valid))
+
+    return draw
 
 
-def kl_both_ways(
-    config: Config,
-    model: Pretrained,
-    params: Params,
-    pretrained: Params,
-    ref_samples: Sampled,
-    samples: Sampled,
-) -> dict[str, float]:
-    """Both divergences of the model from the reference, with standard errors, nats a document.
+def make_divergences(
+    config: Config, model: Pretrained
+) -> Callable[[Params, Sampled, Sampled], dict[str, float]]:
+    """Both divergences of a model from the reference, with standard errors, nats a document.
 
     `kl` is KL(model || reference), the mean of log pi(x) - log p0(x) over samples of the model, the
     quantity of KL-regularised RL; `kl_forward` is KL(reference || model), exact along every sample
     of the reference, ILHF's regulariser.
+
+    Args:
+      config: the config.
+      model: the pretrained model, which is the reference.
+
+    Returns:
+      `(params, samples of the reference, samples of the model) -> numbers by name`.
     """
 
+    @partial(jax.jit, compiler_options=compiler_options())
     def chunk(params: Params, pretrained: Params, ref: Sampled, own: Sampled) -> tuple:
         logits = model.lm.apply(pretrained, own.tokens, valid=own.valid)
         reverse = own.log_probs - documents.log_prob(logits, own.tokens, own.mask)
         return forward_kl(model, params, pretrained, ref), reverse
 
-    jitted = jax.jit(chunk, compiler_options=compiler_options())
-    size = min(config.kl_batch_size, len(ref_samples.tokens), len(samples.tokens))
-    found: list[Any] = []
-    for first in range(0, min(len(ref_samples.tokens), len(samples.tokens)) - size + 1, size):
-        take = lambda leaf, first=first: leaf[first : first + size]
-        parts = (jax.tree.map(take, ref_samples), jax.tree.map(take, samples))
-        found.append(jitted(params, pretrained, *parts))
-    forward, reverse = (np.concatenate(column) for column in zip(*found, strict=True))
-    error = lambda values: float(np.std(values) / np.sqrt(len(values)))
-    return {
-        "kl": float(np.mean(reverse)),
-        "kl_standard_error": error(reverse),
-        "kl_forward": float(np.mean(forward)),
-        "kl_forward_standard_error": error(forward),
-    }
+    def divergences(params: Params, ref: Sampled, own: Sampled) -> dict[str, float]:
+        num = min(len(ref.tokens), len(own.tokens))
+        size = min(config.kl_batch_size, num)
+        found: list[Any] = []
+        for first in range(0, num - size + 1, size):
+            take = lambda leaf, first=first: leaf[first : first + size]
+            parts = (jax.tree.map(take, ref), jax.tree.map(take, own))
+            found.append(chunk(params, model.params, *parts))
+        forward, reverse = (np.concatenate(column) for column in zip(*found, strict=True))
+        error = lambda values: float(np.std(values) / np.sqrt(len(values)))
+        return {
+            "kl": float(np.mean(reverse)),
+            "kl_standard_error": error(reverse),
+            "kl_forward": float(np.mean(forward)),
+            "kl_forward_standard_error": error(forward),
+        }
+
+    return divergences

@@ -72,14 +72,17 @@ def _over_pairs(pair_loss: Callable[[np.ndarray, np.ndarray], Array], ranks: Arr
     return masked_mean(pair_loss(better, worse), shown & (ranks[:, better] < ranks[:, worse]))
 
 
-def _four(scores: Scores, better: np.ndarray, worse: np.ndarray) -> tuple[Array, ...]:
+def _four(
+    scores: Scores, better: np.ndarray, worse: np.ndarray
+) -> tuple[Array, Array, Array, Array]:
     own, ref = scores.log_probs, scores.ref_log_probs
     return own[:, better], own[:, worse], ref[:, better], ref[:, worse]
 
 
 def _dpo(config: Config, scores: Scores, ranks: Array) -> Array:
-    settings = {"beta": config.beta, "label_smoothing": config.label_smoothing}
-    return _over_pairs(lambda i, j: losses.dpo_loss(*_four(scores, i, j), **settings), ranks)
+    beta, smoothing = config.beta, config.label_smoothing
+    loss = lambda i, j: losses.dpo_loss(*_four(scores, i, j), beta=beta, label_smoothing=smoothing)
+    return _over_pairs(loss, ranks)
 
 
 def _ipo(config: Config, scores: Scores, ranks: Array) -> Array:

@@ -1,6 +1,7 @@
 """`python -m experiments.finetune.run`: see README.md beside this file."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,10 @@ def finetune(
         )
     facts = {"weights": weights_hash(task.model.params), "data": _data_hash(task)}
     folder = run_folder.open_run_folder(config.output_dir, config, free=NOT_THE_RUN, **facts)
+    for name, split in _splits(task).items():
+        if split.report.problems:
+            lines = [json.dumps(problem._asdict()) for problem in split.report.problems]
+            run_folder.write_text(folder / f"bad_rows_{name}.jsonl", "\n".join(lines) + "\n")
     done = folder / "summary.json"
     if done.exists():
         progress("complete already", train.num_steps(config, task))
@@ -183,26 +188,18 @@ def _save_model(folder: Path, task: Task, trainable: Trainable) -> None:
 def _write_samples(path: Path, config: Config, task: Task, trainable: Trainable) -> None:
     """Responses to a few prompts by the model before and after, from the same keys."""
     model = task.model
-    unique = {row.prompt.tobytes(): row.prompt for row in task.train.encoded}
-    prompts = list(unique.values())[:SAMPLE_PROMPTS]
-    lines = []
+    prompts, lines = train.unique_prompts(task)[:SAMPLE_PROMPTS], []
+    size = config.num_generations
+    draw = learning.make_sampler(model, num_samples=size, max_length=config.max_completion_length)
     texts: dict[str, list[list[str]]] = {}
     after = learning.assemble(model, trainable, model.params)
     for name, params in (("before", model.params), ("after", after)):
-        samples = learning.draw(
-            model,
-            params,
-            jax.random.key(config.seed),
-            prompts,
-            num_samples=config.num_generations,
-            max_length=config.max_completion_length,
-        )
+        samples = draw(params, jax.random.key(config.seed), prompts)
         mask, tokens = np.asarray(samples.mask), np.asarray(samples.tokens)
-        decoded = [model.tokenizer.decode(t[m]) for t, m in zip(tokens, mask, strict=True)]
-        size = config.num_generations
+        decoded = [model.tokenizer.decode(t[m].tolist()) for t, m in zip(tokens, mask, strict=True)]
         texts[name] = [decoded[i * size : (i + 1) * size] for i in range(len(prompts))]
     for number, prompt in enumerate(prompts):
-        lines += [f"prompt: {model.tokenizer.decode(prompt)!r}", ""]
+        lines += [f"prompt: {model.tokenizer.decode(prompt.tolist())!r}", ""]
         for name, answers in texts.items():
             lines += [f"  {name}:", *(f"    - {text!r}" for text in answers[number]), ""]
     run_folder.write_text(path, "\n".join(lines))

@@ -173,9 +173,6 @@ def _read(config: Config, file: str) -> tuple[list[data.Row], data.Report]:
 def _encode(
     config: Config, model: Pretrained, name: str, rows: list[data.Row], report: data.Report
 ) -> Split:
-    file = None
-    if config.on_bad_row == "skip" and not config.dry_run:
-        file = Path(config.output_dir) / f"bad_rows_{name}.jsonl"
     try:
         encoded, report = data.encode_rows(
             rows,
@@ -183,7 +180,6 @@ def _encode(
             max_length=config.max_length,
             max_prompt_length=config.max_prompt_length,
             on_bad_row=config.on_bad_row,
-            bad_rows_path=file,
             report=report,
         )
     except ValueError as error:

@@ -19,7 +19,6 @@ from experiments.finetune.config import Config
 from experiments.finetune.learning import Frozen, Sampled, Trainable
 from experiments.finetune.task import Task
 from shatter import data, training
-from shatter.types import Params
 
 Record = dict[str, float]
 """One row of the metrics: `step`, `epoch` and what was measured."""
@@ -71,19 +70,9 @@ def num_steps(config: Config, task: Task) -> int:
     return max(1, round(batches / config.gradient_accumulation_steps))
 
 
-def sample_documents(config: Config, task: Task, params: Params, stream: int) -> Sampled:
-    """`kl_samples` documents of a model after prompts of the data; `stream` picks the key."""
-    prompts = list({row.prompt.tobytes(): row.prompt for row in task.train.encoded}.values())
-    rng = np.random.default_rng((config.seed, stream))
-    some = [prompts[i] for i in rng.permutation(len(prompts))[: config.kl_samples]]
-    return learning.draw(
-        task.model,
-        params,
-        jax.random.fold_in(jax.random.key(config.seed), stream),
-        some,
-        num_samples=-(-config.kl_samples // len(some)),
-        max_length=config.kl_length,
-    )
+def unique_prompts(task: Task) -> list[np.ndarray]:
+    """The different prompts of the training data, in order."""
+    return list({row.prompt.tobytes(): row.prompt for row in task.train.encoded}.values())
 
 
 def train(
@@ -189,25 +178,26 @@ def _prepare(
 ) -> tuple[Callable[[Trainable], Record], np.ndarray, Frozen]:
     """What every step and evaluation reads: a judge, the reference's log-probs, what is frozen."""
     model = task.model
-    splits = {"train": task.train, **task.held_out}
+    splits = {"train": task.train.encoded, **{k: s.encoded for k, s in task.held_out.items()}}
     if config.objective == "reward_model":  # not a language model in the end, so no reference
-        refs = {name: scoring.no_reference(split.encoded) for name, split in splits.items()}
-        judge = _judge(config, task, refs, None)
-        return judge, refs["train"], Frozen(None if model.lora is None else model.params, None)
+        refs = {name: scoring.no_reference(encoded) for name, encoded in splits.items()}
+        frozen = Frozen(None if model.lora is None else model.params, None)
+        return _judge(config, task, refs), refs["train"], frozen
     progress("scoring the data with the reference (kept for the next run)", 0)
-    refs = scoring.reference_log_probs(config, model, {k: s.encoded for k, s in splits.items()})
+    refs = scoring.reference_log_probs(config, model, splits)
     scoring.check_reference(config, model, task.train.encoded, refs["train"])
     progress("sampling from the reference", 0)
-    samples = sample_documents(config, task, model.params, 0)
+    distances, samples = _distances(config, task)
     reads = model.lora is not None or config.kl_weight > 0
     frozen = Frozen(model.params if reads else None, samples if config.kl_weight else None)
-    return _judge(config, task, refs, samples), refs["train"], frozen
+    judge = _judge(config, task, refs)
+    return lambda trainable: judge(trainable) | distances(trainable), refs["train"], frozen
 
 
 def _judge(
-    config: Config, task: Task, refs: dict[str, np.ndarray], ref_samples: Sampled | None
+    config: Config, task: Task, refs: dict[str, np.ndarray]
 ) -> Callable[[Trainable], Record]:
-    """Measures on the held-out comparisons, and how far the model is from the reference."""
+    """Measures on the held-out comparisons."""
     model, utilities = task.model, scoring.make_utilities(config, task.model)
 
     def judge(trainable: Trainable) -> Record:
@@ -217,13 +207,28 @@ def _judge(
             values = utilities(trainable, pretrained, split.encoded, refs[name])
             scores = scoring.held_out_scores(split.encoded, values)
             found |= {f"eval_{name}/{measure}": value for measure, value in scores.items()}
-        if ref_samples is not None:
-            params = learning.assemble(model, trainable, model.params)
-            own = sample_documents(config, task, params, 1)
-            found |= learning.kl_both_ways(config, model, params, model.params, ref_samples, own)
         return found
 
     return judge
+
+
+def _distances(config: Config, task: Task) -> tuple[Callable[[Trainable], Record], Sampled]:
+    """How far a model is from the reference after prompts of the data, and samples of that."""
+    model, prompts = task.model, unique_prompts(task)
+    order = np.random.default_rng(config.seed).permutation(len(prompts))[: config.kl_samples]
+    some = [prompts[n] for n in order]
+    draw = learning.make_sampler(
+        model, num_samples=-(-config.kl_samples // len(some)), max_length=config.kl_length
+    )
+    divergences = learning.make_divergences(config, model)
+    ref_key, own_key = jax.random.split(jax.random.key(config.seed))
+    samples = draw(model.params, ref_key, some)
+
+    def distances(trainable: Trainable) -> Record:
+        params = learning.assemble(model, trainable, model.params)
+        return divergences(params, samples, draw(params, own_key, some))
+
+    return distances, samples
 
 
 def _fetch(on_device: list[dict[str, jax.Array]], done: int) -> list[Record]:

@@ -111,7 +111,7 @@ def tiny(model_folder: Path, tmp_path: Path) -> Config:
         kl_samples=8,
         kl_batch_size=4,
         kl_length=4,
-        num_generations=1,
+        num_generations=0,
         max_completion_length=4,
         seed=0,
     )
@@ -136,8 +136,11 @@ def assert_same(one, other) -> None:
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_run_writes_its_folder(tiny: Config, capsys: pytest.CaptureFixture):
-    run.experiment(dataclasses.replace(tiny, kl_weight=0.1))
+def test_a_run_writes_its_folder(
+    tiny: Config, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    tiny = dataclasses.replace(tiny, kl_weight=0.1, num_generations=1)
+    run.experiment(tiny)
     folder = Path(tiny.output_dir)
     names = {path.name for path in folder.iterdir()}
     expected = {"config.json", "metrics.jsonl", "metrics.csv", "summary.json", "samples.txt"}
@@ -163,17 +166,16 @@ def test_a_run_writes_its_folder(tiny: Config, capsys: pytest.CaptureFixture):
     tokens = jnp.asarray([[1, *tokenizer.encode("abc"), 2]])
     found = models.transformer(config).apply(params, tokens)
     assert np.all(np.isfinite(found))
-
-
-def test_a_complete_run_is_only_read(tiny: Config, monkeypatch: pytest.MonkeyPatch):
-    first = finetune(tiny)
+    # A run that is complete is only read.
     monkeypatch.setattr(train, "train", None)
-    assert finetune(tiny) == first
+    assert finetune(tiny) == summary
 
 
 @pytest.mark.parametrize("objective", ["dpo", "ipo", "slic", "sft", "reward_model"])
 def test_every_objective_runs(tiny: Config, objective: str):
-    config = dataclasses.replace(tiny, objective=objective, max_steps=2, logging_steps=1)
+    config = dataclasses.replace(
+        tiny, objective=objective, max_steps=2, logging_steps=1, eval_dataset_name=()
+    )
     finetune(config)
     rows = history(config)
     first = rows[1]  # its metrics are those before the first step
@@ -190,9 +192,10 @@ class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
-@pytest.mark.parametrize("kill_at", [1, 3, 5])
 @pytest.mark.parametrize(
-    "changes", [{}, {"gradient_accumulation_steps": 2, "kl_weight": 0.2}], ids=str
+    ("kill_at", "changes"),
+    [(1, {}), (5, {"gradient_accumulation_steps": 2, "kl_weight": 0.2, "save_steps": 2})],
+    ids=["before the first checkpoint", "after two"],
 )
 def test_a_killed_run_resumes_to_the_bit(
     tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int, changes: dict
@@ -258,12 +261,18 @@ def test_the_reference_is_computed_once(tiny: Config, monkeypatch: pytest.Monkey
     task = load_task(tiny)
     splits = {"train": task.train.encoded}
     first = scoring.reference_log_probs(tiny, task.model, splits)["train"]
+
+    @jax.jit
+    def log_prob(tokens, mask):
+        return documents.log_prob(task.model.lm.apply(task.model.params, tokens), tokens, mask)
+
     for row, found in zip(task.train.encoded, first, strict=True):
         for completion, value in zip(row.completions, found, strict=True):
-            tokens = jnp.asarray(np.concatenate([row.prompt, completion]))
-            mask = jnp.arange(len(tokens)) >= len(row.prompt)
-            logits = task.model.lm.apply(task.model.params, tokens)
-            np.testing.assert_allclose(documents.log_prob(logits, tokens, mask), value, atol=1e-4)
+            ids = np.concatenate([row.prompt, completion])
+            at = np.arange(16)  # what follows the completion does not matter
+            mask = (at >= len(row.prompt)) & (at < len(ids))
+            tokens = jnp.asarray(np.pad(ids, (0, 16 - len(ids))))
+            np.testing.assert_allclose(log_prob(tokens, mask), value, atol=1e-4)
     with monkeypatch.context() as patch:
         patch.setattr(scoring, "score", None)  # nothing is computed again
         again = scoring.reference_log_probs(tiny, task.model, splits)["train"]
@@ -272,7 +281,7 @@ def test_the_reference_is_computed_once(tiny: Config, monkeypatch: pytest.Monkey
     changed = task.model._replace(params=other)
     assert np.abs(scoring.reference_log_probs(tiny, changed, splits)["train"] - first).max() > 0.1
     scoring.check_reference(tiny, task.model, task.train.encoded, first)
-    with pytest.raises(UsageError, match=r"pairs\.jsonl:2 .*the margin at step 0 would not be 0"):
+    with pytest.raises(UsageError, match=r"pairs\.jsonl:3 .*the margin at step 0 would not be 0"):
         wrong = first + np.where(np.arange(len(first)) == 3, 0.5, 0.0)[:, None]
         scoring.check_reference(tiny, task.model, task.train.encoded, wrong.astype(np.float32))
     assert len(list((sources.cache_dir() / "reference").iterdir())) == 2
@@ -351,20 +360,27 @@ def test_flags_that_cannot_be_are_refused(tiny: Config, changes: dict, message: 
 
 
 def test_resumption_can_be_refused_or_begin_earlier(tiny: Config, tmp_path: Path):
-    never = dataclasses.replace(tiny, resume_from_checkpoint="never", max_steps=1)
+    never = dataclasses.replace(
+        tiny, resume_from_checkpoint="never", max_steps=1, objective="reward_model"
+    )
     finetune(never)
     with pytest.raises(UsageError, match="holds a run: choose another --output_dir"):
         finetune(never)
     with pytest.raises(UsageError, match=r"max_steps: found 1, wanted 6"):
-        finetune(tiny)
+        finetune(dataclasses.replace(tiny, objective="sft"))
     fresh = dataclasses.replace(tiny, output_dir=str(tmp_path / "f"), resume_from_checkpoint=4)
     with pytest.raises(UsageError, match=r"there are checkpoints of the steps \[\]"):
         finetune(fresh)
 
 
-def test_a_run_that_goes_astray_says_so(tiny: Config):
-    with pytest.raises(UsageError, match=r"is (nan|inf) at batch"):
-        finetune(dataclasses.replace(tiny, learning_rate=1e30, max_grad_norm=1e30))
+def test_a_run_that_goes_astray_says_so(tiny: Config, monkeypatch: pytest.MonkeyPatch):
+    def numbers(batch, refs, original=train.learning.numbers):
+        broken = np.where(batch.row == 5, np.nan, 1.0).astype(np.float32)
+        return original(batch, refs)._replace(weight=broken)
+
+    monkeypatch.setattr(train.learning, "numbers", numbers)
+    with pytest.raises(UsageError, match=r"loss is nan at batch \d: the run went astray"):
+        finetune(dataclasses.replace(tiny, objective="reward_model"))
 
 
 def test_rankings_of_three_are_judged(tiny: Config, tmp_path: Path):
