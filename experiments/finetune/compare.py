@@ -20,7 +20,7 @@ from experiments.finetune.judgements import DATASETS
 from experiments.finetune.task import Task, load_task
 
 METHODS: dict[str, dict[str, Any]] = {
-    "ilhf_mean": {"objective": "ilhf", "utility": "mean", "utility_scale": 5.0},
+    "ilhf_mean": {"objective": "ilhf", "utility": "mean"},
     "ilhf_sum": {"objective": "ilhf", "utility": "sum"},
     "dpo": {"objective": "dpo"},
     "reward_model": {"objective": "reward_model"},
@@ -62,7 +62,7 @@ class Config:
     first_seed: int = 0
     """The first of them."""
 
-    num_train_epochs: float = 2.0
+    num_train_epochs: float = 1.0
     """Passes over the data."""
 
     learning_rate: float = 1e-3

@@ -235,7 +235,8 @@ def _fetch(on_device: list[dict[str, jax.Array]], done: int) -> list[Record]:
     """Metrics of the last batches as numbers; refuses the first that is not finite, by name."""
     fetched = [{k: float(v) for k, v in m.items()} for m in jax.device_get(on_device)]
     for number, metrics in enumerate(fetched, start=done - len(fetched) + 1):
-        for name, value in metrics.items():
+        for name in sorted(metrics, key=lambda name: name != "loss"):
+            value = metrics[name]
             if not np.isfinite(value):
                 raise UsageError(
                     f"{name} is {value} at batch {number}: the run went astray; lower "
