@@ -171,13 +171,14 @@ class Cache(NamedTuple):
     Attributes:
       keys: `[layers, B, heads of keys, length, head size]`: as the products of attention read them,
         so that no step of decoding transposes the cache.
-      values: `[layers, B, heads of keys, length, head size]`.
+      values: `[layers, B, heads of keys, length, head size]`. Both are None in `apply`, which keeps
+        nothing.
       valid: bool `[B, length]`, true on slots that hold a token that is no padding.
       length: int `[]`, number of slots in use.
     """
 
-    keys: Array
-    values: Array
+    keys: Array | None
+    values: Array | None
     valid: Array
     length: Array
 
@@ -221,14 +222,19 @@ class _Block(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Array,
-        cache: tuple[Array, Array],
+        carry: tuple[Array, Array | None, Array | None],
+        layer: Array,
         index: Array,
         attend: Array,
         turn: tuple[Array, Array] | None,
-    ) -> tuple[Array, tuple[Array, Array]]:
-        """x[B t, D] -> x: rows, for XLA on CPUs copies [B, t, D] to get a kernel's gradient."""
+    ) -> tuple[tuple[Array, Array | None, Array | None], None]:
+        """x[B t, D], the cache of all layers -> the same.
+
+        Rows, for XLA on CPUs copies [B, t, D] to get a kernel's gradient. The whole cache is
+        carried, so that every step of decoding writes it in place.
+        """
         config = self.config
+        x, old_keys, old_values = carry
         heads, kv_heads, size = config.num_heads, config.kv_heads, config.size_of_head
         y = _norm(config, "attention_norm")(x)
         qkv = _Linear(
@@ -244,12 +250,8 @@ class _Block(nn.Module):
             query, key = _norm(config, "query_norm")(query), _norm(config, "key_norm")(key)
         if turn is not None:
             query, key = _turn(query, turn), _turn(key, turn)
-        keys, values = (
-            jax.lax.dynamic_update_slice_in_dim(
-                old, jnp.swapaxes(new, 1, 2).astype(old.dtype), index, axis=2
-            )
-            for old, new in zip(cache, (key, value), strict=True)
-        )
+        new_keys, keys = _append(old_keys, key, layer, index)
+        new_values, values = _append(old_values, value, layer, index)
         mixed = _attention(query, keys, values, attend)
         x = x + _Linear(
             config.width,
@@ -258,7 +260,8 @@ class _Block(nn.Module):
             dtype=config.dtype,
             name="attention_out",
         )(mixed.reshape(-1, heads, size))
-        return x + self._feed_forward(_norm(config, "mlp_norm")(x)), (keys, values)
+        x = x + self._feed_forward(_norm(config, "mlp_norm")(x))
+        return (x, new_keys, new_values), None
 
     def _feed_forward(self, x: Array) -> Array:
         config, hidden = self.config, self.config.hidden_width
@@ -300,6 +303,21 @@ def _cos_sin(rope: Rope, positions: Array, size: int) -> tuple[Array, Array]:
         frequencies = keep * frequencies + (1 - keep) * frequencies / rope.factor
     angles = positions.astype(float)[..., None, None] * jnp.asarray(frequencies)[None, None, None]
     return jnp.cos(angles), jnp.sin(angles)
+
+
+def _append(
+    cache: Array | None, new: Array, layer: Array, index: Array
+) -> tuple[Array | None, Array]:
+    """The cache of all layers with `new[B, t, heads, size]` in it, and what it holds of the layer.
+
+    Without a cache (training) that is `new` alone, `[B, heads, t, size]`.
+    """
+    new = jnp.swapaxes(new, 1, 2)
+    if cache is None:
+        return None, new
+    start = (layer, 0, 0, index, 0)
+    cache = jax.lax.dynamic_update_slice(cache, new[None].astype(cache.dtype), start)
+    return cache, jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False)
 
 
 def _attention(query: Array, keys: Array, values: Array, attend: Array) -> Array:
@@ -354,9 +372,9 @@ class _Transformer(nn.Module):
             length=config.num_layers,
             unroll=config.num_layers if config.num_layers <= _UNROLL_UP_TO else 1,
         )(config, name="blocks")
-        rows, (keys, values) = blocks(
-            x.reshape(-1, config.width), (cache.keys, cache.values), cache.length, attend, turn
-        )
+        carry = (x.reshape(-1, config.width), cache.keys, cache.values)
+        layers = jnp.arange(config.num_layers)
+        (rows, keys, values), _ = blocks(carry, layers, cache.length, attend, turn)
         features = _norm(config, "final_norm")(rows)
         dtype = None if config.dtype is None else jnp.promote_types(config.dtype, jnp.float32)
         product = partial(jax.lax.dot_general, preferred_element_type=dtype)
@@ -378,8 +396,8 @@ class _Transformer(nn.Module):
 def transformer(config: TransformerConfig) -> LanguageModel:
     """A decoder-only transformer with pre-norm blocks: of GPT-2's, Llama's and Qwen's kind.
 
-    One forward function serves training, prefill and decoding: `apply` is `decode` on an empty
-    cache that the document fills. Parameters of the blocks are stacked over layers. After padding
+    One forward function serves training, prefill and decoding: `apply` is `decode` that keeps no
+    cache. Parameters of the blocks are stacked over layers. After padding
     in one call the logits are those of the last valid token before it, so what follows a prompt
     padded on the right is scored right too.
 
@@ -415,8 +433,8 @@ def transformer(config: TransformerConfig) -> LanguageModel:
             raise ValueError(f"found {length} tokens, over max_length {config.max_length}")
         valid = _check_tokens(tokens, valid, config)
         flat, flat_valid = tokens.reshape(-1, length), valid.reshape(-1, length)
-        cache = init_cache(flat.shape[0], length)
-        logits, features, _ = run(params, flat, flat_valid, cache)
+        nothing = Cache(None, None, jnp.zeros_like(flat_valid), jnp.zeros((), int))
+        logits, features, _ = run(params, flat, flat_valid, nothing)
         leading = (*tokens.shape, -1)
         return logits.reshape(leading), features.reshape(leading)
 
@@ -435,7 +453,10 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         return logits, cache
 
     def repeat_cache(cache: Cache, num: int) -> Cache:
-        keys, values = (jnp.repeat(array, num, axis=1) for array in (cache.keys, cache.values))
+        keys, values = (
+            None if array is None else jnp.repeat(array, num, axis=1)
+            for array in (cache.keys, cache.values)
+        )
         return Cache(keys, values, jnp.repeat(cache.valid, num, axis=0), cache.length)
 
     return LanguageModel(init, apply, features, init_cache, decode, repeat_cache)
