@@ -1,10 +1,13 @@
 """Three data sets of human judgements of texts, as rows to train on and rows to judge by.
 
+`python -m experiments.finetune.judgements --dataset=ukp_humour --folder=FOLDER` writes the files.
+
 A pair of texts with its votes becomes one row an answer: first, second or equal (a tie, ranks
 (1, 1)), weighted by how many gave it. An item is a text under its prompt.
 """
 
 import csv
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +18,7 @@ import numpy as np
 
 from experiments.common import binary, sources
 from experiments.common.binary import UsageError
+from experiments.common.progress import open_console
 from shatter.data import Row, write_rows
 
 NEW_ITEMS = 0.2  # of all items, or of all debate sides
@@ -308,3 +312,42 @@ def _merged(pairs: Iterable[Pair]) -> list[Pair]:
 def _json_lines(path: Path) -> list[dict]:
     with path.open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Write a data set of human judgements as train.jsonl, known.jsonl and new.jsonl."""
+
+    dataset: str = "ukp_humour"
+    """Known: ukp_humour, newyorker_captions, ukp_convarg."""
+
+    folder: str = "runs/judgements"
+    """Where the files go."""
+
+    data_dir: str | None = None
+    """Folder with the published files; SHATTER_DATA_DIR if not given."""
+
+    seed: int = 0
+    """Seed of the split."""
+
+
+def export(config: Config) -> None:
+    """Writes the files and says what is in them.
+
+    Args:
+      config: the config.
+
+    Raises:
+      UsageError: if the data is missing; the message says what to pass.
+    """
+    found = load_judgements(config.dataset, seed=config.seed, data_dir=config.data_dir)
+    write_judgements(config.folder, found)
+    console = open_console()
+    for part in ("train", "known", "new"):
+        num = len(getattr(found, part))
+        console.print(f"{Path(config.folder) / part}.jsonl: {num:,} rows", markup=False)
+    console.print(f"Data: {found.attribution}", markup=False)
+
+
+if __name__ == "__main__":
+    binary.main(Config, export)

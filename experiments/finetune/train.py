@@ -137,7 +137,7 @@ def train(
             progress("evaluating before training", 0)
             log.add({"step": 0, "epoch": 0.0, **judge(state.params)})
             began = time.perf_counter()
-        first_tokens, on_device = tokens, []
+        first_done, first_tokens, on_device = done, tokens, []
         while done < total * accumulation:
             batch = next(iterator)
             state, metrics = step(state, frozen, spread(learning.numbers(batch, refs)))
@@ -153,9 +153,11 @@ def train(
                 row = {k: float(np.mean([p[k] for p in pending])) for k in pending[0]}
                 rate = {"learning_rate": float(schedule(at - 1)), "num_tokens": tokens}
                 log.add({"step": at, "epoch": done / an_epoch, **row, **rate})
-                speed = (tokens - first_tokens) / (time.perf_counter() - began)
+                passed = time.perf_counter() - began
+                left = passed * (total * accumulation - done) / (done - first_done)
+                speed = f"{(tokens - first_tokens) / passed:,.0f} tokens/s"
                 progress(
-                    f"loss {row['loss']:.4f}, {speed:,.0f} tokens/s",
+                    f"loss {row['loss']:.4f}, {speed}, {left / 60:.1f} min left",
                     at - (at - 1) // config.logging_steps * config.logging_steps,
                 )
                 pending = []
