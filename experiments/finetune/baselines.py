@@ -11,13 +11,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse
 from rich.table import Table
+from scipy.optimize import minimize
 from scipy.special import entr, expit, log_expit
 
 from experiments.common import binary
@@ -285,9 +285,7 @@ def _bags(items: Sequence[Item], vocabulary: dict[str, int]) -> scipy.sparse.csr
 def _fit(features: scipy.sparse.csr_matrix, compared: Ints, wins: Floats, ridge: float) -> Floats:
     """Minimises -sum_p (wins_p0 log sig(g_p) + wins_p1 log sig(-g_p)) + ridge/2 |w|^2.
 
-    `g_p` is the difference of the two items' utilities, features times w. Newton's method with
-    conjugate gradients: scipy's L-BFGS-B calls threaded BLAS on every pair of its vectors, which
-    took minutes instead of seconds where other processes held a core.
+    `g_p` is the difference of the two items' utilities, features times w.
     """
     if not ridge > 0:
         raise ValueError(f"expected a ridge above 0, for else a fit need not exist, found {ridge}")
@@ -302,48 +300,23 @@ def _fit(features: scipy.sparse.csr_matrix, compared: Ints, wins: Floats, ridge:
         of_items = np.bincount(compared[:, 0], slopes, num_items)
         return transposed @ (of_items - np.bincount(compared[:, 1], slopes, num_items))
 
-    def curve(bend: Floats, v: Floats) -> Floats:  # the Hessian times v
-        return pull(bend * gaps_of(v)) + ridge * v
-
-    def loss(w: Floats, gaps: Floats) -> float:
+    def loss(w: Floats) -> tuple[float, Floats]:
+        gaps = gaps_of(w)
         losses = wins[:, 0] * log_expit(gaps) + wins[:, 1] * log_expit(-gaps)
-        return float(0.5 * ridge * _dot(w, w) - losses.sum())
+        slopes = wins[:, 1] * expit(gaps) - wins[:, 0] * expit(-gaps)
+        return 0.5 * ridge * w @ w - losses.sum(), pull(slopes) + ridge * w
+
+    def curve(w: Floats, v: Floats) -> Floats:  # the Hessian times v
+        gaps = gaps_of(w)
+        return pull(wins.sum(axis=1) * expit(gaps) * expit(-gaps) * gaps_of(v)) + ridge * v
 
     tolerance = TOLERANCE * max(wins.sum(), 1.0)
-    w = np.zeros(features.shape[1])
-    for _ in range(MAX_STEPS):
-        gaps = gaps_of(w)
-        gradient = pull(wins[:, 1] * expit(gaps) - wins[:, 0] * expit(-gaps)) + ridge * w
-        if np.abs(gradient).max(initial=0.0) <= tolerance:
-            return w
-        bend = wins.sum(axis=1) * expit(gaps) * expit(-gaps)
-        step = _solve(partial(curve, bend), -gradient)
-        value, decrease = loss(w, gaps), _dot(gradient, step)
-        scale = 1.0
-        while loss(w + scale * step, gaps_of(w + scale * step)) > value + 1e-4 * scale * decrease:
-            scale /= 2
-            if scale < 1e-9:
-                raise RuntimeError(f"the fit did not converge: no step goes down from {value}")
-        w = w + scale * step
-    raise RuntimeError(f"the fit did not converge in {MAX_STEPS} steps: gradient {gradient}")
-
-
-def _solve(times: Callable[[Floats], Floats], target: Floats) -> Floats:
-    """X with matrix x = target by conjugate gradients, to a hundredth; the matrix is positive."""
-    x, rest = np.zeros_like(target), target
-    direction, square = rest, _dot(rest, rest)
-    enough = 1e-4 * square
-    while square > enough:
-        image = times(direction)
-        size = square / _dot(direction, image)
-        x, rest = x + size * direction, rest - size * image
-        square, previous = _dot(rest, rest), square
-        direction = rest + (square / previous) * direction
-    return x
-
-
-def _dot(a: Floats, b: Floats) -> float:
-    return float(np.sum(a * b))  # no threads, unlike a @ b
+    start = np.zeros(features.shape[1])
+    options = {"gtol": tolerance, "maxiter": MAX_STEPS}
+    found = minimize(loss, start, jac=True, hessp=curve, method="trust-ncg", options=options)
+    if not np.linalg.norm(found.jac) <= tolerance:
+        raise RuntimeError(f"the fit did not converge in {found.nit} steps: {found.message}")
+    return found.x
 
 
 def _chosen_ridge(
