@@ -223,7 +223,7 @@ def _machine() -> dict[str, Any]:
 def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(
         title="the same work in different ways",
-        caption="time: over that of the group's first row, median [range] of repeats in turn. "
+        caption="time: over that of the group's first row, median \\[range] of repeats in turn. "
         "peak: what the compiler plans (arguments, outputs, temporaries); PyTorch: growth of a "
         "fresh process, or what it allocates on a GPU. process: peak of a fresh process that does "
         "nothing else, libraries included",
