@@ -62,7 +62,7 @@ class Config:
     first_seed: int = 0
     """The first of them."""
 
-    num_train_epochs: float = 1.0
+    num_train_epochs: float = 2.0
     """Passes over the data."""
 
     learning_rate: float = 1e-3

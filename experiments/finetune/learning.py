@@ -13,7 +13,7 @@ from experiments.common.chunks import compiler_options
 from experiments.finetune import objectives
 from experiments.finetune.config import Config
 from experiments.finetune.objectives import OBJECTIVES, Scores
-from experiments.finetune.task import Pretrained
+from experiments.finetune.task import Pretrained, Training
 from shatter import data, documents, losses, models
 from shatter.types import Array, Key, Metrics, Params
 
@@ -42,7 +42,16 @@ class Frozen(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """A batch as a step sees it: B comparisons of K documents, and the reference's log-probs."""
+    """A batch as a step sees it: B comparisons of K documents, each with A answers.
+
+    Attributes:
+      tokens: `[B, K, T]`.
+      mask: `[B, K, T]`, true on the completion.
+      valid: `[B, K, T]`, false on padding.
+      ranks: `[B, A, K]`.
+      weight: `[B, A]`.
+      ref_log_probs: `[B, K]`, the reference's, nats.
+    """
 
     tokens: Array
     mask: Array
@@ -52,10 +61,13 @@ class Numbers(NamedTuple):
     ref_log_probs: Array
 
 
-def numbers(batch: data.Batch, ref_log_probs: np.ndarray) -> Numbers:
-    """A batch with its rows of the reference's log-probs `[rows, K]`."""
-    refs: Any = ref_log_probs[np.maximum(batch.row, 0)]
-    fields: list[Any] = [batch.tokens, batch.mask, batch.valid, batch.ranks, batch.weight, refs]
+def numbers(batch: data.Batch, ref_log_probs: np.ndarray, train: Training | None = None) -> Numbers:
+    """A batch with its rows of the reference's log-probs, and of the answers in training."""
+    row = np.maximum(batch.row, 0)
+    ranks, weight = batch.ranks[:, None], batch.weight[:, None]
+    if train is not None:
+        ranks, weight = train.ranks[row], train.weight[row] * (batch.row >= 0)[:, None]
+    fields: list[Any] = [batch.tokens, batch.mask, batch.valid, ranks, weight, ref_log_probs[row]]
     return Numbers(*fields)
 
 
@@ -97,9 +109,12 @@ def make_objective(config: Config, model: Pretrained) -> Callable[..., tuple[Arr
     ) -> tuple[Array, Metrics]:
         params = assemble(model, trainable, frozen.params)
         scores = score(model, params, trainable.head, batch)
-        each = OBJECTIVES[config.objective].losses(config, scores, batch.ranks)
-        loss = jnp.sum(batch.weight * each) / jnp.maximum(jnp.sum(batch.weight), 1e-9)
-        metrics = objectives.metrics(config, scores, batch.ranks, batch.weight)
+        num_answers, num_slots = batch.ranks.shape[1:]
+        scores = jax.tree.map(lambda leaf: jnp.repeat(leaf, num_answers, axis=0), scores)
+        ranks, weight = batch.ranks.reshape(-1, num_slots), batch.weight.reshape(-1)
+        each = OBJECTIVES[config.objective].losses(config, scores, ranks)
+        loss = jnp.sum(weight * each) / jnp.maximum(jnp.sum(weight), 1e-9)
+        metrics = objectives.metrics(config, scores, ranks, weight)
         if config.kl_weight:
             assert frozen.samples is not None
             num = len(frozen.samples.tokens)

@@ -18,7 +18,7 @@ from experiments.finetune import learning, plot, train
 from experiments.finetune.config import NOT_THE_RUN, Config, check
 from experiments.finetune.learning import Trainable
 from experiments.finetune.scoring import weights_hash
-from experiments.finetune.task import Split, Task, load_task
+from experiments.finetune.task import Split, Task, Training, load_task
 from shatter import models
 
 SAMPLE_PROMPTS = 4  # in samples.txt
@@ -106,12 +106,21 @@ def finetune(
 def describe(config: Config, task: Task, console: Console) -> None:
     """What a run would do, in words; compiles nothing and writes nothing."""
     model, table = task.model, Table(title="rows", title_justify="left")
-    for name in ("", "kept", "skipped", "cut prompts", "cut completions", "tokens", "longest"):
+    titles = (
+        "rows",
+        "skipped",
+        "comparisons",
+        "cut prompts",
+        "cut completions",
+        "tokens",
+        "longest",
+    )
+    for name in ("", *titles):
         table.add_column(name, justify="right" if name else "left")
     for name, split in _splits(task).items():
         report, longest = split.report, max(row.length for row in split.encoded)
         cut = (report.truncated_prompts, report.truncated_completions)
-        counts = (report.kept, report.skipped, *cut, report.tokens, longest)
+        counts = (report.kept, report.skipped, len(split.encoded), *cut, report.tokens, longest)
         table.add_row(name, *(f"{count:,}" for count in counts))
     console.print(table)
     for problem in task.train.report.problems[:5]:
@@ -142,11 +151,11 @@ def describe(config: Config, task: Task, console: Console) -> None:
     )
 
 
-def _splits(task: Task) -> dict[str, Split]:
+def _splits(task: Task) -> dict[str, Split | Training]:
     return {"train": task.train, **task.held_out}
 
 
-def _counts(split: Split) -> dict[str, int]:
+def _counts(split: Split | Training) -> dict[str, int]:
     return {k: v for k, v in split.report._asdict().items() if isinstance(v, int)}
 
 
@@ -164,9 +173,10 @@ def _data_hash(task: Task) -> str:
     digest = hashlib.sha256()
     for split in _splits(task).values():
         for row in split.encoded:
-            digest.update(f"{row.ranks}{row.weight}{len(row.prompt)}".encode())
+            digest.update(f"{row.ranks}{row.weight}{row.votes}{len(row.prompt)}".encode())
             for ids in (row.prompt, *row.completions):
                 digest.update(ids.tobytes())
+    digest.update(task.train.weight.tobytes())
     return digest.hexdigest()
 
 

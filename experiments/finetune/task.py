@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from experiments.common import sources
 from experiments.common.binary import UsageError
 from experiments.finetune.config import Config
@@ -51,6 +53,22 @@ class Split(NamedTuple):
     report: data.Report
 
 
+class Training(NamedTuple):
+    """Comparisons to learn from; different answers to one share its forward pass.
+
+    Attributes:
+      encoded: N different comparisons.
+      ranks: int32 `[N, A, K]`, the answers to each; -1 where there is none, and in empty slots.
+      weight: float32 `[N, A]`, how many people gave it; 0 where there is none.
+      report: what happened to the rows on the way.
+    """
+
+    encoded: list[data.Encoded]
+    ranks: np.ndarray
+    weight: np.ndarray
+    report: data.Report
+
+
 class Task(NamedTuple):
     """What a run works on.
 
@@ -62,7 +80,7 @@ class Task(NamedTuple):
     """
 
     model: Pretrained
-    train: Split
+    train: Training
     held_out: dict[str, Split]
     attribution: str
 
@@ -132,7 +150,7 @@ def load_task(config: Config) -> Task:
     if config.objective != "sft":  # a tie is an order unresolved: no objective learns from it
         rows["train"] = [row for row in rows["train"] if len(set(row.ranks)) > 1] or rows["train"]
     splits = {name: _encode(config, model, name, rows[name], reports[name]) for name in rows}
-    train = splits.pop("train")
+    train = _merge(splits.pop("train"))
     most = max(len(row.completions) for row in train.encoded)
     if most < 2 and config.objective != "sft":
         raise UsageError(
@@ -140,6 +158,25 @@ def load_task(config: Config) -> Task:
             "learn from; pass comparisons, or --objective=sft"
         )
     return Task(model, train, splits, attribution)
+
+
+def _merge(split: Split) -> Training:
+    """Brings together the answers to the same comparison, in the order of its first."""
+    answers: dict[tuple[bytes, ...], dict[tuple[int, ...], float]] = {}
+    firsts: list[data.Encoded] = []
+    for row in split.encoded:
+        documents = tuple(ids.tobytes() for ids in (row.prompt, *row.completions))
+        if documents not in answers:
+            firsts.append(row)
+        weights = answers.setdefault(documents, {})
+        weights[row.ranks] = weights.get(row.ranks, 0.0) + row.weight
+    shape = (len(answers), max(map(len, answers.values())))
+    ranks = np.full((*shape, max(len(row.completions) for row in firsts)), -1, np.int32)
+    weight = np.zeros(shape, np.float32)
+    for n, found in enumerate(answers.values()):
+        for a, (order, total) in enumerate(found.items()):
+            ranks[n, a, : len(order)], weight[n, a] = order, total
+    return Training(firsts, ranks, weight, split.report)
 
 
 def _named(files: Sequence[str]) -> dict[str, str]:

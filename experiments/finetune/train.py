@@ -140,7 +140,7 @@ def train(
         first_done, first_tokens, on_device = done, tokens, []
         while done < total * accumulation:
             batch = next(iterator)
-            state, metrics = step(state, frozen, spread(learning.numbers(batch, refs)))
+            state, metrics = step(state, frozen, spread(learning.numbers(batch, refs, task.train)))
             on_device.append(metrics)
             done, tokens = done + 1, tokens + int(batch.valid[batch.ranks >= 0].sum())
             at, is_whole = done // accumulation, done % accumulation == 0

@@ -17,10 +17,10 @@ import tokenizers
 
 from experiments.common import sources
 from experiments.common.binary import UsageError
-from experiments.finetune import run, scoring, train
+from experiments.finetune import learning, run, scoring, train
 from experiments.finetune.config import Config, check
 from experiments.finetune.task import load_task
-from shatter import documents, models
+from shatter import data, documents, models
 
 ROOT = Path(__file__).resolve().parents[3]
 CHARACTERS = "abcdefgh "
@@ -223,6 +223,29 @@ def test_a_killed_run_resumes_to_the_bit(
     assert_same(trained_params(killed), trained_params(tiny))
 
 
+def test_answers_to_one_comparison_share_its_forward_pass(tiny: Config):
+    """The loss is that of a row an answer; their weights are added up."""
+    task = load_task(tiny)
+    assert len(task.train.encoded) == 24
+    assert task.train.weight.shape == (24, 2)
+    assert task.train.weight.sum() == 19 + 5 * 3  # of votes 2, 1 and a tie, which teaches nothing
+    batch = data.collate(task.train.encoded, range(8), length=16, num_slots=2)
+    shared = learning.numbers(batch, np.zeros((24, 2), np.float32), task.train)
+    answers = [(n, a) for n in range(8) for a in range(2) if shared.weight[n, a]]
+    assert len(answers) == 10
+    apart = jax.tree.map(lambda leaf: leaf[[n for n, _ in answers]], shared)
+    rows, columns = zip(*answers, strict=True)
+    apart = apart._replace(
+        ranks=shared.ranks[rows, columns][:, None], weight=shared.weight[rows, columns][:, None]
+    )
+    objective = jax.jit(learning.make_objective(tiny, task.model))
+    start = learning.start(tiny, task.model, jax.random.key(0))
+    frozen = learning.Frozen(None, None)
+    one, other = (objective(start, frozen, jax.random.key(0), x) for x in (shared, apart))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
 def test_adapters_are_trained_alone_and_saved_for_peft(tiny: Config):
     config = dataclasses.replace(
         tiny, use_peft=True, lora_r=2, lora_target_modules=("q_proj", "v_proj"), kl_weight=0.1
@@ -374,9 +397,10 @@ def test_resumption_can_be_refused_or_begin_earlier(tiny: Config, tmp_path: Path
 
 
 def test_a_run_that_goes_astray_says_so(tiny: Config, monkeypatch: pytest.MonkeyPatch):
-    def numbers(batch, refs, original=train.learning.numbers):
+    def numbers(batch, *args, original=train.learning.numbers):
+        found = original(batch, *args)
         broken = np.where(batch.row == 5, np.nan, 1.0).astype(np.float32)
-        return original(batch, refs)._replace(weight=broken)
+        return found._replace(weight=found.weight * broken[:, None])
 
     monkeypatch.setattr(train.learning, "numbers", numbers)
     with pytest.raises(UsageError, match=r"loss is nan at batch \d: the run went astray"):
