@@ -297,7 +297,7 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
         batches(rows(), batch_size=4, seed=0, max_length=96)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ImportError, match=r"needs pyarrow: pip install 'shatter\[data\]'"):
+    with pytest.raises(ImportError, match=r"needs pyarrow: pip install 'shatter\[parquet\]'"):
         read_rows(tmp_path / "a.parquet")
 
 
