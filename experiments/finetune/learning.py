@@ -178,6 +178,9 @@ def make_sampler(
       `(params, key, prompts) -> documents`, prompt by prompt.
     """
 
+    ids = dict.fromkeys((model.tokenizer.eos, *model.config.eos))
+    ends = tuple(end for end in ids if end is not None)
+
     @partial(jax.jit, compiler_options=compiler_options())
     def run(params: Params, key: Key, tokens: Array, valid: Array) -> Sampled:
         samples = documents.sample(
@@ -187,7 +190,7 @@ def make_sampler(
             tokens,
             num_samples=num_samples,
             max_length=max_length,
-            eos=model.tokenizer.eos,
+            eos=ends,
             valid=valid,
         )
         mask = samples.mask.reshape(-1, samples.mask.shape[-1])

@@ -106,22 +106,15 @@ def finetune(
 def describe(config: Config, task: Task, console: Console) -> None:
     """What a run would do, in words; compiles nothing and writes nothing."""
     model, table = task.model, Table(title="rows", title_justify="left")
-    titles = (
-        "rows",
-        "skipped",
-        "comparisons",
-        "cut prompts",
-        "cut completions",
-        "tokens",
-        "longest",
-    )
-    for name in ("", *titles):
+    titles = ("rows", "skipped", "comparisons", "cut prompts", "cut completions", "tokens")
+    for name in ("", *titles, "median length", "longest"):
         table.add_column(name, justify="right" if name else "left")
     for name, split in _splits(task).items():
-        report, longest = split.report, max(row.length for row in split.encoded)
+        report, lengths = split.report, [row.length for row in split.encoded]
         cut = (report.truncated_prompts, report.truncated_completions)
-        counts = (report.kept, report.skipped, len(split.encoded), *cut, report.tokens, longest)
-        table.add_row(name, *(f"{count:,}" for count in counts))
+        counts = (report.kept, report.skipped, len(split.encoded), *cut, report.tokens)
+        numbers = (*counts, int(np.median(lengths)), max(lengths))
+        table.add_row(name, *(f"{number:,}" for number in numbers))
     console.print(table)
     for problem in task.train.report.problems[:5]:
         console.print(f"bad row: {problem}", markup=False)
