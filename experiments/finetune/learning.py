@@ -177,7 +177,6 @@ def make_sampler(
     Returns:
       `(params, key, prompts) -> documents`, prompt by prompt.
     """
-
     ids = dict.fromkeys((model.tokenizer.eos, *model.config.eos))
     ends = tuple(end for end in ids if end is not None)
 
