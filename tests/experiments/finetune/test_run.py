@@ -171,7 +171,10 @@ def test_a_run_writes_its_folder(
     assert finetune(tiny) == summary
 
 
-@pytest.mark.parametrize("objective", ["dpo", "ipo", "slic", "sft", "reward_model"])
+ALIKE = [pytest.param(name, marks=pytest.mark.slow) for name in ("ipo", "slic", "sft")]
+
+
+@pytest.mark.parametrize("objective", ["dpo", "reward_model", *ALIKE])
 def test_every_objective_runs(tiny: Config, objective: str):
     config = dataclasses.replace(
         tiny, objective=objective, max_steps=2, logging_steps=1, eval_dataset_name=()
@@ -194,7 +197,10 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize(
     ("kill_at", "changes"),
-    [(1, {}), (5, {"gradient_accumulation_steps": 2, "kl_weight": 0.2, "save_steps": 2})],
+    [
+        pytest.param(1, {}, marks=pytest.mark.slow),
+        (5, {"gradient_accumulation_steps": 2, "kl_weight": 0.2, "save_steps": 2}),
+    ],
     ids=["before the first checkpoint", "after two"],
 )
 def test_a_killed_run_resumes_to_the_bit(
@@ -248,7 +254,12 @@ def test_answers_to_one_comparison_share_its_forward_pass(tiny: Config):
 
 def test_adapters_are_trained_alone_and_saved_for_peft(tiny: Config):
     config = dataclasses.replace(
-        tiny, use_peft=True, lora_r=2, lora_target_modules=("q_proj", "v_proj"), kl_weight=0.1
+        tiny,
+        use_peft=True,
+        lora_r=2,
+        lora_target_modules=("q_proj", "v_proj"),
+        kl_weight=0.1,
+        eval_dataset_name=(),
     )
     summary = finetune(config)
     assert 0 < summary["trained"] < summary["parameters"] / 2
@@ -269,6 +280,7 @@ def test_adapters_are_trained_alone_and_saved_for_peft(tiny: Config):
 
 def test_two_devices_share_a_batch(tiny: Config, tmp_path: Path):
     """The same numbers as one device, up to the order of sums."""
+    tiny = dataclasses.replace(tiny, objective="reward_model")
     finetune(tiny)
     both = dataclasses.replace(
         tiny, num_devices=2, per_device_train_batch_size=2, output_dir=str(tmp_path / "two")
@@ -304,7 +316,7 @@ def test_the_reference_is_computed_once(tiny: Config, monkeypatch: pytest.Monkey
     changed = task.model._replace(params=other)
     assert np.abs(scoring.reference_log_probs(tiny, changed, splits)["train"] - first).max() > 0.1
     scoring.check_reference(tiny, task.model, task.train.encoded, first)
-    with pytest.raises(UsageError, match=r"pairs\.jsonl:3 .*the margin at step 0 would not be 0"):
+    with pytest.raises(UsageError, match=r"pairs\.jsonl:4 .*the margin at step 0 would not be 0"):
         wrong = first + np.where(np.arange(len(first)) == 3, 0.5, 0.0)[:, None]
         scoring.check_reference(tiny, task.model, task.train.encoded, wrong.astype(np.float32))
     assert len(list((sources.cache_dir() / "reference").iterdir())) == 2
@@ -334,6 +346,7 @@ def test_bad_rows_end_the_run_or_are_written_down(tiny: Config, tmp_path: Path):
     with pytest.raises(UsageError, match=r"bad\.jsonl:4: rejected: expected"):
         load_task(dataclasses.replace(tiny, dataset_name=str(file)))
     config = dataclasses.replace(tiny, dataset_name=str(file), on_bad_row="skip", max_steps=1)
+    config = dataclasses.replace(config, objective="reward_model")
     summary = finetune(config)
     assert summary["rows"]["train"]["skipped"] == 1
     (line,) = (Path(config.output_dir) / "bad_rows_train.jsonl").read_text().splitlines()
@@ -413,8 +426,9 @@ def test_rankings_of_three_are_judged(tiny: Config, tmp_path: Path):
         {"prompt": "", "completions": ["ab", "cd", "ee"], "ranks": [1, 2, 2]},
         {"prompt": "", "completions": ["ab", "cd", "ef"], "votes": [3, 1, 0]},
     ]
-    config = dataclasses.replace(tiny, dataset_name=str(write_rows(tmp_path / "k.jsonl", rows)))
-    encoded = load_task(config).train.encoded
+    file = write_rows(tmp_path / "k.jsonl", rows)
+    config = dataclasses.replace(tiny, eval_dataset_name=(str(file),))
+    encoded = load_task(config).held_out["k"].encoded
     assert [row.weight for row in encoded] == [1, 3, 1]
     utilities = np.array([[1.0, 0.0, -1.0], [0.5, 0.5, 0.0], [0.5, 0.5, 0.0]])
     found = scoring.held_out_scores(encoded, utilities)
