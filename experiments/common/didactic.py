@@ -1,6 +1,6 @@
 """The didactic world: every document of a tiny vocabulary, a table and a model over them (ours)."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
@@ -10,7 +10,7 @@ from shatter import documents, models, training
 from shatter.types import Array, Metrics, Params
 
 EOS = 0
-TRANSFORMER = {"width": 16, "num_layers": 2, "num_heads": 2}
+TRANSFORMER: dict[str, Any] = {"width": 16, "num_layers": 2, "num_heads": 2}
 PRETRAINING_STEPS = 300
 
 ModelKind = Literal["tabular", "transformer"]
