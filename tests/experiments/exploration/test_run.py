@@ -54,7 +54,9 @@ def test_a_run_writes_its_folder_and_is_resumed(tmp_path, capsys):
     assert "infomax" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("figure", ["difficulty", "transformer"])
+@pytest.mark.parametrize(
+    "figure", ["difficulty", pytest.param("transformer", marks=pytest.mark.slow)]
+)
 def test_other_figures(tmp_path, figure):
     small = {"max_length": 1, "num_rounds": 4, "num_steps": 1}
     config = tiny(tmp_path, figure=figure, arms=("thompson",), **small)

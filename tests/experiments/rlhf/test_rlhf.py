@@ -61,7 +61,7 @@ def test_a_run_writes_its_folder_and_is_resumed(tmp_path, capsys):
     assert "KL(q_g || pi) by segment g" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("model", ["tabular", "transformer"])
+@pytest.mark.parametrize("model", ["tabular", pytest.param("transformer", marks=pytest.mark.slow)])
 def test_recorded_people(tmp_path, model):
     run.experiment(with_shares(tmp_path, model=model, objectives=("ilhf", "rlhf")))
     assert (tmp_path / f"shares_{model}" / "rlhf.png").exists()
