@@ -140,7 +140,7 @@ class Config:
 
     lora_target_modules: tuple[str, ...] = ("query", "value")
     """Projections with adapters: query, key, value or qkv, attention_out, gate and up or mlp_in,
-    mlp_out (q_proj, c_attn, ... are understood)."""
+    mlp_out (q_proj, c_attn, ... are understood). GPT-2, whose c_attn is one, takes qkv."""
 
     bf16: bool = False
     """Compute in bfloat16; parameters, softmax and losses stay in float32."""

@@ -169,7 +169,7 @@ def _data_hash(task: Task) -> str:
             digest.update(f"{row.ranks}{row.weight}{row.votes}{len(row.prompt)}".encode())
             for ids in (row.prompt, *row.completions):
                 digest.update(ids.tobytes())
-    digest.update(task.train.weight.tobytes())
+    digest.update(task.train.ranks.tobytes() + task.train.weight.tobytes())
     return digest.hexdigest()
 
 

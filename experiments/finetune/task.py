@@ -1,10 +1,13 @@
 """What a run works on: the pretrained model and the comparisons as tokens."""
 
 import dataclasses
+import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from experiments.common import sources
@@ -120,14 +123,25 @@ def load_model(config: Config) -> Pretrained:
     if config.bf16:
         settings["dtype"] = "bfloat16"
     loaded = dataclasses.replace(loaded, **settings)
-    return Pretrained(loaded, params, tokenizer, models.transformer(loaded), _lora(config))
+    lora = _lora(config, loaded, params) if config.use_peft else None
+    return Pretrained(loaded, params, tokenizer, models.transformer(loaded), lora)
 
 
-def _lora(config: Config) -> models.LoraConfig | None:
-    if not config.use_peft:
-        return None
+def _lora(
+    config: Config, transformer: models.TransformerConfig, params: Params
+) -> models.LoraConfig:
+    """The adapters' config; what could not be saved in the end is refused before training."""
     targets = tuple(LORA_TARGETS.get(name, name) for name in config.lora_target_modules)
-    return models.LoraConfig(config.lora_r, config.lora_alpha, targets)
+    try:
+        lora = models.LoraConfig(config.lora_r, config.lora_alpha, targets)
+        init = partial(models.init_lora, params=params, lora=lora)
+        shapes = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
+        blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+        with tempfile.TemporaryDirectory() as folder:
+            models.save_lora(folder, transformer, blank, lora)
+    except ValueError as error:
+        raise UsageError(f"--lora_target_modules: {error}") from error
+    return lora
 
 
 def load_task(config: Config) -> Task:

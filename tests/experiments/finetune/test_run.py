@@ -278,6 +278,26 @@ def test_adapters_are_trained_alone_and_saved_for_peft(tiny: Config):
     assert np.abs(one - task.model.lm.apply(task.model.params, tokens)).max() > 1e-4
 
 
+@pytest.mark.parametrize(
+    ("family", "targets", "message"),
+    [("llama", ("q_proj", "k_project"), "k_project"), ("gpt2", ("query", "value"), "qkv")],
+)
+def test_adapters_that_could_not_be_saved_are_refused_before_training(
+    tiny: Config, tmp_path: Path, family: str, targets: tuple[str, ...], message: str
+):
+    if family == "gpt2":
+        sizes = models.TransformerConfig(
+            vocab_size=12, max_length=32, width=8, num_layers=1, tied=True, head_bias=False
+        )
+        params = jax.jit(models.transformer(sizes).init)(jax.random.key(0))
+        tokenizer = models.load_tokenizer(tiny.model_name_or_path)
+        models.save_pretrained(tmp_path / "gpt2", sizes, params, tokenizer)
+        tiny = dataclasses.replace(tiny, model_name_or_path=str(tmp_path / "gpt2"))
+    config = dataclasses.replace(tiny, use_peft=True, lora_target_modules=targets)
+    with pytest.raises(UsageError, match=rf"--lora_target_modules: .*{message}"):
+        load_task(config)
+
+
 def test_two_devices_share_a_batch(tiny: Config, tmp_path: Path):
     """The same numbers as one device, up to the order of sums."""
     tiny = dataclasses.replace(tiny, objective="reward_model")
