@@ -14,6 +14,8 @@ Key = jax.Array
 Params = Any
 """A pytree of arrays."""
 Metrics = dict[str, jax.Array]
+MEMBER_AXIS = "members"
+"""Name of the axis over which members are vmapped where they are trained."""
 
 
 class Query(NamedTuple):
@@ -56,4 +58,4 @@ class Comparison(NamedTuple):
 Rater = Callable[[Key, Query], Array]
 """`(key, query) -> ranks[K]`: a population that answers one query."""
 
-__all__ = ["Array", "Comparison", "Key", "Metrics", "Params", "Query", "Rater"]
+__all__ = ["MEMBER_AXIS", "Array", "Comparison", "Key", "Metrics", "Params", "Query", "Rater"]
