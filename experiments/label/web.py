@@ -1,0 +1,228 @@
+"""Several people answer at the same time, on a page that only this machine can open."""
+
+import re
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flask import Flask, Response, jsonify, request
+from werkzeug.exceptions import BadRequest, HTTPException
+from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
+
+from experiments.common.binary import UsageError
+from experiments.label import asking
+from experiments.label.answers import Asked
+from experiments.label.asking import Choice
+from experiments.label.writer import Conflict, NotRecorded, Writer
+
+LOOPBACK = "127.0.0.1"
+_HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d+)?", re.IGNORECASE)
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'; "
+        "script-src 'unsafe-inline'; style-src 'unsafe-inline'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def make_app(queries: Mapping[str, Asked], writer: Writer, *, seed: int) -> Flask:
+    """The page and what it asks for.
+
+    - `GET /`: the page;
+    - `GET /api/standing?annotator=NAME`: the query to answer now and how far the annotator is;
+    - `POST /api/answer` `{annotator, query_id, event_id, choice, seconds}`: records a choice, the
+      place of a response from 0, "tie" or "skip";
+    - `POST /api/undo` `{annotator, event_id}`: takes the annotator's last event back.
+
+    Both posts return the new standing, when the event is on the disk. An event_id that came before
+    is recorded once. Status 507: nothing was recorded; 409: the event_id stands for something else.
+
+    Args:
+      queries: what is asked, in order.
+      writer: where answers go.
+      seed: the seed of the order in which responses are shown.
+
+    Returns:
+      The application.
+    """
+    app = Flask(__name__, static_folder=None)
+    page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    lock = threading.Lock()  # around the writer and its events
+
+    @app.before_request
+    def refuse_other_hosts() -> None:
+        # Another site's page may send its visitors here: under its own name, or from its own.
+        origin = request.headers.get("Origin")
+        is_foreign = origin is not None and origin != f"http://{request.host}"
+        if not _HOST.fullmatch(request.host) or is_foreign:
+            raise BadRequest(f"open this page as http://{LOOPBACK} and the port")
+
+    @app.after_request
+    def add_headers(response: Response) -> Response:
+        response.headers.update(_HEADERS)
+        return response
+
+    @app.errorhandler(HTTPException)
+    def refused(error: HTTPException) -> tuple[Response, int]:
+        return jsonify(error=error.description), error.code or 500
+
+    @app.errorhandler(UsageError)
+    def not_recorded(error: UsageError) -> tuple[Response, int]:
+        kinds = {NotRecorded: 507, Conflict: 409}
+        return jsonify(error=str(error)), kinds.get(type(error), 400)
+
+    @app.get("/")
+    def index() -> Response:
+        return Response(page, mimetype="text/html")
+
+    @app.get("/api/standing")
+    def standing() -> Response:
+        annotator = asking.annotator_name(request.args.get("annotator", ""))
+        with lock:
+            return jsonify(_standing(queries, writer, annotator, seed))
+
+    @app.post("/api/answer")
+    def answer() -> Response:
+        given = _given("annotator", "query_id", "event_id")
+        annotator = asking.annotator_name(given["annotator"])
+        query = queries.get(given["query_id"])
+        if query is None:
+            raise BadRequest(f"no query {given['query_id']!r} is asked here: reload the page")
+        order = asking.display_order(query, annotator=annotator, seed=seed)
+        event = asking.answer(
+            query,
+            _choice(given.get("choice"), len(order)),
+            annotator=annotator,
+            order=order,
+            seconds=_seconds(given.get("seconds")),
+            event_id=given["event_id"],
+        )
+        with lock:
+            writer.append(event)
+            return jsonify(_standing(queries, writer, annotator, seed))
+
+    @app.post("/api/undo")
+    def undo() -> Response:
+        given = _given("annotator", "event_id")
+        annotator = asking.annotator_name(given["annotator"])
+        with lock:
+            last = asking.standing(queries, writer.events, annotator).last
+            is_new = all(event.event_id != given["event_id"] for event in writer.events)
+            if last is not None and is_new:
+                writer.append(asking.undo(last, event_id=given["event_id"]))
+            return jsonify(_standing(queries, writer, annotator, seed))
+
+    return app
+
+
+def open_server(app: Flask, port: int = 0) -> BaseWSGIServer:
+    """A server of the application, on this machine's own address only.
+
+    Args:
+      app: of `make_app`.
+      port: the port; 0 = a free one.
+
+    Returns:
+      The server; `serve_forever` runs it, `server_close` ends it.
+
+    Raises:
+      UsageError: if the port cannot be had.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((LOOPBACK, port))
+        except (OSError, OverflowError) as error:
+            raise UsageError(
+                f"port {port} cannot be used ({error}): choose another --port, or 0 for a free one"
+            ) from error
+        listening.listen()
+        # The server listens on a descriptor of its own, which it duplicates from this one.
+        return make_server(
+            LOOPBACK,
+            listening.getsockname()[1],
+            app,
+            threaded=True,
+            request_handler=_Quiet,
+            fd=listening.fileno(),
+        )
+
+
+def serve(app: Flask, port: int = 0, *, say: Callable[[str], None] = print) -> None:
+    """Serves the application until the process is interrupted.
+
+    Args:
+      app: of `make_app`.
+      port: the port; 0 = a free one.
+      say: called with one line, the address.
+
+    Raises:
+      UsageError: if the port cannot be had.
+    """
+    server = open_server(app, port)
+    say(f"Answer at http://{LOOPBACK}:{server.server_port}/ (Ctrl-C ends it)")
+    try:
+        server.serve_forever()
+    finally:
+        server.server_close()
+
+
+class _Quiet(WSGIRequestHandler):
+    """No line for every request."""
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        del code, size
+
+
+def _standing(
+    queries: Mapping[str, Asked], writer: Writer, annotator: str, seed: int
+) -> dict[str, Any]:
+    place = asking.standing(queries, writer.events, annotator)
+    query = None
+    if place.query is not None:
+        order = asking.display_order(place.query, annotator=annotator, seed=seed)
+        query = {
+            "query_id": place.query.query_id,
+            "prompt": asking.turns(place.query.prompt),
+            "responses": [asking.turns(place.query.completions[k]) for k in order],
+        }
+    return {
+        "query": query,
+        "answered": place.num_answered,
+        "skipped": place.num_skipped,
+        "queries": place.num_queries,
+        "can_undo": place.last is not None,
+        "file": str(writer.path),
+    }
+
+
+def _given(*fields: str) -> dict[str, Any]:
+    """The object that was posted, with texts in some fields."""
+    given = request.get_json()  # refuses all but application/json, which no form can send
+    if not isinstance(given, dict):
+        raise BadRequest("expected a JSON object")
+    for field in fields:
+        text = given.get(field)
+        if not isinstance(text, str) or not text.strip() or len(text) > 256:
+            raise BadRequest(f"{field}: expected a text, found {str(text)[:80]!r}")
+    return given
+
+
+def _choice(given: Any, num: int) -> Choice:
+    is_place = isinstance(given, int) and not isinstance(given, bool) and 0 <= given < num
+    if not is_place and given not in ("tie", "skip"):
+        expected = f"a number from 0 to {num - 1}, tie or skip"
+        raise BadRequest(f"choice: expected {expected}, found {str(given)[:80]!r}")
+    return given
+
+
+def _seconds(given: Any) -> float:
+    is_number = isinstance(given, int | float) and not isinstance(given, bool)
+    if not is_number or not 0 <= given < 1e9:
+        raise BadRequest(f"seconds: expected a number of at least 0, found {str(given)[:80]!r}")
+    return float(given)
