@@ -165,7 +165,7 @@ def serve(app: Flask, port: int = 0, *, say: Callable[[str], None] = print) -> N
       UsageError: if the port cannot be had.
     """
     server = open_server(app, port)
-    say(f"Answer at http://{LOOPBACK}:{server.server_port}/ (Ctrl-C ends it)")
+    say(f"Answer at http://{LOOPBACK}:{server.port}/ (Ctrl-C ends it)")
     try:
         server.serve_forever()
     finally:

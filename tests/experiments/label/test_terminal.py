@@ -257,5 +257,5 @@ def test_killed_and_resumed_in_a_terminal(tmp_path, queries):
     after = answers.current_answers(path)
     assert after[:2] == before
     assert [event.query_id for event in after] == [IDS[0], IDS[1], IDS[2], IDS[4]]
-    assert len({json.loads(line)["event_id"] for line in path.open()}) == 5
+    assert len({json.loads(line)["event_id"] for line in path.read_bytes().splitlines()}) == 5
     assert b"half" in (tmp_path / "answers.jsonl.torn").read_bytes()
