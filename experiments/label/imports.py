@@ -69,7 +69,9 @@ def import_answers(
     rows, problems = _comparisons(path, on_bad_row)
     sha8 = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     known = read_queries(folder) if any(folder.glob("*.jsonl")) else {}
-    queries = {_comparison_key(q.prompt, q.completions): q for q in known.values()}
+    queries: dict[str, Asked] = {}
+    for query in known.values():
+        queries.setdefault(_comparison_key(query.prompt, query.completions), query)
     num_before, said, events = len(queries), Counter[str](), []
     for row in rows:
         query = queries.setdefault(_comparison_key(row.prompt, row.completions), _query(row, sha8))
