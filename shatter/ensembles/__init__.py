@@ -1,6 +1,15 @@
 """An index -> a plausible language model."""
 
-from shatter.ensembles.base import Ensemble, anchor_penalty, gaussian_draws, mixture_log_probs
+from shatter.ensembles.adapters import adapters, mean_adapters, whole_adapters
+from shatter.ensembles.base import (
+    Ensemble,
+    anchor_penalty,
+    gaussian_draws,
+    mixture_log_probs,
+    prior_scale_for,
+)
+from shatter.ensembles.epinet import EpinetMember, epinet
+from shatter.ensembles.heads import heads
 from shatter.ensembles.independent import (
     PriorFunction,
     anchored,
@@ -10,11 +19,18 @@ from shatter.ensembles.independent import (
 
 __all__ = [
     "Ensemble",
+    "EpinetMember",
     "PriorFunction",
+    "adapters",
     "anchor_penalty",
     "anchored",
+    "epinet",
     "gaussian_draws",
+    "heads",
+    "mean_adapters",
     "mixture_log_probs",
     "point_estimate",
     "prior_functions",
+    "prior_scale_for",
+    "whole_adapters",
 ]

@@ -102,3 +102,39 @@ def gaussian_draws(
         for k, leaf in zip(keys, leaves, strict=True)
     ]
     return jax.tree.unflatten(treedef, drawn)
+
+
+def prior_scale_for(
+    spread: Callable[[Array], Array],
+    target: float | Array,
+    *,
+    low: float = 1e-4,
+    high: float = 1e2,
+    num_steps: int = 20,
+) -> Array:
+    """The prior scale at which members spread as wanted before there is data, by bisection (ours).
+
+    A scale says little by itself; a standard deviation between members of so many nats of log-odds
+    a pair does. 1 nat: a member is as far from even odds as .73 to .27, typically.
+
+    Args:
+      spread: `(prior_scale) -> []`, the spread of drawn members, growing with the scale, for
+        example `shatter.evaluation.disagreement` on pairs of a pool.
+      target: the spread wanted, in its unit.
+      low: a scale that is too small.
+      high: one that is too large.
+      num_steps: halvings of the interval's logarithm.
+
+    Returns:
+      `[]`, the scale; within the bounds even where the target is not.
+    """
+
+    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = 0.5 * (low + high)
+        is_low = spread(jnp.exp(middle)) < target
+        return jnp.where(is_low, middle, low), jnp.where(is_low, high, middle)
+
+    bounds = (jnp.log(jnp.asarray(low, float)), jnp.log(jnp.asarray(high, float)))
+    low_end, high_end = jax.lax.fori_loop(0, num_steps, halve, bounds)
+    return jnp.exp(0.5 * (low_end + high_end))

@@ -34,7 +34,7 @@ def anchored(
     Raises:
       ValueError: if there is no member.
     """
-    _check_members(num_members)
+    check_members(num_members)
 
     def init(key: Key) -> tuple[Params, Params]:
         return (), gaussian_draws(key, params, prior_scale, num_members)
@@ -43,7 +43,7 @@ def anchored(
         init=init,
         apply=_apply_own(lm),
         penalty=lambda own, anchor: anchor_penalty(own, anchor, prior_scale),
-        observation_weights=_exponential_weights(num_members),
+        observation_weights=exponential_weights(num_members),
     )
 
 
@@ -83,7 +83,7 @@ def prior_functions(
     Raises:
       ValueError: if there is no member.
     """
-    _check_members(num_members)
+    check_members(num_members)
     prior_lm = lm if prior_lm is None else prior_lm
 
     def init(key: Key) -> tuple[Params, Params]:
@@ -102,7 +102,7 @@ def prior_functions(
         init=init,
         apply=apply,
         penalty=lambda own, anchor: anchor_penalty(own.params, anchor.params, 1.0),
-        observation_weights=_exponential_weights(num_members),
+        observation_weights=exponential_weights(num_members),
     )
 
 
@@ -140,13 +140,20 @@ def _apply_own(lm: LanguageModel) -> Callable[..., Array]:
     return apply
 
 
-def _exponential_weights(num_members: int) -> Callable[[Key, tuple[int, ...]], Array]:
+def exponential_weights(num_members: int) -> Callable[[Key, tuple[int, ...]], Array]:
+    """Each member's own Exp(1) weight on every observation, `(key, shape) -> [M, *shape]`."""
+
     def observation_weights(key: Key, shape: tuple[int, ...]) -> Array:
         return jax.random.exponential(key, (num_members, *shape))
 
     return observation_weights
 
 
-def _check_members(num_members: int) -> None:
+def check_members(num_members: int) -> None:
+    """Refuses an ensemble without members.
+
+    Raises:
+      ValueError: naming what was found.
+    """
     if num_members < 1:
         raise ValueError(f"an ensemble needs num_members >= 1, found {num_members}")

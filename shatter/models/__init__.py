@@ -6,11 +6,13 @@ from shatter.models.lora_files import load_lora, save_lora
 from shatter.models.pretrained import load_pretrained, save_pretrained
 from shatter.models.tabular import tabular
 from shatter.models.tokenizer import CHAT_TEMPLATES, Tokenizer, load_tokenizer
-from shatter.models.transformer import Rope, TransformerConfig, transformer
+from shatter.models.transformer import Layers, split_layers, transformer
+from shatter.models.transformer_config import Rope, TransformerConfig
 
 __all__ = [
     "CHAT_TEMPLATES",
     "LanguageModel",
+    "Layers",
     "LoraConfig",
     "Rope",
     "Tokenizer",
@@ -23,6 +25,7 @@ __all__ = [
     "merge_lora",
     "save_lora",
     "save_pretrained",
+    "split_layers",
     "tabular",
     "transformer",
     "with_lora",

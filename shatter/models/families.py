@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from shatter.models.transformer import TransformerConfig
+from shatter.models.transformer_config import TransformerConfig
 
 
 class Tensor(NamedTuple):

@@ -14,7 +14,8 @@ from shatter.models.families import FAMILIES, family_of
 from shatter.models.lora import LoraConfig, check_adapters, places_of
 from shatter.models.pretrained_weights import existing, safetensors
 from shatter.models.tokenizer import read_json
-from shatter.models.transformer import TransformerConfig, transformer
+from shatter.models.transformer import transformer
+from shatter.models.transformer_config import TransformerConfig
 from shatter.types import Params
 
 _CONFIG = "adapter_config.json"

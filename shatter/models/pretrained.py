@@ -20,7 +20,7 @@ from shatter.models.pretrained_weights import (
 )
 from shatter.models.tokenizer import FILES as TOKENIZER_FILES
 from shatter.models.tokenizer import Tokenizer, load_tokenizer, read_json
-from shatter.models.transformer import TransformerConfig
+from shatter.models.transformer_config import TransformerConfig
 from shatter.types import Params
 
 _WEIGHT_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shatter.models.families import FAMILIES, Family, family_of
-from shatter.models.transformer import Rope, TransformerConfig
+from shatter.models.transformer_config import Rope, TransformerConfig
 
 _ACTIVATIONS = {
     "gelu": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"),

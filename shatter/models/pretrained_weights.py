@@ -15,7 +15,8 @@ import numpy as np
 
 from shatter.models.families import Family, Tensor, part_of, stored_shape
 from shatter.models.tokenizer import read_json
-from shatter.models.transformer import TransformerConfig, transformer
+from shatter.models.transformer import transformer
+from shatter.models.transformer_config import TransformerConfig
 from shatter.types import Params
 
 WEIGHTS = "model.safetensors"

@@ -1,8 +1,9 @@
 """A decoder-only transformer, from didactic to GPT-2, Llama and Qwen, with an explicit cache."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import chex
 import flax.linen as nn
@@ -12,157 +13,13 @@ import numpy as np
 from jax.experimental import checkify
 
 from shatter.models.base import LanguageModel
+from shatter.models.transformer_config import ACTIVATIONS, Rope, TransformerConfig
 from shatter.numerics import LOG_ZERO
 from shatter.types import Array, Key, Params
 
 _UNROLL_UP_TO = 8
 """Layers are looped up to this depth, scanned above: a loop runs faster at any depth, and takes the
 longer to compile the deeper it is (`python -m experiments.benchmark.run` prints both)."""
-
-_ACTIVATIONS = {
-    "gelu": nn.gelu,
-    "gelu_exact": partial(nn.gelu, approximate=False),
-    "relu": nn.relu,
-    "silu": nn.silu,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Rope:
-    """Rotary positions: pairs of a head's features turn by position times frequency.
-
-    Source: Su et al., RoFormer, https://arxiv.org/abs/2104.09864; the scaling "llama3" as the
-    configurations of Llama 3.1 give it.
-
-    Attributes:
-      theta: frequency i of a head of size s is `theta^(-2 i / s)`, radians a token.
-      scaling: "none"; "linear": every frequency is divided by `factor`; "llama3": the low ones
-        are, the high ones are not, with a ramp between.
-      factor: how much longer documents are than those of pretraining.
-      low_frequency_factor: below this many turns in `original_max_length` a frequency is low.
-      high_frequency_factor: above this many it is high.
-      original_max_length: tokens of a document of pretraining.
-    """
-
-    theta: float = 10_000.0
-    scaling: Literal["none", "linear", "llama3"] = "none"
-    factor: float = 1.0
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    original_max_length: int = 8192
-
-    def __post_init__(self) -> None:
-        """Refuses an unknown scaling.
-
-        Raises:
-          ValueError: naming the scaling found.
-        """
-        _check_choice("scaling", self.scaling, ("none", "linear", "llama3"))
-
-
-@dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-    """What a transformer is made of; the defaults are those of a didactic one.
-
-    Attributes:
-      vocab_size: V, number of tokens.
-      max_length: largest number of valid tokens in a document, prompt included.
-      width: D, size of the residual stream.
-      num_layers: number of blocks.
-      num_heads: attention heads; divides `width` where `head_size` is not given.
-      num_kv_heads: heads of keys and values, each shared by as many heads of queries; divides
-        `num_heads`. None = `num_heads`.
-      head_size: features of a head. None = `width / num_heads`.
-      mlp_width: hidden width of the feed-forward part. None = `4 width`.
-      norm: "layer" (scale and bias) or "rms" (scale).
-      norm_epsilon: what a norm adds to the variance.
-      activation: of the feed-forward part; "gelu" is its tanh form.
-      gated: the feed-forward part is `activation(gate) * up`.
-      rope: rotary positions. None = a learned vector a position.
-      qkv_bias: whether queries, keys and values have biases.
-      attention_out_bias: whether the attention's output has one.
-      mlp_bias: whether the feed-forward part has them.
-      qk_norm: an RMS norm over every head's query and key, before they turn.
-      tied: the head is the token embedding.
-      head_bias: whether an untied head has a bias.
-      dtype: of the computation. None = that of the parameters. With "bfloat16" the softmax of the
-        attention and the logits are in float32 nevertheless.
-      remat: blocks are computed again in the backward pass instead of kept: less memory, more time.
-      bos: the token id that begins a document; nothing here reads it.
-      eos: the token ids that end one; nothing here reads them.
-    """
-
-    vocab_size: int
-    max_length: int
-    width: int = 64
-    num_layers: int = 2
-    num_heads: int = 4
-    num_kv_heads: int | None = None
-    head_size: int | None = None
-    mlp_width: int | None = None
-    norm: Literal["layer", "rms"] = "layer"
-    norm_epsilon: float = 1e-6
-    activation: Literal["gelu", "gelu_exact", "relu", "silu"] = "gelu"
-    gated: bool = False
-    rope: Rope | None = None
-    qkv_bias: bool = True
-    attention_out_bias: bool = True
-    mlp_bias: bool = True
-    qk_norm: bool = False
-    tied: bool = False
-    head_bias: bool = True
-    dtype: Literal["float32", "bfloat16"] | None = None
-    remat: bool = False
-    bos: int | None = None
-    eos: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Refuses what cannot be.
-
-        Raises:
-          ValueError: if a size is not positive, heads do not divide what they should, or a name is
-            unknown.
-        """
-        sizes = ("vocab_size", "max_length", "width", "num_layers", "num_heads")
-        for name in (*sizes, "num_kv_heads", "head_size", "mlp_width"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be >= 1, found {value}")
-        if self.head_size is None and self.width % self.num_heads:
-            raise ValueError(
-                f"num_heads must divide width, found width {self.width}, heads {self.num_heads}"
-            )
-        if self.num_heads % self.kv_heads:
-            raise ValueError(
-                f"num_kv_heads must divide num_heads, found {self.kv_heads} and {self.num_heads}"
-            )
-        if self.rope is not None and self.size_of_head % 2:
-            raise ValueError(f"rotary positions need an even head size, found {self.size_of_head}")
-        if not self.norm_epsilon > 0:
-            raise ValueError(f"norm_epsilon must be above 0, found {self.norm_epsilon}")
-        _check_choice("norm", self.norm, ("layer", "rms"))
-        _check_choice("activation", self.activation, tuple(_ACTIVATIONS))
-        _check_choice("dtype", self.dtype, ("float32", "bfloat16", None))
-
-    @property
-    def kv_heads(self) -> int:
-        """`num_kv_heads`, or what it is by default."""
-        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
-
-    @property
-    def size_of_head(self) -> int:
-        """`head_size`, or what it is by default."""
-        return self.width // self.num_heads if self.head_size is None else self.head_size
-
-    @property
-    def hidden_width(self) -> int:
-        """`mlp_width`, or what it is by default."""
-        return 4 * self.width if self.mlp_width is None else self.mlp_width
-
-
-def _check_choice(name: str, value: Any, known: tuple[Any, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, found {value!r}")
 
 
 class Cache(NamedTuple):
@@ -266,7 +123,7 @@ class _Block(nn.Module):
     def _feed_forward(self, x: Array) -> Array:
         config, hidden = self.config, self.config.hidden_width
         linear: Any = partial(_Linear, use_bias=config.mlp_bias, dtype=config.dtype)
-        activation: Any = _ACTIVATIONS[config.activation]
+        activation: Any = ACTIVATIONS[config.activation]
         if config.gated:
             parts = (("gate", 1), ("up", 1))
             gate_up = linear((2, hidden), parts=parts, name="mlp_in")(x)
@@ -341,29 +198,34 @@ class _Transformer(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, tokens: Array, valid: Array, cache: Cache) -> tuple[Array, Array, Cache]:
-        """tokens[B, t], valid[B, t] -> logits[B, t, V], features[B, t, D], cache."""
+    def __call__(
+        self, inputs: Array, valid: Array, cache: Cache
+    ) -> tuple[Array, Array, Array, Cache]:
+        """inputs[B, t] (tokens) or [B, t, D] (what enters the first block), valid[B, t] -> all.
+
+        Returns logits[B, t, V], features[B, t, D], what leaves the last block [B, t, D], cache.
+        """
         config = self.config
         so_far = jnp.sum(cache.valid, axis=1, keepdims=True) + jnp.cumsum(valid, axis=1)
         positions = jnp.clip(so_far - 1, 0, config.max_length - 1)
-        tokens = _fill_padding(tokens, valid)
-        slots = cache.valid.shape[1]
+        slots, length = cache.valid.shape[1], valid.shape[1]
         in_use = jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, cache.length, axis=1)
-        own_slot = cache.length + jnp.arange(tokens.shape[1])
+        own_slot = cache.length + jnp.arange(length)
         causal = jnp.arange(slots)[None, :] <= own_slot[:, None]
         # Padding before all text attends to itself alone: a softmax over nothing would be NaN.
         itself = jnp.arange(slots)[None, :] == own_slot[:, None]
         attend = causal[None] & (in_use[:, None, :] | (itself[None] & (so_far == 0)[..., None]))
 
         embed = nn.Embed(config.vocab_size, config.width, config.dtype, name="token_embedding")
-        x, turn = embed(tokens), None
-        if config.rope is None:
+        is_text = inputs.ndim == 2
+        x, turn = embed(_fill_padding(inputs, valid)) if is_text else inputs, None
+        if config.rope is not None:
+            turn = _cos_sin(config.rope, positions, config.size_of_head)
+        elif is_text:
             place = nn.Embed(
                 config.max_length, config.width, config.dtype, name="position_embedding"
             )
             x = x + place(positions)
-        else:
-            turn = _cos_sin(config.rope, positions, config.size_of_head)
         blocks = nn.scan(
             nn.remat(_Block, prevent_cse=False) if config.remat else _Block,
             variable_axes={"params": 0, "lora": 0},
@@ -389,8 +251,8 @@ class _Transformer(nn.Module):
                 dot_general=lambda x, y, numbers, precision=None: product(x, y, numbers),
                 name="head",
             )(features)
-        logits, features = (y.reshape(*tokens.shape, -1) for y in (logits, features))
-        return logits, features, Cache(keys, values, in_use, cache.length + tokens.shape[1])
+        logits, features, rows = (y.reshape(*valid.shape, -1) for y in (logits, features, rows))
+        return logits, features, rows, Cache(keys, values, in_use, cache.length + length)
 
 
 def transformer(config: TransformerConfig) -> LanguageModel:
@@ -414,8 +276,8 @@ def transformer(config: TransformerConfig) -> LanguageModel:
     """
     module = _Transformer(config)
 
-    def run(params: Params, *args: Any) -> tuple[Array, Array, Cache]:
-        return cast(tuple[Array, Array, Cache], module.apply(params, *args))
+    def run(params: Params, *args: Any) -> tuple[Array, Array, Array, Cache]:
+        return cast(tuple[Array, Array, Array, Cache], module.apply(params, *args))
 
     def init_cache(batch: int, length: int) -> Cache:
         shape = (config.num_layers, batch, config.kv_heads, length, config.size_of_head)
@@ -427,29 +289,20 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         params = module.init(key, tokens, tokens == 0, init_cache(1, 1))
         return jax.tree.map(lambda leaf: leaf.astype(float), params)  # float64 where jax has it
 
-    def forward(params: Params, tokens: Array, valid: Array | None) -> tuple[Array, Array]:
-        length = tokens.shape[-1]
-        if valid is None and length > config.max_length:
-            raise ValueError(f"found {length} tokens, over max_length {config.max_length}")
-        valid = _check_tokens(tokens, valid, config)
-        flat, flat_valid = tokens.reshape(-1, length), valid.reshape(-1, length)
-        nothing = Cache(None, None, jnp.zeros_like(flat_valid), jnp.zeros((), int))
-        logits, features, _ = run(params, flat, flat_valid, nothing)
-        leading = (*tokens.shape, -1)
-        return logits.reshape(leading), features.reshape(leading)
-
     def apply(params: Params, tokens: Array, *, valid: Array | None = None) -> Array:
-        return forward(params, tokens, valid)[0]
+        chex.assert_type(tokens, int)
+        return _forward(config, params, tokens, valid)[0]
 
     def features(params: Params, tokens: Array, *, valid: Array | None = None) -> Array:
-        return forward(params, tokens, valid)[1]
+        chex.assert_type(tokens, int)
+        return _forward(config, params, tokens, valid)[1]
 
     def decode(
         params: Params, cache: Cache, tokens: Array, *, valid: Array | None = None
     ) -> tuple[Array, Cache]:
         chex.assert_rank(tokens, 2)
         valid = _check_tokens(tokens, valid, config, cache)
-        logits, _, cache = run(params, tokens, valid, cache)
+        logits, _, _, cache = run(params, tokens, valid, cache)
         return logits, cache
 
     def repeat_cache(cache: Cache, num: int) -> Cache:
@@ -460,6 +313,76 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         return Cache(keys, values, jnp.repeat(cache.valid, num, axis=0), cache.length)
 
     return LanguageModel(init, apply, features, init_cache, decode, repeat_cache)
+
+
+class Layers(NamedTuple):
+    """A transformer cut below one of its blocks, `upper(lower(tokens)) = apply(tokens)`.
+
+    Attributes:
+      lower: `(params, tokens[..., T], *, valid=None) -> hidden[..., T, D]`, what enters that block.
+      upper: `apply` and `features` of a language model whose tokens are `hidden`; its parameters
+        are those of `upper_params`.
+      upper_params: `(params) -> params`, the upper blocks alone, to which adapters may be added.
+    """
+
+    lower: Callable[..., Array]
+    upper: LanguageModel
+    upper_params: Callable[[Params], Params]
+
+
+def split_layers(config: TransformerConfig, layer: int) -> Layers:
+    """Cuts a transformer below a block, so that many can share what lies below.
+
+    What is frozen is computed once for all members of an ensemble, or once for ever.
+
+    Args:
+      config: of the transformer.
+      layer: the first block of the upper part, 1 to `num_layers - 1`.
+
+    Returns:
+      The parts, functions of the whole transformer's parameters.
+
+    Raises:
+      ValueError: if there is no such block.
+    """
+    if not 1 <= layer < config.num_layers:
+        raise ValueError(f"layer must be in [1, {config.num_layers}), found {layer}")
+    below = dataclasses.replace(config, num_layers=layer)
+    above = dataclasses.replace(config, num_layers=config.num_layers - layer)
+
+    def blocks(params: Params, part: slice) -> Params:
+        some = jax.tree.map(lambda leaf: leaf[part], params["params"]["blocks"])
+        return {**params, "params": {**params["params"], "blocks": some}}
+
+    def lower(params: Params, tokens: Array, *, valid: Array | None = None) -> Array:
+        chex.assert_type(tokens, int)
+        return _forward(below, blocks(params, slice(layer)), tokens, valid)[2]
+
+    def apply(params: Params, hidden: Array, *, valid: Array | None = None) -> Array:
+        return _forward(above, params, hidden, valid)[0]
+
+    def features(params: Params, hidden: Array, *, valid: Array | None = None) -> Array:
+        return _forward(above, params, hidden, valid)[1]
+
+    upper = LanguageModel(transformer(above).init, apply, features)
+    return Layers(lower, upper, lambda params: blocks(params, slice(layer, None)))
+
+
+def _forward(
+    config: TransformerConfig, params: Params, inputs: Array, valid: Array | None
+) -> tuple[Array, Array, Array]:
+    """Logits, features and what leaves the last block, of tokens or of what enters the first."""
+    num_axes = 1 if jnp.issubdtype(inputs.dtype, jnp.integer) else 2
+    shape = inputs.shape if num_axes == 1 else inputs.shape[:-1]
+    if valid is None and shape[-1] > config.max_length:
+        raise ValueError(f"found {shape[-1]} tokens, over max_length {config.max_length}")
+    tokens = inputs if num_axes == 1 else jnp.zeros(shape, int)
+    valid = _check_tokens(tokens, valid, config).reshape(-1, shape[-1])
+    nothing = Cache(None, None, jnp.zeros_like(valid), jnp.zeros((), int))
+    flat = inputs.reshape(-1, *inputs.shape[-num_axes:])
+    *outputs, _ = _Transformer(config).apply(params, flat, valid, nothing)
+    logits, features, hidden = (output.reshape(*shape, -1) for output in outputs)
+    return logits, features, hidden
 
 
 def _fill_padding(tokens: Array, valid: Array) -> Array:

@@ -6,7 +6,7 @@ import pytest
 
 from shatter.models.families import FAMILIES, family_of
 from shatter.models.pretrained_config import read_config, write_config
-from shatter.models.transformer import Rope, TransformerConfig
+from shatter.models.transformer_config import Rope, TransformerConfig
 
 GPT2 = {
     "model_type": "gpt2",

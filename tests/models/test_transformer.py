@@ -12,7 +12,7 @@ import pytest
 from jax.experimental import checkify
 
 from shatter.models import TransformerConfig, transformer
-from shatter.models.transformer import Rope
+from shatter.models.transformer_config import Rope
 
 # The package shows the function of this name; the module is behind it.
 module = importlib.import_module("shatter.models.transformer")

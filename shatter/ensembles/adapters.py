@@ -1,0 +1,121 @@
+"""Members that are low-rank adapters on one frozen base, which all of them share."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from shatter.ensembles.base import Ensemble
+from shatter.ensembles.independent import check_members, exponential_weights
+from shatter.models import LanguageModel, LoraConfig, init_lora, with_lora
+from shatter.types import Array, Key, Params
+
+
+def adapters(
+    lm: LanguageModel,
+    params: Params,
+    lora: LoraConfig,
+    *,
+    num_members: int,
+    prior_scale: float | Array,
+) -> Ensemble:
+    """M low-rank adapters on one frozen base; a member is the base plus an update of its own.
+
+    A member starts at, and is pulled to, its own draw, a zero update plus a prior draw:
+    `a_m ~ U(-1, 1) / sqrt(inputs)`, `b_m ~ sigma N(0, 1) / sqrt(rank)`. Its penalty is
+    `3 inputs |a - a_m|^2 / 2 + rank |b - b_m|^2 / (2 sigma^2)`, its data weights are Exp(1). The
+    spread of members as functions grows with sigma; `prior_scale_for` finds the sigma at which they
+    disagree as much as wanted before there is data.
+
+    Where only upper blocks have adapters, take the upper part of `shatter.models.split_layers` as
+    `lm`: what lies below is computed once for all members. One member as a model of its own:
+    `shatter.models.merge_lora`; their mean: `mean_adapters` before it.
+
+    Source: Hu et al., LoRA, https://arxiv.org/abs/2106.09685, for the adapters; anchoring as in
+    `anchored`. The prior over adapters is ours.
+
+    Args:
+      lm: the language model, a transformer or the upper part of one.
+      params: its parameters, the base, or their shapes.
+      lora: targets and rank.
+      num_members: M.
+      prior_scale: sigma > 0.
+
+    Returns:
+      An ensemble; `own` are M adapters, `shared` is the base.
+
+    Raises:
+      ValueError: if there is no member, or the targets do not fit the base.
+    """
+    check_members(num_members)
+
+    def draw(key: Key) -> Params:
+        start_key, noise_key = jax.random.split(key)
+        start = init_lora(start_key, params, lora)
+        leaves, treedef = jax.tree.flatten_with_path(start)
+        keys = jax.random.split(noise_key, len(leaves))
+        drawn = [
+            prior_scale * lora.rank**-0.5 * jax.random.normal(k, leaf.shape, leaf.dtype)
+            if _is_b(path)
+            else leaf
+            for k, (path, leaf) in zip(keys, leaves, strict=True)
+        ]
+        return jax.tree.unflatten(treedef, drawn)
+
+    def init(key: Key) -> tuple[Params, Params]:
+        return params, jax.vmap(draw)(jax.random.split(key, num_members))
+
+    def apply(shared: Params, own: Params, tokens: Array, *, valid: Array | None = None) -> Array:
+        return lm.apply(with_lora(shared, own, lora), tokens, valid=valid)
+
+    def penalty(own: Params, anchor: Params) -> Array:
+        def of_leaf(path: Any, leaf: Array, start: Array) -> Array:
+            precision = lora.rank / prior_scale**2 if _is_b(path) else 3.0 * leaf.shape[-2]
+            return 0.5 * precision * jnp.sum(jnp.square(leaf - start))
+
+        terms = jax.tree.map_with_path(of_leaf, own, anchor)
+        return jax.tree.reduce(jnp.add, terms)
+
+    return Ensemble(init, apply, penalty, exponential_weights(num_members))
+
+
+def mean_adapters(own: Params, lora: LoraConfig) -> tuple[Params, LoraConfig]:
+    """The mean of the members' updates, `(1/M) sum_m scale a_m b_m`, as one adapter of rank M r.
+
+    Args:
+      own: the adapters of M members, an axis M in front of every leaf.
+      lora: of the members.
+
+    Returns:
+      The adapters and their config, for `shatter.models.merge_lora` and `save_lora`.
+    """
+
+    def joined(path: Any, leaf: Array) -> Array:
+        num_members = leaf.shape[0]
+        if _is_b(path):  # [M, layers, rank, out] -> [layers, M rank, out]
+            return jnp.concatenate(leaf / num_members, axis=-2)
+        return jnp.concatenate(leaf, axis=-1)  # [M, layers, in, rank] -> [layers, in, M rank]
+
+    num_members = jax.tree.leaves(own)[0].shape[0]
+    growth = num_members**0.5 if lora.use_rslora else num_members
+    wide = dataclasses.replace(lora, rank=lora.rank * num_members, alpha=lora.alpha * growth)
+    return jax.tree.map_with_path(joined, own), wide
+
+
+def whole_adapters(own: Params, layer: int) -> Params:
+    """Adapters of a whole transformer from those of its blocks from `layer` on: none below.
+
+    Args:
+      own: the adapters of one member on the upper part of `shatter.models.split_layers`.
+      layer: the first block of that part.
+
+    Returns:
+      The adapters, zero in the blocks below.
+    """
+    pad = lambda leaf: jnp.pad(leaf, ((layer, 0), *((0, 0),) * (leaf.ndim - 1)))
+    return jax.tree.map(pad, own)
+
+
+def _is_b(path: Any) -> bool:
+    return path[-1].key == "b"

@@ -1,0 +1,76 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from shatter import models
+from shatter.models import Rope, TransformerConfig, split_layers
+
+SIZES = {"vocab_size": 7, "max_length": 6, "width": 8, "num_layers": 3, "num_heads": 2}
+CONFIGS = {
+    "learned positions, tied": TransformerConfig(**SIZES, tied=True),
+    "rotary positions": TransformerConfig(**SIZES, rope=Rope(), norm="rms", gated=True),
+    "remat": TransformerConfig(**SIZES, remat=True),
+}
+every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+TOKENS = np.array([[1, 2, 3, 4, 5, 6], [0, 0, 6, 5, 4, 0]])
+VALID = np.array([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 0]], bool)
+
+
+@every_config
+@pytest.mark.parametrize("layer", [1, 2])
+def test_the_parts_are_the_whole(config: TransformerConfig, layer: int, float64):
+    lm, parts = models.transformer(config), split_layers(config, layer)
+    params = lm.init(jax.random.key(0))
+    hidden = parts.lower(params, TOKENS, valid=VALID)
+    assert hidden.shape == (2, 6, 8)
+    above = parts.upper_params(params)
+    found = parts.upper.apply(above, hidden, valid=VALID)
+    np.testing.assert_allclose(found, lm.apply(params, TOKENS, valid=VALID), atol=1e-12)
+    found = parts.upper.features(above, hidden, valid=VALID)
+    np.testing.assert_allclose(found, lm.features(params, TOKENS, valid=VALID), atol=1e-12)
+    one = parts.upper.apply(above, hidden[0])  # any leading axes, no padding
+    np.testing.assert_allclose(one, lm.apply(params, TOKENS[0]), atol=1e-12)
+
+
+def test_gradients_of_the_upper_parameters_are_those_of_the_whole(float64):
+    config = CONFIGS["rotary positions"]
+    lm, parts = models.transformer(config), split_layers(config, 2)
+    params = lm.init(jax.random.key(0))
+    weights = jax.random.normal(jax.random.key(1), (2, 6, 7))
+    whole = jax.grad(lambda p: jnp.sum(weights * lm.apply(p, TOKENS, valid=VALID)))(params)
+    hidden = parts.lower(params, TOKENS, valid=VALID)
+    upper = jax.grad(lambda p: jnp.sum(weights * parts.upper.apply(p, hidden, valid=VALID)))
+    found = upper(parts.upper_params(params))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b[2:], atol=1e-12),
+        found["params"]["blocks"],
+        whole["params"]["blocks"],
+    )
+
+
+def test_members_share_the_lower_part():
+    # Work that no member has for itself stays unbatched under vmap.
+    config = CONFIGS["rotary positions"]
+    parts = split_layers(config, 2)
+    params = models.transformer(config).init(jax.random.key(0))
+    lora = models.LoraConfig(rank=1)
+    own = jax.vmap(lambda key: models.init_lora(key, parts.upper_params(params), lora))(
+        jax.random.split(jax.random.key(1), 4)
+    )
+
+    def member(params, own):
+        hidden = parts.lower(params, TOKENS, valid=VALID)
+        above = models.with_lora(parts.upper_params(params), own, lora)
+        return parts.upper.apply(above, hidden, valid=VALID)
+
+    flops = lambda f, *args: jax.jit(f).lower(*args).compile().cost_analysis()["flops"]
+    one = flops(lambda p, o: member(p, jax.tree.map(lambda leaf: leaf[0], o)), params, own)
+    four = flops(jax.vmap(member, in_axes=(None, 0)), params, own)
+    assert four < 2.5 * one
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+def test_refuses_a_block_that_is_not_there(layer: int):
+    with pytest.raises(ValueError, match=r"layer must be in \[1, 3\)"):
+        split_layers(CONFIGS["remat"], layer)
