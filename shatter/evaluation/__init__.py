@@ -12,6 +12,7 @@ from shatter.evaluation.optima import (
 )
 from shatter.evaluation.predictions import (
     choice_log_loss,
+    disagreement,
     dyadic_inputs,
     dyadic_joint_log_loss,
     joint_log_loss,
@@ -24,6 +25,7 @@ __all__ = [
     "best_of_n_log_probs",
     "bootstrap_interval",
     "choice_log_loss",
+    "disagreement",
     "dpo_optimum",
     "dyadic_inputs",
     "dyadic_joint_log_loss",

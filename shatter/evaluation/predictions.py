@@ -50,6 +50,30 @@ def joint_log_loss(label_log_probs: Array) -> Array:
     return marginal_log_loss(jnp.sum(label_log_probs, axis=-1, keepdims=True))[..., 0]
 
 
+def disagreement(response_log_probs: Array) -> Array:
+    """How far members are apart: the standard deviation of their log-odds of pairs.
+
+    `sqrt(mean over queries and pairs i < j of Var_m(u_m(i) - u_m(j)))`; utilities count up to a
+    shift a query. The two responses of a pair that a member of a unit prior separates by one
+    standard deviation are chosen .73 to .27.
+
+    Args:
+      response_log_probs: `[M, Q, K]`, each member's utilities of the responses to Q queries, nats.
+
+    Returns:
+      `[]`, nats; 0 where members agree.
+
+    Raises:
+      AssertionError: if the shape is another.
+    """
+    chex.assert_rank(response_log_probs, 3)
+    num_responses = response_log_probs.shape[-1]
+    away = response_log_probs - jnp.mean(response_log_probs, axis=0, keepdims=True)
+    away = away - jnp.mean(away, axis=-1, keepdims=True)
+    # Mean over pairs of the squared difference = 2 K / (K - 1) times the mean square around 0.
+    return jnp.sqrt(jnp.mean(jnp.square(away)) * 2.0 * num_responses / (num_responses - 1))
+
+
 def dyadic_inputs(
     key: Key, num_inputs: int, *, num_labels: int = 10, num_anchors: int = 2
 ) -> Array:

@@ -7,6 +7,7 @@ from shatter.training.interaction import (
     interaction,
     run_rounds,
 )
+from shatter.training.members import Members, MembersLearner, members_learner
 from shatter.training.step import Learner, Objective, TrainState, learner
 from shatter.training.store import Store, add_comparisons, empty_store, sample_comparisons
 
@@ -14,6 +15,8 @@ __all__ = [
     "Interaction",
     "InteractionState",
     "Learner",
+    "Members",
+    "MembersLearner",
     "Objective",
     "Store",
     "TrainState",
@@ -22,6 +25,7 @@ __all__ = [
     "empty_store",
     "interaction",
     "learner",
+    "members_learner",
     "run_rounds",
     "sample_comparisons",
 ]

@@ -12,14 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from shatter.training.step import TrainState, learner
-from shatter.training.store import (
-    Store,
-    add_comparisons,
-    all_comparisons,
-    empty_store,
-    sample_comparisons,
-)
+from shatter.training.members import Members, members_learner
+from shatter.training.step import TrainState
+from shatter.training.store import Store, add_comparisons, empty_store
 from shatter.types import Array, Comparison, Key, Metrics, Params, Query, Rater
 
 
@@ -74,11 +69,7 @@ def interaction(
 ) -> Interaction:
     """Puts an ensemble, a source of candidates, an explorer and a loss together.
 
-    In every call of `learn`, member m takes `num_steps` steps of the optimiser on
-
-        (1 / n) (sum_i w_mi weight_i loss_i(theta) + penalty(theta, theta_m) + D(theta)),
-
-    n the number of comparisons in the store, w_mi its own observation weights.
+    Members learn as `members_learner` says, from all comparisons so far.
 
     Args:
       ensemble: an ensemble by the protocol of `shatter.ensembles.Ensemble`.
@@ -100,29 +91,27 @@ def interaction(
     Returns:
       `init`, `propose` and `learn`.
     """
-
-    def objective(own: Params, frozen: Any, key: Key, batch: Any) -> tuple[Array, Metrics]:
-        shared, anchor, comparisons, num_observed = frozen
-        weights, fraction = batch
-        log_probs = score(shared, own, comparisons.query)
-        losses = weights * comparisons.weight * loss(log_probs, comparisons.ranks)
-        total = jnp.sum(losses) / fraction + ensemble.penalty(own, anchor)
-        if regulariser is not None:
-            total += regulariser(shared, own, key)
-        return total / num_observed, {}
-
-    member = learner(objective, optimizer)
+    learner = members_learner(
+        ensemble,
+        score=score,
+        loss=loss,
+        optimizer=optimizer,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        regulariser=regulariser,
+    )
 
     def init(key: Key) -> InteractionState:
         ensemble_key, member_key, candidate_key, state_key = jax.random.split(key, 4)
         shared, own = ensemble.init(ensemble_key)
-        num_members = jax.tree.leaves(own)[0].shape[0]
-        members = jax.vmap(member.init)(own, jax.random.split(member_key, num_members))
         pool = jax.eval_shape(candidates, candidate_key, shared, own)
         store = empty_store(
-            _blank_comparison(pool, num_responses), num_members=num_members, capacity=capacity
+            _blank_comparison(pool, num_responses),
+            num_members=jax.tree.leaves(own)[0].shape[0],
+            capacity=capacity,
         )
-        return InteractionState(shared, own, members, store, state_key, jnp.zeros((), int))
+        members = learner.init(shared, own, member_key)
+        return InteractionState(*members, store, state_key, jnp.zeros((), int))
 
     def propose(state: InteractionState, key: Key) -> tuple[InteractionState, Query]:
         candidate_key, explore_key = jax.random.split(key)
@@ -144,27 +133,10 @@ def interaction(
         weight_key, batch_key = jax.random.split(key)
         weights = ensemble.observation_weights(weight_key, comparisons.weight.shape)
         store = add_comparisons(state.store, comparisons, weights)
-        num_observed = jnp.minimum(store.size, capacity)
-        everything = all_comparisons(store)
-
-        def step(members: TrainState, t: Array) -> tuple[TrainState, Metrics]:
-            if batch_size is None:
-                (rows, own_weights), fraction = everything, jnp.ones(())
-            else:
-                rows, own_weights = sample_comparisons(
-                    store, jax.random.fold_in(batch_key, t), batch_size
-                )
-                fraction = batch_size / num_observed
-            return jax.vmap(
-                lambda state, anchor, weights: member.step(
-                    state, (shared, anchor, rows, num_observed), (weights, fraction)
-                )
-            )(members, state.anchors, own_weights)
-
-        shared = state.shared
-        members, metrics = jax.lax.scan(step, state.members, jnp.arange(num_steps))
-        state = state._replace(members=members, store=store, step=state.step + 1)
-        return state, {"loss": jnp.mean(metrics["loss"][-1])}
+        members = Members(state.shared, state.anchors, state.members)
+        members, metrics = learner.learn(members, store, batch_key)
+        state = state._replace(members=members.states, store=store, step=state.step + 1)
+        return state, metrics
 
     return Interaction(init, propose, learn)
 

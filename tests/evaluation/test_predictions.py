@@ -8,6 +8,7 @@ import pytest
 
 from shatter.evaluation import (
     choice_log_loss,
+    disagreement,
     dyadic_inputs,
     dyadic_joint_log_loss,
     joint_log_loss,
@@ -108,3 +109,20 @@ def test_the_dyadic_joint_loss_is_its_expectation_on_average():
 def test_the_dyadic_joint_loss_wants_one_truth_a_query():
     with pytest.raises(AssertionError):
         dyadic_joint_log_loss(jax.random.key(0), jnp.zeros((3, 4, 2)), jnp.zeros((5, 2)))
+
+
+def test_disagreement_is_the_spread_of_log_odds(float64):
+    rng = np.random.default_rng(0)
+    utilities = rng.normal(size=(5, 7, 3))
+    variances = [
+        np.var(utilities[:, q, i] - utilities[:, q, j])
+        for q in range(7)
+        for i in range(3)
+        for j in range(i + 1, 3)
+    ]
+    np.testing.assert_allclose(disagreement(utilities), np.sqrt(np.mean(variances)), rtol=1e-12)
+    shifted = utilities + rng.normal(size=(5, 7, 1))
+    np.testing.assert_allclose(disagreement(shifted), disagreement(utilities), rtol=1e-12)
+    assert disagreement(np.broadcast_to(utilities[:1], utilities.shape)) < 1e-12
+    with pytest.raises(AssertionError):
+        disagreement(utilities[0])

@@ -1,0 +1,118 @@
+"""The members of an ensemble learn from a store of comparisons, each with its own weights."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from shatter.training.step import TrainState, learner
+from shatter.training.store import Store, all_comparisons, sample_comparisons
+from shatter.types import MEMBER_AXIS, Array, Key, Metrics, Params
+
+
+class Members(NamedTuple):
+    """The members of an ensemble and their learners.
+
+    Attributes:
+      shared: what the members hold in common and never train.
+      anchors: what each member was at the start, `[M]` on every leaf.
+      states: their learners, `[M]` on every leaf; `states.params` are the members.
+    """
+
+    shared: Params
+    anchors: Params
+    states: TrainState
+
+
+class MembersLearner(NamedTuple):
+    """How members learn.
+
+    Attributes:
+      init: `(shared, own[M], key) -> members`, from what an ensemble's `init` gives.
+      learn: `(members, store, key) -> (members, metrics)`, with `loss` the mean over members at the
+        last step.
+    """
+
+    init: Callable[[Params, Params, Key], Members]
+    learn: Callable[[Members, Store, Key], tuple[Members, Metrics]]
+
+
+def members_learner(
+    ensemble: Any,
+    *,
+    score: Callable[[Params, Params, Any], Array],
+    loss: Callable[[Array, Array], Array],
+    optimizer: optax.GradientTransformation,
+    num_steps: int = 4,
+    batch_size: int | None = None,
+    regulariser: Callable[[Params, Params, Key], Array] | None = None,
+) -> MembersLearner:
+    """Binds an ensemble to a loss and an optimiser.
+
+    In every call of `learn`, member m takes `num_steps` steps of the optimiser on
+
+        (1 / n) (sum_i w_mi weight_i loss_i(theta) + penalty(theta, theta_m) + D(theta)),
+
+    n the number of comparisons in the store, w_mi its own observation weights.
+
+    Args:
+      ensemble: an ensemble by the protocol of `shatter.ensembles.Ensemble`.
+      score: `(shared, own_of_one, query) -> log_probs[..., K]`, one member's utility of each
+        response, nats, for queries with any leading axes.
+      loss: `(response_log_probs[..., K], ranks[..., K]) -> [...]`, for example
+        `shatter.losses.ilhf_ranking_loss`.
+      optimizer: an optax optimiser; every member has its own state.
+      num_steps: steps of the optimiser a call.
+      batch_size: comparisons a step, drawn from the store; None = all of them.
+      regulariser: `(shared, own_of_one, key) -> []`, lambda D, for the data set; none if None.
+
+    Returns:
+      `init` and `learn`; the store must hold at least one comparison.
+    """
+
+    def objective(own: Params, frozen: Any, key: Key, batch: Any) -> tuple[Array, Metrics]:
+        shared, anchor, comparisons, num_observed = frozen
+        weights, fraction = batch
+        log_probs = score(shared, own, comparisons.query)
+        losses = weights * comparisons.weight * loss(log_probs, comparisons.ranks)
+        total = jnp.sum(losses) / fraction + ensemble.penalty(own, anchor)
+        if regulariser is not None:
+            total += regulariser(shared, own, key)
+        return total / num_observed, {}
+
+    def update(gradient: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+        return optimizer.update(ensemble.combine_gradients(gradient), state, params)
+
+    member = learner(objective, optax.GradientTransformation(optimizer.init, update))
+
+    def init(shared: Params, own: Params, key: Key) -> Members:
+        num_members = jax.tree.leaves(own)[0].shape[0]
+        states = jax.vmap(member.init)(own, jax.random.split(key, num_members))
+        return Members(shared, own, states)
+
+    def learn(members: Members, store: Store, key: Key) -> tuple[Members, Metrics]:
+        shared, anchors, states = members
+        num_observed = jnp.minimum(store.size, store.member_weights.shape[1])
+        everything = all_comparisons(store)
+
+        def step(states: TrainState, t: Array) -> tuple[TrainState, Metrics]:
+            if batch_size is None:
+                (rows, own_weights), fraction = everything, jnp.ones(())
+            else:
+                rows, own_weights = sample_comparisons(
+                    store, jax.random.fold_in(key, t), batch_size
+                )
+                fraction = batch_size / num_observed
+            return jax.vmap(
+                lambda state, anchor, weights: member.step(
+                    state, (shared, anchor, rows, num_observed), (weights, fraction)
+                ),
+                axis_name=MEMBER_AXIS,
+            )(states, anchors, own_weights)
+
+        states, metrics = jax.lax.scan(step, states, jnp.arange(num_steps))
+        return Members(shared, anchors, states), {"loss": jnp.mean(metrics["loss"][-1])}
+
+    return MembersLearner(init, learn)
