@@ -386,12 +386,16 @@ def test_wrong_arguments(arm):
 
 
 def test_wrong_hyper_parameters():
+    def trace(arm, *arguments, **hyper):
+        return jax.eval_shape(partial(arm, **hyper), *arguments)
+
+    key = jax.random.key(0)
     with pytest.raises(ValueError, match="num_outcomes must be above 0, found 0"):
-        joint_infomax_queries(jax.random.key(0), LOG_PROBS, num_queries=2, num_outcomes=0)
+        trace(joint_infomax_queries, key, LOG_PROBS, num_queries=2, num_outcomes=0)
     with pytest.raises(ValueError, match="temperature must be above 0"):
-        boltzmann_queries(jax.random.key(0), LOG_PROBS, num_queries=2, temperature=-1.0)
+        trace(boltzmann_queries, key, LOG_PROBS, num_queries=2, temperature=-1.0)
     with pytest.raises(AssertionError, match="shape"):
-        conditional_information_gain(LOG_PROBS, np.ones((3, M + 1)))
+        trace(conditional_information_gain, LOG_PROBS, np.ones((3, M + 1)))
 
 
 def test_every_arm_is_here():
