@@ -1,0 +1,211 @@
+"""What a frozen pretrained model says of texts, computed once: all that ensembles on it need."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.common import run_folder, sources
+from experiments.common.binary import UsageError
+from experiments.common.chunks import compiler_options
+from shatter import data, documents, models
+from shatter.data.layouts import Text, text_key
+from shatter.numerics import masked_mean
+from shatter.types import Array, Params
+
+BATCH_SIZE = 32
+
+Item = tuple[Text, Text]
+"""A prompt and a completion."""
+
+Table = dict[str, Any]
+"""What is known of N texts: arrays `[N, ...]` by name."""
+
+
+class Frozen(NamedTuple):
+    """A pretrained model that is not trained."""
+
+    config: models.TransformerConfig
+    params: Params
+    tokenizer: models.Tokenizer
+
+
+def load_frozen(name: str, data_dir: str | None = None) -> Frozen:
+    """Opens a model folder.
+
+    Args:
+      name: of `--model_name_or_path`; "stories260k" is the folder of that name in the data folder.
+      data_dir: the data folder; None = that of SHATTER_DATA_DIR.
+
+    Returns:
+      The model, in float32.
+
+    Raises:
+      UsageError: if it cannot be opened; the message says what to pass.
+    """
+    try:
+        folder = name
+        if name == "stories260k" and not Path(name).exists():
+            files = ("config", "generation_config", "tokenizer", "tokenizer_config", "weights")
+            found = [sources.locate(f"stories260k_{file}", data_dir) for file in files]
+            folder = str(found[0].parent)
+        config, params, tokenizer = models.load_pretrained(folder, dtype="float32")
+    except (FileNotFoundError, ImportError, ValueError) as error:
+        raise UsageError(f"--model_name_or_path={name}: {error}") from error
+    if tokenizer is None:
+        raise UsageError(f"{folder} has no tokenizer.json: put that of the model beside it")
+    return Frozen(config, params, tokenizer)
+
+
+def weights_hash(params: Params) -> str:
+    """sha256 of every array's name, shape, type and content."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(params):
+        digest.update(f"{jax.tree_util.keystr(path)}{leaf.shape}{leaf.dtype}".encode())
+        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def feature_table(model: Frozen, items: Sequence[Item], *, max_length: int, file: Path) -> Table:
+    """Features and log-prob of every text, kept in a file.
+
+    Args:
+      model: the frozen model.
+      items: N texts, each with its prompt.
+      max_length: tokens of prompt and text, at most.
+      file: an .npz; made anew where it is of other items, another model or another length.
+
+    Returns:
+      features: `[N, L D]`, `layer_features`. log_prob: `[N]`, the mean log-prob of a token, nats.
+
+    Raises:
+      UsageError: if the file is damaged, or a text cannot be encoded.
+    """
+
+    def of_batch(params: Params, tokens: Array, mask: Array, valid: Array) -> Table:
+        logits = models.transformer(model.config).apply(params, tokens, valid=valid)
+        return {
+            "features": layer_features(model.config, params, tokens, mask, valid),
+            "log_prob": mean_log_prob(logits, tokens, mask),
+        }
+
+    buckets = data.length_buckets(max_length)
+    return _kept(file, model, items, "features", of_batch, max_length, buckets)
+
+
+def hidden_table(
+    model: Frozen, items: Sequence[Item], *, max_length: int, layer: int, file: Path
+) -> Table:
+    """What enters a block, for every text: all that adapters on the blocks from there need.
+
+    Args:
+      model: the frozen model.
+      items: N texts, each with its prompt.
+      max_length: T, tokens of prompt and text, at most.
+      layer: the block, as in `shatter.models.split_layers`.
+      file: as in `feature_table`.
+
+    Returns:
+      hidden: `[N, T, D]`. tokens: int `[N, T]`. mask: bool `[N, T]`, true on the text's tokens.
+      valid: bool `[N, T]`, false on padding. log_prob: `[N]`, as in `feature_table`.
+
+    Raises:
+      UsageError: if the file is damaged, or a text cannot be encoded.
+    """
+    lower = models.split_layers(model.config, layer).lower
+
+    def of_batch(params: Params, tokens: Array, mask: Array, valid: Array) -> Table:
+        logits = models.transformer(model.config).apply(params, tokens, valid=valid)
+        return {
+            "hidden": lower(params, tokens, valid=valid),
+            "tokens": tokens,
+            "mask": mask,
+            "valid": valid,
+            "log_prob": mean_log_prob(logits, tokens, mask),
+        }
+
+    return _kept(file, model, items, f"hidden {layer}", of_batch, max_length, [max_length])
+
+
+def layer_features(
+    config: models.TransformerConfig, params: Params, tokens: Array, mask: Array, valid: Array
+) -> Array:
+    """The mean over a text's tokens of what leaves each block, through the final norm (ours).
+
+    Args:
+      config: of the transformer.
+      params: its parameters.
+      tokens: int `[B, T]`.
+      mask: bool `[B, T]`, true on the text's tokens.
+      valid: bool `[B, T]`, false on padding.
+
+    Returns:
+      `[B, L D]`, the first block's D numbers first.
+    """
+    means = []
+    for depth in range(1, config.num_layers + 1):
+        lm = models.transformer(dataclasses.replace(config, num_layers=depth))
+        blocks = jax.tree.map(lambda leaf, depth=depth: leaf[:depth], params["params"]["blocks"])
+        part = {**params, "params": {**params["params"], "blocks": blocks}}
+        assert lm.features is not None
+        features = lm.features(part, tokens, valid=valid)
+        means.append(masked_mean(features, mask[..., None], axis=-2))
+    return jnp.concatenate(means, axis=-1)
+
+
+def standardised(features: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Features with mean 0 and deviation 1 a column over some texts: `[N, F]`, like `[P, F]`."""
+    deviation = like.std(axis=0)
+    return (features - like.mean(axis=0)) / np.where(deviation > 1e-6, deviation, 1.0)
+
+
+def mean_log_prob(logits: Array, tokens: Array, mask: Array) -> Array:
+    """The mean log-prob of a text's tokens: logits `[..., T, V]`, tokens, mask `[..., T]`; nats."""
+    return documents.log_prob(logits, tokens, mask) / jnp.sum(mask, axis=-1)
+
+
+def _kept(
+    file: Path,
+    model: Frozen,
+    items: Sequence[Item],
+    name: str,
+    function: Callable[..., Table],
+    max_length: int,
+    buckets: Sequence[int],
+) -> Table:
+    """`function(params, tokens, mask, valid)` of every text, by batches of few shapes."""
+    digest = hashlib.sha256(f"{weights_hash(model.params)}{model.config}{max_length}".encode())
+    digest.update(f"{name}{model.tokenizer.fingerprint()}".encode())
+    for prompt, text in items:
+        digest.update(f"{text_key(prompt)}\0{text_key(text)}\1".encode())
+    wanted = np.array(digest.hexdigest())
+    if file.exists():
+        found = run_folder.load_arrays(file)
+        if found.pop("digest", None) == wanted:
+            return found
+    rows = [data.Row(prompt, (text,), (0,)) for prompt, text in items]
+    try:
+        encoded, _ = data.encode_rows(rows, model.tokenizer, max_length=max_length)
+    except ValueError as error:
+        raise UsageError(f"a text cannot be encoded: {error}") from error
+    jitted: Any = jax.jit(function, compiler_options=compiler_options())
+    table: Table = {}
+    lengths = [row.length for row in encoded]
+    for length, numbers in data.plan_batches(
+        lengths, batch_size=BATCH_SIZE, seed=0, epoch=0, buckets=buckets
+    ):
+        batch = data.collate(encoded, numbers, length=length, num_slots=1)
+        arrays = (batch.tokens[:, 0], batch.mask[:, 0], batch.valid[:, 0])
+        real = batch.row >= 0
+        for part, values in jitted(model.params, *arrays).items():
+            some = np.asarray(values)[real]
+            if part not in table:
+                table[part] = np.zeros((len(items), *some.shape[1:]), some.dtype)
+            table[part][batch.row[real]] = some
+    run_folder.save_arrays(file, {**table, "digest": wanted})
+    return table

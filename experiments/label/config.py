@@ -1,0 +1,263 @@
+"""The flags of `experiments.label.run`, a dataclass a subcommand."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, get_args
+
+from experiments.common import binary
+from experiments.common.binary import UsageError
+from experiments.common.learners import Kind, Setting, Utility
+from shatter import exploration
+from shatter.types import Array
+
+ArmName = Literal[
+    "random",
+    "boltzmann",
+    "thompson",
+    "double_thompson",
+    "infomax",
+    "variance",
+    "joint_infomax",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Project:
+    """What a labelling project is about; the same in every call.
+
+    Attributes are flags; see their texts.
+    """
+
+    project: str = "runs/label"
+    """Project folder: queries, answers, the ensemble, metrics."""
+
+    pool: str = ""
+    """File of prompts with candidate completions, JSON lines: {"prompt", "completions"}; or of
+    prompts only: candidates are then sampled from the pretrained model. Files of preferences are
+    pools too."""
+
+    eval_files: tuple[str, ...] = ()
+    """Files of preferences held out to judge by."""
+
+    model_name_or_path: str = "stories260k"
+    """Folder with config.json, model.safetensors and tokenizer.json, or a name on the Hugging Face
+    hub. "stories260k" is the folder of that name in the data folder."""
+
+    data_dir: str | None = None
+    """Folder with stories260k; SHATTER_DATA_DIR if not given."""
+
+    ensemble: Kind = "heads"
+    """What represents what is not yet known. heads: linear heads on features of the frozen model;
+    epinet: an epinet on them; adapters: low-rank adapters, so that every member is a language
+    model."""
+
+    num_members: int = 16
+    """Members of the ensemble."""
+
+    prior_scale: float = 0.3
+    """Standard deviation of a member's utility of a text before there are answers, nats."""
+
+    utility: Utility = "ratio"
+    """adapters: the utility of a text under a member. sum: its log-prob, for responses that the
+    model wrote; ratio: a scaled difference of mean log-probs a token from the base, for texts that
+    people wrote."""
+
+    utility_scale: float = 10.0
+    """adapters with --utility=ratio: nats of utility for a nat a token."""
+
+    lora_r: int = 4
+    """adapters: rank."""
+
+    lora_target_modules: tuple[str, ...] = ("query", "value", "mlp_out")
+    """adapters: projections with adapters; GPT-2 takes qkv in place of query and value."""
+
+    adapted_layers: int = 1
+    """adapters: on how many of the last blocks; what lies below is computed once."""
+
+    learning_rate: float = 0.01
+    """Adam's."""
+
+    num_steps: int = 200
+    """Adam's steps each time the ensemble learns."""
+
+    batch_size: int = 64
+    """Comparisons a step, drawn from all answers."""
+
+    max_length: int = 256
+    """Tokens of a prompt with a completion; longer ones are cut."""
+
+    num_samples: int = 4
+    """Of a pool of prompts only: candidates sampled a prompt."""
+
+    max_completion_length: int = 64
+    """Of a pool of prompts only: tokens of a candidate."""
+
+    seed: int = 0
+    """Root of all random keys."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Propose(Project):
+    """Choose which comparisons to put to people, and write them down.
+
+    Until somebody has answered, the same call gives the same queries.
+    """
+
+    arm: ArmName = "joint_infomax"
+    """How queries are chosen; joint_infomax: so that a whole batch tells most about the members."""
+
+    num_queries: int = 20
+    """Queries of a batch."""
+
+    num_responses: int = 2
+    """Completions a query."""
+
+    num_candidates: int = 2000
+    """Queries among which the batch is chosen: all there are, or as many drawn at random."""
+
+    temperature: float = 2.0
+    """Of the boltzmann arm."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop(Propose):
+    """Propose, answer and learn in turn, unattended, with recorded votes or a rater model."""
+
+    rater: Literal["recorded", "model"] = "recorded"
+    """recorded: --pool is a file of preferences, only its comparisons are asked, and an answer is
+    one of its recorded ones, drawn in proportion to their weights. model: choices by Luce's rule on
+    the utilities of --rater_model."""
+
+    rater_model: str = ""
+    """Model folder: utility = --rater_scale times the mean log-prob of a token; with a
+    reward_head.safetensors (of experiments.finetune --objective=reward_model) its rewards."""
+
+    rater_scale: float = 1.0
+    """Nats of utility for a nat a token, or for a unit of reward."""
+
+    num_rounds: int = 10
+    """Rounds of propose, answer, learn."""
+
+    num_seeds: int = 1
+    """Runs from --seed on, a project folder each below --project, their rounds in turn."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """Answer the queries that are open, in the terminal or on a local page."""
+
+    project: str = "runs/label"
+    """Project folder."""
+
+    annotator: str = "me"
+    """Your name; in the terminal."""
+
+    web: bool = False
+    """Serve a page on the loopback address; each annotator gives a name there."""
+
+    port: int = 8000
+    """Of the page; 0 = any that is free."""
+
+    seed: int = 0
+    """Of the order in which the completions of a query are shown."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Learn:
+    """Update the ensemble by all answers so far, from where it stands."""
+
+    project: str = "runs/label"
+    """Project folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """Take in answers that were given elsewhere."""
+
+    file: str = ""
+    """File of preferences in any layout of experiments.finetune."""
+
+    project: str = "runs/label"
+    """Project folder."""
+
+    annotator: str = "import"
+    """Whose rows are that name nobody."""
+
+    on_bad_row: Literal["fail", "skip"] = "fail"
+    """What a row that cannot be used does: ends the import, or is left out and counted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write what was learned for other tools."""
+
+    project: str = "runs/label"
+    """Project folder."""
+
+    answers: str = ""
+    """File (.jsonl) for the answers, as preferences that experiments.finetune reads."""
+
+    model: str = ""
+    """adapters: folder for a model, adapters merged, that other tools load."""
+
+    member: int = -1
+    """adapters: which member becomes --model; -1 = the mean of all members' updates."""
+
+
+ARMS = {
+    "random": exploration.uniform_queries,
+    "boltzmann": exploration.boltzmann_queries,
+    "thompson": exploration.thompson_queries,
+    "double_thompson": exploration.double_thompson_queries,
+    "infomax": exploration.infomax_queries,
+    "variance": exploration.variance_queries,
+    "joint_infomax": exploration.joint_infomax_queries,
+}
+assert tuple(ARMS) == get_args(ArmName)
+
+
+def explorer(arm: ArmName, temperature: float) -> Callable[..., Array]:
+    """The arm of `shatter.exploration` of a name; only boltzmann has a temperature."""
+    if arm == "boltzmann":
+        return partial(exploration.boltzmann_queries, temperature=temperature)
+    return ARMS[arm]
+
+
+def setting_of(config: Project) -> Setting:
+    """What learns, and how."""
+    names = [field.name for field in dataclasses.fields(Setting) if field.name != "kind"]
+    return Setting(kind=config.ensemble, **{name: getattr(config, name) for name in names})
+
+
+def project_of(config: Project) -> Project:
+    """The project's own flags, without those of a call."""
+    names = [field.name for field in dataclasses.fields(Project)]
+    return Project(**{name: getattr(config, name) for name in names})
+
+
+def check(config: Project) -> None:
+    """Refuses values that cannot be.
+
+    Raises:
+      UsageError: with the flag's name, what was expected and what was found.
+    """
+    if not config.pool:
+        raise UsageError("--pool: expected a file of prompts with candidate completions")
+    least = {"num_members": 2, "lora_r": 1, "adapted_layers": 1, "num_steps": 1, "batch_size": 1}
+    least |= {"max_length": 3, "num_samples": 2, "max_completion_length": 1, "seed": 0}
+    binary.positive(config, "prior_scale", "utility_scale", "learning_rate")
+    if isinstance(config, Propose):
+        least |= {"num_queries": 1, "num_responses": 2, "num_candidates": 1}
+        binary.positive(config, "temperature")
+        if config.num_candidates < config.num_queries:
+            raise UsageError(
+                f"--num_candidates must be at least --num_queries, found {config.num_candidates} "
+                f"and {config.num_queries}"
+            )
+    if isinstance(config, Loop):
+        least |= {"num_rounds": 1, "num_seeds": 1}
+        binary.positive(config, "rater_scale")
+        if config.rater == "model" and not config.rater_model:
+            raise UsageError("--rater=model: expected --rater_model, a model folder; found none")
+    binary.at_least(config, **least)

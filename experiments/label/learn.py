@@ -1,0 +1,215 @@
+"""Answers in, the ensemble updated from where it stands, measures on held-out comparisons."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.special import log_softmax, logsumexp, softmax
+
+from experiments.common import run_folder
+from experiments.common.binary import UsageError
+from experiments.common.frozen import Item
+from experiments.common.learners import table_comparisons
+from experiments.finetune import baselines
+from experiments.label import plot
+from experiments.label.answers import Answer, Asked, check_known, current_answers
+from experiments.label.project import Bench, Ensemble, item_key, save, utilities
+from experiments.label.project import learn as learn_members
+from experiments.label.propose import answer_file, known_queries
+from shatter import data, evaluation, training
+from shatter.data.files import json_line, write_atomically
+
+JOINT_DRAWS = 256
+
+
+def imported_items(folder: Path) -> list[Item]:
+    """The texts that imported queries are about."""
+    queries = [q for q in known_queries(folder).values() if not isinstance(q.round, int)]
+    return [(query.prompt, text) for query in queries for text in query.completions]
+
+
+def standing_answers(folder: Path) -> tuple[dict[str, Asked], list[Answer]]:
+    """The queries of a project and the answers that stand.
+
+    Raises:
+      UsageError: if an answer is about a query that no file has, or of the wrong size.
+    """
+    queries = known_queries(folder)
+    answers = current_answers(answer_file(folder))
+    check_known(answers, queries)
+    return queries, answers
+
+
+def learn(bench: Bench) -> Bench:
+    """Updates the ensemble by all answers that stand; without a new one nothing changes.
+
+    Each member weighs an answer by its own draw, made of the answer's id: the same in every call.
+    A call that is killed has done nothing; the next does it whole.
+
+    Args:
+      bench: the project.
+
+    Returns:
+      The project after it, its measures written.
+
+    Raises:
+      UsageError: if there is no answer, or one is about an unknown query.
+    """
+    queries, answers = standing_answers(bench.folder)
+    if not answers:
+        raise UsageError(
+            f"{answer_file(bench.folder)} has no answer that stands: answer some queries first"
+        )
+    ensemble, digest = bench.ensemble, _digest(answers)
+    if not ensemble.history:
+        start = Ensemble(ensemble.members, 0, [measure(bench, [])])
+        ensemble, bench = start, bench._replace(ensemble=start)
+    if ensemble.history[-1]["answers_sha256"] != digest:
+        key = jax.random.fold_in(jax.random.key(bench.config.seed), 6)
+        store = _store(bench, queries, answers, key)
+        members = learn_members(bench, store, jax.random.fold_in(key, ensemble.number + 1))
+        after = bench._replace(ensemble=ensemble._replace(members=members))
+        history = [*ensemble.history, measure(after, answers)]
+        bench = save(after, Ensemble(members, ensemble.number + 1, history))
+    report(bench)
+    return bench
+
+
+def measure(bench: Bench, answers: Sequence[Answer]) -> dict[str, Any]:
+    """How the members judge the held-out comparisons, and how far they are apart.
+
+    Of each held-out file: log_loss (nats a vote that decides), accuracy and calibration_error of
+    the members' mixture (`experiments.finetune.baselines.score`); joint_log_loss, the dyadic joint
+    log-loss of 10 labels, nats; disagreement, nats. Of the pool disagreement alone.
+
+    Args:
+      bench: the project.
+      answers: what was learned from.
+
+    Returns:
+      One row of the metrics.
+    """
+    row: dict[str, Any] = {
+        "answers": len(answers),
+        "annotators": len({answer.annotator for answer in answers}),
+        "answers_sha256": _digest(answers),
+        "disagreement": _disagreement(bench, _pool_pairs(bench)),
+    }
+    for name, rows in bench.held_out.items():
+        pairs = [one for one in rows if len(one.completions) == 2 and min(one.ranks) >= 0]
+        if not pairs:
+            raise UsageError(f"--eval_files: {name} has no comparison of two completions")
+        found = _scores(bench, pairs)
+        row |= {f"{name}/{measure}": v for measure, v in found.items() if np.isfinite(v)}
+    return row
+
+
+def report(bench: Bench) -> None:
+    """Writes metrics.csv, summary.json, scores.jsonl and label.png from the ensemble's history."""
+    history, folder = bench.ensemble.history, bench.folder
+    rows = (
+        ("", bench.config.ensemble, "", bench.config.seed, one["answers"], name, f"{value:.8g}")
+        for one in history
+        for name, value in one.items()
+        if isinstance(value, float)
+    )
+    run_folder.write_csv(folder / "metrics.csv", rows)
+    run_folder.write_json(folder / "summary.json", {"before": history[0], "after": history[-1]})
+    _write_scores(bench)
+    plot.draw(history, folder / "label.png")
+
+
+def _scores(bench: Bench, rows: Sequence[data.Row]) -> dict[str, float]:
+    items = np.array(
+        [[bench.numbers[item_key((row.prompt, text))] for text in row.completions] for row in rows]
+    )
+    members = utilities(bench, items)
+    # The mixture's log-probs of the choice are utilities that give its probabilities.
+    mixture = logsumexp(log_softmax(members, axis=-1), axis=0) - np.log(len(members))
+    found = baselines.score(rows, mixture)
+    pairs = baselines.to_pairs(rows)
+    decided = pairs.votes[:, :2].sum(axis=1) > 0
+    members = members[:, pairs.rows[decided]]
+    with np.errstate(divide="ignore"):
+        votes = pairs.votes[decided, :2]
+        law = np.log(votes / votes.sum(axis=1, keepdims=True))
+    keys = jax.random.split(jax.random.key(0), JOINT_DRAWS)
+    joint = _joint_log_losses(
+        keys, jnp.asarray(members), jnp.asarray(np.maximum(law, -1e30), jnp.float32)
+    )
+    found |= {"joint_log_loss": float(jnp.mean(joint))}
+    return found | {"disagreement": float(evaluation.disagreement(jnp.asarray(members)))}
+
+
+_joint_log_losses = jax.jit(jax.vmap(evaluation.dyadic_joint_log_loss, in_axes=(0, None, None)))
+
+
+def _pool_pairs(bench: Bench) -> np.ndarray:
+    """Some pairs of the pool, always the same."""
+    rng = np.random.default_rng(bench.config.seed)
+    able = [items for items in bench.pool.by_prompt if len(items) > 1]
+    chosen = [able[rng.integers(len(able))] for _ in range(256)]
+    return np.array([rng.choice(items, 2, replace=False) for items in chosen])
+
+
+def _disagreement(bench: Bench, pairs: np.ndarray) -> float:
+    return float(evaluation.disagreement(jnp.asarray(utilities(bench, pairs))))
+
+
+def _store(
+    bench: Bench, queries: dict[str, Asked], answers: Sequence[Answer], key: jax.Array
+) -> training.Store:
+    """All answers with the members' weights; sizes are powers of two, so few are compiled."""
+    num_slots = max(len(queries[answer.query_id].completions) for answer in answers)
+    items = np.full((len(answers), num_slots), -1)
+    ranks = np.full((len(answers), num_slots), -1)
+    for n, answer in enumerate(answers):
+        query = queries[answer.query_id]
+        known = [bench.numbers[item_key((query.prompt, text))] for text in query.completions]
+        items[n, : len(known)], ranks[n, : len(known)] = known, answer.ranks
+    seeds = [int(hashlib.sha256(a.event_id.encode()).hexdigest()[:8], 16) for a in answers]
+    draw = jax.vmap(
+        lambda seed: jax.random.exponential(
+            jax.random.fold_in(key, seed), (bench.config.num_members,)
+        )
+    )
+    weights = draw(jnp.asarray(seeds, jnp.uint32)).T
+    weight = jnp.asarray([answer.weight for answer in answers])
+    comparisons = table_comparisons(jnp.asarray(items), jnp.asarray(ranks), weight)
+    capacity = 1 << max(len(answers) - 1, 63).bit_length()
+    blank = jax.tree.map(lambda leaf: leaf[0], comparisons)
+    store = training.empty_store(blank, num_members=bench.config.num_members, capacity=capacity)
+    return training.add_comparisons(store, comparisons, weights)
+
+
+def _write_scores(bench: Bench) -> None:
+    """scores.jsonl: of every text of the pool what the members think, and how sure they are."""
+    members = utilities(bench, np.arange(len(bench.pool.items)))
+    lines = []
+    for prompt_id, numbers in enumerate(bench.pool.by_prompt):
+        shares = softmax(members[:, numbers], axis=1)
+        best = members[:, numbers] == members[:, numbers].max(axis=1, keepdims=True)
+        centred = members[:, numbers] - members[:, numbers].mean(axis=1, keepdims=True)
+        for k, number in enumerate(numbers):
+            record = {
+                "prompt": bench.items[number][0],
+                "completion": bench.items[number][1],
+                "prompt_id": prompt_id,
+                "utility": float(centred[:, k].mean()),
+                "utility_deviation": float(centred[:, k].std()),
+                "share": float(shares[:, k].mean()),
+                "probability_best": float(best[:, k].mean()),
+            }
+            lines.append(json_line(record))
+    write_atomically(bench.folder / "scores.jsonl", b"".join(lines))
+
+
+def _digest(answers: Sequence[Answer]) -> str:
+    digest = hashlib.sha256()
+    for answer in sorted(answer.event_id for answer in answers):
+        digest.update(f"{answer}\0".encode())
+    return digest.hexdigest()

@@ -1,0 +1,144 @@
+"""The whole cycle unattended: recorded votes or a rater model in place of people."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from experiments.common.binary import UsageError
+from experiments.common.chunks import compiler_options
+from experiments.common.frozen import load_frozen
+from experiments.label import asking
+from experiments.label.answers import Asked, Event
+from experiments.label.config import Loop
+from experiments.label.learn import learn
+from experiments.label.pool import Votes
+from experiments.label.project import Bench, open_project, remember_paths
+from experiments.label.propose import answer_file, known_queries, propose, proposed
+from experiments.label.writer import open_writer
+from shatter import data, documents, models
+from shatter.types import Array, Params
+
+RaterModel = Callable[[Asked, np.random.Generator], tuple[int, ...]]
+"""`(query, rng) -> ranks[K]`."""
+
+
+def run(config: Loop, progress: Callable[[str, int], None]) -> list[Bench]:
+    """Rounds of propose, answer and learn, the seeds in turn within a round.
+
+    A project that has had its rounds is only read; one that was killed goes on where it was.
+
+    Args:
+      config: the flags.
+      progress: called with a message and the rounds done since the last call.
+
+    Returns:
+      The projects, a seed each.
+
+    Raises:
+      UsageError: if a file cannot be used or the pool runs out.
+    """
+    seeds = range(config.seed, config.seed + config.num_seeds)
+    configs = [
+        replace(config, seed=seed, project=str(Path(config.project) / f"seed{seed}"))
+        if config.num_seeds > 1
+        else config
+        for seed in seeds
+    ]
+    benches = []
+    for one in configs:
+        benches.append(open_project(one))
+        remember_paths(one, benches[-1].folder)
+    rater = _rater_model(config) if config.rater == "model" else None
+    for number in range(config.num_rounds):
+        for n, one in enumerate(configs):
+            progress(f"round {number + 1}, seed {one.seed}", 0)
+            if benches[n].ensemble.number <= number:
+                benches[n] = _one_round(benches[n], one, rater)
+            progress(f"round {number + 1}, seed {one.seed}", 1)
+    return benches
+
+
+def _one_round(bench: Bench, config: Loop, rater: RaterModel | None) -> Bench:
+    recorded = rater is None
+    newest = _batch(bench, config, recorded)
+    with open_writer(answer_file(bench.folder)) as writer:
+        answered = {event.query_id for event in writer.events}
+        for query in newest:
+            if query.query_id not in answered:
+                writer.append(_event(bench, config, query, rater))
+    return learn(bench)
+
+
+def _batch(bench: Bench, config: Loop, recorded: bool) -> Sequence[Asked]:
+    """The batch of this round: one that a killed process has left half answered, or a new one."""
+    number = bench.ensemble.number
+    queries = proposed(known_queries(bench.folder)).values()
+    left = [query for query in queries if query.round == number]
+    return left or propose(bench, config, recorded=recorded)
+
+
+def _event(bench: Bench, config: Loop, query: Asked, rater: RaterModel | None) -> Event:
+    """The rater's answer; its id is made of the query, so that it is never given twice."""
+    digest = hashlib.sha256(json.dumps([config.seed, query.query_id]).encode()).hexdigest()
+    rng = np.random.default_rng(int(digest[:16], 16))
+    if rater is None:
+        ranks = _recorded(bench.pool.rows[tuple(query.item_ids)], rng)
+    else:
+        ranks = rater(query, rng)
+    return Event(
+        "answer",
+        f"{config.rater}-{query.query_id}",
+        query.query_id,
+        config.rater,
+        ranks=ranks,
+        time=asking.now(),
+    )
+
+
+def _recorded(votes: Votes, rng: np.random.Generator) -> tuple[int, ...]:
+    """One of the recorded answers, in proportion to its weight."""
+    weights = np.array(list(votes.values()))
+    return list(votes)[rng.choice(len(weights), p=weights / weights.sum())]
+
+
+def _rater_model(config: Loop) -> RaterModel:
+    """Choices by Luce's rule on a model's mean log-prob of a token, or on its rewards."""
+    frozen = load_frozen(config.rater_model, config.data_dir)
+    lm = models.transformer(frozen.config)
+    head_file = Path(config.rater_model) / "reward_head.safetensors"
+    head = None
+    if head_file.is_file():
+        from safetensors.numpy import load_file
+
+        head = load_file(head_file)["score.weight"][0]
+
+    def score(params: Params, tokens: Array, mask: Array, valid: Array) -> Array:
+        if head is None:
+            found = documents.log_prob(lm.apply(params, tokens, valid=valid), tokens, mask)
+            return found / mask.sum(axis=-1)
+        assert lm.features is not None
+        features = lm.features(params, tokens, valid=valid)
+        last = valid.sum(axis=-1) - 1
+        return (features[np.arange(len(tokens)), last] * head[None]).sum(axis=-1)
+
+    jitted = jax.jit(score, compiler_options=compiler_options())
+
+    def rater(query: Asked, rng: np.random.Generator) -> tuple[int, ...]:
+        num = len(query.completions)
+        row = data.Row(query.prompt, query.completions, (0,) * num)
+        try:
+            encoded, _ = data.encode_rows([row], frozen.tokenizer, max_length=config.max_length)
+        except ValueError as error:
+            raise UsageError(f"--rater_model: {error}") from error
+        batch = data.collate(encoded, [0], length=config.max_length, num_slots=num)
+        arrays = (batch.tokens[0], batch.mask[0], batch.valid[0])
+        utilities = config.rater_scale * np.asarray(jitted(frozen.params, *arrays))
+        chosen = int(np.argmax(utilities + rng.gumbel(size=num)))
+        return tuple(1 if k == chosen else 2 for k in range(num))
+
+    return rater

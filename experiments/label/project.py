@@ -1,0 +1,369 @@
+"""An open project: the frozen model, the pool, what is known of its texts, the ensemble's state."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from experiments.common import run_folder
+from experiments.common.binary import UsageError
+from experiments.common.chunks import compiler_options
+from experiments.common.frozen import (
+    Frozen,
+    Item,
+    Table,
+    feature_table,
+    hidden_table,
+    load_frozen,
+    standardised,
+    weights_hash,
+)
+from experiments.common.learners import (
+    Setting,
+    adapter_prior_scale,
+    layers_of,
+    make_learner,
+)
+from experiments.label.config import Project, project_of, setting_of
+from experiments.label.pool import Pool, draw_queries, pool_hash, read_pool
+from shatter import data, models, training
+from shatter.data.layouts import text_key
+from shatter.types import Array, Key, Params
+
+SCALE_PAIRS = 64  # of the pool, by which the prior scale of adapters is set
+
+
+class Ensemble(NamedTuple):
+    """The ensemble as it stands.
+
+    Attributes:
+      members: the members and their learners; `shared` is `(the ensemble's shared, table)`.
+      number: how many times it has learned.
+      history: what each time was measured, the start included.
+    """
+
+    members: training.Members
+    number: int
+    history: list[dict[str, Any]]
+
+
+class Bench(NamedTuple):
+    """An open project.
+
+    Attributes:
+      config: the project's flags.
+      folder: its folder.
+      model: the frozen model.
+      pool: what can be asked about.
+      items: the pool's texts, then those of the held-out files, then those of imported queries.
+      numbers: the number of each text in `items`, by `item_key`.
+      held_out: the held-out comparisons by name.
+      prior_scale: of the ensemble's own function.
+      ensemble: the ensemble.
+    """
+
+    config: Project
+    folder: Path
+    model: Frozen
+    pool: Pool
+    items: list[Item]
+    numbers: dict[str, int]
+    held_out: dict[str, list[data.Row]]
+    prior_scale: float
+    ensemble: Ensemble
+
+
+class Programs(NamedTuple):
+    """What is compiled once for all projects of one setting.
+
+    Attributes:
+      init: `(base, num_features, prior_scale, key) -> members` without a table.
+      learn: `(prior_scale, members, store, key) -> (members, metrics)`.
+      utilities: `(prior_scale, shared, own, items[...]) -> [M, ...]`.
+    """
+
+    init: Callable[..., training.Members]
+    learn: Callable[..., tuple[training.Members, dict[str, Array]]]
+    utilities: Callable[..., Array]
+
+
+@functools.cache
+def programs(setting: Setting, transformer: models.TransformerConfig) -> Programs:
+    """Compiles, once, what a setting needs."""
+
+    def learner(prior_scale: Array, base: Params, num_features: int = 0) -> Any:
+        return make_learner(
+            setting, transformer, base, num_features=num_features, prior_scale=prior_scale
+        )
+
+    def width(table: Table) -> int:
+        return table["features"].shape[-1] if "features" in table else 0
+
+    def init(base: Params, num_features: int, prior_scale: Array, key: Key) -> training.Members:
+        made = learner(prior_scale, base, num_features)
+        ensemble_key, member_key = jax.random.split(key)
+        shared, own = made.ensemble.init(ensemble_key)
+        return made.members.init((shared, {}), own, member_key)
+
+    def learn(prior_scale: Array, members: training.Members, store: Any, key: Key) -> Any:
+        base, table = members.shared
+        return learner(prior_scale, base, width(table)).members.learn(members, store, key)
+
+    def utilities(prior_scale: Array, shared: Any, own: Params, items: Array) -> Array:
+        base, table = shared
+        return learner(prior_scale, base, width(table)).utilities(shared, own, items)
+
+    options = compiler_options()
+    return Programs(
+        jax.jit(init, static_argnums=1, compiler_options=options),
+        jax.jit(learn, compiler_options=options),
+        jax.jit(utilities, compiler_options=options),
+    )
+
+
+def utilities(bench: Bench, items: np.ndarray) -> np.ndarray:
+    """Each member's utility of texts, `[M, ...]`, nats; shapes are padded to powers of two."""
+    flat = np.zeros(_power_of_two(items.size), np.int64)
+    flat[: items.size] = items.ravel()
+    run = programs(setting_of(bench.config), bench.model.config).utilities
+    members = bench.ensemble.members
+    found = run(bench.prior_scale, members.shared, members.states.params, flat)
+    return np.asarray(found)[:, : items.size].reshape(-1, *items.shape)
+
+
+def learn(bench: Bench, store: training.Store, key: Key) -> training.Members:
+    """The members after another call of their learner."""
+    run = programs(setting_of(bench.config), bench.model.config).learn
+    return run(bench.prior_scale, bench.ensemble.members, store, key)[0]
+
+
+def item_key(item: Item) -> str:
+    """A text under its prompt, as a key."""
+    return json.dumps([text_key(part) for part in item])
+
+
+def open_project(config: Project, more: Iterable[Item] = ()) -> Bench:
+    """Opens a project, or begins it.
+
+    Args:
+      config: its flags; the folder, if it exists, must have been made by the same.
+      more: texts beyond those of the pool and of the held-out files, that answers are about.
+
+    Returns:
+      The project, with the ensemble as it stands.
+
+    Raises:
+      UsageError: if a file cannot be used, or the folder is that of another project, or the model
+        or the pool has changed since.
+    """
+    config = project_of(config)
+    model = load_frozen(config.model_name_or_path, config.data_dir)
+    if not Path(config.pool).is_file():
+        raise UsageError(f"--pool: no file {config.pool}")
+    facts = {"weights": weights_hash(model.params), "pool_sha256": pool_hash(config.pool)}
+    _assert_unchanged(config, facts)
+    folder = run_folder.open_run_folder(
+        config.project, config, free=("project", "pool", "data_dir", "eval_files"), **facts
+    )
+    pool = read_pool(config, model, folder)
+    held_out = {Path(file).name.split(".")[0]: _held_out(file) for file in config.eval_files}
+    items = list(pool.items)
+    numbers = {item_key(item): number for number, item in enumerate(items)}
+    rows = (row for rows in held_out.values() for row in rows)
+    wanted = [(row.prompt, text) for row in rows for text in row.completions]
+    for item in (*wanted, *more):
+        if numbers.setdefault(item_key(item), len(items)) == len(items):
+            items.append(item)
+    setting = setting_of(config)
+    table = _table(config, setting, model, folder, items, len(pool.items))
+    base = _base(setting, model)
+    prior_scale = _prior_scale(config, setting, model, pool, folder, base, table)
+    ensemble = _restored(config, setting, model, folder, base, table, prior_scale)
+    return Bench(config, folder, model, pool, items, numbers, held_out, prior_scale, ensemble)
+
+
+def read_project(folder: str) -> Project:
+    """The flags of a project that exists.
+
+    Raises:
+      UsageError: if there is none.
+    """
+    file = Path(folder) / "config.json"
+    if not file.is_file():
+        raise UsageError(f"--project: {folder} is no labelling project: propose first")
+    found = run_folder.read_json(file)
+    free = run_folder.read_json(Path(folder) / "paths.json")
+    names = {field.name for field in dataclasses.fields(Project)}
+    values = {name: value for name, value in (found | free).items() if name in names}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return Project(**{**values, "project": folder})
+
+
+def remember_paths(config: Project, folder: Path) -> None:
+    """Keeps where the files of a project are, for calls that name its folder only."""
+    paths = {
+        "pool": str(Path(config.pool).absolute()),
+        "eval_files": [str(Path(file).absolute()) for file in config.eval_files],
+        "data_dir": config.data_dir,
+    }
+    run_folder.write_json(folder / "paths.json", paths)
+
+
+def save(bench: Bench, ensemble: Ensemble) -> Bench:
+    """Puts the ensemble on disk, whole or not at all, and keeps the one before."""
+    with _checkpoints(bench.folder) as manager:
+        args = {
+            "states": ocp.args.StandardSave(ensemble.members.states),
+            "history": ocp.args.JsonSave({"rows": ensemble.history}),
+        }
+        manager.save(ensemble.number, args=ocp.args.Composite(**args))
+    return bench._replace(ensemble=ensemble)
+
+
+def members_hash(bench: Bench) -> str:
+    """sha256 of the frozen model and of all members."""
+    params = bench.ensemble.members.states.params
+    both = weights_hash(bench.model.params) + weights_hash(params)
+    return hashlib.sha256(both.encode()).hexdigest()
+
+
+def _assert_unchanged(config: Project, facts: dict[str, str]) -> None:
+    """Refuses another model or pool than the queries came from, by a message of its own."""
+    file = Path(config.project) / "config.json"
+    if not file.exists():
+        return
+    found = run_folder.read_json(file)
+    names = {"weights": f"the model {config.model_name_or_path}", "pool_sha256": config.pool}
+    for fact, name in names.items():
+        if found.get(fact, facts[fact]) != facts[fact]:
+            raise UsageError(
+                f"{name} has changed since {config.project} was begun: its sha256 was "
+                f"{found[fact][:12]}..., is {facts[fact][:12]}...: put the old one back, or choose "
+                "another --project and import the answers there; they are safe"
+            )
+
+
+def _held_out(file: str) -> list[data.Row]:
+    try:
+        rows, _ = data.read_rows(file)
+        return [row for row in rows if len(row.completions) > 1]
+    except (ValueError, OSError, ImportError) as error:
+        raise UsageError(f"--eval_files: {error}") from error
+
+
+def _table(
+    config: Project,
+    setting: Setting,
+    model: Frozen,
+    folder: Path,
+    items: Sequence[Item],
+    num_pool: int,
+) -> Table:
+    """What the frozen model says of all texts; that of the pool is computed once."""
+    (folder / "tables").mkdir(exist_ok=True)
+    parts = []
+    for name, some in (("pool", items[:num_pool]), ("others", items[num_pool:])):
+        file = folder / "tables" / f"{name}.npz"
+        if not some:
+            continue
+        if setting.kind == "adapters":
+            layer = model.config.num_layers - setting.adapted_layers
+            parts.append(
+                hidden_table(model, some, max_length=config.max_length, layer=layer, file=file)
+            )
+        else:
+            parts.append(feature_table(model, some, max_length=config.max_length, file=file))
+    table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if setting.kind != "adapters":
+        features = table.pop("features")
+        return {"features": standardised(features, features[:num_pool]).astype(np.float32)}
+    return table
+
+
+def _base(setting: Setting, model: Frozen) -> Params:
+    if setting.kind != "adapters":
+        return ()
+    try:
+        return layers_of(setting, model.config).upper_params(model.params)
+    except ValueError as error:
+        raise UsageError(f"--adapted_layers={setting.adapted_layers}: {error}") from error
+
+
+def _prior_scale(
+    config: Project,
+    setting: Setting,
+    model: Frozen,
+    pool: Pool,
+    folder: Path,
+    base: Params,
+    table: Table,
+) -> float:
+    """Of heads and epinets the config's; of adapters found in function space, once."""
+    if setting.kind != "adapters":
+        return setting.prior_scale
+    file = folder / "prior_scale.json"
+    if not file.exists():
+        rng = np.random.default_rng(config.seed)
+        pairs = draw_queries(
+            pool, rng, num=SCALE_PAIRS, num_responses=2, asked=set(), recorded=False
+        )
+        key = jax.random.fold_in(jax.random.key(config.seed), 3)
+        try:
+            found = adapter_prior_scale(
+                key, setting, model.config, base, jax.device_put(table), jnp.asarray(pairs)
+            )
+        except ValueError as error:
+            raise UsageError(f"--lora_target_modules: {error}") from error
+        run_folder.write_json(file, float(found))
+    return float(run_folder.read_json(file))
+
+
+def _restored(
+    config: Project,
+    setting: Setting,
+    model: Frozen,
+    folder: Path,
+    base: Params,
+    table: Table,
+    prior_scale: float,
+) -> Ensemble:
+    init = programs(setting, model.config).init
+    width = table["features"].shape[-1] if "features" in table else 0
+    key = jax.random.fold_in(jax.random.key(config.seed), 4)
+    members = init(base, width, prior_scale, key)
+    members = members._replace(shared=(members.shared[0], jax.device_put(table)))
+    with _checkpoints(folder) as manager:
+        number = manager.latest_step()
+        if number is None:
+            return Ensemble(members, 0, [])
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, members.states)
+        args = {"states": ocp.args.StandardRestore(abstract), "history": ocp.args.JsonRestore()}
+        try:
+            found = manager.restore(number, args=ocp.args.Composite(**args))
+        except Exception as error:
+            raise UsageError(
+                f"the ensemble of {folder / 'ensemble' / str(number)} cannot be read ({error}): "
+                "delete that folder to go on from the one before; the answers are safe"
+            ) from error
+    states = found["states"]
+    return Ensemble(members._replace(states=states), number, found["history"]["rows"])
+
+
+def _checkpoints(folder: Path) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+        (folder / "ensemble").absolute(),
+        options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False),
+        item_names=("states", "history"),
+    )
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << max(number - 1, 15).bit_length()

@@ -1,0 +1,130 @@
+"""Which comparisons to put to people next."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.common.binary import UsageError
+from experiments.label.answers import Asked, read_events, read_queries, write_queries
+from experiments.label.config import ArmName, Propose, explorer
+from experiments.label.pool import draw_queries
+from experiments.label.project import Bench, item_key, members_hash, utilities
+from shatter import exploration
+
+
+def query_folder(folder: Path) -> Path:
+    """Where the query files of a project are."""
+    return folder / "queries"
+
+
+def answer_file(folder: Path) -> Path:
+    """The answers of a project."""
+    return folder / "answers.jsonl"
+
+
+def known_queries(folder: Path) -> dict[str, Asked]:
+    """All queries of a project, imported ones included; none before the first."""
+    files = query_folder(folder)
+    return read_queries(files) if any(files.glob("*.jsonl")) else {}
+
+
+def proposed(queries: dict[str, Asked]) -> dict[str, Asked]:
+    """Those that were proposed here."""
+    return {name: query for name, query in queries.items() if isinstance(query.round, int)}
+
+
+def propose(bench: Bench, config: Propose, *, recorded: bool = False) -> list[Asked]:
+    """Chooses a batch and writes it down; until somebody has answered, the batch stays.
+
+    Args:
+      bench: the project.
+      config: the arm and its batch.
+      recorded: whether only the pool file's own comparisons are asked.
+
+    Returns:
+      The batch.
+
+    Raises:
+      UsageError: if there are not enough comparisons left.
+    """
+    queries = known_queries(bench.folder)
+    rounds = [query.round for query in proposed(queries).values()]
+    number = max((r for r in rounds if isinstance(r, int)), default=-1)
+    newest = [query for query in queries.values() if query.round == number]
+    events = read_events(answer_file(bench.folder))
+    if newest and not {query.query_id for query in newest} & {e.query_id for e in events}:
+        return newest
+    number += 1
+    asked = _asked(bench, queries)
+    rng = np.random.default_rng([config.seed, number])
+    found = draw_queries(
+        bench.pool,
+        rng,
+        num=config.num_candidates,
+        num_responses=config.num_responses,
+        asked=asked,
+        recorded=recorded,
+    )
+    if len(found) < config.num_queries:
+        raise UsageError(
+            f"--num_queries={config.num_queries}: {config.pool} has {len(found)} comparisons of "
+            f"{config.num_responses} that were not asked ({len(asked)} were): ask fewer, or begin "
+            "a project with more candidates"
+        )
+    chosen, gains = _choose(bench, config, found, number)
+    digest = members_hash(bench)
+    batch = [
+        Asked(
+            query_id=f"r{number:04}-q{n:03}",
+            prompt=bench.items[found[q][0]][0],
+            completions=tuple(bench.items[item][1] for item in found[q]),
+            prompt_id=bench.pool.prompt_ids[found[q][0]],
+            item_ids=tuple(found[q]),
+            round=number,
+            arm=config.arm,
+            score=float(gains[q]),
+            model=digest,
+            seed=config.seed,
+            budget=config.num_queries,
+        )
+        for n, q in enumerate(chosen)
+    ]
+    write_queries(query_folder(bench.folder) / f"round_{number:04}.jsonl", batch)
+    return batch
+
+
+def _asked(bench: Bench, queries: dict[str, Asked]) -> set[tuple[int, ...]]:
+    """The comparisons of the pool that were asked, imported ones included, as sorted items."""
+    found = set()
+    for query in queries.values():
+        keys = [item_key((query.prompt, text)) for text in query.completions]
+        found.add(tuple(sorted(bench.numbers.get(key, -1) for key in keys)))
+    return found
+
+
+def _choose(
+    bench: Bench, config: Propose, found: list[tuple[int, ...]], number: int
+) -> tuple[list[int], np.ndarray]:
+    """The chosen ones of some comparisons, and what each tells alone, nats."""
+    num_slots = max(map(len, found))
+    items = np.full((config.num_candidates, num_slots), -1)
+    for q, some in enumerate(found):
+        items[q, : len(some)] = some
+    valid = jnp.asarray(items >= 0)
+    log_probs = jnp.asarray(utilities(bench, np.maximum(items, 0)))
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 5), number)
+    arm = _compiled(config.arm, config.temperature)
+    chosen = arm(key, log_probs, valid=valid, num_queries=config.num_queries)
+    return [int(q) for q in chosen], np.asarray(_gains(log_probs, valid=valid))
+
+
+@functools.cache
+def _compiled(arm: ArmName, temperature: float) -> Callable[..., jax.Array]:
+    return jax.jit(explorer(arm, temperature), static_argnames="num_queries")
+
+
+_gains = jax.jit(exploration.query_information_gain)
