@@ -1,0 +1,94 @@
+"""Labels to a level, ratios to random, intervals, censoring; quality before and after."""
+
+from typing import Any
+
+import numpy as np
+
+from experiments.active.config import Setting
+from experiments.common.intervals import mean_interval
+from shatter.evaluation import bootstrap_interval, queries_to_level
+
+LEVELS = {"sixteenth": 1 / 16, "quarter": 1 / 4, "all": 1.0}
+"""Shares of the budget; a level is what random reaches with it, on average over seeds."""
+
+Results = dict[tuple[Setting, str], dict[str, np.ndarray]]
+
+
+def summarise(setting: Setting, arm: str, results: Results) -> dict[str, Any]:
+    """One row of the tables.
+
+    Args:
+      setting: what learned.
+      arm: the arm.
+      results: metrics `[S, 1 + R]` of every setting and arm, random among them.
+
+    Returns:
+      A JSON-ready row. Differences are the arm's log-loss on new items less random's, paired by
+      seed: at the end, and averaged over the labels of the run.
+    """
+    metrics, random = results[setting, arm], results[setting, "random"]
+    queries = np.array(setting.queries())
+    curves, baseline = metrics["new_log_loss"], random["new_log_loss"]
+    gap = curves - baseline
+    over_labels = np.trapezoid(gap, queries, axis=1) / queries[-1]
+    scalars = {name: values for name, values in metrics.items() if values.ndim == 2}
+    return {
+        "ensemble": setting.kind,
+        "arm": arm,
+        "num_seeds": len(curves),
+        "budget": int(queries[-1]),
+        "before": {name: mean_interval(values[:, 0]) for name, values in scalars.items()},
+        "after": {name: mean_interval(values[:, -1]) for name, values in scalars.items()},
+        "end_difference": mean_interval(gap[:, -1]),
+        "mean_difference": mean_interval(over_labels),
+        "levels": {name: level(curves, baseline, queries, share) for name, share in LEVELS.items()},
+    }
+
+
+def level(
+    curves: np.ndarray, baseline: np.ndarray, queries: np.ndarray, share: float
+) -> dict[str, Any]:
+    """Labels to what random reaches, on average, with a share of the budget.
+
+    The ratio is of labels by the mean curves, random's over the arm's, for seeds differ by their
+    division more than arms do; its interval resamples seeds, and finds level and labels anew. An
+    arm that does not reach the level within the budget is right-censored: its labels are the
+    budget, a lower bound, and the ratio an upper one.
+
+    Args:
+      curves: `[S, 1 + R]`, the arm's.
+      baseline: `[S, 1 + R]`, random's.
+      queries: `[1 + R]`.
+      share: of the budget.
+
+    Returns:
+      A JSON-ready description.
+    """
+    column = int(np.searchsorted(queries, share * queries[-1]))
+
+    def by_means(*numbers: np.ndarray) -> tuple[float, float, bool]:
+        rows = np.asarray(numbers[0], int)
+        mine, theirs = curves[rows].mean(axis=0), baseline[rows].mean(axis=0)
+        means = np.stack([mine, theirs])
+        (asked, random), (censored, _) = queries_to_level(means, queries, theirs[column])
+        return max(asked, 1.0), max(random, 1.0), bool(censored)
+
+    seeds = np.arange(len(curves))
+    asked, random, censored = by_means(seeds)
+    ratio = lambda numbers: by_means(numbers)[1] / by_means(numbers)[0]
+    low, high = bootstrap_interval(ratio, seeds, rng=np.random.default_rng(0))
+    value = float(baseline.mean(axis=0)[column])
+    _, never = queries_to_level(curves, queries, value)
+    bound = "<" if censored else ""
+    return {
+        "level": value,
+        "random_labels": int(queries[column]),
+        "labels": asked,
+        "censored": censored,
+        "seeds_censored": float(never.mean()),
+        "ratio": random / asked,
+        "ratio_low": low,
+        "ratio_high": high,
+        "text": f"{'>' if censored else ''}{asked:.0f} ({never.mean():.0%})",
+        "ratio_text": f"{bound}{random / asked:.2f} [{low:.2f}, {high:.2f}]",
+    }

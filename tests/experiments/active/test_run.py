@@ -1,0 +1,123 @@
+"""The active binary: its results at a tiny size, its levels, its errors."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from experiments.active import run
+from experiments.active.config import Config, settings
+from experiments.active.summary import level, summarise
+from experiments.common.binary import UsageError
+from experiments.common.progress import open_console
+
+
+def test_levels_and_censoring():
+    queries = np.array([0, 10, 20, 40])
+    random = np.array([[0.70, 0.68, 0.66, 0.64], [0.72, 0.70, 0.68, 0.66]])
+    quick = random - np.array([0.0, 0.02, 0.02, 0.02])
+    slow = random + np.array([0.0, 0.01, 0.02, 0.021])
+    found = level(quick, random, queries, 0.5)
+    assert (found["random_labels"], found["labels"], found["censored"]) == (20, 10, False)
+    assert (found["level"], found["ratio"], found["seeds_censored"]) == (pytest.approx(0.67), 2, 0)
+    assert (found["ratio_low"], found["ratio_high"]) == (2, 2)  # all seeds say so
+    never = level(slow, random, queries, 1.0)
+    assert never["censored"] and never["text"] == ">40 (100%)"
+    assert never["ratio_text"].startswith("<1.00")
+    own = level(random, random, queries, 0.25)
+    assert (own["labels"], own["ratio"], own["random_labels"]) == (10, 1, 10)
+
+
+def results_of(config, names=("random", "infomax")):
+    found = {}
+    for setting in settings(config):
+        rng = np.random.default_rng(0)
+        shape = (setting.num_seeds, len(setting.queries()))
+        for arm in names:
+            metrics = {
+                name: 0.69 - 0.02 * np.linspace(0, 1, shape[1]) + 0.01 * rng.random(shape)
+                for name in (
+                    "new_log_loss",
+                    "new_accuracy",
+                    "known_log_loss",
+                    "known_accuracy",
+                    "new_calibration_error",
+                    "joint_log_loss",
+                    "disagreement",
+                    "decided",
+                )
+            }
+            curve = {n: rng.random((*shape, 10)) for n in ("predicted", "observed", "count")}
+            found[setting, arm] = metrics | {f"new_{name}": v for name, v in curve.items()}
+    return found
+
+
+def test_a_report_holds_tables_and_figures(tmp_path, capsys):
+    config = Config(num_seeds=3, batches=(5, 10), until=(20, 60))
+    results = results_of(config)
+    (heads, _), *_ = results
+    assert heads.queries() == [0, 5, 10, 15, 20, 30, 40, 50, 60]
+    run.report(config, results, tmp_path, open_console())
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["setting"] for row in rows} == {"heads", "epinet"}
+    assert "new_predicted" not in {row["metric"] for row in rows}
+    table = json.loads((tmp_path / "summary.json").read_text())
+    assert [(row["ensemble"], row["arm"]) for row in table] == [
+        (setting.kind, arm) for setting, arm in results
+    ]
+    random = summarise(heads, "random", results)
+    assert random["end_difference"] == {"mean": 0, "low": 0, "high": 0}
+    gap = results[heads, "infomax"]["new_log_loss"] - results[heads, "random"]["new_log_loss"]
+    found = summarise(heads, "infomax", results)
+    assert found["end_difference"]["mean"] == pytest.approx(gap[:, -1].mean())
+    for name in ("active", "calibration"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    assert "times fewer" in capsys.readouterr().out
+
+
+def test_bad_flags(tmp_path):
+    bad = {
+        r"unknown data set 'jokes'; the known ones are: ukp_humour": {"dataset": "jokes"},
+        r"unknown arm 'lucky'; the known ones are: random, passive": {"arms": ("lucky",)},
+        r"unknown ensemble 'trees'; the known ones are: heads": {"ensembles": ("trees",)},
+        r"--num_seeds must be at least 2, found 1": {"num_seeds": 1},
+        r"each stage a whole number .* found \(30,\) and \(100,\)": {
+            "batches": (30,),
+            "until": (100,),
+        },
+        r"--num_candidates must be at least 50, found 40": {"num_candidates": 40},
+        r"--learning_rate must be positive, found nan": {"learning_rate": float("nan")},
+    }
+    for message, flags in bad.items():
+        with pytest.raises(UsageError, match=message):
+            run.experiment(Config(run_dir=str(tmp_path), **flags))
+
+
+@pytest.mark.slow
+def test_a_whole_run(tmp_path, data_dir):
+    flags = {
+        "run_dir": str(tmp_path),
+        "data_dir": str(data_dir),
+        "num_seeds": 2,
+        "num_members": 2,
+        "num_steps": 1,
+        "batches": (4,),
+        "until": (12,),
+        "num_candidates": 8,
+        "held_out_pairs": 10,
+        "max_length": 12,
+        "adapter_length": 12,
+        "ensembles": ("heads", "adapters"),
+        "arms": ("infomax",),
+    }
+    run.experiment(Config(**flags))
+    folder = tmp_path / "ukp_humour"
+    before = (folder / "metrics.csv").read_text()
+    run.experiment(Config(**flags))
+    assert (folder / "metrics.csv").read_text() == before
+    for kind in ("heads", "adapters"):
+        assert {file.name for file in (folder / "arms" / kind).iterdir()} == {"random", "infomax"}
+    with pytest.raises(UsageError, match=r"ends at 20000 queries, and a pool of ukp_humour has 10"):
+        run.experiment(Config(**{**flags, "until": (20000,), "run_dir": str(tmp_path / "large")}))
