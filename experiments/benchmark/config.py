@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-SECTIONS = ("rounds", "seeds", "layers", "imports", "finetune", "generation")
+SECTIONS = ("rounds", "seeds", "layers", "imports", "finetune", "generation", "adapters")
 WORKS = ("tabular", "transformer")
 GPT2S = ("small", "wide", "gpt2")
 TABULAR_ROUNDS = 10  # tabular rounds for one of the transformer's
@@ -22,7 +22,7 @@ class Config:
     sections: tuple[str, ...] = SECTIONS
     """What to time. Known: rounds (the ways to run one seed), seeds (the ways to run many), layers
     (looped or scanned), imports, finetune (DPO and ILHF beside TRL), generation (beside
-    transformers)."""
+    transformers), adapters (8 on one base, beside one, and beside 8 whole models)."""
 
     works: tuple[str, ...] = WORKS
     """Language models of the rounds and seeds sections, both of vocabulary 4 and length 4. Known:
@@ -53,9 +53,10 @@ class Config:
     """Numbers of layers of the layers section."""
 
     gpt2s: tuple[str, ...] = ("small", "wide")
-    """Models of the finetune and generation sections. Known: small (120,704 parameters: width 64, 2
-    layers; 16 pairs of 32 tokens), wide (width 128, 2 layers; 8 pairs of 64 tokens), gpt2 (GPT-2
-    small, 8 pairs of 512 tokens, in bfloat16: for a GPU)."""
+    """Models of the finetune, generation and adapters sections. Known: small (120,704 parameters:
+    width 64, 2 layers; 16 pairs of 32 tokens), wide (width 128, 2 layers; 8 pairs of 64 tokens),
+    gpt2 (GPT-2 small; 8 pairs of 512 tokens, in bfloat16, for a GPU; adapters: 4 pairs of 64, in
+    float32)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.benchmark import measure, others, pinned, plot, ways, work
+from experiments.benchmark import measure, members, others, pinned, plot, ways, work
 from experiments.benchmark.config import GPT2S, SECTIONS, WORKS, Config, Sizes, sizes
 from experiments.benchmark.measure import Group
 from experiments.benchmark.ways import Way
@@ -67,6 +67,8 @@ PINNED = (
     ("finetune", "ilhf", "pair"),
     ("generation", "generation", "token"),
 )
+ADAPTERS = 8
+ADAPTER_SECONDS = {"small": 8.0, "wide": 10.0, "gpt2": 120.0}  # a group, 5 repeats
 PINNED_SECONDS = 12.0  # a way: two processes that import and build it
 
 
@@ -101,6 +103,11 @@ def plan(config: Config) -> list[Part]:
             num_ways = pinned.num_ways(work_name)
             seconds = num_ways * (PINNED_SECONDS + 0.5 * passes)
             parts.append(Part(f"{work_name}, {name}", unit, list, num_ways, seconds, run))
+    for name in config.gpt2s if "adapters" in config.sections else ():
+        for utility in members.UTILITIES:
+            make = partial(members.member_ways, members.sizes(name), utility, ADAPTERS, config.seed)
+            title = f"adapters, {utility}, {name}"
+            parts.append(Part(title, "step", make, members.num_ways(name), ADAPTER_SECONDS[name]))
     return parts
 
 

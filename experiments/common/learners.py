@@ -15,7 +15,7 @@ from shatter.types import Array, Comparison, Key, Params, Query
 
 Kind = Literal["heads", "epinet", "adapters"]
 Utility = Literal["ratio", "sum"]
-AT_ONCE = 64  # texts that go through the upper blocks of a member together
+TEXTS_AT_ONCE = 64  # that go through the upper blocks of a member together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,12 +106,15 @@ def make_learner(
         return utility(shared[0], own, _rows(shared[1], query.item_ids))
 
     def utilities(shared: Any, own: Params, items: Array) -> Array:
-        one = jax.vmap(utility, in_axes=(None, 0, None))
         if setting.kind != "adapters":
+            one = jax.vmap(utility, in_axes=(None, 0, None))
             return one(shared[0], own, _rows(shared[1], items))
-        some = lambda item: one(shared[0], own, _rows(shared[1], item))
-        found = jax.lax.map(some, items.ravel(), batch_size=AT_ONCE)  # [items, M]
-        return found.T.reshape(num_members, *items.shape)
+
+        def of_member(own: Params) -> Array:
+            of_text = lambda item: utility(shared[0], own, _rows(shared[1], item))
+            return jax.lax.map(of_text, items.ravel(), batch_size=TEXTS_AT_ONCE)
+
+        return jax.lax.map(of_member, own).reshape(num_members, *items.shape)
 
     members = training.members_learner(
         ensemble,
@@ -120,6 +123,9 @@ def make_learner(
         optimizer=optax.adam(setting.learning_rate),
         num_steps=setting.num_steps,
         batch_size=setting.batch_size,
+        members_at_once=1
+        if setting.kind == "adapters" and jax.default_backend() == "cpu"
+        else None,
     )
     return Learner(ensemble, members, utilities)
 

@@ -37,7 +37,7 @@ def adapters(
 
     Args:
       lm: the language model, a transformer or the upper part of one.
-      params: its parameters, the base, or their shapes.
+      params: its parameters, the base.
       lora: targets and rank.
       num_members: M.
       prior_scale: sigma > 0.

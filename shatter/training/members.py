@@ -48,6 +48,7 @@ def members_learner(
     num_steps: int = 4,
     batch_size: int | None = None,
     regulariser: Callable[[Params, Params, Key], Array] | None = None,
+    members_at_once: int | None = None,
 ) -> MembersLearner:
     """Binds an ensemble to a loss and an optimiser.
 
@@ -67,6 +68,9 @@ def members_learner(
       num_steps: steps of the optimiser a call.
       batch_size: comparisons a step, drawn from the store; None = all of them.
       regulariser: `(shared, own_of_one, key) -> []`, lambda D, for the data set; none if None.
+      members_at_once: how many are vmapped, the others after them; None = all. Few hold less memory
+        and, where a member is work enough for a CPU, are faster. Not for ensembles whose members
+        combine their gradients.
 
     Returns:
       `init` and `learn`; the store must hold at least one comparison.
@@ -105,12 +109,17 @@ def members_learner(
                     store, jax.random.fold_in(key, t), batch_size
                 )
                 fraction = batch_size / num_observed
-            return jax.vmap(
-                lambda state, anchor, weights: member.step(
-                    state, (shared, anchor, rows, num_observed), (weights, fraction)
-                ),
-                axis_name=MEMBER_AXIS,
-            )(states, anchors, own_weights)
+
+            def one(
+                state: TrainState, anchor: Params, weights: Array
+            ) -> tuple[TrainState, Metrics]:
+                frozen = (shared, anchor, rows, num_observed)
+                return member.step(state, frozen, (weights, fraction))
+
+            each = (states, anchors, own_weights)
+            if members_at_once is None:
+                return jax.vmap(one, axis_name=MEMBER_AXIS)(*each)
+            return jax.lax.map(lambda parts: one(*parts), each, batch_size=members_at_once)
 
         states, metrics = jax.lax.scan(step, states, jnp.arange(num_steps))
         return Members(shared, anchors, states), {"loss": jnp.mean(metrics["loss"][-1])}

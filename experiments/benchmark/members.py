@@ -1,0 +1,162 @@
+"""A step of M adapters on one frozen base: what is shared, and the loop over whole models."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.benchmark import finetune
+from experiments.benchmark.config import Gpt2, gpt2
+from experiments.benchmark.ways import Program, Way, compile_program
+from shatter import documents, ensembles, losses, models
+from shatter.types import Array, Key, Params
+
+LORA = models.LoraConfig(rank=8, alpha=8.0, targets=("qkv", "mlp_out"))
+ADAPTED_LAYERS = 1
+LEARNING_RATE = 1e-3
+UTILITIES = ("scores", "log-probs")
+
+
+def sizes(name: str) -> Gpt2:
+    """A GPT-2 by its name, in float32; documents of the largest are short, for a CPU's sake."""
+    found = dataclasses.replace(gpt2(name), half=False)
+    return (
+        dataclasses.replace(found, num_pairs=4, length=64, prompt_length=16)
+        if name == "gpt2"
+        else found
+    )
+
+
+def num_ways(name: str) -> int:
+    """How many ways there are; whole models of the largest are left out."""
+    return 3 if name == "gpt2" else 4
+
+
+def member_ways(sizes: Gpt2, utility: str, num_members: int, seed: int) -> list[Way]:
+    """A step of one adapter, of M at once, and of M whole models one after the other.
+
+    Args:
+      sizes: of the model and of the batch.
+      utility: "log-probs": of a response, over the whole vocabulary. "scores": a frozen readout of
+        its last token's features, as a reward model has.
+      num_members: M.
+      seed: of weights and pairs.
+
+    Returns:
+      The ways, in units of steps.
+    """
+    params = finetune.init(sizes, seed)
+    batch = finetune.make_batch(sizes, params, seed)
+    key = jax.random.key(seed)
+    ways = []
+    for name, num, at_once in (
+        ("one adapter", 1, 1),
+        (f"{num_members} adapters on one base, in turn", num_members, 1),
+        (f"{num_members} adapters on one base, vmapped", num_members, num_members),
+    ):
+        own = jax.jit(partial(_draw, sizes, num))(params, key)
+        step = partial(_shared_step, sizes, utility, at_once)
+        program = compile_program(step, params, own, _moments(own), batch)
+        ways.append(_way(name, program, params, own, batch, 1))
+    if sizes.width < 768:
+        one = jax.tree.map(lambda leaf: leaf[0], own)
+        step = partial(_whole_step, sizes, utility)
+        program = compile_program(step, params, one, _moments(one), batch)
+        name = f"{num_members} whole models, one by one"
+        ways.append(_way(name, program, params, one, batch, num_members))
+    return ways
+
+
+def _way(name: str, program: Program, params: Params, own: Params, batch: Any, times: int) -> Way:
+    """`times` steps a call, together one unit."""
+    moments = _moments(own)
+
+    def run() -> None:
+        for _ in range(times):
+            found = program.call(params, own, moments, batch)
+        jax.block_until_ready(found)
+
+    return Way(name, run, 1, program.compile_seconds, program.peak_bytes)
+
+
+def _moments(own: Params) -> optax.OptState:
+    return jax.jit(optax.adam(LEARNING_RATE).init)(own)
+
+
+def _layers(sizes: Gpt2) -> models.Layers:
+    config = finetune.transformer_config(sizes)
+    return models.split_layers(config, config.num_layers - ADAPTED_LAYERS)
+
+
+def _draw(sizes: Gpt2, num_members: int, params: Params, key: Key) -> Params:
+    """The adapters of M members."""
+    layers = _layers(sizes)
+    above = layers.upper_params(params)
+    ensemble = ensembles.adapters(
+        layers.upper, above, LORA, num_members=num_members, prior_scale=0.01
+    )
+    return ensemble.init(key)[1]
+
+
+def _shared_step(
+    sizes: Gpt2,
+    utility: str,
+    at_once: int,
+    params: Params,
+    own: Params,
+    moments: optax.OptState,
+    batch: finetune.Batch,
+) -> tuple[Params, optax.OptState, Array]:
+    """A step of all members; what lies below the adapters is computed once."""
+    layers = _layers(sizes)
+    above, hidden = layers.upper_params(params), layers.lower(params, batch.tokens)
+
+    def loss(own: Params) -> Array:
+        member = models.with_lora(above, own, LORA)
+        return _loss(utility, layers.upper, member, hidden, batch)
+
+    one = jax.value_and_grad(loss)
+    values, gradient = jax.lax.map(one, own, batch_size=at_once)
+    return _update(values, gradient, own, moments)
+
+
+def _whole_step(
+    sizes: Gpt2,
+    utility: str,
+    params: Params,
+    own: Params,
+    moments: optax.OptState,
+    batch: finetune.Batch,
+) -> tuple[Params, optax.OptState, Array]:
+    """A step of one member as a model of its own."""
+    config = finetune.transformer_config(sizes)
+
+    def loss(own: Params) -> Array:
+        whole = ensembles.whole_adapters(own, config.num_layers - ADAPTED_LAYERS)
+        member = models.with_lora(params, whole, LORA)
+        return _loss(utility, models.transformer(config), member, batch.tokens, batch)
+
+    return _update(*jax.value_and_grad(loss)(own), own, moments)
+
+
+def _loss(
+    utility: str, lm: models.LanguageModel, member: Params, inputs: Array, batch: finetune.Batch
+) -> Array:
+    if utility == "log-probs":
+        values = documents.log_prob(lm.apply(member, inputs), batch.tokens, batch.mask)
+    else:
+        assert lm.features is not None
+        last = lm.features(member, inputs)[:, -1]
+        values = last @ jnp.cos(jnp.arange(last.shape[-1], dtype=last.dtype))
+    pairs = jnp.stack(jnp.split(values, 2), axis=-1)
+    return jnp.mean(losses.ilhf_loss(pairs, jnp.zeros(pairs.shape[0], int)))
+
+
+def _update(
+    loss: Array, gradient: Params, own: Params, moments: optax.OptState
+) -> tuple[Params, optax.OptState, Array]:
+    updates, moments = optax.adam(LEARNING_RATE).update(gradient, moments)
+    return optax.apply_updates(own, updates), moments, loss
