@@ -78,4 +78,5 @@ def _export_model(bench: Bench, config: Export) -> str:
     params = models.merge_lora(bench.model.params, whole, lora)
     models.save_pretrained(config.model, transformer, params, bench.model.tokenizer)
     name = "the mean of all members" if config.member < 0 else f"member {config.member}"
-    return f"{config.model}: {name}, after {bench.ensemble.history[-1]['answers']} answers"
+    num_answers = bench.ensemble.history[-1]["answers"] if bench.ensemble.history else 0
+    return f"{config.model}: {name}, after {num_answers} answers"

@@ -183,8 +183,8 @@ def open_project(config: Project, more: Iterable[Item] = ()) -> Bench:
         if numbers.setdefault(item_key(item), len(items)) == len(items):
             items.append(item)
     setting = setting_of(config)
-    table = _table(config, setting, model, folder, items, len(pool.items))
     base = _base(setting, model)
+    table = _table(config, setting, model, folder, items, len(pool.items))
     prior_scale = _prior_scale(config, setting, model, pool, folder, base, table)
     ensemble = _restored(config, setting, model, folder, base, table, prior_scale)
     return Bench(config, folder, model, pool, items, numbers, held_out, prior_scale, ensemble)

@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tokenizers
 
 from experiments.common import sources
 from experiments.common.binary import UsageError
@@ -33,39 +33,12 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model of the Llama family with a token a character."""
+def model_folder(
+    make_model: Callable[[Path, int], None], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A random model of one block."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    vocabulary = {name: n for n, name in enumerate(["<unk>", "<s>", "</s>", *CHARACTERS])}
-    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
-    backend.decoder = tokenizers.decoders.Fuse()
-    backend.add_special_tokens(["<s>", "</s>"])
-    config = models.TransformerConfig(
-        vocab_size=len(vocabulary),
-        max_length=32,
-        width=8,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=1,
-        mlp_width=8,
-        norm="rms",
-        activation="silu",
-        gated=True,
-        rope=models.Rope(),
-        qkv_bias=False,
-        attention_out_bias=False,
-        mlp_bias=False,
-        tied=True,
-        head_bias=False,
-        bos=1,
-        eos=(2,),
-    )
-    params = jax.jit(models.transformer(config).init)(jax.random.key(1))
-    models.save_pretrained(folder, config, params)
-    backend.save(str(folder / "tokenizer.json"))
-    settings = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    make_model(folder, 1)
     return folder
 
 

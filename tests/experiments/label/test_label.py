@@ -1,0 +1,397 @@
+"""Projects at a tiny size: propose, learn, loop, export; what they refuse; what a kill leaves."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.common.binary import UsageError
+from experiments.label import asking, loop, run
+from experiments.label.answers import current_answers, read_queries
+from experiments.label.config import Export, Import, Learn, Loop, Project, Propose, check
+from experiments.label.learn import imported_items, learn, standing_answers
+from experiments.label.pool import draw_queries, read_pool
+from experiments.label.project import open_project, utilities
+from experiments.label.propose import propose
+from experiments.label.writer import open_writer
+from shatter import data, documents, models
+
+ROOT = Path(__file__).resolve().parents[3]
+SIZES = {"num_members": 3, "num_steps": 4, "batch_size": 4, "max_length": 24, "lora_r": 2}
+
+
+@pytest.fixture(scope="module")
+def model_folder(make_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    make_model(folder, 2)
+    return folder
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+POOL = [
+    {"prompt": f"{'abcde'[n]} ", "completions": ["a", "bb", "ab c", "d" * (n + 1)]}
+    for n in range(5)
+]
+VOTES = [{"prompt": "", "completions": [f"a{x}", f"b{x}"], "votes": [3, 1]} for x in "abcdefgh"]
+
+
+@pytest.fixture
+def config(tmp_path: Path, model_folder: Path) -> Propose:
+    return Propose(
+        project=str(tmp_path / "project"),
+        pool=write(tmp_path / "pool.jsonl", POOL),
+        eval_files=(write(tmp_path / "held.jsonl", VOTES[:4]),),
+        model_name_or_path=str(model_folder),
+        num_queries=4,
+        num_candidates=40,
+        **SIZES,
+    )
+
+
+def as_loop(config: Propose, tmp_path: Path, **changes) -> Loop:
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(Propose)}
+    fields |= {"pool": write(tmp_path / "votes.jsonl", VOTES), "num_queries": 2, "num_rounds": 2}
+    return Loop(**{**fields, **changes})
+
+
+def answer_all(config: Propose, choose: Callable[[int], int | str] = lambda n: 0) -> int:
+    folder = Path(config.project)
+    with open_writer(folder / "answers.jsonl") as writer:
+        queries = read_queries(folder / "queries")
+        answered = {event.query_id for event in writer.events}
+        left = [query for name, query in queries.items() if name not in answered]
+        for n, query in enumerate(left):
+            order = range(len(query.completions))
+            event = asking.answer(query, choose(n), annotator="ann", order=order, seconds=1.0)
+            writer.append(event._replace(event_id=f"{query.query_id}-ann"))
+    return len(left)
+
+
+@pytest.mark.parametrize("kind", ["heads", "epinet", "adapters"])
+def test_a_cycle_of_each_kind(config: Propose, kind: str):
+    config = dataclasses.replace(config, ensemble=kind)
+    run.experiment(config)
+    assert answer_all(config) == 4
+    run.experiment(Learn(project=config.project))
+    folder = Path(config.project)
+    row = json.loads((folder / "summary.json").read_text())["after"]
+    assert row["answers"] == 4
+    assert {"held/log_loss", "held/joint_log_loss", "held/disagreement"} <= row.keys()
+    scores = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+    assert len(scores) == 20
+    np.testing.assert_allclose(sum(s["share"] for s in scores if s["prompt_id"] == 0), 1, atol=1e-5)
+    assert (folder / "label.png").stat().st_size > 1000
+    # The next round asks what was not asked, by the members as they are now.
+    run.experiment(config)
+    queries = list(read_queries(folder / "queries").values())
+    assert [query.round for query in queries] == [0] * 4 + [1] * 4
+    assert len({tuple(sorted(query.item_ids)) for query in queries}) == 8
+    assert queries[0].model != queries[4].model
+    assert all(query.arm == "joint_infomax" and query.budget == 4 for query in queries)
+
+
+def test_learning_again_from_the_same_answers_changes_nothing(config: Propose):
+    bench = open_project(config)
+    propose(bench, config)
+    with pytest.raises(UsageError, match="has no answer that stands"):
+        learn(bench)
+    answer_all(config)
+    once = learn(open_project(config))
+    twice = learn(open_project(config))
+    assert (once.ensemble.number, twice.ensemble.number) == (1, 1)
+    params = [bench.ensemble.members.states.params for bench in (once, twice)]
+    jax.tree.map(np.testing.assert_array_equal, *params)
+    assert once.ensemble.history == twice.ensemble.history
+
+
+def test_a_batch_stays_until_somebody_has_answered(config: Propose):
+    first = propose(open_project(config), config)
+    again = propose(open_project(config), config)
+    assert [q.query_id for q in again] == [q.query_id for q in first]
+    assert len(list((Path(config.project) / "queries").iterdir())) == 1
+
+
+def test_learning_is_warm_and_follows_the_answers(config: Propose):
+    config = dataclasses.replace(config, num_queries=15, learning_rate=0.1, num_steps=30)
+    bench = open_project(config)
+    queries = propose(bench, config)
+    answer_all(config, lambda n: 1)
+    before = utilities(bench, np.array([query.item_ids for query in queries]))
+    after_one = learn(open_project(config))
+    after = utilities(after_one, np.array([query.item_ids for query in queries]))
+    margin = lambda u: np.mean(u[..., 1] - u[..., 0])
+    assert margin(after) > margin(before) + 0.1
+    # Warm: the second call begins where the first has ended.
+    assert np.all(np.asarray(after_one.ensemble.members.states.step) == 30)
+    propose(after_one, config)
+    answer_all(config, lambda n: 1)
+    assert np.all(np.asarray(learn(open_project(config)).ensemble.members.states.step) == 60)
+
+
+def test_utilities_of_adapters_are_those_of_the_merged_models(config: Propose):
+    for utility in ("sum", "ratio"):
+        config = dataclasses.replace(
+            config, ensemble="adapters", utility=utility, project=config.project + utility
+        )
+        bench = open_project(config)
+        folder = Path(config.project)
+        found = utilities(bench, np.arange(3))
+        run.experiment(config)
+        answer_all(config)
+        for member in (1, -1):
+            path = folder / f"model{member}"
+            run.experiment(Export(project=config.project, model=str(path), member=member))
+            assert (path / "model.safetensors").exists()
+        if utility == "ratio":
+            continue
+        loaded, params, tokenizer = models.load_pretrained(folder / "model1", dtype="float32")
+        lm = models.transformer(loaded)
+        for n, (prompt, text) in enumerate(bench.items[:3]):
+            row = data.Row(prompt, (text,), (0,))
+            encoded, _ = data.encode_rows([row], tokenizer, max_length=24)
+            batch = data.collate(encoded, [0], length=24, num_slots=1)
+            logits = lm.apply(params, batch.tokens[0], valid=batch.valid[0])
+            alone = documents.log_prob(logits, batch.tokens[0], batch.mask[0])
+            np.testing.assert_allclose(found[1, n], alone[0], atol=1e-4)
+
+
+def test_exported_answers_read_as_preferences(config: Propose, tmp_path: Path):
+    run.experiment(config)
+    answer_all(config, lambda n: "tie" if n == 0 else 1)
+    path = tmp_path / "answers.jsonl"
+    run.experiment(Export(project=config.project, answers=str(path)))
+    rows, _ = data.read_rows(path)
+    queries, answers = standing_answers(Path(config.project))
+    assert [row.annotator for row in rows] == ["ann"] * 4
+    assert rows[0].ranks == (1, 1)
+    for row, answer in zip(rows[1:], answers[1:], strict=True):
+        best = row.completions[int(np.argmin(row.ranks))]
+        assert best == queries[answer.query_id].completions[1]
+    with pytest.raises(UsageError, match="exists: choose another name"):
+        run.experiment(Export(project=config.project, answers=str(path)))
+    with pytest.raises(UsageError, match="no language models"):
+        run.experiment(Export(project=config.project, model=str(tmp_path / "model")))
+
+
+def test_imported_answers_teach_too(config: Propose, tmp_path: Path):
+    run.experiment(config)
+    others = write(tmp_path / "others.jsonl", [{"prompt": "h", "chosen": "g", "rejected": "f f"}])
+    run.experiment(Import(file=others, project=config.project))
+    folder = Path(config.project)
+    bench = learn(open_project(config, imported_items(folder)))
+    assert bench.ensemble.history[-1]["answers"] == 1
+    numbers = [bench.numbers[json.dumps(['"h"', json.dumps(text)])] for text in ("g", "f f")]
+    chosen, rejected = np.moveaxis(utilities(bench, np.array(numbers)), -1, 0)
+    start = open_project(dataclasses.replace(config, project=str(tmp_path / "other")))
+    del start
+    assert np.mean(chosen - rejected) > 0
+
+
+def test_prompts_alone_have_candidates_sampled_once(config: Propose, tmp_path: Path):
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "ab "}, {"prompt": "c"}])
+    config = dataclasses.replace(config, pool=prompts, num_samples=3, max_completion_length=6)
+    bench = open_project(config)
+    assert [len(items) for items in bench.pool.by_prompt] == [3, 3]
+    kept = Path(config.project) / "candidates.jsonl"
+    texts = kept.read_text()
+    assert open_project(config).pool == bench.pool
+    assert kept.read_text() == texts
+
+
+@pytest.mark.parametrize("arm", ["random", "boltzmann", "thompson", "double_thompson", "infomax"])
+def test_every_arm_and_three_responses(config: Propose, arm: str):
+    config = dataclasses.replace(config, arm=arm, num_responses=3)
+    batch = propose(open_project(config), config)
+    assert len({query.item_ids for query in batch}) == 4
+    for query in batch:
+        assert len(set(query.item_ids)) == len(query.completions) == 3
+        assert query.prompt == POOL[query.prompt_id]["prompt"]
+
+
+def test_a_loop_with_recorded_votes_is_the_same_after_a_stop(config: Propose, tmp_path: Path):
+    whole = as_loop(config, tmp_path, project=str(tmp_path / "whole"), num_rounds=3)
+    found = loop.run(whole, lambda message, done: None)[0]
+    assert found.ensemble.history[-1]["answers"] == 6
+    halves = dataclasses.replace(whole, project=str(tmp_path / "halves"))
+    loop.run(dataclasses.replace(halves, num_rounds=1), lambda message, done: None)
+    # Killed after the proposal and one answer of the second round.
+    bench = open_project(halves)
+    batch = propose(bench, halves, recorded=True)
+    with open_writer(bench.folder / "answers.jsonl") as writer:
+        writer.append(loop._event(bench, halves, batch[0], None))
+    again = loop.run(halves, lambda message, done: None)[0]
+    params = [bench.ensemble.members.states.params for bench in (found, again)]
+    jax.tree.map(np.testing.assert_array_equal, *params)
+    answers = [current_answers(b.folder / "answers.jsonl") for b in (found, again)]
+    ids = [[(a.event_id, a.ranks) for a in some] for some in answers]
+    assert ids[0] == ids[1]
+    assert len(set(ids[0])) == 6
+
+
+def test_recorded_answers_are_the_recorded_ones(config: Propose, tmp_path: Path):
+    once = as_loop(config, tmp_path, num_queries=8, num_rounds=1, arm="random")
+    bench = loop.run(once, lambda message, done: None)[0]
+    with pytest.raises(UsageError, match="has 0 comparisons of 2 that were not asked"):
+        loop.run(dataclasses.replace(once, num_rounds=2), lambda message, done: None)
+    votes = bench.pool.rows[(0, 1)]
+    assert votes == {(1, 2): 3.0, (2, 1): 1.0}
+    rng = np.random.default_rng(0)
+    drawn = np.mean([loop._recorded(votes, rng) == (1, 2) for _ in range(4000)])
+    np.testing.assert_allclose(drawn, 0.75, atol=4 * np.sqrt(0.75 * 0.25 / 4000))
+
+
+def test_a_rater_model_and_two_seeds(config: Propose, tmp_path: Path, model_folder: Path):
+    two = as_loop(
+        config,
+        tmp_path,
+        rater="model",
+        rater_model=str(model_folder),
+        rater_scale=1000.0,
+        num_seeds=2,
+        pool=config.pool,
+        num_rounds=1,
+    )
+    run.experiment(two)
+    for seed in (0, 1):
+        folder = Path(two.project) / f"seed{seed}"
+        queries, answers = standing_answers(folder)
+        assert len(answers) == 2
+        loaded, params, tokenizer = models.load_pretrained(model_folder, dtype="float32")
+        for answer in answers:  # the scale is large: the likelier text is chosen
+            query = queries[answer.query_id]
+            means = []
+            for text in query.completions:
+                encoded, _ = data.encode_rows(
+                    [data.Row(query.prompt, (text,), (0,))], tokenizer, max_length=24
+                )
+                batch = data.collate(encoded, [0], length=24, num_slots=1)
+                logits = models.transformer(loaded).apply(
+                    params, batch.tokens[0], valid=batch.valid[0]
+                )
+                log_prob = documents.log_prob(logits, batch.tokens[0], batch.mask[0])
+                means.append(float(log_prob[0]) / batch.mask.sum())
+            assert np.argmax(means) == np.argmin(answer.ranks)
+
+
+def test_queries_are_drawn_from_all_that_can_be_asked(config: Propose, tmp_path: Path):
+    bench = open_project(config)
+    rng = np.random.default_rng(0)
+    draw = lambda num, asked: draw_queries(
+        bench.pool, rng, num=num, num_responses=2, asked=asked, recorded=False
+    )
+    every = draw(1000, set())
+    assert len(every) == len(set(every)) == 5 * 6
+    assert set(draw(1000, set(every[:7]))) == set(every[7:])
+    few = draw(3, set())
+    assert len(few) == 3
+    assert set(few) <= set(every)
+
+
+BAD_POOLS = {
+    "one candidate": ([*POOL, {"prompt": "x", "completions": ["y"]}], r"pool.jsonl:6.*found one"),
+    "no text": ([{"prompt": "x", "completions": ["y", 3]}], r"pool.jsonl:1: completions\[1\]"),
+    "mixed": ([POOL[0], {"prompt": "x"}], "one or the other in all rows"),
+    "no prompt": ([{"completions": ["y", "z"]}], "pool.jsonl:1"),
+    "empty": ([], "found no row"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_POOLS)
+def test_bad_pools(config: Propose, name: str):
+    rows, message = BAD_POOLS[name]
+    write(Path(config.pool), rows)
+    with pytest.raises(UsageError, match=message):
+        open_project(config)
+
+
+def test_bad_flags(config: Propose, tmp_path: Path):
+    for changes, message in (
+        ({"pool": ""}, "--pool"),
+        ({"num_members": 1}, "--num_members must be at least 2"),
+        ({"num_candidates": 2}, "--num_candidates must be at least --num_queries"),
+        ({"prior_scale": float("nan")}, "--prior_scale must be positive"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            check(dataclasses.replace(config, **changes))
+    with pytest.raises(UsageError, match="expected --rater_model"):
+        check(as_loop(config, tmp_path, rater="model"))
+    with pytest.raises(UsageError, match="no file"):
+        open_project(dataclasses.replace(config, pool=str(tmp_path / "absent.jsonl")))
+    with pytest.raises(UsageError, match="is no labelling project"):
+        run.experiment(Learn(project=str(tmp_path / "absent")))
+    with pytest.raises(UsageError, match="--adapted_layers=2"):
+        open_project(dataclasses.replace(config, ensemble="adapters", adapted_layers=2))
+    too_many = dataclasses.replace(config, num_queries=31)
+    with pytest.raises(UsageError, match="has 30 comparisons of 2 that were not asked"):
+        propose(open_project(too_many), too_many)
+
+
+def test_another_model_or_pool_than_the_queries_came_from(
+    config: Propose, make_model, tmp_path: Path
+):
+    folder = tmp_path / "own model"
+    make_model(folder, 2)
+    config = dataclasses.replace(config, model_name_or_path=str(folder))
+    run.experiment(config)
+    answer_all(config)
+    pool = Path(config.pool)
+    kept = pool.read_text()
+    pool.write_text(kept + json.dumps({"prompt": "z", "completions": ["y", "x"]}) + "\n")
+    with pytest.raises(UsageError, match=r"pool.jsonl has changed since .* they are safe"):
+        run.experiment(Learn(project=config.project))
+    pool.write_text(kept)
+    loaded, params, _ = models.load_pretrained(folder, dtype="float32")
+    params = jax.tree.map(lambda leaf: leaf + 0.01, params)
+    models.save_pretrained(folder, loaded, params)
+    with pytest.raises(UsageError, match=r"the model .* has changed since"):
+        run.experiment(Learn(project=config.project))
+
+
+def test_an_answer_to_an_unknown_query(config: Propose):
+    run.experiment(config)
+    answer_all(config)
+    answers = Path(config.project) / "answers.jsonl"
+    answers.write_text(answers.read_text().replace("r0000-q002", "r0009-q002"))
+    with pytest.raises(UsageError, match=r"answers.jsonl:3.*r0009-q002"):
+        run.experiment(Learn(project=config.project))
+
+
+@pytest.mark.slow
+def test_a_loop_killed_at_any_moment_ends_the_same(config: Propose, tmp_path: Path):
+    whole = as_loop(config, tmp_path, project=str(tmp_path / "whole"), num_rounds=4)
+    expected = loop.run(whole, lambda message, done: None)[0]
+    flags = [
+        f"--{name}={value}"
+        for name, value in dataclasses.asdict(whole).items()
+        if isinstance(value, str | int | float) and not isinstance(value, bool)
+    ]
+    killed = tmp_path / "killed"
+    flags = [flag for flag in flags if not flag.startswith(("--project", "--data_dir"))]
+    flags += [f"--project={killed}", "--eval_files", *whole.eval_files]
+    flags += ["--lora_target_modules", *whole.lora_target_modules]
+    command = [sys.executable, "-m", "experiments.label.run", "loop", *flags]
+    for seconds in (6, 7, 8, 9, 10, 12):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        time.sleep(seconds)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    found = open_project(dataclasses.replace(whole, project=str(killed)))
+    params = [bench.ensemble.members.states.params for bench in (expected, found)]
+    jax.tree.map(np.testing.assert_array_equal, *params)
+    ids = [answer.event_id for answer in current_answers(killed / "answers.jsonl")]
+    assert len(ids) == len(set(ids)) == 8
+    assert isinstance(read_pool(Project(pool=whole.pool), found.model, killed).items, list)
