@@ -1,6 +1,7 @@
 """What a frozen pretrained model says of texts, computed once: all that ensembles on it need."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -86,16 +87,8 @@ def feature_table(model: Frozen, items: Sequence[Item], *, max_length: int, file
     Raises:
       UsageError: if the file is damaged, or a text cannot be encoded.
     """
-
-    def of_batch(params: Params, tokens: Array, mask: Array, valid: Array) -> Table:
-        logits = models.transformer(model.config).apply(params, tokens, valid=valid)
-        return {
-            "features": layer_features(model.config, params, tokens, mask, valid),
-            "log_prob": mean_log_prob(logits, tokens, mask),
-        }
-
     buckets = data.length_buckets(max_length)
-    return _kept(file, model, items, "features", of_batch, max_length, buckets)
+    return _kept(file, model, items, None, max_length, buckets)
 
 
 def hidden_table(
@@ -117,19 +110,24 @@ def hidden_table(
     Raises:
       UsageError: if the file is damaged, or a text cannot be encoded.
     """
-    lower = models.split_layers(model.config, layer).lower
+    return _kept(file, model, items, layer, max_length, [max_length])
+
+
+@functools.cache
+def _program(config: models.TransformerConfig, layer: int | None) -> Callable[..., Table]:
+    """`(params, tokens, mask, valid) -> rows`: of hidden states below a block, or of features."""
 
     def of_batch(params: Params, tokens: Array, mask: Array, valid: Array) -> Table:
-        logits = models.transformer(model.config).apply(params, tokens, valid=valid)
-        return {
-            "hidden": lower(params, tokens, valid=valid),
-            "tokens": tokens,
-            "mask": mask,
-            "valid": valid,
-            "log_prob": mean_log_prob(logits, tokens, mask),
-        }
+        logits = models.transformer(config).apply(params, tokens, valid=valid)
+        log_prob = mean_log_prob(logits, tokens, mask)
+        if layer is None:
+            features = layer_features(config, params, tokens, mask, valid)
+            return {"features": features, "log_prob": log_prob}
+        hidden = models.split_layers(config, layer).lower(params, tokens, valid=valid)
+        rows = {"hidden": hidden, "tokens": tokens, "mask": mask, "valid": valid}
+        return {**rows, "log_prob": log_prob}
 
-    return _kept(file, model, items, f"hidden {layer}", of_batch, max_length, [max_length])
+    return jax.jit(of_batch, compiler_options=compiler_options())
 
 
 def layer_features(
@@ -173,14 +171,13 @@ def _kept(
     file: Path,
     model: Frozen,
     items: Sequence[Item],
-    name: str,
-    function: Callable[..., Table],
+    layer: int | None,
     max_length: int,
     buckets: Sequence[int],
 ) -> Table:
-    """`function(params, tokens, mask, valid)` of every text, by batches of few shapes."""
+    """`_program` of every text, by batches of few shapes, read from the file where it has them."""
     digest = hashlib.sha256(f"{weights_hash(model.params)}{model.config}{max_length}".encode())
-    digest.update(f"{name}{model.tokenizer.fingerprint()}".encode())
+    digest.update(f"{layer}{model.tokenizer.fingerprint()}".encode())
     for prompt, text in items:
         digest.update(f"{text_key(prompt)}\0{text_key(text)}\1".encode())
     wanted = np.array(digest.hexdigest())
@@ -193,7 +190,7 @@ def _kept(
         encoded, _ = data.encode_rows(rows, model.tokenizer, max_length=max_length)
     except ValueError as error:
         raise UsageError(f"a text cannot be encoded: {error}") from error
-    jitted: Any = jax.jit(function, compiler_options=compiler_options())
+    run = _program(model.config, layer)
     table: Table = {}
     lengths = [row.length for row in encoded]
     for length, numbers in data.plan_batches(
@@ -202,7 +199,7 @@ def _kept(
         batch = data.collate(encoded, numbers, length=length, num_slots=1)
         arrays = (batch.tokens[:, 0], batch.mask[:, 0], batch.valid[:, 0])
         real = batch.row >= 0
-        for part, values in jitted(model.params, *arrays).items():
+        for part, values in run(model.params, *arrays).items():
             some = np.asarray(values)[real]
             if part not in table:
                 table[part] = np.zeros((len(items), *some.shape[1:]), some.dtype)

@@ -41,34 +41,33 @@ class Pool(NamedTuple):
     rows: dict[tuple[int, ...], Votes]
 
 
-def read_pool(config: Project, model: Frozen, folder: Path) -> Pool:
-    """Reads the pool; where it has prompts only, samples candidates and keeps them in the folder.
+class PoolFile(NamedTuple):
+    """What a pool file holds: prompts alone, or rows with completions."""
+
+    prompts: list[Text]
+    rows: list[data.Row]
+
+
+def read_pool(path: str) -> PoolFile:
+    """Reads a pool file.
 
     Args:
-      config: of the project.
-      model: the pretrained model.
-      folder: of the project.
+      path: JSON lines, or any file of preferences.
 
     Returns:
-      The pool.
+      Its rows, all of one kind.
 
     Raises:
       UsageError: if the file is missing, a row is bad, or a prompt has one candidate alone.
     """
-    path = Path(config.pool)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise UsageError(f"--pool: no file {path}")
-    prompts, rows = _read(path)
+    prompts, rows = _read(Path(path))
     if prompts and rows:
         raise UsageError(
             f"{path}: {len(prompts)} rows have a prompt only and {len(rows)} have completions: "
             "expected one or the other in all rows"
         )
-    if prompts:
-        kept = folder / "candidates.jsonl"
-        if not kept.exists():
-            _write_candidates(kept, config, model, [text for text, _ in prompts])
-        _, rows = _read(kept)
     pool = _pool(rows)
     for prompt_id, items in enumerate(pool.by_prompt):
         if len(items) < 2:
@@ -78,7 +77,30 @@ def read_pool(config: Project, model: Frozen, folder: Path) -> Pool:
                 f"for prompt {prompt_id}; add another, leave the row out, or leave completions out "
                 "of all rows to have them sampled"
             )
-    return pool
+    return PoolFile(prompts, rows)
+
+
+def make_pool(config: Project, model: Frozen, found: PoolFile, folder: Path) -> Pool:
+    """The pool of a file; where that has prompts only, candidates are sampled once and kept.
+
+    Args:
+      config: of the project.
+      model: the pretrained model.
+      found: what the file holds.
+      folder: of the project.
+
+    Returns:
+      The pool.
+
+    Raises:
+      UsageError: if the model has not two different responses to a prompt.
+    """
+    if not found.prompts:
+        return _pool(found.rows)
+    kept = folder / "candidates.jsonl"
+    if not kept.exists():
+        _write_candidates(kept, config, model, found.prompts)
+    return _pool(_read(kept)[1])
 
 
 def pool_hash(path: str) -> str:
@@ -86,9 +108,9 @@ def pool_hash(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def _read(path: Path) -> tuple[list[tuple[Text, str]], list[data.Row]]:
-    """Prompts alone with their sources, and rows with completions."""
-    prompts: list[tuple[Text, str]] = []
+def _read(path: Path) -> tuple[list[Text], list[data.Row]]:
+    """Prompts alone, and rows with completions."""
+    prompts: list[Text] = []
     rows: list[data.Row] = []
     try:
         for number, raw in records(path):
@@ -99,7 +121,7 @@ def _read(path: Path) -> tuple[list[tuple[Text, str]], list[data.Row]]:
                     blank = {"role": "assistant", "content": "."}
                     other = "." if isinstance(record["prompt"], str) else [blank]
                     found = answers_of({"prompt": record["prompt"], "completion": other})
-                    prompts.append((found.prompt, source))
+                    prompts.append(found.prompt)
                     continue
                 if "completions" in record and not {"ranks", "ratings", "votes"} & set(record):
                     num = len(record["completions"])

@@ -33,7 +33,7 @@ from experiments.common.learners import (
     make_learner,
 )
 from experiments.label.config import Project, project_of, setting_of
-from experiments.label.pool import Pool, draw_queries, pool_hash, read_pool
+from experiments.label.pool import Pool, draw_queries, make_pool, pool_hash, read_pool
 from shatter import data, models, training
 from shatter.data.layouts import text_key
 from shatter.types import Array, Key, Params
@@ -165,16 +165,16 @@ def open_project(config: Project, more: Iterable[Item] = ()) -> Bench:
         or the pool has changed since.
     """
     config = project_of(config)
+    setting = setting_of(config)
     model = load_frozen(config.model_name_or_path, config.data_dir)
-    if not Path(config.pool).is_file():
-        raise UsageError(f"--pool: no file {config.pool}")
+    base, found = _base(setting, model), read_pool(config.pool)
+    held_out = {Path(file).name.split(".")[0]: _held_out(file) for file in config.eval_files}
     facts = {"weights": weights_hash(model.params), "pool_sha256": pool_hash(config.pool)}
     _assert_unchanged(config, facts)
     folder = run_folder.open_run_folder(
         config.project, config, free=("project", "pool", "data_dir", "eval_files"), **facts
     )
-    pool = read_pool(config, model, folder)
-    held_out = {Path(file).name.split(".")[0]: _held_out(file) for file in config.eval_files}
+    pool = make_pool(config, model, found, folder)
     items = list(pool.items)
     numbers = {item_key(item): number for number, item in enumerate(items)}
     rows = (row for rows in held_out.values() for row in rows)
@@ -182,8 +182,6 @@ def open_project(config: Project, more: Iterable[Item] = ()) -> Bench:
     for item in (*wanted, *more):
         if numbers.setdefault(item_key(item), len(items)) == len(items):
             items.append(item)
-    setting = setting_of(config)
-    base = _base(setting, model)
     table = _table(config, setting, model, folder, items, len(pool.items))
     prior_scale = _prior_scale(config, setting, model, pool, folder, base, table)
     ensemble = _restored(config, setting, model, folder, base, table, prior_scale)
@@ -291,10 +289,17 @@ def _table(
 def _base(setting: Setting, model: Frozen) -> Params:
     if setting.kind != "adapters":
         return ()
+    if setting.adapted_layers >= model.config.num_layers:
+        raise UsageError(
+            f"--adapted_layers must be below the {model.config.num_layers} blocks of the model, "
+            f"found {setting.adapted_layers}"
+        )
+    base = layers_of(setting, model.config).upper_params(model.params)
     try:
-        return layers_of(setting, model.config).upper_params(model.params)
+        jax.eval_shape(lambda: models.init_lora(jax.random.key(0), base, setting.lora))
     except ValueError as error:
-        raise UsageError(f"--adapted_layers={setting.adapted_layers}: {error}") from error
+        raise UsageError(f"--lora_target_modules: {error}") from error
+    return base
 
 
 def _prior_scale(
@@ -316,12 +321,9 @@ def _prior_scale(
             pool, rng, num=SCALE_PAIRS, num_responses=2, asked=set(), recorded=False
         )
         key = jax.random.fold_in(jax.random.key(config.seed), 3)
-        try:
-            found = adapter_prior_scale(
-                key, setting, model.config, base, jax.device_put(table), jnp.asarray(pairs)
-            )
-        except ValueError as error:
-            raise UsageError(f"--lora_target_modules: {error}") from error
+        found = adapter_prior_scale(
+            key, setting, model.config, base, jax.device_put(table), jnp.asarray(pairs)
+        )
         run_folder.write_json(file, float(found))
     return float(run_folder.read_json(file))
 
