@@ -17,7 +17,7 @@ from experiments.label.answers import Asked, Event
 from experiments.label.config import Loop
 from experiments.label.learn import learn
 from experiments.label.pool import Votes
-from experiments.label.project import Bench, open_project, remember_paths
+from experiments.label.project import Bench, open_project
 from experiments.label.propose import answer_file, known_queries, propose, proposed
 from experiments.label.writer import open_writer
 from shatter import data, documents, models
@@ -49,10 +49,7 @@ def run(config: Loop, progress: Callable[[str, int], None]) -> list[Bench]:
         else config
         for seed in seeds
     ]
-    benches = []
-    for one in configs:
-        benches.append(open_project(one))
-        remember_paths(one, benches[-1].folder)
+    benches = [open_project(one) for one in configs]
     rater = _rater_model(config) if config.rater == "model" else None
     for number in range(config.num_rounds):
         for n, one in enumerate(configs):

@@ -169,11 +169,13 @@ def open_project(config: Project, more: Iterable[Item] = ()) -> Bench:
     model = load_frozen(config.model_name_or_path, config.data_dir)
     base, found = _base(setting, model), read_pool(config.pool)
     held_out = {Path(file).name.split(".")[0]: _held_out(file) for file in config.eval_files}
+    _assert_encodable(config, model, [found.rows, *held_out.values()])
     facts = {"weights": weights_hash(model.params), "pool_sha256": pool_hash(config.pool)}
     _assert_unchanged(config, facts)
     folder = run_folder.open_run_folder(
         config.project, config, free=("project", "pool", "data_dir", "eval_files"), **facts
     )
+    _remember_paths(config, folder)
     pool = make_pool(config, model, found, folder)
     items = list(pool.items)
     numbers = {item_key(item): number for number, item in enumerate(items)}
@@ -205,16 +207,6 @@ def read_project(folder: str) -> Project:
     return Project(**{**values, "project": folder})
 
 
-def remember_paths(config: Project, folder: Path) -> None:
-    """Keeps where the files of a project are, for calls that name its folder only."""
-    paths = {
-        "pool": str(Path(config.pool).absolute()),
-        "eval_files": [str(Path(file).absolute()) for file in config.eval_files],
-        "data_dir": config.data_dir,
-    }
-    run_folder.write_json(folder / "paths.json", paths)
-
-
 def save(bench: Bench, ensemble: Ensemble) -> Bench:
     """Puts the ensemble on disk, whole or not at all, and keeps the one before."""
     with _checkpoints(bench.folder) as manager:
@@ -233,6 +225,16 @@ def members_hash(bench: Bench) -> str:
     return hashlib.sha256(both.encode()).hexdigest()
 
 
+def _remember_paths(config: Project, folder: Path) -> None:
+    """Keeps where the files of a project are, for calls that name its folder only."""
+    paths = {
+        "pool": str(Path(config.pool).absolute()),
+        "eval_files": [str(Path(file).absolute()) for file in config.eval_files],
+        "data_dir": config.data_dir,
+    }
+    run_folder.write_json(folder / "paths.json", paths)
+
+
 def _assert_unchanged(config: Project, facts: dict[str, str]) -> None:
     """Refuses another model or pool than the queries came from, by a message of its own."""
     file = Path(config.project) / "config.json"
@@ -247,6 +249,16 @@ def _assert_unchanged(config: Project, facts: dict[str, str]) -> None:
                 f"{found[fact][:12]}..., is {facts[fact][:12]}...: put the old one back, or choose "
                 "another --project and import the answers there; they are safe"
             )
+
+
+def _assert_encodable(config: Project, model: Frozen, files: Sequence[list[data.Row]]) -> None:
+    """Refuses texts that the tokenizer cannot take, with their file and line."""
+    for rows in files:
+        try:
+            if rows:
+                data.encode_rows(rows, model.tokenizer, max_length=config.max_length)
+        except ValueError as error:
+            raise UsageError(str(error).split("\non_bad_row")[0]) from error
 
 
 def _held_out(file: str) -> list[data.Row]:

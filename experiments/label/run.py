@@ -15,7 +15,7 @@ from experiments.label.config import Answer, Export, Import, Learn, Loop, Propos
 from experiments.label.export import export
 from experiments.label.imports import import_answers
 from experiments.label.learn import imported_items, learn
-from experiments.label.project import Bench, open_project, read_project, remember_paths
+from experiments.label.project import Bench, open_project, read_project
 from experiments.label.propose import answer_file, known_queries, propose, proposed, query_folder
 from experiments.label.writer import open_writer
 
@@ -50,7 +50,6 @@ def experiment(config: Any) -> None:
 def _propose(config: Propose, console: Console) -> None:
     check(config)
     bench = open_project(config, imported_items(Path(config.project)))
-    remember_paths(config, bench.folder)
     batch = propose(bench, config)
     table = Table(
         title=f"round {batch[0].round}, {batch[0].arm}; nats: what an answer tells by itself",
