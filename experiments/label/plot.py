@@ -32,7 +32,7 @@ def draw(history: Sequence[dict[str, Any]], path: Path) -> None:
         axes[0].text(0.5, 0.5, "no --eval_files", transform=axes[0].transAxes, ha="center")
     axes[1].plot(answers, [row["disagreement"] for row in history], ".-", color="tab:orange")
     axes[1].set_ylim(bottom=0)
-    axes[1].set_ylabel("disagreement on pairs of the pool, nats of log-odds")
+    axes[1].set_ylabel("disagreement on pairs of the pool, nats")
     for axis in axes:
         axis.set_xlabel("answers")
         axis.spines[["top", "right"]].set_visible(False)
