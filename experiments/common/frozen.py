@@ -59,7 +59,9 @@ def load_frozen(name: str, data_dir: str | None = None) -> Frozen:
     except (FileNotFoundError, ImportError, ValueError) as error:
         raise UsageError(f"--model_name_or_path={name}: {error}") from error
     if tokenizer is None:
-        raise UsageError(f"{folder} has no tokenizer.json: put that of the model beside it")
+        raise UsageError(
+            f"{folder} has no tokenizer.json: put that of the model beside its config.json"
+        )
     return Frozen(config, params, tokenizer)
 
 

@@ -13,11 +13,11 @@ from rich.table import Table
 
 from experiments.common import binary, run_folder
 from experiments.common.binary import UsageError
+from experiments.common.frozen import weights_hash
 from experiments.common.progress import open_console, progress_bar
 from experiments.finetune import learning, plot, train
 from experiments.finetune.config import NOT_THE_RUN, Config, check
 from experiments.finetune.learning import Trainable
-from experiments.finetune.scoring import weights_hash
 from experiments.finetune.task import Split, Task, Training, load_task
 from shatter import models
 

@@ -12,6 +12,7 @@ from scipy.special import rel_entr, softmax
 from experiments.common import run_folder, sources
 from experiments.common.binary import UsageError
 from experiments.common.chunks import compiler_options
+from experiments.common.frozen import weights_hash
 from experiments.finetune import baselines
 from experiments.finetune.config import Config
 from experiments.finetune.learning import Numbers, Trainable, assemble, numbers, score
@@ -103,15 +104,6 @@ def _share_kl(row: data.Encoded, utilities: np.ndarray) -> float:
     votes, own = np.asarray(row.votes[:num]), utilities[:num].astype(float)
     shares = votes / max(votes.sum(), 1e-9)
     return float(np.sum(rel_entr(shares, softmax(own))))
-
-
-def weights_hash(params: Params) -> str:
-    """sha256 of every array's name, shape, type and content."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(params):
-        digest.update(f"{jax.tree_util.keystr(path)}{leaf.shape}{leaf.dtype}".encode())
-        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def reference_log_probs(

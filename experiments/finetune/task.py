@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments.common import sources
 from experiments.common.binary import UsageError
+from experiments.common.frozen import load_frozen
 from experiments.finetune.config import Config
 from experiments.finetune.judgements import DATASETS, load_judgements
 from shatter import data, models
@@ -94,19 +95,7 @@ def load_model(config: Config) -> Pretrained:
     Raises:
       UsageError: if it cannot be opened; the message says what to pass.
     """
-    folder = config.model_name_or_path
-    try:
-        if folder == "stories260k" and not Path(folder).exists():
-            files = ("config", "generation_config", "tokenizer", "tokenizer_config", "weights")
-            found = [sources.locate(f"stories260k_{name}", config.data_dir) for name in files]
-            folder = str(found[0].parent)
-        loaded, params, tokenizer = models.load_pretrained(folder, dtype="float32")
-    except (FileNotFoundError, ImportError, ValueError) as error:
-        raise UsageError(f"--model_name_or_path={config.model_name_or_path}: {error}") from error
-    if tokenizer is None:
-        raise UsageError(
-            f"{folder} has no tokenizer.json: put that of the model beside its config.json"
-        )
+    loaded, params, tokenizer = load_frozen(config.model_name_or_path, config.data_dir)
     if config.chat_template is not None:
         template = Path(config.chat_template)
         if not template.is_file() and config.chat_template not in models.CHAT_TEMPLATES:
