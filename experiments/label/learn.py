@@ -73,6 +73,12 @@ def learn(bench: Bench) -> Bench:
         store = _store(bench, queries, answers, key)
         members = learn_members(bench, store, jax.random.fold_in(key, ensemble.number + 1))
         after = bench._replace(ensemble=ensemble._replace(members=members))
+        if not np.isfinite(utilities(after, np.arange(len(bench.pool.items)))).all():
+            raise UsageError(
+                f"the members' utilities are not finite after learning from {len(answers)} answers; "
+                "nothing was saved: begin a project with a lower --learning_rate and import the "
+                f"answers of {bench.folder} there"
+            )
         history = [*ensemble.history, measure(after, answers)]
         bench = save(after, Ensemble(members, ensemble.number + 1, history))
     report(bench)

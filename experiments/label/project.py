@@ -169,6 +169,8 @@ def open_project(config: Project, more: Iterable[Item] = ()) -> Bench:
     model = load_frozen(config.model_name_or_path, config.data_dir)
     base, found = _base(setting, model), read_pool(config.pool)
     held_out = {Path(file).name.split(".")[0]: _held_out(file) for file in config.eval_files}
+    if len(held_out) < len(config.eval_files):
+        raise UsageError(f"--eval_files: names must differ, found {config.eval_files}")
     _assert_encodable(config, model, [found.rows, *held_out.values()])
     facts = {"weights": weights_hash(model.params), "pool_sha256": pool_hash(config.pool)}
     _assert_unchanged(config, facts)
