@@ -75,7 +75,7 @@ def learn(bench: Bench) -> Bench:
         after = bench._replace(ensemble=ensemble._replace(members=members))
         if not np.isfinite(utilities(after, np.arange(len(bench.pool.items)))).all():
             raise UsageError(
-                f"the members' utilities are not finite after learning from {len(answers)} answers; "
+                f"after learning from {len(answers)} answers the members' utilities are not finite; "
                 "nothing was saved: begin a project with a lower --learning_rate and import the "
                 f"answers of {bench.folder} there"
             )

@@ -119,6 +119,15 @@ def test_learning_again_from_the_same_answers_changes_nothing(config: Propose):
     assert once.ensemble.history == twice.ensemble.history
 
 
+def test_members_that_went_astray_are_not_saved(config: Propose):
+    config = dataclasses.replace(config, learning_rate=1e38)
+    propose(open_project(config), config)
+    answer_all(config)
+    with pytest.raises(UsageError, match="not finite; nothing was saved"):
+        learn(open_project(config))
+    assert open_project(config).ensemble.number == 0
+
+
 def test_a_batch_stays_until_somebody_has_answered(config: Propose):
     first = propose(open_project(config), config)
     again = propose(open_project(config), config)
