@@ -1,0 +1,106 @@
+"""The config of `experiments.online.run`, and what the two settings are about."""
+
+import dataclasses
+from typing import Literal
+
+SettingName = Literal["closed", "open"]
+
+LIKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "closed": (("happy", "very"), ("friend", "mom")),
+    "open": (("big", "shiny", "red"), ("little", "small", "pretty")),
+}
+"""What the two segments like to read of, by setting."""
+
+TASTES = {"closed": 5.0, "open": 4.0}
+"""How much, nats: liked words of the closed setting are rarer."""
+
+LEARNING_RATES = {"closed": 1e-2, "open": 4e-3}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Online: the model's own responses.
+
+    There are prompts only. The members of an ensemble, low-rank adapters on one frozen pretrained
+    model, say responses; queries are chosen among them, a scripted population answers, the members
+    learn inclusively (ILHF). Arms differ in who speaks and who chooses; all have the same learner
+    and equally many answers.
+    """
+
+    setting: SettingName = "closed"
+    """closed: responses of one token, every measure exact over the vocabulary. open: the rest of a
+    sentence, measures by samples."""
+
+    arms: tuple[str, ...] = ("passive", "double_thompson", "infomax")
+    """Arms to run; passive is always among them. Known: passive, pool_infomax, sampled, thompson,
+    double_thompson, infomax."""
+
+    model_name_or_path: str = "stories260k"
+    """Folder of a pretrained model, or its name on the Hugging Face hub. "stories260k" is the
+    folder of that name in the data folder."""
+
+    data_dir: str = ""
+    """Folder with stories260k; none = $SHATTER_DATA_DIR."""
+
+    run_dir: str = "runs/online"
+    """Run folder, with a subfolder a setting; one that exists is resumed, given the same flags, and
+    may get more arms."""
+
+    seed: int = 0
+    """Root of all random keys."""
+
+    num_seeds: int = 10
+    """Seeds, one after another in one call an arm."""
+
+    prompts: tuple[str, ...] = ("They saw a", "Lily found a", "Tom had a", "There was a")
+    """What responses continue; every query is about a random one."""
+
+    taste: float | None = None
+    """Nats by which a response with a word that a segment likes gains, and one with a word that the
+    other likes loses; none = 5 in the closed setting, where such words are rarer, 4 in the open."""
+
+    minority: float = 0.3
+    """Weight of the second segment."""
+
+    max_length: int = 12
+    """open: largest number of tokens of a response, which ends with its sentence."""
+
+    num_members: int = 8
+    """Members of the ensemble."""
+
+    rank: int = 4
+    """Of the adapters, on the query, value and mlp_out projections."""
+
+    adapted_blocks: int = 1
+    """Upper blocks that have adapters; what lies below is computed once for all members."""
+
+    prior_spread: float = 1.0
+    """Standard deviation of members' log-odds of two samples of the base before there is data,
+    nats; sets the prior scale of the adapters."""
+
+    num_rounds: int = 10
+    """Rounds of asking and learning."""
+
+    queries_per_round: int = 24
+    """Comparisons asked a round."""
+
+    num_candidates: int = 8
+    """Responses drawn afresh for every query, by the base, or by every member a share."""
+
+    num_steps: int = 12
+    """Adam steps a round."""
+
+    batch_size: int = 16
+    """open: comparisons a step, drawn from all so far. In the closed setting a step takes all."""
+
+    learning_rate: float | None = None
+    """Adam's; none = 0.01 in the closed setting, 0.004 in the open."""
+
+    pool_size: int = 48
+    """open: held-out samples of the base for every prompt."""
+
+    num_samples: int = 16
+    """open: samples of the mixture for every prompt, at every measurement."""
+
+    chunk_rounds: int = 5
+    """Rounds between checkpoints."""

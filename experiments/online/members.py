@@ -1,0 +1,138 @@
+"""The members: adapters on the base's upper blocks, what they say and how they score."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.online.world import (
+    Responses,
+    World,
+    base_samples,
+    sample,
+    valid_tokens,
+)
+from shatter import documents, ensembles, evaluation, exploration, models
+from shatter.types import Array, Key, Params
+
+_SAMPLES_FOR_PRIOR = 64
+
+
+def make_ensemble(world: World, params: Params, prior_scale: Array) -> ensembles.Ensemble:
+    """Adapters on the upper blocks, as an ensemble of whole models whose `shared` is the base."""
+    upper = ensembles.adapters(
+        world.parts.upper,
+        jax.eval_shape(world.parts.upper_params, params),
+        world.lora,
+        num_members=world.config.num_members,
+        prior_scale=prior_scale,
+    )
+
+    def init(key: Key) -> tuple[Params, Params]:
+        return params, upper.init(key)[1]
+
+    def apply(shared: Params, own: Params, tokens: Array, *, valid: Array | None = None) -> Array:
+        hidden = world.parts.lower(shared, tokens, valid=valid)
+        return upper.apply(world.parts.upper_params(shared), own, hidden, valid=valid)
+
+    return upper._replace(init=init, apply=apply)
+
+
+def member_params(world: World, shared: Params, own: Params) -> Params:
+    """One member as parameters of the whole model, for generation."""
+    whole = ensembles.whole_adapters(own, world.layer)
+    return models.with_lora(shared, whole, world.lora)
+
+
+def member_log_probs(
+    world: World, ensemble: ensembles.Ensemble, shared: Params, own: Params, responses: Any
+) -> Array:
+    """One member's log-prob of every response, `[..., N]`, nats.
+
+    Args:
+      world: the world.
+      ensemble: of `make_ensemble`.
+      shared: the base.
+      own: the member's adapters.
+      responses: `Responses`, `Candidates` or a `Query`, with any leading axes.
+
+    Returns:
+      Log-probs. Of responses of one token they are looked up in the law after every prompt.
+    """
+    if world.is_closed:
+        laws = next_token_laws(world, ensemble, shared, own)
+        prompt_id = jnp.broadcast_to(responses.prompt_id[..., None], responses.tokens.shape[:-1])
+        return laws[prompt_id, responses.tokens[..., -1]]
+    logits = ensemble.apply(shared, own, responses.tokens, valid=valid_tokens(world, responses))
+    return documents.log_prob(logits, responses.tokens, responses.mask)
+
+
+def next_token_laws(
+    world: World, ensemble: ensembles.Ensemble, shared: Params, own: Params
+) -> Array:
+    """One member's law of the token after every prompt, `[P, V]`, log-probs."""
+    logits = ensemble.apply(shared, own, world.prompts, valid=world.valid)
+    return jax.nn.log_softmax(logits[:, -1])
+
+
+def member_samples(
+    world: World, shared: Params, own: Params, key: Key, num_samples: int
+) -> Responses:
+    """Samples of the members for every prompt, of each a share: `[P, num_samples]`."""
+    draw = lambda own, key, prompt, valid, share: sample(
+        world, member_params(world, shared, own), key, prompt, valid, share
+    )
+    drawn = _shares(world, draw, own, key, world.prompts, world.valid, num_samples)
+    return Responses(jnp.arange(len(world.prompts)), *drawn)
+
+
+def make_candidates(world: World, source: str) -> Any:
+    """Where candidates come from: samples of the "base", or of every one of the "members" a share.
+
+    Returns:
+      `(key, shared, own[M]) -> Candidates`, responses to a random prompt.
+    """
+
+    def candidates(key: Key, shared: Params, own: Params) -> exploration.Candidates:
+        prompt_key, sample_key = jax.random.split(key)
+        prompt_id = jax.random.randint(prompt_key, (), 0, len(world.prompts))
+        place = (world.prompts[prompt_id], world.valid[prompt_id])
+        number = world.config.num_candidates
+        if source == "base":
+            drawn = sample(world, shared, sample_key, *place, number)
+        else:
+            draw = lambda own, key, prompt, valid, share: sample(
+                world, member_params(world, shared, own), key, prompt, valid, share
+            )
+            drawn = _shares(world, draw, own, sample_key, *place, number)
+        return exploration.sampled_candidates(*drawn, prompt_id=prompt_id)
+
+    return candidates
+
+
+def _shares(
+    world: World, draw: Any, own: Params, key: Key, prompt: Array, valid: Array, number: int
+) -> tuple[Array, Array]:
+    """What the members say, the axis of the members joined to that of the samples."""
+    num_members = world.config.num_members
+    keys = jax.random.split(key, num_members)
+    drawn = jax.vmap(lambda own, key: draw(own, key, prompt, valid, number // num_members))(
+        own, keys
+    )
+    # [M, ..., n, T] -> [..., M n, T]
+    joined = [jnp.concatenate(part, axis=-2) for part in drawn]
+    return joined[0], joined[1]
+
+
+def prior_scale_of(world: World, params: Params, key: Key) -> Array:
+    """The prior scale at which members disagree on samples of the base as the config says."""
+    pool_key, draw_key = jax.random.split(key)
+    pool = base_samples(world, params, pool_key, _SAMPLES_FOR_PRIOR)
+
+    def spread(prior_scale: Array) -> Array:
+        ensemble = make_ensemble(world, params, prior_scale)
+        shared, own = ensemble.init(draw_key)
+        score = lambda own: member_log_probs(world, ensemble, shared, own, pool)
+        return evaluation.disagreement(jax.vmap(score)(own))
+
+    return ensembles.prior_scale_for(spread, world.config.prior_spread, num_steps=12)

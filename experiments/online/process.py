@@ -1,0 +1,184 @@
+"""One seed of one arm: what is given, who is asked about what, how the members learn."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.common.chunks import Chunk, Process, compiler_options
+from experiments.online import measures
+from experiments.online.config import LEARNING_RATES
+from experiments.online.members import (
+    make_candidates,
+    make_ensemble,
+    member_log_probs,
+    prior_scale_of,
+)
+from experiments.online.population import make_rater, tastes
+from experiments.online.world import (
+    Given,
+    World,
+    all_responses,
+    base_log_probs,
+    base_samples,
+)
+from shatter import exploration, losses, training
+from shatter.types import Array, Key, Metrics, Params
+
+_SAMPLES_FOR_Z = 2048
+_SAMPLES_AT_ONCE = 128
+
+
+class Arm(NamedTuple):
+    """Where candidates come from and how a pair is chosen among them."""
+
+    candidates: str  # samples of the "base", or of the "members"
+    explore: Callable[..., Array]
+
+
+ARMS = {
+    "passive": Arm("base", exploration.uniform),
+    "pool_infomax": Arm("base", exploration.infomax),
+    "sampled": Arm("members", exploration.uniform),
+    "thompson": Arm("members", exploration.thompson),
+    "double_thompson": Arm("members", exploration.double_thompson),
+    "infomax": Arm("members", exploration.infomax),
+}
+
+
+def make_given(world: World, params: Params) -> Given:
+    """Computes once what every seed is given.
+
+    Args:
+      world: the world.
+      params: the base's parameters.
+
+    Returns:
+      The arrays.
+    """
+    z_key, prior_key = jax.random.split(jax.random.key(world.config.seed + 1))
+
+    def given(params: Params) -> Given:
+        log_z = log_normalisers(world, params, z_key)
+        return Given(params, log_z, prior_scale_of(world, params, prior_key))
+
+    return jax.jit(given, compiler_options=compiler_options())(params)
+
+
+def log_normalisers(world: World, params: Params, key: Key) -> Array:
+    """`log E_p0 exp r_g` of every prompt and segment, `[P, G]`: exact, or from samples."""
+    if world.is_closed:
+        everything = all_responses(world, params)
+        log_p0 = base_log_probs(world, params, everything)[..., None]
+        tilted = log_p0 + tastes(world, everything.tokens, everything.mask)
+        return jax.nn.logsumexp(tilted, axis=1)
+    drawn = _base_tastes(world, params, key)
+    return jax.nn.logsumexp(drawn, axis=1) - jnp.log(_SAMPLES_FOR_Z)
+
+
+def _base_tastes(world: World, params: Params, key: Key) -> Array:
+    """R of samples of the base, `[P, n, G]`."""
+
+    def one(key: Key) -> Array:
+        drawn = base_samples(world, params, key, _SAMPLES_AT_ONCE)
+        return tastes(world, drawn.tokens, drawn.mask)
+
+    parts = jax.lax.map(one, jax.random.split(key, _SAMPLES_FOR_Z // _SAMPLES_AT_ONCE))
+    return jnp.concatenate(parts, axis=1)
+
+
+def make_process(world: World, arm: str) -> Process:
+    """The run of one seed of one arm.
+
+    Args:
+      world: the world.
+      arm: a name in `ARMS`.
+
+    Returns:
+      `start`, whose input is a seed's key and the `Given`, and `rounds`. The members at the start
+      and what they are measured by depend on the key alone, so they are the same for all arms.
+    """
+    return Process(_start(_Static(world)), functools.partial(_rounds, world, ARMS[arm]))
+
+
+class _Static:
+    """A world by its identity, for a cache."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.name = (world.config, world.is_closed)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Static) and self.name == other.name
+
+
+@functools.cache
+def _start(static: _Static) -> Callable[[Any], tuple[Any, Metrics]]:
+    world = static.world
+
+    def start(inputs: tuple[Key, Given]) -> tuple[Any, Metrics]:
+        key, given = inputs
+        held_out_key, init_key, run_key = jax.random.split(key, 3)
+        held_out = measures.draw_held_out(world, given, held_out_key)
+        state = make_interaction(world, given, ARMS["passive"]).init(init_key)
+        metrics = _evaluate(world, given, held_out, run_key, state)
+        # The state holds the base too, in `shared`.
+        return (given._replace(params=()), held_out, state, run_key), metrics
+
+    return start
+
+
+def _rounds(world: World, arm: Arm, carry: Any, first_round: Array, chunk: Chunk) -> Any:
+    given, held_out, state, key = carry
+    whole = given._replace(params=state.shared)
+    state, metrics = training.run_rounds(
+        make_interaction(world, whole, arm),
+        make_rater(world, whole),
+        lambda state: _evaluate(world, whole, held_out, key, state),
+        state,
+        key,
+        num_rounds=chunk.num_rounds,
+        first_round=first_round,
+    )
+    return (given, held_out, state, key), metrics
+
+
+def make_interaction(world: World, given: Given, arm: Arm) -> training.Interaction:
+    """The halves of the interaction of an arm."""
+    config = world.config
+    ensemble = make_ensemble(world, given.params, given.prior_scale)
+    rate = config.learning_rate
+    rate = LEARNING_RATES[config.setting] if rate is None else rate
+    return training.interaction(
+        ensemble,
+        candidates=make_candidates(world, arm.candidates),
+        score=functools.partial(member_log_probs, world, ensemble),
+        explore=arm.explore,
+        loss=losses.ilhf_ranking_loss,
+        optimizer=optax.adam(rate),
+        num_queries=config.queries_per_round,
+        capacity=config.queries_per_round * config.num_rounds,
+        num_steps=config.num_steps,
+        batch_size=None if world.is_closed else config.batch_size,
+    )
+
+
+def _evaluate(
+    world: World,
+    given: Given,
+    held_out: Any,
+    key: Key,
+    state: training.InteractionState,
+) -> Metrics:
+    ensemble = make_ensemble(world, given.params, given.prior_scale)
+    own = state.members.params
+    if world.is_closed:
+        return measures.closed(world, given, ensemble, own)
+    sample_key = jax.random.fold_in(jax.random.fold_in(key, state.step), 1)
+    return measures.opened(world, given, ensemble, own, held_out, sample_key)

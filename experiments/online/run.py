@@ -1,0 +1,142 @@
+"""`python -m experiments.online.run`: see README.md beside this file."""
+
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from experiments.common import binary, chunks, run_folder
+from experiments.common.intervals import format_interval
+from experiments.common.progress import open_console, progress_bar
+from experiments.online import plot
+from experiments.online.config import Config
+from experiments.online.measures import MEASURES
+from experiments.online.process import ARMS, make_given, make_process
+from experiments.online.summary import Results, summarise
+from experiments.online.world import World, load_world
+from shatter.types import Params
+
+BASELINE = "passive"
+OPEN_ONLY = ("max_length", "batch_size", "pool_size", "num_samples")
+
+
+def check(config: Config) -> None:
+    """Refuses values that cannot be.
+
+    Raises:
+      UsageError: with the flag's name, what was expected and what was found.
+    """
+    binary.choose("setting", (config.setting,), tuple(MEASURES))
+    binary.choose("arm", config.arms, tuple(ARMS))
+    binary.at_least(
+        config,
+        num_seeds=2,
+        max_length=2,
+        num_members=1,
+        rank=1,
+        num_rounds=1,
+        queries_per_round=1,
+        num_candidates=2,
+        num_steps=1,
+        batch_size=1,
+        pool_size=2,
+        num_samples=2,
+        chunk_rounds=1,
+    )
+    given = [name for name in ("taste", "learning_rate") if getattr(config, name) is not None]
+    binary.positive(config, "prior_spread", *given)
+    if not 0 < config.minority < 1:
+        raise binary.UsageError(f"--minority must be between 0 and 1, found {config.minority}")
+    for name in ("num_candidates", "num_samples"):
+        if getattr(config, name) % config.num_members:
+            raise binary.UsageError(
+                f"--{name} must be a multiple of --num_members, a share for each, found "
+                f"{getattr(config, name)} and {config.num_members}"
+            )
+
+
+def experiment(config: Config) -> None:
+    """Runs every arm of the setting, then writes and prints the results."""
+    check(config)
+    console = open_console()
+    began = time.perf_counter()
+    world, params = load_world(config)
+    free = ("run_dir", "data_dir", "arms", *(OPEN_ONLY if world.is_closed else ()))
+    folder = run_folder.open_run_folder(f"{config.run_dir}/{config.setting}", config, free=free)
+    queries = np.arange(config.num_rounds + 1) * config.queries_per_round
+    arms = tuple(dict.fromkeys((BASELINE, *config.arms)))
+    console.print(
+        f"{config.setting}, {config.model_name_or_path}: arms {', '.join(arms)}; "
+        f"{config.num_seeds} seeds, {queries[-1]} comparisons each, on {jax.default_backend()}"
+    )
+    results = _run(config, world, params, arms, folder, console)
+    rows = [
+        row
+        for arm, metrics in results.items()
+        for row in run_folder.metric_rows(config.setting, "ilhf", arm, queries, metrics)
+    ]
+    run_folder.write_csv(folder / "metrics.csv", rows)
+    summary = [
+        summarise(config.setting, arm, metrics, results[BASELINE], queries)
+        for arm, metrics in results.items()
+    ]
+    run_folder.write_json(folder / "summary.json", summary)
+    figure = plot.draw(config.setting, results, queries, folder)
+    console.print(_table(config.setting, summary))
+    console.print(
+        f"{time.perf_counter() - began:.0f} s. Results in {folder}: metrics.csv, summary.json, "
+        f"{figure.name}"
+    )
+
+
+def _run(
+    config: Config,
+    world: World,
+    params: Params,
+    arms: tuple[str, ...],
+    folder: Path,
+    console: Console,
+) -> Results:
+    given = make_given(world, params)
+    repeat = lambda leaf: jnp.repeat(leaf[None], config.num_seeds, axis=0)
+    keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
+    plan = chunks.equal_chunks(config.num_rounds, config.queries_per_round, config.chunk_rounds)
+    results: Results = {}
+    with progress_bar(console, len(arms) * config.num_rounds) as advance:
+        for arm in arms:
+            advance(arm, 0)
+            results[arm] = chunks.run_seeds(
+                make_process(world, arm),
+                (keys, jax.tree.map(repeat, given)),
+                folder / "arms" / arm,
+                plan,
+                seeds_at_once=1,
+                progress=partial(advance, arm),
+            )
+    return results
+
+
+def _table(setting: str, rows: list[dict]) -> Table:
+    table = Table(
+        title=f"{setting}: {rows[0]['num_seeds']} seeds, {rows[0]['budget']} comparisons",
+        caption="means over seeds [95%] after the last round; start: the prior's draws; half: "
+        "median comparisons to half of the base's KL(q || p0) (share of seeds never there)",
+    )
+    names = MEASURES[setting]
+    for heading in ("arm", *names, "half"):
+        table.add_column(heading, justify="left" if heading == "arm" else "right")
+    start = [format_interval(rows[0]["start"][name], interval=False) for name in names]
+    table.add_row("start", *start, "")
+    for row in rows:
+        cells = [format_interval(row[name]) for name in names]
+        table.add_row(row["arm"], *cells, row["half"]["text"])
+    return table
+
+
+if __name__ == "__main__":
+    binary.main(Config, experiment)

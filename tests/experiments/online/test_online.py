@@ -1,0 +1,354 @@
+"""Online: the population's law, what members say, exact and sampled measures, the binary."""
+
+import csv
+import dataclasses
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+
+from experiments.common import chunks
+from experiments.common.binary import UsageError
+from experiments.online import measures, population, process, run
+from experiments.online.config import Config
+from experiments.online.members import (
+    make_candidates,
+    make_ensemble,
+    member_log_probs,
+    member_params,
+    member_samples,
+    next_token_laws,
+)
+from experiments.online.world import (
+    Given,
+    Responses,
+    all_responses,
+    base_log_probs,
+    base_samples,
+    load_world,
+)
+from shatter import documents, losses, models
+from shatter.types import Query
+
+WORDS = ["a", ".", "saw", "found", "happy", "very", "friend", "mom"]
+WORDS += ["dog", "cat", "big", "shiny", "red", "little", "small", "pretty"]
+TINY = {
+    "prompts": ("saw a", "a dog found a"),
+    "num_seeds": 2,
+    "max_length": 3,
+    "num_members": 2,
+    "rank": 2,
+    "num_rounds": 2,
+    "queries_per_round": 2,
+    "num_candidates": 4,
+    "num_steps": 1,
+    "batch_size": 2,
+    "pool_size": 6,
+    "num_samples": 4,
+    "chunk_rounds": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random model of the Llama family with a token a word."""
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    vocabulary = {name: n for n, name in enumerate(["<unk>", "<s>", "</s>", *WORDS])}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(["<s>", "</s>"])
+    config = models.TransformerConfig(
+        vocab_size=len(vocabulary),
+        max_length=16,
+        width=8,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        mlp_width=8,
+        norm="rms",
+        activation="silu",
+        gated=True,
+        rope=models.Rope(),
+        qkv_bias=False,
+        attention_out_bias=False,
+        mlp_bias=False,
+        tied=True,
+        head_bias=False,
+        bos=1,
+        eos=(2,),
+    )
+    with jax.enable_x64(False):
+        params = models.transformer(config).init(jax.random.key(7))
+        embedding = params["params"]["token_embedding"]
+        embedding["embedding"] = 6 * embedding["embedding"]  # it is tied: laws far from uniform
+        models.save_pretrained(path, config, params)
+    backend.save(str(path / "tokenizer.json"))
+    special = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
+    (path / "tokenizer_config.json").write_text(json.dumps(special))
+    return path
+
+
+def tiny(folder, tmp_path, **changes):
+    values = {"model_name_or_path": str(folder), "run_dir": str(tmp_path / "run"), **TINY}
+    return Config(**{**values, **changes})
+
+
+def load(folder, tmp_path, setting, **changes):
+    """The world and what is given, with members as far apart as a prior scale of 1 says."""
+    world, params = load_world(tiny(folder, tmp_path, setting=setting, **changes))
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), params)
+    log_z = jax.jit(partial(process.log_normalisers, world))(params, jax.random.key(0))
+    return world, Given(params, log_z, jnp.ones(()))
+
+
+def draw_members(world, given, prior_scale=1.0):
+    ensemble = make_ensemble(world, given.params, jnp.asarray(prior_scale))
+    return ensemble, jax.jit(ensemble.init)(jax.random.key(3))[1]
+
+
+def next_laws(world, params):
+    """Log-probs of the token after every prompt, without padding."""
+    rows = [jnp.array([[1, *world.tokenizer.encode(prompt)]]) for prompt in TINY["prompts"]]
+    return jnp.stack([jax.nn.log_softmax(world.lm.apply(params, row)[0, -1]) for row in rows])
+
+
+def one_of(own, m):
+    return jax.tree.map(lambda leaf: leaf[m], own)
+
+
+def test_the_population_is_as_documented(folder, tmp_path, float64):
+    world, given = load(folder, tmp_path, "closed")
+
+    @jax.jit
+    def compute(params):
+        everything = all_responses(world, params)
+        log_p0 = base_log_probs(world, params, everything)
+        log_q = log_p0 + population.log_tilt(world, given._replace(params=params), everything)
+        return everything, log_q, next_laws(world, params)
+
+    everything, log_q, base = compute(given.params)
+    for p0, found in zip(np.exp(base), np.asarray(log_q), strict=True):
+        text = [world.tokenizer.decode([token]) for token in range(len(p0))]
+        likes = [(t in ("happy", "very")) * 1.0 - (t in ("friend", "mom")) for t in text]
+        assert set(likes) == {-1, 0, 1}
+        first, second = p0 * np.exp(5 * np.array(likes)), p0 * np.exp(-5 * np.array(likes))
+        expected = 0.7 * first / first.sum() + 0.3 * second / second.sum()
+        np.testing.assert_allclose(np.exp(found), expected, rtol=1e-10)
+    pair = jnp.argsort(log_q[1])[-3:-1]
+    query = Query(
+        jnp.array(1), everything.tokens[1, pair], everything.mask[1, pair], pair, jnp.ones(2, bool)
+    )
+    ranks = jax.jit(
+        lambda keys: jax.vmap(population.make_rater(world, given), in_axes=(0, None))(keys, query)
+    )(jax.random.split(jax.random.key(0), 4000))
+    chance = jax.nn.sigmoid(log_q[1, pair[0]] - log_q[1, pair[1]])
+    assert 0.05 < chance < 0.95
+    np.testing.assert_allclose(np.mean(ranks[:, 0] == 1), chance, atol=4 * 0.5 / 4000**0.5)
+
+
+def test_inclusive_learning_from_infinitely_many_answers_ends_in_q(folder, tmp_path, float64):
+    world, given = load(folder, tmp_path, "closed")
+    everything = all_responses(world, given.params)
+    log_p0 = jax.jit(partial(next_laws, world))(given.params)[0]
+    log_q = log_p0 + jax.jit(partial(population.log_tilt, world, given))(everything)[0]
+    pairs = jnp.stack(jnp.triu_indices(len(log_q), k=1), axis=-1)
+    chances = jax.nn.softmax(log_q[pairs])
+
+    def expected_loss(logits):
+        log_pi = jax.nn.log_softmax(logits)
+        ranks = jnp.array([[1, 2], [2, 1]])
+        of_answer = lambda ranks: losses.ilhf_ranking_loss(
+            log_pi[pairs], jnp.broadcast_to(ranks, pairs.shape)
+        )
+        return jnp.mean(jnp.sum(chances * jax.vmap(of_answer)(ranks).T, axis=-1))
+
+    of = jax.jit(jax.value_and_grad(expected_loss))
+    (at_q, gradient), (at_p0, away) = of(log_q), of(log_p0)
+    np.testing.assert_allclose(gradient, 0.0, atol=1e-12)
+    assert jnp.abs(away).max() > 1e-3 and at_q < at_p0
+
+
+def test_members_score_as_whole_models(folder, tmp_path, float64):
+    world, given = load(folder, tmp_path, "open")
+    ensemble, own = draw_members(world, given)
+
+    @jax.jit
+    def both(own, params):
+        drawn = member_samples(world, params, own, jax.random.key(1), 6)
+        score = lambda own: member_log_probs(world, ensemble, params, own, drawn)
+        expected = []
+        for m in range(2):
+            whole = member_params(world, params, one_of(own, m))
+            for p in range(2):  # without padding, and without split layers
+                start = (2, 0)[p]  # "saw a" is shorter than "a dog found a" by two
+                tokens, mask = drawn.tokens[p, :, start:], drawn.mask[p, :, start:]
+                expected.append(documents.log_prob(world.lm.apply(whole, tokens), tokens, mask))
+        return drawn, jax.vmap(score)(own), jnp.stack(expected)
+
+    drawn, found, expected = both(own, given.params)
+    np.testing.assert_allclose(found, expected.reshape(found.shape), atol=1e-10)
+    ended = np.isin(drawn.tokens, world.ends) & drawn.mask
+    assert not (ended[..., :-1] & drawn.mask[..., 1:]).any()  # a response ends with its sentence
+
+
+def test_exact_measures_against_a_direct_computation(folder, tmp_path, float64):
+    world, given = load(folder, tmp_path, "closed")
+    ensemble, own = draw_members(world, given)
+
+    @jax.jit
+    def compute(own, params):
+        everything = all_responses(world, params)
+        log_q = base_log_probs(world, params, everything)
+        log_q = log_q + population.log_tilt(world, given, everything)
+        laws = [next_laws(world, member_params(world, params, one_of(own, m))) for m in range(2)]
+        scores = [  # looked up in the laws, and as of any response
+            member_log_probs(w, ensemble, params, one_of(own, 1), everything)
+            for w in (world, world._replace(is_closed=False))
+        ]
+        measure = partial(measures.closed, world, given, ensemble)
+        of_p0 = measure(jax.tree.map(jnp.zeros_like, own))
+        return measure(own), of_p0, log_q, jnp.stack(laws), scores
+
+    found, of_p0, log_q, laws, scores = compute(own, given.params)
+    mixture, q = np.exp(laws).mean(axis=0), np.exp(log_q)
+    np.testing.assert_allclose(found["kl"], np.mean(np.sum(q * (log_q - np.log(mixture)), 1)))
+    np.testing.assert_allclose(found["total_variation"], np.abs(q - mixture).sum(1).mean() / 2)
+    np.testing.assert_allclose(found["entropy"], -np.mean(np.sum(mixture * np.log(mixture), 1)))
+    np.testing.assert_allclose(of_p0["kl"], of_p0["base_kl"], rtol=1e-9)
+    np.testing.assert_allclose(of_p0["kl_to_base"], 0.0, atol=1e-12)
+    for score in scores:
+        np.testing.assert_allclose(score, laws[1], atol=1e-10)
+
+
+def test_sampled_measures_estimate_the_exact_ones(folder, tmp_path):
+    """On responses of one token, where both are known."""
+    world, given = load(folder, tmp_path, "closed", taste=3.0)
+    ensemble, own = draw_members(world, given, prior_scale=6.0)
+
+    @jax.jit
+    def both(own, params, key):
+        given_here = given._replace(params=params)
+        pool = base_samples(world, params, key, 4000)
+        log_p0 = base_log_probs(world, params, pool)
+        tilt = population.log_tilt(world, given_here, pool)
+        tilts = population.log_tilts(world, given_here, pool)
+        none = jnp.zeros((2, 1, 2), int)
+        held_out = measures.HeldOut(pool, log_p0, tilts, none, none[..., 0], none, none[..., 0])
+        score = lambda own: member_log_probs(world, ensemble, params, own, pool)
+        found = measures._from_pool(world, held_out, jax.vmap(score)(own))
+        at_q = measures._from_pool(world, held_out, (log_p0 + tilt)[None])
+        return found, at_q, measures.closed(world, given_here, ensemble, own)
+
+    found, at_q, exact = both(own, given.params, jax.random.key(5))
+    for name in ("kl", "kl_majority", "kl_minority"):
+        np.testing.assert_allclose(found[name], exact[name], atol=0.06)
+    assert abs(at_q["kl"]) < 0.03 and exact["kl"] > 0.2
+
+
+def test_texts_are_counted(folder, tmp_path):
+    world, _ = load_world(tiny(folder, tmp_path, setting="open"))
+    index = {word: 3 + n for n, word in enumerate(WORDS)}
+    texts = ["big big .", "big big .", "little red saw", "small ."]
+    rows = [[index[word] for word in text.split()] for text in texts]
+    tokens = jnp.array([[11, 11, *row, *[2] * (3 - len(row))] for row in rows])
+    mask = jnp.array(
+        [[False, False, *[True] * len(row), *[False] * (3 - len(row))] for row in rows]
+    )
+    found = measures._texts(world, Responses(jnp.array([0]), tokens[None], mask[None]))
+    np.testing.assert_allclose(found["likes_majority"], 3 / 4)
+    np.testing.assert_allclose(found["likes_minority"], 2 / 4)
+    np.testing.assert_allclose(found["distinct"], 5 / 7)
+    sets = [set(text.split()) for text in texts]
+    distance = [1 - len(a & b) / len(a | b) for i, a in enumerate(sets) for b in sets[:i]]
+    np.testing.assert_allclose(found["pairwise"], np.mean(distance), rtol=1e-6)
+    np.testing.assert_allclose(found["length"], 11 / 4)
+    both = population.mentions(tokens, mask, ((index["red"], index["saw"]), (index["small"],)))
+    assert both.tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize("source", ["base", "members"])
+def test_candidates_come_from_where_they_should(folder, tmp_path, source):
+    world, given = load(folder, tmp_path, "closed")
+    ensemble, own = draw_members(world, given, prior_scale=6.0)
+
+    @jax.jit
+    def draw(keys, params, own):
+        candidates = make_candidates(world, source)
+        drawn = jax.vmap(candidates, in_axes=(0, None, None))(keys, params, own)
+        laws = jax.vmap(lambda own: next_token_laws(world, ensemble, params, own))(own)
+        return drawn, jnp.exp(laws), jnp.exp(next_laws(world, params))
+
+    keys = jax.random.split(jax.random.key(2), 3000)
+    drawn, laws, base = draw(keys, given.params, own)
+    assert jnp.abs(laws - base[None]).sum(-1).min() > 0.2  # the members are not the base
+    expected = {"base": jnp.stack([base, base]), "members": laws}[source]
+    for p in range(2):
+        said = np.asarray(drawn.tokens[drawn.prompt_id == p, :, -1])
+        for m, part in enumerate((said[:, :2], said[:, 2:])):  # a member's share
+            found = np.bincount(part.ravel(), minlength=base.shape[1]) / part.size
+            np.testing.assert_allclose(found, expected[m, p], atol=4 * 0.5 / part.size**0.5)
+
+
+def test_a_resumed_run_has_the_same_bits(folder, tmp_path):
+    world, given = load(folder, tmp_path, "open")
+    inputs = (
+        jax.random.split(jax.random.key(0), 2),
+        jax.tree.map(lambda leaf: jnp.repeat(leaf[None], 2, axis=0), given),
+    )
+    plan = chunks.equal_chunks(2, 2, 1)
+    the_run = partial(chunks.run_seeds, process.make_process(world, "infomax"), inputs)
+    whole = the_run(tmp_path / "whole", plan, seeds_at_once=1)
+
+    def killed(rounds):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        the_run(tmp_path / "cut", plan, seeds_at_once=1, progress=killed)
+    assert not (tmp_path / "cut" / "metrics.npz").exists()
+    resumed = the_run(tmp_path / "cut", plan, seeds_at_once=1)
+    for name, values in whole.items():
+        np.testing.assert_array_equal(values, resumed[name])
+    assert np.ptp(whole["kl"], axis=1).min() > 0  # it learned
+
+
+def test_a_run_writes_its_folder(folder, tmp_path, capsys):
+    config = tiny(folder, tmp_path, arms=("double_thompson",))
+    run.experiment(config)
+    out = tmp_path / "run" / "closed"
+    with (out / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["arm"] for row in rows} == {"passive", "double_thompson"}
+    kl = [row for row in rows if row["metric"] == "kl"]
+    assert {(row["seed"], row["step"]) for row in kl} == {(s, q) for s in "01" for q in "024"}
+    starts = {(row["seed"], row["value"]) for row in kl if row["step"] == "0"}
+    assert len(starts) == 2  # the arms begin alike
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary[0]["difference"]["kl"]["mean"] == 0 != summary[1]["difference"]["kl"]["mean"]
+    assert (out / "online.png").stat().st_size > 10_000
+    before = (out / "metrics.csv").read_text()
+    run.experiment(config)
+    assert (out / "metrics.csv").read_text() == before
+    assert "double_thompson" in capsys.readouterr().out
+    with pytest.raises(UsageError, match=r"taste: found None, wanted 2\.0"):
+        run.experiment(dataclasses.replace(config, taste=2.0))
+
+
+def test_bad_flags(folder, tmp_path):
+    for changes, message in (
+        ({"arms": ("lucky",)}, r"unknown arm 'lucky'; the known ones are: passive, pool_infomax"),
+        ({"setting": "ajar"}, r"unknown setting 'ajar'; the known ones are: closed, open"),
+        ({"num_seeds": 1}, r"--num_seeds must be at least 2, found 1"),
+        ({"taste": -1.0}, r"--taste must be positive, found -1"),
+        ({"minority": 1.0}, r"--minority must be between 0 and 1, found 1"),
+        ({"num_candidates": 5}, r"--num_candidates must be a multiple of --num_members.* 5 and 2"),
+        ({"adapted_blocks": 2}, r"--adapted_blocks must be from 1 to 1"),
+        ({"max_length": 12, "setting": "open"}, r"5 \+ 12 tokens, over the model's 16"),
+        ({"prompts": ("saw a", "")}, r"--prompts must be texts that are not empty"),
+        ({"model_name_or_path": "nowhere"}, r"--model_name_or_path=nowhere: there is no folder"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            run.experiment(tiny(folder, tmp_path, **changes))
