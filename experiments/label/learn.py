@@ -75,8 +75,8 @@ def learn(bench: Bench) -> Bench:
         after = bench._replace(ensemble=ensemble._replace(members=members))
         if not np.isfinite(utilities(after, np.arange(len(bench.pool.items)))).all():
             raise UsageError(
-                f"after learning from {len(answers)} answers the members' utilities are not finite; "
-                "nothing was saved: begin a project with a lower --learning_rate and import the "
+                f"after {len(answers)} answers the members' utilities are not finite; nothing "
+                "was saved: begin a project with a lower --learning_rate and import the "
                 f"answers of {bench.folder} there"
             )
         history = [*ensemble.history, measure(after, answers)]
