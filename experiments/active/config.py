@@ -62,19 +62,19 @@ class Config:
     """Comparisons a step; 0 = all; not given = the kind's own."""
 
     batches: tuple[int, ...] = ()
-    """Queries a round, stage by stage; none = the kind's own, 10 25 50 (adapters: 20 40)."""
+    """Queries a round, stage by stage; none = the kind's own, 10 25 50 (adapters: 40)."""
 
     until: tuple[int, ...] = ()
-    """Queries in all at the end of each stage; none = the kind's own, 100 400 1600 (adapters: 80
+    """Queries in all at the end of each stage; none = the kind's own, 100 400 1600 (adapters:
     400)."""
 
     num_candidates: int | None = None
     """Queries of the pool, not yet asked, drawn at random every round, among which the arm chooses;
-    not given = 2000, adapters 300."""
+    not given = 2000, adapters 200."""
 
     held_out_pairs: int | None = None
-    """Most held-out pairs of new items, and of known ones, to judge by; 0 = all; not given = all,
-    adapters 250."""
+    """Most held-out pairs of new items to judge by, and of known ones a quarter as many; 0 = all;
+    not given = all, adapters 250."""
 
     boltzmann_temperature: float = 2.0
     """Temperature of the boltzmann arm."""
@@ -165,12 +165,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "adapters": {
         "num_seeds": 8,
         "num_members": 8,
-        "batches": (20, 40),
-        "until": (80, 400),
-        "num_candidates": 300,
+        "batches": (40,),
+        "until": (400,),
+        "num_candidates": 200,
         "held_out_pairs": 250,
-        "prior_scale": 0.3,
-        "learning_rate": 0.01,
+        "prior_scale": 0.2,
+        "learning_rate": 0.003,
         "num_steps": 10,
         "batch_size": 32,
         "seeds_at_once": 1,

@@ -25,7 +25,7 @@ from shatter import models
 from shatter.types import Params
 
 FREE = ("run_dir", "data_dir", "ensembles", "arms")
-SECONDS = {"heads": 9.0, "epinet": 20.0, "adapters": 120.0}  # a seed of an arm, at full size
+SECONDS = {"heads": 5.0, "epinet": 9.0, "adapters": 45.0}  # a seed of an arm, at full size
 
 
 def check(config: Config) -> list[Setting]:

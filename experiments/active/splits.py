@@ -59,7 +59,8 @@ def load_divisions(
       name: of the data set.
       seeds: S seeds.
       data_dir: folder of the data; None = that which SHATTER_DATA_DIR names.
-      held_out_pairs: most pairs of known and of new items, drawn at random; 0 = all.
+      held_out_pairs: most pairs of new items, drawn at random, and of known ones a quarter as
+        many; 0 = all.
 
     Returns:
       All texts, each with its prompt, and the divisions with a leading axis S on every array,
@@ -95,7 +96,7 @@ def divide(
       new: rows of new items.
       items: numbers of all texts so far; new ones are added.
       rng: draws the pairs to judge by.
-      held_out_pairs: most of them, of known and of new items each; 0 = all.
+      held_out_pairs: as in `load_divisions`.
 
     Returns:
       The division.
@@ -104,7 +105,8 @@ def divide(
     pool = _votes(baselines.to_pairs(train), local)
     num_in_pool = len(local)
     of_known, of_new = (
-        _some(_votes(baselines.to_pairs(rows), local), rng, held_out_pairs) for rows in (known, new)
+        _some(_votes(baselines.to_pairs(rows), local), rng, most)
+        for rows, most in ((known, -(-held_out_pairs // 4)), (new, held_out_pairs))
     )
     judged = np.unique(np.concatenate([of_known.items.ravel(), of_new.items.ravel()]))
     of_known, of_new = (
