@@ -75,7 +75,11 @@ def level(
 
     seeds = np.arange(len(curves))
     asked, random, censored = by_means(seeds)
-    ratio = lambda numbers: by_means(numbers)[1] / by_means(numbers)[0]
+
+    def ratio(numbers: np.ndarray) -> float:
+        mine, theirs, _ = by_means(numbers)
+        return theirs / mine
+
     low, high = bootstrap_interval(ratio, seeds, rng=np.random.default_rng(0))
     value = float(baseline.mean(axis=0)[column])
     _, never = queries_to_level(curves, queries, value)
