@@ -149,8 +149,9 @@ def _from_pool(world: World, held_out: HeldOut, members: Array) -> Metrics:
     KL is estimated from samples of p0, weighted by what they are tilted by,
 
     `sum_i w_i (tilt_i + log p0(x_i) - log pi(x_i)) - log mean_i exp tilt_i`, `w_i` in proportion to
-    `exp tilt_i`: self-normalised, so that the error of Z is not in it, and 0 where the pool says
-    pi = q.
+    `exp tilt_i`: self-normalised, so that the error of the estimated Z_g is not in it. At pi = q it
+    is minus the log of the mean of exp tilt over the pool, on average half of that mean's relative
+    variance: its bias.
     """
     log_ratio = held_out.log_p0 - ensembles.mixture_log_probs(members)
 

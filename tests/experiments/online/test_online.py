@@ -293,8 +293,9 @@ def test_candidates_come_from_where_they_should(folder, tmp_path, source):
             np.testing.assert_allclose(found, expected[m, p], atol=4 * 0.5 / part.size**0.5)
 
 
-def test_a_resumed_run_has_the_same_bits(folder, tmp_path):
-    world, given = load(folder, tmp_path, "open")
+@pytest.mark.parametrize("setting", ["closed", pytest.param("open", marks=pytest.mark.slow)])
+def test_a_resumed_run_has_the_same_bits(folder, tmp_path, setting):
+    world, given = load(folder, tmp_path, setting)
     inputs = (
         jax.random.split(jax.random.key(0), 2),
         jax.tree.map(lambda leaf: jnp.repeat(leaf[None], 2, axis=0), given),
@@ -315,6 +316,7 @@ def test_a_resumed_run_has_the_same_bits(folder, tmp_path):
     assert np.ptp(whole["kl"], axis=1).max() > 0  # it learned
 
 
+@pytest.mark.slow
 def test_a_run_writes_its_folder(folder, tmp_path, capsys):
     config = tiny(folder, tmp_path, arms=("double_thompson",))
     run.experiment(config)
