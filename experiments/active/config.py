@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from experiments.common import binary
+from experiments.common import binary, learners
 from experiments.common.binary import UsageError
 from experiments.common.chunks import Chunk
 
@@ -20,7 +20,7 @@ class Config:
     dataset: str = "ukp_humour"
     """Known: ukp_humour, newyorker_captions, ukp_convarg."""
 
-    ensembles: tuple[str, ...] = ("heads", "epinet")
+    ensembles: tuple[learners.Kind, ...] = ("heads", "epinet")
     """What learns. heads: linear heads on frozen features; epinet: an epinet on the same; adapters:
     low-rank adapters on the last block."""
 
@@ -99,7 +99,7 @@ class Config:
 class Setting:
     """What a kind of ensemble runs with: the config's values, or the kind's own."""
 
-    kind: str
+    kind: learners.Kind
     config: Config
     num_seeds: int
     num_members: int
@@ -112,6 +112,20 @@ class Setting:
     num_candidates: int
     held_out_pairs: int
     seeds_at_once: int
+
+    @property
+    def learner(self) -> learners.Setting:
+        """How its members learn."""
+        return learners.Setting(
+            kind=self.kind,
+            num_members=self.num_members,
+            prior_scale=self.prior_scale,
+            learning_rate=self.learning_rate,
+            num_steps=self.num_steps,
+            batch_size=self.batch_size or None,
+            utility_scale=self.config.utility_scale,
+            lora_r=self.config.lora_r,
+        )
 
     @property
     def budget(self) -> int:

@@ -2,21 +2,22 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from experiments.active.config import Setting
-from experiments.active.learners import Learner, Table, make_learner
 from experiments.active.splits import Division, Numbers, Votes
 from experiments.common.chunks import Chunk, Process
+from experiments.common.frozen import Table
+from experiments.common.learners import Learner, make_learner, table_comparisons
 from shatter import ensembles, evaluation, exploration, training
 from shatter.models import TransformerConfig
 from shatter.numerics import LOG_ZERO
 from shatter.training import Store
 from shatter.training.store import empty_store
-from shatter.types import Array, Comparison, Key, Metrics, Params, Query
+from shatter.types import Array, Comparison, Key, Metrics, Params
 
 BINS = 10  # of the calibration
 JOINT_DRAWS = 256
@@ -60,7 +61,7 @@ class Problem(NamedTuple):
     """
 
     key: Key
-    table: Table
+    table: Any
     log_prob: Numbers
     division: Division
     base: Params
@@ -147,7 +148,13 @@ def _learner(
     setting: Setting, transformer: TransformerConfig | None, problem: Problem, table: Table
 ) -> Learner:
     width = table["features"].shape[-1] if "features" in table else 0
-    return make_learner(setting, transformer, problem.base, width, problem.prior_scale)
+    return make_learner(
+        setting.learner,
+        transformer,
+        problem.base,
+        num_features=width,
+        prior_scale=problem.prior_scale,
+    )
 
 
 def _choose(
@@ -184,13 +191,7 @@ def answers(key: Key, pool: Votes, queries: Array) -> Comparison:
 
 
 def _comparisons(items: Array, answers: Array) -> Comparison:
-    num = len(items)
-    nothing = jnp.zeros((num, 2, 1), int)  # texts are known by their number in the table
-    valid = jnp.ones((num, 2), bool)
-    query = Query(jnp.zeros(num, int), nothing, nothing == 1, items, valid)
-    unknown = jnp.full(num, -1)
-    ranks = jnp.asarray(RANKS)[answers]
-    return Comparison(query, ranks, jnp.ones(num), unknown, unknown)
+    return table_comparisons(items, jnp.asarray(RANKS)[answers], jnp.ones(len(items)))
 
 
 def _evaluate(learner: Learner, state: State) -> Metrics:

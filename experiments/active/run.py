@@ -11,19 +11,26 @@ from rich.table import Table
 
 from experiments.active import plot, process
 from experiments.active.config import Config, Setting, settings
-from experiments.active.learners import SCALE_PAIRS, adapter_prior_scale
 from experiments.active.splits import Division, load_divisions
 from experiments.active.summary import LEVELS, Results, summarise
-from experiments.active.tables import Frozen, feature_table, hidden_table, load_frozen
 from experiments.common import binary, chunks, run_folder
 from experiments.common.binary import UsageError
+from experiments.common.frozen import (
+    Frozen,
+    feature_table,
+    hidden_table,
+    load_frozen,
+    standardised,
+)
 from experiments.common.intervals import Interval
+from experiments.common.learners import adapter_prior_scale, layers_of
 from experiments.common.progress import open_console, progress_bar
 from experiments.finetune.baselines import Item
 from experiments.finetune.judgements import DATASETS
 from shatter import models
 from shatter.types import Params
 
+SCALE_PAIRS = 64  # of the pool, by which the prior scale of adapters is set
 FREE = ("run_dir", "data_dir", "ensembles", "arms")
 SECONDS = {"heads": 5.0, "epinet": 9.0, "adapters": 45.0}  # a seed of an arm, at full size
 
@@ -148,7 +155,7 @@ def make_inputs(setting: Setting, model: Frozen, folder: Path) -> process.Proble
     base: Params = ()
     scale: Params = np.full(len(seeds), setting.prior_scale, np.float32)
     if setting.kind == "adapters":
-        table, base, scale = _adapter_inputs(setting, model, items, division)
+        table, base, scale = _adapter_inputs(setting, model, items, division, folder)
     else:
         table = {"features": _standardised(features["features"], division)}
     return process.Problem(keys, table, log_prob, division, base, scale)
@@ -161,28 +168,32 @@ def _as_given(division: Division) -> Division:
 
 
 def _standardised(features: np.ndarray, division: Division) -> np.ndarray:
-    found = []
-    for texts, in_pool in zip(division.texts, division.in_pool, strict=True):
-        own = features[texts]
-        centre, spread = own[in_pool].mean(axis=0), own[in_pool].std(axis=0)
-        found.append((own - centre) / np.maximum(spread, 1e-6))
+    found = [
+        standardised(features[texts], features[texts][in_pool])
+        for texts, in_pool in zip(division.texts, division.in_pool, strict=True)
+    ]
     return np.stack(found).astype(np.float32)
 
 
 def _adapter_inputs(
-    setting: Setting, model: Frozen, items: list[Item], division: Division
+    setting: Setting, model: Frozen, items: list[Item], division: Division, folder: Path
 ) -> tuple[dict[str, np.ndarray], Params, np.ndarray]:
     """Tables of hidden states, the base above them, and the prior's scale, `[S]` on all."""
     num_seeds = setting.num_seeds
-    hidden = hidden_table(model, items, max_length=setting.config.adapter_length)
-    layers = models.split_layers(model.config, model.config.num_layers - 1)
-    base = layers.upper_params(model.params)
+    hidden = hidden_table(
+        model,
+        items,
+        max_length=setting.config.adapter_length,
+        layer=model.config.num_layers - setting.learner.adapted_layers,
+        file=folder / "hidden.npz",
+    )
+    base = layers_of(setting.learner, model.config).upper_params(model.params)
     pairs = division.texts[0][division.pool.items[0, :SCALE_PAIRS]]
     numbers, pairs = np.unique(pairs, return_inverse=True)
     some = {name: values[numbers] for name, values in hidden.items()}
     find = jax.jit(
         lambda key, base, some, pairs: adapter_prior_scale(
-            key, setting, model.config, base, some, pairs
+            key, setting.learner, model.config, base, some, pairs
         ),
         compiler_options=chunks.compiler_options(),
     )

@@ -120,16 +120,29 @@ def _program(config: models.TransformerConfig, layer: int | None) -> Callable[..
     """`(params, tokens, mask, valid) -> rows`: of hidden states below a block, or of features."""
 
     def of_batch(params: Params, tokens: Array, mask: Array, valid: Array) -> Table:
+        if layer is not None:
+            return hidden_rows(config, layer, params, tokens, mask, valid)
         logits = models.transformer(config).apply(params, tokens, valid=valid)
-        log_prob = mean_log_prob(logits, tokens, mask)
-        if layer is None:
-            features = layer_features(config, params, tokens, mask, valid)
-            return {"features": features, "log_prob": log_prob}
-        hidden = models.split_layers(config, layer).lower(params, tokens, valid=valid)
-        rows = {"hidden": hidden, "tokens": tokens, "mask": mask, "valid": valid}
-        return {**rows, "log_prob": log_prob}
+        features = layer_features(config, params, tokens, mask, valid)
+        return {"features": features, "log_prob": mean_log_prob(logits, tokens, mask)}
 
     return jax.jit(of_batch, compiler_options=compiler_options())
+
+
+def hidden_rows(
+    config: models.TransformerConfig,
+    layer: int,
+    params: Params,
+    tokens: Array,
+    mask: Array,
+    valid: Array,
+) -> Table:
+    """Rows of `hidden_table` from documents `[B, T]`."""
+    layers = models.split_layers(config, layer)
+    hidden = layers.lower(params, tokens, valid=valid)
+    logits = layers.upper.apply(layers.upper_params(params), hidden, valid=valid)
+    rows = {"hidden": hidden, "tokens": tokens, "mask": mask, "valid": valid}
+    return {**rows, "log_prob": mean_log_prob(logits, tokens, mask)}
 
 
 def layer_features(

@@ -71,7 +71,7 @@ class Learner(NamedTuple):
 
 def make_learner(
     setting: Setting,
-    transformer: models.TransformerConfig,
+    transformer: models.TransformerConfig | None,
     base: Params,
     *,
     num_features: int,
@@ -81,7 +81,7 @@ def make_learner(
 
     Args:
       setting: the kind of ensemble and how it learns.
-      transformer: of the frozen model.
+      transformer: adapters: of the frozen model.
       base: adapters: the parameters of its last blocks, `upper_params` of `layers_of`.
       num_features: heads and epinets: width of the features.
       prior_scale: as in the ensemble's own function.
@@ -92,6 +92,7 @@ def make_learner(
     num_members = setting.num_members
     utility: Callable[[Any, Params, Table], Array]
     if setting.kind == "adapters":
+        assert transformer is not None
         upper = layers_of(setting, transformer).upper
         ensemble = ensembles.adapters(
             upper, base, setting.lora, num_members=num_members, prior_scale=prior_scale

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from experiments.active import learners, splits, tables
+from experiments.active import splits
 from experiments.active.config import Config, settings
+from experiments.common import frozen, learners
 from shatter import ensembles, evaluation, models
 from shatter.data import Row
 
@@ -29,7 +30,7 @@ def texts(float64):
 
 def test_features_are_means_over_a_texts_tokens_after_each_block(texts):
     params, tokens, mask, valid = texts
-    features = jax.jit(functools.partial(tables.layer_features, MODEL))
+    features = jax.jit(functools.partial(frozen.layer_features, MODEL))
     found = features(params, tokens, mask, valid)
     assert found.shape == (5, 3 * 8)
     for depth in (1, 2, 3):
@@ -47,19 +48,20 @@ def test_features_are_means_over_a_texts_tokens_after_each_block(texts):
 def adapters(texts):
     params, tokens, mask, valid = texts
     (setting,) = settings(Config(ensembles=("adapters",), num_members=4))
-    table = jax.jit(tables.hidden_rows, static_argnums=0)(MODEL, params, tokens, mask, valid)
-    return setting, models.split_layers(MODEL, 2).upper_params(params), table
+    rows = jax.jit(frozen.hidden_rows, static_argnums=(0, 1))
+    table = rows(MODEL, 2, params, tokens, mask, valid)
+    return setting.learner, models.split_layers(MODEL, 2).upper_params(params), table
 
 
 def test_the_utility_of_a_row_is_that_of_the_tokens_by_the_whole_model(texts):
     params, tokens, _, valid = texts
     setting, base, table = adapters(texts)
-    learner = learners.make_learner(setting, MODEL, base, 0, 0.7)
+    learner = learners.make_learner(setting, MODEL, base, num_features=0, prior_scale=0.7)
     shared, own = jax.jit(learner.ensemble.init)(jax.random.key(2))
     items = jnp.array([[3, 1], [0, 4]])
     found = jax.jit(learner.utilities)((shared, table), own, items)
     assert found.shape == (4, 2, 2)
-    lora = models.LoraConfig(4, 4.0, learners.LORA_TARGETS)
+    lora = setting.lora
     logits = jax.jit(models.transformer(MODEL).apply)
     for number in range(4):
         one = jax.tree.map(lambda leaf, n=number: leaf[n], own)
@@ -68,7 +70,7 @@ def test_the_utility_of_a_row_is_that_of_the_tokens_by_the_whole_model(texts):
         for place, item in np.ndenumerate(items):
             steps = range(2, valid[item].sum())
             means = [np.mean([law[item, t - 1, tokens[item, t]] for t in steps]) for law in laws]
-            expected = setting.config.utility_scale * (means[0] - means[1])
+            expected = setting.utility_scale * (means[0] - means[1])
             np.testing.assert_allclose(found[number][place], expected, atol=1e-10)
 
 
@@ -80,7 +82,7 @@ def test_the_prior_of_adapters_spreads_as_said(texts):
     @jax.jit
     def scale_and_spread(base, table):
         scale = learners.adapter_prior_scale(key, setting, MODEL, base, table, pairs)
-        learner = learners.make_learner(setting, MODEL, base, 0, scale)
+        learner = learners.make_learner(setting, MODEL, base, num_features=0, prior_scale=scale)
         shared, own = learner.ensemble.init(key)
         return scale, evaluation.disagreement(learner.utilities((shared, table), own, pairs))
 
