@@ -1,19 +1,17 @@
 """What all seeds have in common: the frozen base, the prompts, what the base says and scores."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from experiments.common import sources
 from experiments.common.binary import UsageError
+from experiments.common.frozen import load_frozen
 from experiments.online.config import LIKES, TASTES, Config, SettingName
 from shatter import documents, models
 from shatter.types import Array, Key, Params
 
 TARGETS = ("query", "value", "mlp_out")
-FILES = ("config", "generation_config", "tokenizer", "tokenizer_config", "weights")
 SENTENCE_ENDS = (".", "!", "?")
 Words = tuple[tuple[int, ...], ...]
 """Words, each the tokens of it."""
@@ -85,16 +83,7 @@ def load_world(config: Config) -> tuple[World, Params]:
     Raises:
       UsageError: if the model cannot be opened, or prompts or words do not fit it.
     """
-    folder = config.model_name_or_path
-    try:
-        if folder == "stories260k" and not Path(folder).exists():
-            found = [sources.locate(f"stories260k_{name}", config.data_dir) for name in FILES]
-            folder = str(found[0].parent)
-        sizes, params, tokenizer = models.load_pretrained(folder, dtype="float32")
-    except (FileNotFoundError, ImportError, ValueError) as error:
-        raise UsageError(f"--model_name_or_path={config.model_name_or_path}: {error}") from error
-    if tokenizer is None:
-        raise UsageError(f"{folder} has no tokenizer.json: put the model's beside its config.json")
+    sizes, params, tokenizer = load_frozen(config.model_name_or_path, config.data_dir)
     if not 1 <= config.adapted_blocks < sizes.num_layers:
         raise UsageError(
             f"--adapted_blocks must be from 1 to {sizes.num_layers - 1}, below the number of the "
