@@ -1,14 +1,18 @@
 """An absl binary whose flags are the fields of a frozen dataclass."""
 
+import errno
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 from absl import app, flags, logging
 from rich.console import Console
 
 Config = TypeVar("Config")
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a system says that has no room left for a file."""
 
 
 class UsageError(Exception):
@@ -20,7 +24,8 @@ def main(config_class: type[Config], experiment: Callable[[Config], None]) -> No
 
     Args:
       config_class: a frozen dataclass; its docstring and fields become `--help`.
-      experiment: the experiment. A `UsageError` ends the process with its message and status 1.
+      experiment: the experiment. A `UsageError`, or a full disk, ends the process with a message
+        and status 1.
     """
 
     def parse(argv: list[str]) -> list[str]:
@@ -33,10 +38,19 @@ def main(config_class: type[Config], experiment: Callable[[Config], None]) -> No
         try:
             experiment(parsed[0])
         except UsageError as error:
-            Console(stderr=True, highlight=False, soft_wrap=True).print(
-                f"error: {error}", markup=False
+            fail(str(error))
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            fail(
+                f"{error.strerror} ({error.filename or 'a file of the run'}): what was saved "
+                "before is whole; free some space and give the same command again"
             )
-            sys.exit(1)
+
+    def fail(message: str) -> NoReturn:
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(f"error: {message}", markup=False)
+        sys.exit(1)
 
     parsed: list[Config] = []
     app.run(run, flags_parser=parse)

@@ -36,12 +36,15 @@ class Frozen(NamedTuple):
     tokenizer: models.Tokenizer
 
 
-def load_frozen(name: str, data_dir: str | None = None) -> Frozen:
+def load_frozen(
+    name: str, data_dir: str | None = None, *, chat_template: str | None = None
+) -> Frozen:
     """Opens a model folder.
 
     Args:
       name: of `--model_name_or_path`; "stories260k" is the folder of that name in the data folder.
       data_dir: the data folder; None = that of SHATTER_DATA_DIR.
+      chat_template: of `--chat_template`: a file, or a name in `shatter.models.CHAT_TEMPLATES`.
 
     Returns:
       The model, in float32.
@@ -62,6 +65,13 @@ def load_frozen(name: str, data_dir: str | None = None) -> Frozen:
         raise UsageError(
             f"{folder} has no tokenizer.json: put that of the model beside its config.json"
         )
+    if chat_template is not None:
+        template = Path(chat_template)
+        if not template.is_file() and chat_template not in models.CHAT_TEMPLATES:
+            known = ", ".join(models.CHAT_TEMPLATES)
+            raise UsageError(f"--chat_template: no file {template} (known by name: {known})")
+        source = template.read_text() if template.is_file() else chat_template
+        tokenizer = tokenizer.with_chat_template(source)
     return Frozen(config, params, tokenizer)
 
 

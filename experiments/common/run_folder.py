@@ -17,7 +17,12 @@ CSV_COLUMNS = ("setting", "objective", "arm", "seed", "step", "metric", "value")
 
 
 def open_run_folder(
-    path: str, config: Any, *, free: Sequence[str] = ("run_dir",), **facts: str
+    path: str,
+    config: Any,
+    *,
+    free: Sequence[str] = ("run_dir",),
+    flag: str = "--run_dir",
+    **facts: str,
 ) -> Path:
     """Makes a run folder, or opens the one of an earlier run with the same config to resume it.
 
@@ -25,6 +30,7 @@ def open_run_folder(
       path: the folder.
       config: a frozen dataclass.
       free: its fields that may differ between a run and its resumption.
+      flag: that names the folder, for messages.
       **facts: what else a resumed run must share, for example a checksum of its data.
 
     Returns:
@@ -38,10 +44,11 @@ def open_run_folder(
     wanted = {name: value for name, value in wanted.items() if name not in free} | facts
     file = folder / "config.json"
     if not file.exists():
-        if folder.exists() and any(folder.iterdir()):
+        # A file half written by a process that was killed is nobody's.
+        if folder.exists() and any(file.suffix != ".tmp" for file in folder.iterdir()):
             raise UsageError(
                 f"{folder} holds files but no config.json, so it is no run folder: choose another "
-                "--run_dir"
+                f"{flag}"
             )
         folder.mkdir(parents=True, exist_ok=True)
         write_json(file, wanted)
@@ -60,7 +67,7 @@ def open_run_folder(
     if differing:
         raise UsageError(
             f"{folder} holds a run with another config ({'; '.join(differing)}): choose another "
-            "--run_dir, or give the same flags to resume it"
+            f"{flag}, or give the same flags to resume it"
         )
     return folder
 

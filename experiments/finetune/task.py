@@ -95,14 +95,9 @@ def load_model(config: Config) -> Pretrained:
     Raises:
       UsageError: if it cannot be opened; the message says what to pass.
     """
-    loaded, params, tokenizer = load_frozen(config.model_name_or_path, config.data_dir)
-    if config.chat_template is not None:
-        template = Path(config.chat_template)
-        if not template.is_file() and config.chat_template not in models.CHAT_TEMPLATES:
-            known = ", ".join(models.CHAT_TEMPLATES)
-            raise UsageError(f"--chat_template: no file {template} (known by name: {known})")
-        source = template.read_text() if template.is_file() else config.chat_template
-        tokenizer = tokenizer.with_chat_template(source)
+    loaded, params, tokenizer = load_frozen(
+        config.model_name_or_path, config.data_dir, chat_template=config.chat_template
+    )
     if config.max_length > loaded.max_length:
         raise UsageError(
             f"--max_length is {config.max_length}, over the {loaded.max_length} tokens of "

@@ -47,6 +47,10 @@ class Project:
     data_dir: str | None = None
     """Folder with stories260k; SHATTER_DATA_DIR if not given."""
 
+    chat_template: str | None = None
+    """File with a jinja chat template, where pool or answers are conversations and the tokenizer
+    has none."""
+
     ensemble: Kind = "heads"
     """What represents what is not yet known. heads: linear heads on features of the frozen model;
     epinet: an epinet on them; adapters: low-rank adapters, so that every member is a language

@@ -12,24 +12,17 @@ from scipy.special import log_softmax, logsumexp, softmax
 
 from experiments.common import run_folder
 from experiments.common.binary import UsageError
-from experiments.common.frozen import Item
 from experiments.common.learners import table_comparisons
 from experiments.finetune import baselines
 from experiments.label import plot
 from experiments.label.answers import Answer, Asked, check_known, current_answers
+from experiments.label.folder import answer_file, known_queries
 from experiments.label.project import Bench, Ensemble, item_key, save, utilities
 from experiments.label.project import learn as learn_members
-from experiments.label.propose import answer_file, known_queries
 from shatter import data, evaluation, training
 from shatter.data.files import json_line, write_atomically
 
 JOINT_DRAWS = 256
-
-
-def imported_items(folder: Path) -> list[Item]:
-    """The texts that imported queries are about."""
-    queries = [q for q in known_queries(folder).values() if not isinstance(q.round, int)]
-    return [(query.prompt, text) for query in queries for text in query.completions]
 
 
 def standing_answers(folder: Path) -> tuple[dict[str, Asked], list[Answer]]:
@@ -47,6 +40,8 @@ def standing_answers(folder: Path) -> tuple[dict[str, Asked], list[Answer]]:
 def learn(bench: Bench) -> Bench:
     """Updates the ensemble by all answers that stand; without a new one nothing changes.
 
+    Where every answer was taken back the members are those of the start again.
+
     Each member weighs an answer by its own draw, made of the answer's id: the same in every call.
     A call that is killed has done nothing; the next does it whole.
 
@@ -60,7 +55,7 @@ def learn(bench: Bench) -> Bench:
       UsageError: if there is no answer, or one is about an unknown query.
     """
     queries, answers = standing_answers(bench.folder)
-    if not answers:
+    if not answers and not bench.ensemble.number:
         raise UsageError(
             f"{answer_file(bench.folder)} has no answer that stands: answer some queries first"
         )
@@ -69,9 +64,7 @@ def learn(bench: Bench) -> Bench:
         start = Ensemble(ensemble.members, 0, [measure(bench, [])])
         ensemble, bench = start, bench._replace(ensemble=start)
     if ensemble.history[-1]["answers_sha256"] != digest:
-        key = jax.random.fold_in(jax.random.key(bench.config.seed), 6)
-        store = _store(bench, queries, answers, key)
-        members = learn_members(bench, store, jax.random.fold_in(key, ensemble.number + 1))
+        members = _taught(bench, queries, answers) if answers else bench.start
         after = bench._replace(ensemble=ensemble._replace(members=members))
         if not np.isfinite(utilities(after, np.arange(len(bench.pool.items)))).all():
             raise UsageError(
@@ -83,6 +76,12 @@ def learn(bench: Bench) -> Bench:
         bench = save(after, Ensemble(members, ensemble.number + 1, history))
     report(bench)
     return bench
+
+
+def _taught(bench: Bench, queries: dict[str, Asked], answers: Sequence[Answer]) -> training.Members:
+    key = jax.random.fold_in(jax.random.key(bench.config.seed), 6)
+    store = _store(bench, queries, answers, key)
+    return learn_members(bench, store, jax.random.fold_in(key, bench.ensemble.number + 1))
 
 
 def measure(bench: Bench, answers: Sequence[Answer]) -> dict[str, Any]:
@@ -106,10 +105,7 @@ def measure(bench: Bench, answers: Sequence[Answer]) -> dict[str, Any]:
         "disagreement": _disagreement(bench, _pool_pairs(bench)),
     }
     for name, rows in bench.held_out.items():
-        pairs = [one for one in rows if len(one.completions) == 2 and min(one.ranks) >= 0]
-        if not pairs:
-            raise UsageError(f"--eval_files: {name} has no comparison of two completions")
-        found = _scores(bench, pairs)
+        found = _scores(bench, rows)
         row |= {f"{name}/{measure}": v for measure, v in found.items() if np.isfinite(v)}
     return row
 

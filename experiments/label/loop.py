@@ -15,10 +15,11 @@ from experiments.common.frozen import load_frozen
 from experiments.label import asking
 from experiments.label.answers import Asked, Event
 from experiments.label.config import Loop
+from experiments.label.folder import answer_file, known_queries, proposed
 from experiments.label.learn import learn
 from experiments.label.pool import Votes
 from experiments.label.project import Bench, open_project
-from experiments.label.propose import answer_file, known_queries, propose, proposed
+from experiments.label.propose import propose
 from experiments.label.writer import open_writer
 from shatter import data, documents, models
 from shatter.types import Array, Params
@@ -50,6 +51,11 @@ def run(config: Loop, progress: Callable[[str, int], None]) -> list[Bench]:
         for seed in seeds
     ]
     benches = [open_project(one) for one in configs]
+    if config.rater == "recorded" and not benches[0].pool.rows:
+        raise UsageError(
+            f"--rater=recorded: {config.pool} has no answers (ranks, ratings, votes, or chosen and "
+            "rejected) to draw from: pass such a file, or --rater=model"
+        )
     rater = _rater_model(config) if config.rater == "model" else None
     for number in range(config.num_rounds):
         for n, one in enumerate(configs):

@@ -23,7 +23,7 @@ def draw(history: Sequence[dict[str, Any]], path: Path) -> None:
     names = [name for name in history[-1] if name.endswith("/log_loss")]
     for name in names:
         label = name.removesuffix("/log_loss")
-        axes[0].plot(answers, [row[name] for row in history], ".-", label=label)
+        axes[0].plot(answers, [row.get(name, np.nan) for row in history], ".-", label=label)
     axes[0].axhline(np.log(2), color="0.7", linewidth=0.8)
     axes[0].set_ylabel("held-out log-loss a vote, nats (line: a coin)")
     if names:

@@ -1,7 +1,6 @@
 """The pool: prompts, their candidate completions, and the comparisons that can be asked."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from itertools import combinations
 from math import comb
@@ -16,7 +15,7 @@ from experiments.common.chunks import compiler_options
 from experiments.common.frozen import Frozen, Item
 from experiments.label.config import Project
 from shatter import data, documents, models
-from shatter.data.files import json_line, records, write_atomically
+from shatter.data.files import json_line, records
 from shatter.data.layouts import Text, answers_of, parsed, text_key
 from shatter.data.report import BadRow, Problem
 from shatter.types import Array, Key, Params
@@ -32,7 +31,7 @@ class Pool(NamedTuple):
       items: the completions, each under its prompt; an item is known by its number.
       prompt_ids: of each item, the number of its prompt.
       by_prompt: the items of each prompt.
-      rows: the comparisons that the file itself has, items `[K]`, and what was said of them.
+      rows: the comparisons of which the file itself says something, items `[K]`, and what.
     """
 
     items: list[Item]
@@ -80,27 +79,17 @@ def read_pool(path: str) -> PoolFile:
     return PoolFile(prompts, rows)
 
 
-def make_pool(config: Project, model: Frozen, found: PoolFile, folder: Path) -> Pool:
-    """The pool of a file; where that has prompts only, candidates are sampled once and kept.
+def make_pool(found: PoolFile, kept: Path) -> Pool:
+    """The pool of a file; where that has prompts only, of the candidates that were sampled.
 
     Args:
-      config: of the project.
-      model: the pretrained model.
       found: what the file holds.
-      folder: of the project.
+      kept: file of the sampled candidates.
 
     Returns:
       The pool.
-
-    Raises:
-      UsageError: if the model has not two different responses to a prompt.
     """
-    if not found.prompts:
-        return _pool(found.rows)
-    kept = folder / "candidates.jsonl"
-    if not kept.exists():
-        _write_candidates(kept, config, model, found.prompts)
-    return _pool(_read(kept)[1])
+    return _pool(_read(kept)[1] if found.prompts else found.rows)
 
 
 def pool_hash(path: str) -> str:
@@ -123,10 +112,13 @@ def _read(path: Path) -> tuple[list[Text], list[data.Row]]:
                     found = answers_of({"prompt": record["prompt"], "completion": other})
                     prompts.append(found.prompt)
                     continue
-                if "completions" in record and not {"ranks", "ratings", "votes"} & set(record):
+                is_silent = not {"ranks", "ratings", "votes"} & set(record)
+                if "completions" in record and is_silent:
                     num = len(record["completions"])
                     record = {**record, "ranks": [0] * num} if num else record
-                found = answers_of(record)
+                    found = answers_of(record)._replace(answers=[((0,) * num, 0.0)])
+                else:
+                    found = answers_of(record)
             except BadRow as error:
                 text = raw if isinstance(raw, bytes) else json_line(raw)
                 problem = Problem(source, text.decode("utf-8", "replace"), *error.args)
@@ -156,7 +148,7 @@ def _pool(rows: Sequence[data.Row]) -> Pool:
                 texts.append((row.prompt, completion))
                 prompt_ids.append(prompt_id)
             numbers.append(number)
-        if len(numbers) > 1:
+        if len(numbers) > 1 and row.weight > 0:  # no weight: nothing was said
             _add_votes(compared, numbers, row.ranks, row.weight)
     by_prompt: list[list[int]] = [[] for _ in prompts]
     for number, prompt_id in enumerate(prompt_ids):
@@ -221,9 +213,28 @@ def draw_queries(
     return sorted(found)
 
 
-def _write_candidates(path: Path, config: Project, model: Frozen, prompts: Sequence[Text]) -> None:
-    """Samples candidates from the pretrained model at temperature 1, the same ones once."""
-    ends = tuple(dict.fromkeys((model.tokenizer.eos, *model.config.eos)))
+def sample_candidates(config: Project, model: Frozen, prompts: Sequence[Text]) -> bytes:
+    """Samples candidates from the pretrained model at temperature 1.
+
+    Four times as many as wanted are drawn; kept are the first that differ, that have ended within
+    `max_completion_length`, and whose text, after the prompt, the tokenizer reads back as the very
+    tokens that were drawn. With utilities other than log-probs, where an end that the model did not
+    write does no harm, those that were cut come after them.
+
+    Args:
+      config: of the project.
+      model: the pretrained model.
+      prompts: the prompts.
+
+    Returns:
+      JSON lines, a pool file.
+
+    Raises:
+      UsageError: if a prompt cannot be encoded, or has not two such responses.
+    """
+    ends = tuple(
+        end for end in dict.fromkeys((model.tokenizer.eos, *model.config.eos)) if end is not None
+    )
     lm = models.transformer(model.config)
 
     def sample(params: Params, key: Key, tokens: Array, valid: Array) -> documents.Samples:
@@ -234,37 +245,67 @@ def _write_candidates(path: Path, config: Project, model: Frozen, prompts: Seque
             tokens,
             num_samples=4 * config.num_samples,
             max_length=config.max_completion_length,
-            eos=tuple(end for end in ends if end is not None),
+            eos=ends,
             valid=valid,
         )
 
     jitted = jax.jit(sample, compiler_options=compiler_options())
-    blanks = ["." if isinstance(prompt, str) else _DOT for prompt in prompts]
-    rows = [data.Row(p, (blank,), (0,)) for p, blank in zip(prompts, blanks, strict=True)]
-    encoded, _ = data.encode_rows(rows, model.tokenizer, max_length=config.max_length)
+    needs_end = config.ensemble == "adapters" and config.utility == "sum"
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     lines = []
-    for number, row in enumerate(encoded):
+    for number, prompt in enumerate(prompts):
+        place = f"{config.pool}: prompt {number + 1}"
+        row = _encoded(model, config, prompt, _as_completion(prompt, "."), place)
         length = next(b for b in data.length_buckets(config.max_length) if b >= len(row.prompt))
         tokens = np.full((1, length), row.prompt[0])
         tokens[0, length - len(row.prompt) :] = row.prompt
         valid = np.arange(length)[None] >= length - len(row.prompt)
         found = jitted(model.params, jax.random.fold_in(key, number), tokens, valid)
-        texts: dict[str, None] = {}
+        ended: dict[str, None] = {}
+        cut: dict[str, None] = {}
         for ids, mask in zip(np.asarray(found.tokens[0]), np.asarray(found.mask[0]), strict=True):
-            text = model.tokenizer.decode([int(i) for i in ids[mask] if int(i) not in ends])
-            if text.strip():
-                texts.setdefault(text)
-        if len(texts) < 2:
+            said = ids[mask].tolist()
+            is_ended = said[-1] in ends
+            said = said[:-1] if is_ended else said
+            text = _text_after(model, row.prompt.tolist(), said)
+            if text.strip() and _read_back(model, config, prompt, text) == said:
+                (ended if is_ended else cut).setdefault(text)
+        some = list(ended if needs_end else {**ended, **cut})[: config.num_samples]
+        if len(some) < 2:
+            wanted = "that end within" if needs_end else "of at most"
             raise UsageError(
-                f"{config.pool}: prompt {number}: the model answers {list(texts)} only: expected "
-                "two different responses; raise --max_completion_length, or give candidates"
+                f"{place}: the model gave {len(some)} different responses {wanted} "
+                f"{config.max_completion_length} tokens that its tokenizer reads back: expected at "
+                "least two; raise --max_completion_length or --num_samples, end the prompt where a "
+                "word ends, or give candidates"
             )
-        some = list(texts)[: config.num_samples]
-        prompt = prompts[number]
-        given = some if isinstance(prompt, str) else [[{**_DOT[0], "content": t}] for t in some]
-        lines.append(json.dumps({"prompt": prompt, "completions": given}, ensure_ascii=False))
-    write_atomically(path, "".join(line + "\n" for line in lines).encode())
+        given = [_as_completion(prompt, text) for text in some]
+        lines.append(json_line({"prompt": prompt, "completions": given}))
+    return b"".join(lines)
 
 
-_DOT = ({"role": "assistant", "content": "."},)
+def _as_completion(prompt: Text, text: str) -> Text:
+    return text if isinstance(prompt, str) else ({"role": "assistant", "content": text},)
+
+
+def _encoded(model: Frozen, config: Project, prompt: Text, text: Text, place: str) -> data.Encoded:
+    try:
+        row = data.Row(prompt, (text,), (0,), source=place)
+        return data.encode_rows([row], model.tokenizer, max_length=config.max_length)[0][0]
+    except ValueError as error:
+        raise UsageError(str(error).split("\non_bad_row")[0]) from error
+
+
+def _text_after(model: Frozen, prompt: list[int], said: list[int]) -> str:
+    """The text of a response with the white space that it begins with, which decoding may eat."""
+    start, whole = model.tokenizer.decode(prompt), model.tokenizer.decode([*prompt, *said])
+    return whole.removeprefix(start) if whole.startswith(start) else model.tokenizer.decode(said)
+
+
+def _read_back(model: Frozen, config: Project, prompt: Text, text: str) -> list[int]:
+    """The tokens of a sampled text after its prompt; none where they cannot be told apart."""
+    try:
+        row = _encoded(model, config, prompt, _as_completion(prompt, text), "")
+    except UsageError:
+        return []
+    return [int(token) for token in row.completions[0][:-1]]

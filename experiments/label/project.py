@@ -1,10 +1,9 @@
 """An open project: the frozen model, the pool, what is known of its texts, the ensemble's state."""
 
-import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,8 +32,18 @@ from experiments.common.learners import (
     make_learner,
 )
 from experiments.label.config import Project, project_of, setting_of
-from experiments.label.pool import Pool, draw_queries, make_pool, pool_hash, read_pool
+from experiments.label.folder import PATHS, imported_items, remember_paths, with_known_paths
+from experiments.label.pool import (
+    Pool,
+    PoolFile,
+    draw_queries,
+    make_pool,
+    pool_hash,
+    read_pool,
+    sample_candidates,
+)
 from shatter import data, models, training
+from shatter.data.files import write_atomically
 from shatter.data.layouts import text_key
 from shatter.types import Array, Key, Params
 
@@ -67,7 +76,8 @@ class Bench(NamedTuple):
       numbers: the number of each text in `items`, by `item_key`.
       held_out: the held-out comparisons by name.
       prior_scale: of the ensemble's own function.
-      ensemble: the ensemble.
+      start: the members before any answer.
+      ensemble: the ensemble as it stands.
     """
 
     config: Project
@@ -78,6 +88,7 @@ class Bench(NamedTuple):
     numbers: dict[str, int]
     held_out: dict[str, list[data.Row]]
     prior_scale: float
+    start: training.Members
     ensemble: Ensemble
 
 
@@ -150,63 +161,60 @@ def item_key(item: Item) -> str:
     return json.dumps([text_key(part) for part in item])
 
 
-def open_project(config: Project, more: Iterable[Item] = ()) -> Bench:
+def open_project(config: Project) -> Bench:
     """Opens a project, or begins it.
 
     Args:
       config: its flags; the folder, if it exists, must have been made by the same.
-      more: texts beyond those of the pool and of the held-out files, that answers are about.
 
     Returns:
       The project, with the ensemble as it stands.
 
     Raises:
       UsageError: if a file cannot be used, or the folder is that of another project, or the model
-        or the pool has changed since.
+        or the pool has changed since. A project that cannot begin leaves no folder.
     """
-    config = project_of(config)
-    setting = setting_of(config)
-    model = load_frozen(config.model_name_or_path, config.data_dir)
+    config = with_known_paths(project_of(config))
+    setting, folder = setting_of(config), Path(config.project)
+    model = load_frozen(
+        config.model_name_or_path, config.data_dir, chat_template=config.chat_template
+    )
     base, found = _base(setting, model), read_pool(config.pool)
+    _assert_fits(config, model, found)
     held_out = {Path(file).name.split(".")[0]: _held_out(file) for file in config.eval_files}
     if len(held_out) < len(config.eval_files):
         raise UsageError(f"--eval_files: names must differ, found {config.eval_files}")
     _assert_encodable(config, model, [found.rows, *held_out.values()])
-    facts = {"weights": weights_hash(model.params), "pool_sha256": pool_hash(config.pool)}
+    template = model.tokenizer.chat_template or ""
+    facts = {
+        "weights": weights_hash(model.params),
+        "pool_sha256": pool_hash(config.pool),
+        "template_sha256": hashlib.sha256(template.encode()).hexdigest(),
+    }
     _assert_unchanged(config, facts)
-    folder = run_folder.open_run_folder(
-        config.project, config, free=("project", "pool", "data_dir", "eval_files"), **facts
-    )
-    _remember_paths(config, folder)
-    pool = make_pool(config, model, found, folder)
+    kept, sampled = folder / "candidates.jsonl", None
+    if found.prompts and not kept.exists():
+        sampled = sample_candidates(config, model, found.prompts)
+    free = ("project", *PATHS)
+    run_folder.open_run_folder(config.project, config, free=free, flag="--project", **facts)
+    remember_paths(config, folder)
+    if sampled is not None:
+        write_atomically(kept, sampled)
+    pool = make_pool(found, kept)
     items = list(pool.items)
     numbers = {item_key(item): number for number, item in enumerate(items)}
     rows = (row for rows in held_out.values() for row in rows)
     wanted = [(row.prompt, text) for row in rows for text in row.completions]
-    for item in (*wanted, *more):
+    for item in (*wanted, *imported_items(folder)):
         if numbers.setdefault(item_key(item), len(items)) == len(items):
             items.append(item)
     table = _table(config, setting, model, folder, items, len(pool.items))
     prior_scale = _prior_scale(config, setting, model, pool, folder, base, table)
-    ensemble = _restored(config, setting, model, folder, base, table, prior_scale)
-    return Bench(config, folder, model, pool, items, numbers, held_out, prior_scale, ensemble)
-
-
-def read_project(folder: str) -> Project:
-    """The flags of a project that exists.
-
-    Raises:
-      UsageError: if there is none.
-    """
-    file = Path(folder) / "config.json"
-    if not file.is_file():
-        raise UsageError(f"--project: {folder} is no labelling project: propose first")
-    found = run_folder.read_json(file)
-    free = run_folder.read_json(Path(folder) / "paths.json")
-    names = {field.name for field in dataclasses.fields(Project)}
-    values = {name: value for name, value in (found | free).items() if name in names}
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return Project(**{**values, "project": folder})
+    start = _start(config, setting, model, base, table, prior_scale)
+    ensemble = _restored(folder, start)
+    return Bench(
+        config, folder, model, pool, items, numbers, held_out, prior_scale, start, ensemble
+    )
 
 
 def save(bench: Bench, ensemble: Ensemble) -> Bench:
@@ -227,23 +235,17 @@ def members_hash(bench: Bench) -> str:
     return hashlib.sha256(both.encode()).hexdigest()
 
 
-def _remember_paths(config: Project, folder: Path) -> None:
-    """Keeps where the files of a project are, for calls that name its folder only."""
-    paths = {
-        "pool": str(Path(config.pool).absolute()),
-        "eval_files": [str(Path(file).absolute()) for file in config.eval_files],
-        "data_dir": config.data_dir,
-    }
-    run_folder.write_json(folder / "paths.json", paths)
-
-
 def _assert_unchanged(config: Project, facts: dict[str, str]) -> None:
     """Refuses another model or pool than the queries came from, by a message of its own."""
     file = Path(config.project) / "config.json"
     if not file.exists():
         return
     found = run_folder.read_json(file)
-    names = {"weights": f"the model {config.model_name_or_path}", "pool_sha256": config.pool}
+    names = {
+        "weights": f"the model {config.model_name_or_path}",
+        "pool_sha256": config.pool,
+        "template_sha256": "the chat template",
+    }
     for fact, name in names.items():
         if found.get(fact, facts[fact]) != facts[fact]:
             raise UsageError(
@@ -253,6 +255,17 @@ def _assert_unchanged(config: Project, facts: dict[str, str]) -> None:
             )
 
 
+def _assert_fits(config: Project, model: Frozen, found: PoolFile) -> None:
+    """Refuses lengths for which the model has no positions."""
+    sampled = config.max_completion_length if found.prompts else 0
+    if config.max_length + sampled > model.config.max_length:
+        more = f" and --max_completion_length={sampled}" if sampled else ""
+        raise UsageError(
+            f"--max_length={config.max_length}{more}: expected at most the "
+            f"{model.config.max_length} tokens of the model together"
+        )
+
+
 def _assert_encodable(config: Project, model: Frozen, files: Sequence[list[data.Row]]) -> None:
     """Refuses texts that the tokenizer cannot take, with their file and line."""
     for rows in files:
@@ -260,15 +273,24 @@ def _assert_encodable(config: Project, model: Frozen, files: Sequence[list[data.
             if rows:
                 data.encode_rows(rows, model.tokenizer, max_length=config.max_length)
         except ValueError as error:
-            raise UsageError(str(error).split("\non_bad_row")[0]) from error
+            raise UsageError(str(error).split(_HINT)[0]) from error
 
 
 def _held_out(file: str) -> list[data.Row]:
     try:
         rows, _ = data.read_rows(file)
-        return [row for row in rows if len(row.completions) > 1]
     except (ValueError, OSError, ImportError) as error:
-        raise UsageError(f"--eval_files: {error}") from error
+        raise UsageError(f"--eval_files: {str(error).split(_HINT)[0]}") from error
+    pairs = [row for row in rows if len(row.completions) == 2 and min(row.ranks) >= 0]
+    if all(row.ranks[0] == row.ranks[1] for row in pairs):
+        raise UsageError(
+            f"--eval_files: {file}: expected comparisons of two completions of which one was "
+            f"preferred, found none in {len(rows)} rows"
+        )
+    return pairs
+
+
+_HINT = "\non_bad_row"  # what the reader advises, which is no flag here
 
 
 def _table(
@@ -342,25 +364,29 @@ def _prior_scale(
     return float(run_folder.read_json(file))
 
 
-def _restored(
+def _start(
     config: Project,
     setting: Setting,
     model: Frozen,
-    folder: Path,
     base: Params,
     table: Table,
     prior_scale: float,
-) -> Ensemble:
+) -> training.Members:
+    """The members before any answer."""
     init = programs(setting, model.config).init
     width = table["features"].shape[-1] if "features" in table else 0
     key = jax.random.fold_in(jax.random.key(config.seed), 4)
     members = init(base, width, prior_scale, key)
-    members = members._replace(shared=(members.shared[0], jax.device_put(table)))
+    return members._replace(shared=(members.shared[0], jax.device_put(table)))
+
+
+def _restored(folder: Path, start: training.Members) -> Ensemble:
+    """The ensemble as it was saved last, or as it starts."""
     with _checkpoints(folder) as manager:
         number = manager.latest_step()
         if number is None:
-            return Ensemble(members, 0, [])
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, members.states)
+            return Ensemble(start, 0, [])
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, start.states)
         args = {"states": ocp.args.StandardRestore(abstract), "history": ocp.args.JsonRestore()}
         try:
             found = manager.restore(number, args=ocp.args.Composite(**args))
@@ -369,8 +395,7 @@ def _restored(
                 f"the ensemble of {folder / 'ensemble' / str(number)} cannot be read ({error}): "
                 "delete that folder to go on from the one before; the answers are safe"
             ) from error
-    states = found["states"]
-    return Ensemble(members._replace(states=states), number, found["history"]["rows"])
+    return Ensemble(start._replace(states=found["states"]), number, found["history"]["rows"])
 
 
 def _checkpoints(folder: Path) -> ocp.CheckpointManager:

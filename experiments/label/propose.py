@@ -2,43 +2,24 @@
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.common.binary import UsageError
-from experiments.label.answers import Asked, read_events, read_queries, write_queries
+from experiments.label.answers import Asked, read_events, write_queries
 from experiments.label.config import ArmName, Propose, explorer
+from experiments.label.folder import answer_file, known_queries, proposed, query_folder
 from experiments.label.pool import draw_queries
 from experiments.label.project import Bench, item_key, members_hash, utilities
 from shatter import exploration
 
 
-def query_folder(folder: Path) -> Path:
-    """Where the query files of a project are."""
-    return folder / "queries"
-
-
-def answer_file(folder: Path) -> Path:
-    """The answers of a project."""
-    return folder / "answers.jsonl"
-
-
-def known_queries(folder: Path) -> dict[str, Asked]:
-    """All queries of a project, imported ones included; none before the first."""
-    files = query_folder(folder)
-    return read_queries(files) if any(files.glob("*.jsonl")) else {}
-
-
-def proposed(queries: dict[str, Asked]) -> dict[str, Asked]:
-    """Those that were proposed here."""
-    return {name: query for name, query in queries.items() if isinstance(query.round, int)}
-
-
 def propose(bench: Bench, config: Propose, *, recorded: bool = False) -> list[Asked]:
-    """Chooses a batch and writes it down; until somebody has answered, the batch stays.
+    """Chooses a batch and writes it down.
+
+    Until somebody has answered, or the members or the flags are others, the batch stays.
 
     Args:
       bench: the project.
@@ -56,7 +37,17 @@ def propose(bench: Bench, config: Propose, *, recorded: bool = False) -> list[As
     number = max((r for r in rounds if isinstance(r, int)), default=-1)
     newest = [query for query in queries.values() if query.round == number]
     events = read_events(answer_file(bench.folder))
-    if newest and not {query.query_id for query in newest} & {e.query_id for e in events}:
+    digest = members_hash(bench)
+    is_open = not {query.query_id for query in newest} & {event.query_id for event in events}
+    if (
+        newest
+        and is_open
+        and all(
+            (query.arm, query.budget, query.model) == (config.arm, config.num_queries, digest)
+            and (recorded or len(query.completions) == config.num_responses)
+            for query in newest
+        )
+    ):
         return newest
     number += 1
     asked = _asked(bench, queries)
@@ -76,7 +67,6 @@ def propose(bench: Bench, config: Propose, *, recorded: bool = False) -> list[As
             "a project with more candidates"
         )
     chosen, gains = _choose(bench, config, found, number)
-    digest = members_hash(bench)
     batch = [
         Asked(
             query_id=f"r{number:04}-q{n:03}",

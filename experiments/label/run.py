@@ -13,10 +13,18 @@ from experiments.common.progress import open_console, progress_bar
 from experiments.label import asking, loop, terminal
 from experiments.label.config import Answer, Export, Import, Learn, Loop, Propose, check
 from experiments.label.export import export
+from experiments.label.folder import (
+    alone,
+    answer_file,
+    known_queries,
+    proposed,
+    query_folder,
+    read_project,
+)
 from experiments.label.imports import import_answers
-from experiments.label.learn import imported_items, learn
-from experiments.label.project import Bench, open_project, read_project
-from experiments.label.propose import answer_file, known_queries, propose, proposed, query_folder
+from experiments.label.learn import learn
+from experiments.label.project import Bench, open_project
+from experiments.label.propose import propose
 from experiments.label.writer import open_writer
 
 Subcommand = (
@@ -32,31 +40,33 @@ Subcommand = (
 def experiment(config: Any) -> None:
     """Runs a subcommand."""
     console = open_console()
-    match config:
-        case Loop():  # a Propose too, so it comes first
-            _loop(config, console)
-        case Propose():
-            _propose(config, console)
-        case Answer():
-            _answer(config, console)
-        case Learn():
-            _learn(config, console)
-        case Import():
-            _import(config, console)
-        case Export():
-            _export(config, console)
+    if isinstance(config, Answer):
+        _answer(config, console)
+        return
+    with alone(config.project):
+        match config:
+            case Loop():  # a Propose too, so it comes first
+                _loop(config, console)
+            case Propose():
+                _propose(config, console)
+            case Learn():
+                _learn(config, console)
+            case Import():
+                _import(config, console)
+            case Export():
+                _export(config, console)
 
 
 def _propose(config: Propose, console: Console) -> None:
     check(config)
-    bench = open_project(config, imported_items(Path(config.project)))
+    bench = open_project(config)
     batch = propose(bench, config)
     table = Table(
         title=f"round {batch[0].round}, {batch[0].arm}; nats: what an answer tells by itself",
         title_justify="left",
     )
-    table.add_column("query", no_wrap=True)
-    table.add_column("nats", no_wrap=True, justify="right")
+    table.add_column("query", no_wrap=True, min_width=10)
+    table.add_column("nats", no_wrap=True, min_width=5, justify="right")
     for name in ("prompt", "completions"):
         table.add_column(name, overflow="ellipsis", no_wrap=True)
     for query in batch[:10]:
@@ -99,7 +109,7 @@ def _answer(config: Answer, console: Console) -> None:
 
 
 def _learn(config: Learn, console: Console) -> None:
-    bench = open_project(read_project(config.project), imported_items(Path(config.project)))
+    bench = open_project(read_project(config.project))
     before = bench.ensemble.number
     bench = learn(bench)
     if bench.ensemble.number == before:
@@ -144,7 +154,7 @@ def _import(config: Import, console: Console) -> None:
 
 
 def _export(config: Export, console: Console) -> None:
-    bench = open_project(read_project(config.project), imported_items(Path(config.project)))
+    bench = open_project(read_project(config.project))
     for line in export(bench, config):
         console.print(line, markup=False)
 
@@ -157,7 +167,8 @@ def _metrics_table(bench: Bench) -> Table:
     for name, value in history[-1].items():
         if not isinstance(value, str):
             form = "d" if isinstance(value, int) else ".4f"
-            table.add_row(name, f"{history[0][name]:{form}}", f"{value:{form}}")
+            before = f"{history[0][name]:{form}}" if name in history[0] else ""
+            table.add_row(name, before, f"{value:{form}}")
     return table
 
 

@@ -20,6 +20,8 @@ class Config:
 def experiment(config):
     binary.choose("arm", config.arms, ("greedy", "infomax"))
     binary.at_least(config, num_seeds=1)
+    if config.num_seeds == 13:
+        raise OSError(28, "No space left on device", "metrics.npz")
     print(config)
 
 binary.main(Config, experiment)
@@ -42,6 +44,15 @@ def test_a_usage_error_has_no_traceback():
     done = run("--arms", "greedy", "lucky")
     assert done.returncode == 1
     assert done.stderr == "error: unknown arm 'lucky'; the known ones are: greedy, infomax\n"
+
+
+def test_a_full_disk_has_no_traceback():
+    done = run("--num_seeds=13")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: No space left on device (metrics.npz): what was saved before is whole; free some "
+        "space and give the same command again\n"
+    )
 
 
 def test_an_unknown_flag_is_refused():

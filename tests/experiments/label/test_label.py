@@ -18,7 +18,8 @@ from experiments.common.binary import UsageError
 from experiments.label import asking, loop, run
 from experiments.label.answers import current_answers, read_queries
 from experiments.label.config import Export, Import, Learn, Loop, Propose, check
-from experiments.label.learn import imported_items, learn, standing_answers
+from experiments.label.folder import alone
+from experiments.label.learn import learn, standing_answers
 from experiments.label.pool import draw_queries
 from experiments.label.project import open_project, utilities
 from experiments.label.propose import propose
@@ -201,8 +202,7 @@ def test_imported_answers_teach_too(config: Propose, tmp_path: Path):
     run.experiment(config)
     others = write(tmp_path / "others.jsonl", [{"prompt": "h", "chosen": "g", "rejected": "f f"}])
     run.experiment(Import(file=others, project=config.project))
-    folder = Path(config.project)
-    before = open_project(config, imported_items(folder))
+    before = open_project(config)
     after = learn(before)
     assert after.ensemble.history[-1]["answers"] == 1
     numbers = [after.numbers[json.dumps(['"h"', json.dumps(text)])] for text in ("g", "f f")]
@@ -314,6 +314,112 @@ def test_queries_are_drawn_from_all_that_can_be_asked(config: Propose, tmp_path:
     assert set(few) <= set(every)
 
 
+def test_sampled_candidates_are_read_back_and_end_where_that_counts(
+    config: Propose, tmp_path: Path
+):
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "ab"}, {"prompt": "c "}])
+    short = dataclasses.replace(config, pool=prompts, max_completion_length=3, num_samples=2)
+    bench = open_project(short)
+    for prompt, text in bench.pool.items:
+        row = data.Row(prompt, (text,), (0,))
+        data.encode_rows([row], bench.model.tokenizer, max_length=24)
+    summed = dataclasses.replace(
+        short, ensemble="adapters", utility="sum", project=str(tmp_path / "s")
+    )
+    with pytest.raises(UsageError, match="0 different responses that end within 1 tokens"):
+        open_project(dataclasses.replace(summed, max_completion_length=1))
+    assert not Path(summed.project).exists()
+    ended = open_project(dataclasses.replace(summed, max_completion_length=7, num_samples=6))
+    # Some of the same draws are cut after 7 tokens; only those that ended before are kept.
+    any_end = dataclasses.replace(summed, utility="ratio", project=str(tmp_path / "r"))
+    both = open_project(dataclasses.replace(any_end, max_completion_length=7, num_samples=6))
+    assert {len(text) for _, text in ended.pool.items} <= set(range(1, 7))
+    assert max(len(text) for _, text in both.pool.items) == 7
+
+
+def test_held_out_files_may_come_later_and_stay(config: Propose):
+    files, config = config.eval_files, dataclasses.replace(config, eval_files=())
+    run.experiment(config)
+    answer_all(config)
+    run.experiment(Learn(project=config.project))
+    run.experiment(dataclasses.replace(config, eval_files=files))
+    answer_all(config)
+    run.experiment(config)
+    run.experiment(Learn(project=config.project))
+    summary = json.loads((Path(config.project) / "summary.json").read_text())
+    assert "held/log_loss" in summary["after"]
+    assert "held/log_loss" not in summary["before"]
+
+
+def test_a_loop_goes_on_after_an_import(config: Propose, tmp_path: Path):
+    once = as_loop(config, tmp_path, num_rounds=1)
+    loop.run(once, lambda message, done: None)
+    others = write(tmp_path / "others.jsonl", [{"prompt": "h", "chosen": "g", "rejected": "f f"}])
+    run.experiment(Import(file=others, project=once.project))
+    bench = loop.run(dataclasses.replace(once, num_rounds=2), lambda message, done: None)[0]
+    assert bench.ensemble.history[-1]["answers"] == 5
+
+
+def test_a_pool_that_says_nothing_has_no_recorded_answers(config: Propose, tmp_path: Path):
+    silent = as_loop(config, tmp_path, pool=config.pool)
+    with pytest.raises(UsageError, match="has no answers"):
+        loop.run(silent, lambda message, done: None)
+
+
+def test_other_flags_or_other_members_make_another_batch(config: Propose):
+    bench = open_project(config)
+    first = propose(bench, config)
+    more = propose(bench, dataclasses.replace(config, num_queries=5, arm="random"))
+    assert [query.round for query in more] == [1] * 5
+    assert not {q.item_ids for q in first} & {q.item_ids for q in more}
+
+
+def test_answers_taken_back_are_unlearned(config: Propose):
+    propose(open_project(config), config)
+    answer_all(config)
+    bench = learn(open_project(config))
+    with open_writer(bench.folder / "answers.jsonl") as writer:
+        for event in reversed(list(writer.events)):
+            writer.append(asking.undo(event))
+    after = learn(open_project(config))
+    params = [after.ensemble.members.states.params, after.start.states.params]
+    jax.tree.map(np.testing.assert_array_equal, *params)
+    assert [row["answers"] for row in after.ensemble.history] == [0, 4, 0]
+
+
+def test_paths_are_known_from_another_folder(
+    config: Propose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    relative = dataclasses.replace(
+        config,
+        pool="pool.jsonl",
+        eval_files=("held.jsonl",),
+        model_name_or_path=os.path.relpath(config.model_name_or_path),
+    )
+    run.experiment(relative)
+    answer_all(config)
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    run.experiment(Learn(project="../project"))
+    assert json.loads(Path("../project/summary.json").read_text())["after"]["answers"] == 4
+
+
+def test_one_process_at_a_time_and_leftovers_of_a_killed_one(config: Propose):
+    folder = Path(config.project)
+    with alone(config.project), pytest.raises(UsageError, match=f"process {os.getpid()} works"):
+        run.experiment(config)
+    folder.mkdir()
+    (folder / "config.json.tmp").write_text("{")  # killed while it was written
+    run.experiment(config)
+    (folder / "paths.json").unlink()
+    with pytest.raises(UsageError, match="propose first"):
+        run.experiment(Learn(project=config.project))
+    run.experiment(config)
+    answer_all(config)
+    run.experiment(Learn(project=config.project))
+
+
 BAD_POOLS = {
     "one candidate": ([*POOL, {"prompt": "x", "completions": ["y"]}], r"pool.jsonl:6.*found one"),
     "no text": ([{"prompt": "x", "completions": ["y", 3]}], r"pool.jsonl:1: completions\[1\]"),
@@ -353,6 +459,13 @@ def test_bad_flags(config: Propose, tmp_path: Path):
     ):
         with pytest.raises(UsageError, match=message):
             open_project(dataclasses.replace(config, ensemble="adapters", **changes))
+    with pytest.raises(UsageError, match=r"expected at most the 32 tokens"):
+        open_project(dataclasses.replace(config, max_length=33))
+    ties = write(
+        tmp_path / "ties.jsonl", [{"prompt": "", "completions": ["a", "b"], "ranks": [1, 1]}]
+    )
+    with pytest.raises(UsageError, match="of which one was preferred, found none in 1 rows"):
+        open_project(dataclasses.replace(config, eval_files=(ties,)))
     too_many = dataclasses.replace(config, num_queries=31)
     with pytest.raises(UsageError, match="has 30 comparisons of 2 that were not asked"):
         propose(open_project(too_many), too_many)
@@ -368,7 +481,7 @@ def test_another_model_or_pool_than_the_queries_came_from(
     answer_all(config)
     pool = Path(config.pool)
     kept = pool.read_text()
-    pool.write_text(kept + json.dumps({"prompt": "z", "completions": ["y", "x"]}) + "\n")
+    pool.write_text(kept + json.dumps({"prompt": "h", "completions": ["a", "b"]}) + "\n")
     with pytest.raises(UsageError, match=r"pool.jsonl has changed since .* they are safe"):
         run.experiment(Learn(project=config.project))
     pool.write_text(kept)
