@@ -1,9 +1,8 @@
 """An open project: the frozen model, the pool, what is known of its texts, the ensemble's state."""
 
-import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,6 @@ import orbax.checkpoint as ocp
 
 from experiments.common import run_folder
 from experiments.common.binary import UsageError
-from experiments.common.chunks import compiler_options
 from experiments.common.frozen import (
     Frozen,
     Item,
@@ -28,24 +26,29 @@ from experiments.common.frozen import (
 from experiments.common.learners import (
     Setting,
     adapter_prior_scale,
-    layers_of,
-    make_learner,
 )
+from experiments.label.checks import (
+    assert_encodable,
+    assert_fits,
+    assert_unchanged,
+    base_of,
+    read_held_out,
+)
+from experiments.label.compiled import programs
 from experiments.label.config import Project, project_of, setting_of
 from experiments.label.folder import PATHS, imported_items, remember_paths, with_known_paths
 from experiments.label.pool import (
     Pool,
-    PoolFile,
     draw_queries,
     make_pool,
     pool_hash,
     read_pool,
     sample_candidates,
 )
-from shatter import data, models, training
+from shatter import data, training
 from shatter.data.files import write_atomically
 from shatter.data.layouts import text_key
-from shatter.types import Array, Key, Params
+from shatter.types import Key, Params
 
 SCALE_PAIRS = 64  # of the pool, by which the prior scale of adapters is set
 
@@ -92,54 +95,6 @@ class Bench(NamedTuple):
     ensemble: Ensemble
 
 
-class Programs(NamedTuple):
-    """What is compiled once for all projects of one setting.
-
-    Attributes:
-      init: `(base, num_features, prior_scale, key) -> members` without a table.
-      learn: `(prior_scale, members, store, key) -> (members, metrics)`.
-      utilities: `(prior_scale, shared, own, items[...]) -> [M, ...]`.
-    """
-
-    init: Callable[..., training.Members]
-    learn: Callable[..., tuple[training.Members, dict[str, Array]]]
-    utilities: Callable[..., Array]
-
-
-@functools.cache
-def programs(setting: Setting, transformer: models.TransformerConfig) -> Programs:
-    """Compiles, once, what a setting needs."""
-
-    def learner(prior_scale: Array, base: Params, num_features: int = 0) -> Any:
-        return make_learner(
-            setting, transformer, base, num_features=num_features, prior_scale=prior_scale
-        )
-
-    def width(table: Table) -> int:
-        return table["features"].shape[-1] if "features" in table else 0
-
-    def init(base: Params, num_features: int, prior_scale: Array, key: Key) -> training.Members:
-        made = learner(prior_scale, base, num_features)
-        ensemble_key, member_key = jax.random.split(key)
-        shared, own = made.ensemble.init(ensemble_key)
-        return made.members.init((shared, {}), own, member_key)
-
-    def learn(prior_scale: Array, members: training.Members, store: Any, key: Key) -> Any:
-        base, table = members.shared
-        return learner(prior_scale, base, width(table)).members.learn(members, store, key)
-
-    def utilities(prior_scale: Array, shared: Any, own: Params, items: Array) -> Array:
-        base, table = shared
-        return learner(prior_scale, base, width(table)).utilities(shared, own, items)
-
-    options = compiler_options()
-    return Programs(
-        jax.jit(init, static_argnums=1, compiler_options=options),
-        jax.jit(learn, compiler_options=options),
-        jax.jit(utilities, compiler_options=options),
-    )
-
-
 def utilities(bench: Bench, items: np.ndarray) -> np.ndarray:
     """Each member's utility of texts, `[M, ...]`, nats; shapes are padded to powers of two."""
     flat = np.zeros(_power_of_two(items.size), np.int64)
@@ -179,19 +134,19 @@ def open_project(config: Project) -> Bench:
     model = load_frozen(
         config.model_name_or_path, config.data_dir, chat_template=config.chat_template
     )
-    base, found = _base(setting, model), read_pool(config.pool)
-    _assert_fits(config, model, found)
-    held_out = {Path(file).name.split(".")[0]: _held_out(file) for file in config.eval_files}
+    base, found = base_of(setting, model), read_pool(config.pool)
+    assert_fits(config, model, found)
+    held_out = {Path(file).name.split(".")[0]: read_held_out(file) for file in config.eval_files}
     if len(held_out) < len(config.eval_files):
         raise UsageError(f"--eval_files: names must differ, found {config.eval_files}")
-    _assert_encodable(config, model, [found.rows, *held_out.values()])
+    assert_encodable(config, model, [found.rows, *held_out.values()])
     template = model.tokenizer.chat_template or ""
     facts = {
         "weights": weights_hash(model.params),
         "pool_sha256": pool_hash(config.pool),
         "template_sha256": hashlib.sha256(template.encode()).hexdigest(),
     }
-    _assert_unchanged(config, facts)
+    assert_unchanged(config, facts)
     kept, sampled = folder / "candidates.jsonl", None
     if found.prompts and not kept.exists():
         sampled = sample_candidates(config, model, found.prompts)
@@ -235,64 +190,6 @@ def members_hash(bench: Bench) -> str:
     return hashlib.sha256(both.encode()).hexdigest()
 
 
-def _assert_unchanged(config: Project, facts: dict[str, str]) -> None:
-    """Refuses another model or pool than the queries came from, by a message of its own."""
-    file = Path(config.project) / "config.json"
-    if not file.exists():
-        return
-    found = run_folder.read_json(file)
-    names = {
-        "weights": f"the model {config.model_name_or_path}",
-        "pool_sha256": config.pool,
-        "template_sha256": "the chat template",
-    }
-    for fact, name in names.items():
-        if found.get(fact, facts[fact]) != facts[fact]:
-            raise UsageError(
-                f"{name} has changed since {config.project} was begun: its sha256 was "
-                f"{found[fact][:12]}..., is {facts[fact][:12]}...: put the old one back, or choose "
-                "another --project and import the answers there; they are safe"
-            )
-
-
-def _assert_fits(config: Project, model: Frozen, found: PoolFile) -> None:
-    """Refuses lengths for which the model has no positions."""
-    sampled = config.max_completion_length if found.prompts else 0
-    if config.max_length + sampled > model.config.max_length:
-        more = f" and --max_completion_length={sampled}" if sampled else ""
-        raise UsageError(
-            f"--max_length={config.max_length}{more}: expected at most the "
-            f"{model.config.max_length} tokens of the model together"
-        )
-
-
-def _assert_encodable(config: Project, model: Frozen, files: Sequence[list[data.Row]]) -> None:
-    """Refuses texts that the tokenizer cannot take, with their file and line."""
-    for rows in files:
-        try:
-            if rows:
-                data.encode_rows(rows, model.tokenizer, max_length=config.max_length)
-        except ValueError as error:
-            raise UsageError(str(error).split(_HINT)[0]) from error
-
-
-def _held_out(file: str) -> list[data.Row]:
-    try:
-        rows, _ = data.read_rows(file)
-    except (ValueError, OSError, ImportError) as error:
-        raise UsageError(f"--eval_files: {str(error).split(_HINT)[0]}") from error
-    pairs = [row for row in rows if len(row.completions) == 2 and min(row.ranks) >= 0]
-    if all(row.ranks[0] == row.ranks[1] for row in pairs):
-        raise UsageError(
-            f"--eval_files: {file}: expected comparisons of two completions of which one was "
-            f"preferred, found none in {len(rows)} rows"
-        )
-    return pairs
-
-
-_HINT = "\non_bad_row"  # what the reader advises, which is no flag here
-
-
 def _table(
     config: Project,
     setting: Setting,
@@ -320,22 +217,6 @@ def _table(
         features = table.pop("features")
         return {"features": standardised(features, features[:num_pool]).astype(np.float32)}
     return table
-
-
-def _base(setting: Setting, model: Frozen) -> Params:
-    if setting.kind != "adapters":
-        return ()
-    if setting.adapted_layers >= model.config.num_layers:
-        raise UsageError(
-            f"--adapted_layers must be below the {model.config.num_layers} blocks of the model, "
-            f"found {setting.adapted_layers}"
-        )
-    base = layers_of(setting, model.config).upper_params(model.params)
-    try:
-        jax.eval_shape(lambda: models.init_lora(jax.random.key(0), base, setting.lora))
-    except ValueError as error:
-        raise UsageError(f"--lora_target_modules: {error}") from error
-    return base
 
 
 def _prior_scale(

@@ -1,0 +1,61 @@
+"""What is compiled once for all projects of one setting."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments.common.chunks import compiler_options
+from experiments.common.frozen import Table
+from experiments.common.learners import Setting, make_learner
+from shatter import models, training
+from shatter.types import Array, Key, Params
+
+
+class Programs(NamedTuple):
+    """What is compiled once for all projects of one setting.
+
+    Attributes:
+      init: `(base, num_features, prior_scale, key) -> members` without a table.
+      learn: `(prior_scale, members, store, key) -> (members, metrics)`.
+      utilities: `(prior_scale, shared, own, items[...]) -> [M, ...]`.
+    """
+
+    init: Callable[..., training.Members]
+    learn: Callable[..., tuple[training.Members, dict[str, Array]]]
+    utilities: Callable[..., Array]
+
+
+@functools.cache
+def programs(setting: Setting, transformer: models.TransformerConfig) -> Programs:
+    """Compiles, once, what a setting needs."""
+
+    def learner(prior_scale: Array, base: Params, num_features: int = 0) -> Any:
+        return make_learner(
+            setting, transformer, base, num_features=num_features, prior_scale=prior_scale
+        )
+
+    def width(table: Table) -> int:
+        return table["features"].shape[-1] if "features" in table else 0
+
+    def init(base: Params, num_features: int, prior_scale: Array, key: Key) -> training.Members:
+        made = learner(prior_scale, base, num_features)
+        ensemble_key, member_key = jax.random.split(key)
+        shared, own = made.ensemble.init(ensemble_key)
+        return made.members.init((shared, {}), own, member_key)
+
+    def learn(prior_scale: Array, members: training.Members, store: Any, key: Key) -> Any:
+        base, table = members.shared
+        return learner(prior_scale, base, width(table)).members.learn(members, store, key)
+
+    def utilities(prior_scale: Array, shared: Any, own: Params, items: Array) -> Array:
+        base, table = shared
+        return learner(prior_scale, base, width(table)).utilities(shared, own, items)
+
+    options = compiler_options()
+    return Programs(
+        jax.jit(init, static_argnums=1, compiler_options=options),
+        jax.jit(learn, compiler_options=options),
+        jax.jit(utilities, compiler_options=options),
+    )
