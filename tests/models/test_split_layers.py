@@ -12,14 +12,16 @@ CONFIGS = {
     "rotary positions": TransformerConfig(**SIZES, rope=Rope(), norm="rms", gated=True),
     "remat": TransformerConfig(**SIZES, remat=True),
 }
-every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 TOKENS = np.array([[1, 2, 3, 4, 5, 6], [0, 0, 6, 5, 4, 0]])
 VALID = np.array([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 0]], bool)
 
 
-@every_config
-@pytest.mark.parametrize("layer", [1, 2])
-def test_the_parts_are_the_whole(config: TransformerConfig, layer: int, float64):
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [("learned positions, tied", 1), ("rotary positions", 2), ("remat", 1)],
+)
+def test_the_parts_are_the_whole(name: str, layer: int, float64):
+    config = CONFIGS[name]
     lm, parts = models.transformer(config), split_layers(config, layer)
     params = lm.init(jax.random.key(0))
     hidden = parts.lower(params, TOKENS, valid=VALID)

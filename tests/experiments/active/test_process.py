@@ -163,6 +163,7 @@ def test_passive_asks_in_proportion_to_the_frozen_models_likings():
     assert np.all(np.abs(times - law) <= 4.5 * np.sqrt(law * (1 - law) / num) + 1e-9)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_in_the_same_numbers(tmp_path):
     setting = dataclasses.replace(TINY, batches=(1,), until=(2 * CHUNK_ROUNDS,))
     inputs = problems((0, 1))

@@ -293,7 +293,8 @@ def test_candidates_come_from_where_they_should(folder, tmp_path, source):
             np.testing.assert_allclose(found, expected[m, p], atol=4 * 0.5 / part.size**0.5)
 
 
-@pytest.mark.parametrize("setting", ["closed", pytest.param("open", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["closed", "open"])
 def test_a_resumed_run_has_the_same_bits(folder, tmp_path, setting):
     world, given = load(folder, tmp_path, setting)
     inputs = (
