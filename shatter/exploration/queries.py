@@ -11,6 +11,7 @@ In their sums an empty slot counts as an average response of the pool. The arms 
 
 from collections.abc import Callable
 from itertools import permutations
+from typing import Any
 
 import chex
 import jax
@@ -199,5 +200,27 @@ def _one_by_one(
         query = choose(key, free)
         return free & (jnp.arange(free.shape[0]) != query), query
 
-    queries = jax.lax.scan(ask, usable, jax.random.split(key, num_queries))[1]
+    queries = scan_keys(ask, usable, key, num_queries)
     return without_empty_slots(queries, usable)
+
+
+def scan_keys(step: Callable[[Any, Key], tuple[Any, Array]], start: Any, key: Key, num: int) -> Any:
+    """A scan's outputs over `num` keys, split off.
+
+    The keys go through it as numbers: under vmap jax's check for a second use of a key takes a scan
+    over keys for one.
+
+    Args:
+      step: `(carry, key) -> (carry, output)`.
+      start: the first carry.
+      key: a typed key.
+      num: how many steps.
+
+    Returns:
+      The outputs, stacked.
+    """
+    impl = jax.random.key_impl(key)
+    numbers = jax.random.key_data(jax.random.split(key, num))
+    return jax.lax.scan(
+        lambda carry, data: step(carry, jax.random.wrap_key_data(data, impl=impl)), start, numbers
+    )[1]

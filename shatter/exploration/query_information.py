@@ -10,7 +10,7 @@ from jax.scipy.special import entr
 
 from shatter.choice import luce_log_probs
 from shatter.exploration.base import top, without_empty_slots
-from shatter.exploration.queries import check_queries, prepare_queries
+from shatter.exploration.queries import check_queries, prepare_queries, scan_keys
 from shatter.numerics import LOG_ZERO
 from shatter.types import Array, Key
 
@@ -218,7 +218,7 @@ def joint_infomax_queries(
         return (evidence + laws[:, answers].T, free & (jnp.arange(len(free)) != query)), query
 
     nothing = jnp.zeros((truth.shape[0], num_members), log_p.dtype)
-    queries = jax.lax.scan(ask, (nothing, usable), jax.random.split(key, num_queries))[1]
+    queries = scan_keys(ask, (nothing, usable), key, num_queries)
     return without_empty_slots(queries, usable)
 
 
