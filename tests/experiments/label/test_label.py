@@ -314,6 +314,39 @@ def test_queries_are_drawn_from_all_that_can_be_asked(config: Propose, tmp_path:
     assert set(few) <= set(every)
 
 
+def test_conversations_go_through_by_a_chat_template(config: Propose, tmp_path: Path):
+    template = tmp_path / "template.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m['content'] }}"
+        "{% if m['role'] != 'assistant' %} {% endif %}{% endfor %}"
+    )
+    say = lambda role, text: [{"role": role, "content": text}]
+    rows = [
+        {
+            "prompt": say("user", prompt),
+            "completions": [say("assistant", text) for text in ("a", "bb", "cab")],
+        }
+        for prompt in ("ab", "ch")
+    ]
+    chat = dataclasses.replace(
+        config, pool=write(tmp_path / "chat.jsonl", rows), chat_template=str(template)
+    )
+    with pytest.raises(UsageError, match="chat template"):
+        open_project(dataclasses.replace(chat, chat_template=None))
+    run.experiment(chat)
+    answer_all(chat)
+    run.experiment(Learn(project=chat.project))
+    queries, answers = standing_answers(Path(chat.project))
+    assert len(answers) == 4
+    assert all(isinstance(query.prompt, tuple | list) for query in queries.values())
+    alone = write(tmp_path / "alone.jsonl", [{"prompt": row["prompt"]} for row in rows])
+    sampled = dataclasses.replace(
+        chat, pool=alone, project=str(tmp_path / "sampled"), max_completion_length=6, num_samples=8
+    )
+    for prompt, text in open_project(sampled).pool.items:
+        assert [m["role"] for m in (*prompt, *text)] == ["user", "assistant"]
+
+
 def test_sampled_candidates_are_read_back_and_end_where_that_counts(
     config: Propose, tmp_path: Path
 ):
