@@ -18,12 +18,13 @@ class Programs(NamedTuple):
 
     Attributes:
       init: `(base, num_features, prior_scale, key) -> members` without a table.
-      learn: `(prior_scale, members, store, key) -> (members, metrics)`.
+      learn: `(prior_scale[S], (shared[S], table), anchors[S, M], states[S, M], stores[S], keys[S])
+        -> states`, projects side by side that hold one table; adapters one base (`shared`) too.
       utilities: `(prior_scale, shared, own, items[...]) -> [M, ...]`.
     """
 
     init: Callable[..., training.Members]
-    learn: Callable[..., tuple[training.Members, dict[str, Array]]]
+    learn: Callable[..., training.TrainState]
     utilities: Callable[..., Array]
 
 
@@ -45,17 +46,22 @@ def programs(setting: Setting, transformer: models.TransformerConfig) -> Program
         shared, own = made.ensemble.init(ensemble_key)
         return made.members.init((shared, {}), own, member_key)
 
-    def learn(prior_scale: Array, members: training.Members, store: Any, key: Key) -> Any:
-        base, table = members.shared
-        return learner(prior_scale, base, width(table)).members.learn(members, store, key)
+    def learn(
+        prior_scale: Array, shared: Any, anchors: Params, states: Any, store: Any, key: Key
+    ) -> training.TrainState:
+        base, table = shared
+        members = training.Members(shared, anchors, states)
+        return learner(prior_scale, base, width(table)).members.learn(members, store, key)[0].states
 
     def utilities(prior_scale: Array, shared: Any, own: Params, items: Array) -> Array:
         base, table = shared
         return learner(prior_scale, base, width(table)).utilities(shared, own, items)
 
     options = compiler_options()
+    common = None if setting.kind == "adapters" else 0
+    side_by_side = jax.vmap(learn, in_axes=(0, (common, None), 0, 0, 0, 0))
     return Programs(
         jax.jit(init, static_argnums=1, compiler_options=options),
-        jax.jit(learn, compiler_options=options),
+        jax.jit(side_by_side, compiler_options=options),
         jax.jit(utilities, compiler_options=options),
     )

@@ -144,7 +144,11 @@ class Loop(Propose):
     """Rounds of propose, answer, learn."""
 
     num_seeds: int = 1
-    """Runs from --seed on, a project folder each below --project, their rounds in turn."""
+    """Runs from --seed on, a project folder each below --project."""
+
+    seeds_at_once: int | None = None
+    """Seeds that learn side by side, as memory allows; not given = all, adapters 1. Seeds whose
+    candidates were sampled learn in turn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,6 +265,8 @@ def check(config: Project) -> None:
             )
     if isinstance(config, Loop):
         least |= {"num_rounds": 1, "num_seeds": 1}
+        if config.seeds_at_once is not None:
+            least["seeds_at_once"] = 1
         binary.positive(config, "rater_scale")
         if config.rater == "model" and not config.rater_model:
             raise UsageError("--rater=model: expected --rater_model, a model folder; found none")

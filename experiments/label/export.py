@@ -72,11 +72,11 @@ def _export_model(bench: Bench, config: Export) -> str:
         adapters, lora = ensembles.mean_adapters(own, lora)
     else:
         adapters = jax.tree.map(lambda leaf: leaf[config.member], own)
-    transformer = bench.model.config
+    transformer = bench.inputs.model.config
     layer = transformer.num_layers - setting.adapted_layers
     whole = ensembles.whole_adapters(adapters, layer)
-    params = models.merge_lora(bench.model.params, whole, lora)
-    models.save_pretrained(config.model, transformer, params, bench.model.tokenizer)
+    params = models.merge_lora(bench.inputs.model.params, whole, lora)
+    models.save_pretrained(config.model, transformer, params, bench.inputs.model.tokenizer)
     name = "the mean of all members" if config.member < 0 else f"member {config.member}"
     num_answers = bench.ensemble.history[-1]["answers"] if bench.ensemble.history else 0
     return f"{config.model}: {name}, after {num_answers} answers"

@@ -54,34 +54,82 @@ def learn(bench: Bench) -> Bench:
     Raises:
       UsageError: if there is no answer, or one is about an unknown query.
     """
-    queries, answers = standing_answers(bench.folder)
-    if not answers and not bench.ensemble.number:
-        raise UsageError(
-            f"{answer_file(bench.folder)} has no answer that stands: answer some queries first"
-        )
-    ensemble, digest = bench.ensemble, _digest(answers)
-    if not ensemble.history:
-        start = Ensemble(ensemble.members, 0, [measure(bench, [])])
-        ensemble, bench = start, bench._replace(ensemble=start)
-    if ensemble.history[-1]["answers_sha256"] != digest:
-        members = _taught(bench, queries, answers) if answers else bench.start
-        after = bench._replace(ensemble=ensemble._replace(members=members))
-        if not np.isfinite(utilities(after, np.arange(len(bench.pool.items)))).all():
-            raise UsageError(
-                f"after {len(answers)} answers the members' utilities are not finite; nothing "
-                "was saved: begin a project with a lower --learning_rate and import the "
-                f"answers of {bench.folder} there"
-            )
-        history = [*ensemble.history, measure(after, answers)]
-        bench = save(after, Ensemble(members, ensemble.number + 1, history))
+    bench = learn_side_by_side([bench])[0]
     report(bench)
     return bench
 
 
-def _taught(bench: Bench, queries: dict[str, Asked], answers: Sequence[Answer]) -> training.Members:
-    key = jax.random.fold_in(jax.random.key(bench.config.seed), 6)
-    store = _store(bench, queries, answers, key)
-    return learn_members(bench, store, jax.random.fold_in(key, bench.ensemble.number + 1))
+def learn_side_by_side(benches: Sequence[Bench]) -> list[Bench]:
+    """Several projects at once, as `learn` does one.
+
+    All are computed even where only some have new answers: what a project becomes then depends on
+    its own answers alone, to the bit, whichever of the others a killed call had finished.
+
+    Args:
+      benches: projects that differ in their seeds alone and hold one table.
+
+    Returns:
+      The projects after it, on disk; `report` writes their measures.
+
+    Raises:
+      UsageError: as `learn` does; the projects before the one it names have learned.
+    """
+    benches = [_begun(bench) for bench in benches]
+    found = [standing_answers(bench.folder) for bench in benches]
+    due = [
+        bench.ensemble.history[-1]["answers_sha256"] != _digest(answers)
+        for bench, (_, answers) in zip(benches, found, strict=True)
+    ]
+    after = _taught(benches, found) if any(due) else benches
+    return [
+        _kept(taught, answers) if new else bench
+        for bench, taught, new, (_, answers) in zip(benches, after, due, found, strict=True)
+    ]
+
+
+def _begun(bench: Bench) -> Bench:
+    """The project with the measures of its start."""
+    if bench.ensemble.history:
+        return bench
+    if not standing_answers(bench.folder)[1]:
+        raise UsageError(
+            f"{answer_file(bench.folder)} has no answer that stands: answer some queries first"
+        )
+    return bench._replace(ensemble=bench.ensemble._replace(history=[measure(bench, [])]))
+
+
+def _taught(
+    benches: Sequence[Bench], found: Sequence[tuple[dict[str, Asked], list[Answer]]]
+) -> list[Bench]:
+    """The projects with members that have learned; the start's where no answer stands."""
+    some = [n for n, (_, answers) in enumerate(found) if answers]
+    num_answers = max(len(answers) for _, answers in found)
+    stores, keys = [], []
+    for n in some:
+        key = jax.random.fold_in(jax.random.key(benches[n].config.seed), 6)
+        stores.append(_store(benches[n], *found[n], key, num_answers))
+        keys.append(jax.random.fold_in(key, benches[n].ensemble.number + 1))
+    members = [bench.start for bench in benches]
+    if some:
+        taught = learn_members([benches[n] for n in some], stores, keys)
+        for n, after in zip(some, taught, strict=True):
+            members[n] = after
+    return [
+        bench._replace(ensemble=bench.ensemble._replace(members=after))
+        for bench, after in zip(benches, members, strict=True)
+    ]
+
+
+def _kept(bench: Bench, answers: Sequence[Answer]) -> Bench:
+    """The project, measured and on disk."""
+    if not np.isfinite(utilities(bench, np.arange(len(bench.pool.items)))).all():
+        raise UsageError(
+            f"after {len(answers)} answers the members' utilities are not finite; nothing of "
+            f"{bench.folder} was saved: begin a project with a lower --learning_rate and import "
+            "the answers there"
+        )
+    history = [*bench.ensemble.history, measure(bench, answers)]
+    return save(bench, Ensemble(bench.ensemble.members, bench.ensemble.number + 1, history))
 
 
 def measure(bench: Bench, answers: Sequence[Answer]) -> dict[str, Any]:
@@ -104,7 +152,7 @@ def measure(bench: Bench, answers: Sequence[Answer]) -> dict[str, Any]:
         "answers_sha256": _digest(answers),
         "disagreement": _disagreement(bench, _pool_pairs(bench)),
     }
-    for name, rows in bench.held_out.items():
+    for name, rows in bench.inputs.held_out.items():
         found = _scores(bench, rows)
         row |= {f"{name}/{measure}": v for measure, v in found.items() if np.isfinite(v)}
     return row
@@ -163,10 +211,14 @@ def _disagreement(bench: Bench, pairs: np.ndarray) -> float:
 
 
 def _store(
-    bench: Bench, queries: dict[str, Asked], answers: Sequence[Answer], key: jax.Array
+    bench: Bench,
+    queries: dict[str, Asked],
+    answers: Sequence[Answer],
+    key: jax.Array,
+    num_answers: int,
 ) -> training.Store:
     """All answers with the members' weights; sizes are powers of two, so few are compiled."""
-    num_slots = max(len(queries[answer.query_id].completions) for answer in answers)
+    num_slots = max(len(query.completions) for query in queries.values())
     items = np.full((len(answers), num_slots), -1)
     ranks = np.full((len(answers), num_slots), -1)
     for n, answer in enumerate(answers):
@@ -182,7 +234,7 @@ def _store(
     weights = draw(jnp.asarray(seeds, jnp.uint32)).T
     weight = jnp.asarray([answer.weight for answer in answers])
     comparisons = table_comparisons(jnp.asarray(items), jnp.asarray(ranks), weight)
-    capacity = 1 << max(len(answers) - 1, 63).bit_length()
+    capacity = 1 << max(num_answers - 1, 63).bit_length()
     blank = jax.tree.map(lambda leaf: leaf[0], comparisons)
     store = training.empty_store(blank, num_members=bench.config.num_members, capacity=capacity)
     return training.add_comparisons(store, comparisons, weights)

@@ -16,7 +16,7 @@ from experiments.label import asking
 from experiments.label.answers import Asked, Event
 from experiments.label.config import Loop
 from experiments.label.folder import answer_file, known_queries, proposed
-from experiments.label.learn import learn
+from experiments.label.learn import learn_side_by_side, report
 from experiments.label.pool import Votes
 from experiments.label.project import Bench, open_project
 from experiments.label.propose import propose
@@ -29,7 +29,7 @@ RaterModel = Callable[[Asked, np.random.Generator], tuple[int, ...]]
 
 
 def run(config: Loop, progress: Callable[[str, int], None]) -> list[Bench]:
-    """Rounds of propose, answer and learn, the seeds in turn within a round.
+    """Rounds of propose, answer and learn; within a round seeds learn side by side.
 
     A project that has had its rounds is only read; one that was killed goes on where it was.
 
@@ -50,31 +50,47 @@ def run(config: Loop, progress: Callable[[str, int], None]) -> list[Bench]:
         else config
         for seed in seeds
     ]
-    benches = [open_project(one) for one in configs]
+    benches: list[Bench] = []
+    for one in configs:
+        benches.append(open_project(one, benches[0] if benches else None))
     if config.rater == "recorded" and not benches[0].pool.rows:
         raise UsageError(
             f"--rater=recorded: {config.pool} has no answers (ranks, ratings, votes, or chosen and "
             "rejected) to draw from: pass such a file, or --rater=model"
         )
     rater = _rater_model(config) if config.rater == "model" else None
+    size = _seeds_at_once(config, benches)
     for number in range(config.num_rounds):
-        for n, one in enumerate(configs):
-            progress(f"round {number + 1}, seed {one.seed}", 0)
-            if benches[n].ensemble.number <= number:
-                benches[n] = _one_round(benches[n], one, rater)
-            progress(f"round {number + 1}, seed {one.seed}", 1)
+        for first in range(0, len(benches), size):
+            some = slice(first, first + size)
+            progress(f"round {number + 1}, seeds from {configs[first].seed}", 0)
+            due = [bench.ensemble.number <= number for bench in benches[some]]
+            for bench, one, new in zip(benches[some], configs[some], due, strict=True):
+                if new:
+                    _answer_round(bench, one, rater)
+            if any(due):
+                benches[some] = learn_side_by_side(benches[some])
+            progress(f"round {number + 1}, seeds from {configs[first].seed}", len(due))
+    for bench in benches:
+        report(bench)
     return benches
 
 
-def _one_round(bench: Bench, config: Loop, rater: RaterModel | None) -> Bench:
-    recorded = rater is None
-    newest = _batch(bench, config, recorded)
+def _seeds_at_once(config: Loop, benches: Sequence[Bench]) -> int:
+    """How many seeds learn side by side; one if their candidates, and so their tables, differ."""
+    tables = {id(bench.start.shared[1]) for bench in benches}
+    if len(tables) > 1 or (config.seeds_at_once is None and config.ensemble == "adapters"):
+        return 1
+    return config.seeds_at_once or len(benches)
+
+
+def _answer_round(bench: Bench, config: Loop, rater: RaterModel | None) -> None:
+    newest = _batch(bench, config, rater is None)
     with open_writer(answer_file(bench.folder)) as writer:
         answered = {event.query_id for event in writer.events}
         for query in newest:
             if query.query_id not in answered:
                 writer.append(_event(bench, config, query, rater))
-    return learn(bench)
 
 
 def _batch(bench: Bench, config: Loop, recorded: bool) -> Sequence[Asked]:

@@ -19,7 +19,6 @@ from experiments.common.frozen import (
     Table,
     feature_table,
     hidden_table,
-    load_frozen,
     standardised,
     weights_hash,
 )
@@ -27,25 +26,12 @@ from experiments.common.learners import (
     Setting,
     adapter_prior_scale,
 )
-from experiments.label.checks import (
-    assert_encodable,
-    assert_fits,
-    assert_unchanged,
-    base_of,
-    read_held_out,
-)
 from experiments.label.compiled import programs
 from experiments.label.config import Project, project_of, setting_of
 from experiments.label.folder import PATHS, imported_items, remember_paths, with_known_paths
-from experiments.label.pool import (
-    Pool,
-    draw_queries,
-    make_pool,
-    pool_hash,
-    read_pool,
-    sample_candidates,
-)
-from shatter import data, training
+from experiments.label.inputs import Inputs, assert_unchanged, read_inputs
+from experiments.label.pool import Pool, draw_queries, make_pool, sample_candidates
+from shatter import training
 from shatter.data.files import write_atomically
 from shatter.data.layouts import text_key
 from shatter.types import Key, Params
@@ -73,11 +59,10 @@ class Bench(NamedTuple):
     Attributes:
       config: the project's flags.
       folder: its folder.
-      model: the frozen model.
+      inputs: the frozen model and the files.
       pool: what can be asked about.
       items: the pool's texts, then those of the held-out files, then those of imported queries.
       numbers: the number of each text in `items`, by `item_key`.
-      held_out: the held-out comparisons by name.
       prior_scale: of the ensemble's own function.
       start: the members before any answer.
       ensemble: the ensemble as it stands.
@@ -85,11 +70,10 @@ class Bench(NamedTuple):
 
     config: Project
     folder: Path
-    model: Frozen
+    inputs: Inputs
     pool: Pool
     items: list[Item]
     numbers: dict[str, int]
-    held_out: dict[str, list[data.Row]]
     prior_scale: float
     start: training.Members
     ensemble: Ensemble
@@ -99,16 +83,39 @@ def utilities(bench: Bench, items: np.ndarray) -> np.ndarray:
     """Each member's utility of texts, `[M, ...]`, nats; shapes are padded to powers of two."""
     flat = np.zeros(_power_of_two(items.size), np.int64)
     flat[: items.size] = items.ravel()
-    run = programs(setting_of(bench.config), bench.model.config).utilities
+    run = programs(setting_of(bench.config), bench.inputs.model.config).utilities
     members = bench.ensemble.members
     found = run(bench.prior_scale, members.shared, members.states.params, flat)
     return np.asarray(found)[:, : items.size].reshape(-1, *items.shape)
 
 
-def learn(bench: Bench, store: training.Store, key: Key) -> training.Members:
-    """The members after another call of their learner."""
-    run = programs(setting_of(bench.config), bench.model.config).learn
-    return run(bench.prior_scale, bench.ensemble.members, store, key)[0]
+def learn(
+    benches: Sequence[Bench], stores: Sequence[training.Store], keys: Sequence[Key]
+) -> list[training.Members]:
+    """The members of projects after another call of their learner, all projects side by side.
+
+    Args:
+      benches: S projects that differ in their seeds alone and hold one table.
+      stores: what each learns from, all of one shape.
+      keys: a key each.
+
+    Returns:
+      The members of each.
+    """
+    setting, model = setting_of(benches[0].config), benches[0].inputs.model
+    members = [bench.ensemble.members for bench in benches]
+    base, table = members[0].shared
+    each = [(m.anchors, m.states, *rest) for m, *rest in zip(members, stores, keys, strict=True)]
+    if setting.kind != "adapters":
+        base = _stacked([m.shared[0] for m in members])
+    scales = jnp.asarray([bench.prior_scale for bench in benches])
+    states = programs(setting, model.config).learn(scales, (base, table), *_stacked(each))
+    taken = [jax.tree.map(lambda leaf, n=n: leaf[n], states) for n in range(len(benches))]
+    return [m._replace(states=after) for m, after in zip(members, taken, strict=True)]
+
+
+def _stacked(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def item_key(item: Item) -> str:
@@ -116,11 +123,13 @@ def item_key(item: Item) -> str:
     return json.dumps([text_key(part) for part in item])
 
 
-def open_project(config: Project) -> Bench:
+def open_project(config: Project, like: Bench | None = None) -> Bench:
     """Opens a project, or begins it.
 
     Args:
       config: its flags; the folder, if it exists, must have been made by the same.
+      like: an open project of the same flags but the seed, if there is one: its inputs are used
+        again, and what is known of its texts where they are the same.
 
     Returns:
       The project, with the ensemble as it stands.
@@ -131,45 +140,34 @@ def open_project(config: Project) -> Bench:
     """
     config = with_known_paths(project_of(config))
     setting, folder = setting_of(config), Path(config.project)
-    model = load_frozen(
-        config.model_name_or_path, config.data_dir, chat_template=config.chat_template
-    )
-    base, found = base_of(setting, model), read_pool(config.pool)
-    assert_fits(config, model, found)
-    held_out = {Path(file).name.split(".")[0]: read_held_out(file) for file in config.eval_files}
-    if len(held_out) < len(config.eval_files):
-        raise UsageError(f"--eval_files: names must differ, found {config.eval_files}")
-    assert_encodable(config, model, [found.rows, *held_out.values()])
-    template = model.tokenizer.chat_template or ""
-    facts = {
-        "weights": weights_hash(model.params),
-        "pool_sha256": pool_hash(config.pool),
-        "template_sha256": hashlib.sha256(template.encode()).hexdigest(),
-    }
-    assert_unchanged(config, facts)
+    same = like and all(getattr(config, name) == getattr(like.config, name) for name in PATHS)
+    inputs = like.inputs if like and same else read_inputs(config)
+    model, found = inputs.model, inputs.pool_file
+    assert_unchanged(config, inputs.facts)
     kept, sampled = folder / "candidates.jsonl", None
     if found.prompts and not kept.exists():
         sampled = sample_candidates(config, model, found.prompts)
     free = ("project", *PATHS)
-    run_folder.open_run_folder(config.project, config, free=free, flag="--project", **facts)
+    run_folder.open_run_folder(config.project, config, free=free, flag="--project", **inputs.facts)
     remember_paths(config, folder)
     if sampled is not None:
         write_atomically(kept, sampled)
-    pool = make_pool(found, kept)
+    pool = like.pool if like and same and not found.prompts else make_pool(found, kept)
     items = list(pool.items)
     numbers = {item_key(item): number for number, item in enumerate(items)}
-    rows = (row for rows in held_out.values() for row in rows)
+    rows = (row for rows in inputs.held_out.values() for row in rows)
     wanted = [(row.prompt, text) for row in rows for text in row.completions]
     for item in (*wanted, *imported_items(folder)):
         if numbers.setdefault(item_key(item), len(items)) == len(items):
             items.append(item)
-    table = _table(config, setting, model, folder, items, len(pool.items))
-    prior_scale = _prior_scale(config, setting, model, pool, folder, base, table)
-    start = _start(config, setting, model, base, table, prior_scale)
+    if like and (like.items, like.pool.items) == (items, pool.items):
+        table = like.start.shared[1]
+    else:
+        table = jax.device_put(_table(config, setting, model, folder, items, len(pool.items)))
+    prior_scale = _prior_scale(config, setting, model, pool, folder, inputs.base, table)
+    start = _start(config, setting, model, inputs.base, table, prior_scale)
     ensemble = _restored(folder, start)
-    return Bench(
-        config, folder, model, pool, items, numbers, held_out, prior_scale, start, ensemble
-    )
+    return Bench(config, folder, inputs, pool, items, numbers, prior_scale, start, ensemble)
 
 
 def save(bench: Bench, ensemble: Ensemble) -> Bench:
@@ -186,7 +184,7 @@ def save(bench: Bench, ensemble: Ensemble) -> Bench:
 def members_hash(bench: Bench) -> str:
     """sha256 of the frozen model and of all members."""
     params = bench.ensemble.members.states.params
-    both = weights_hash(bench.model.params) + weights_hash(params)
+    both = bench.inputs.facts["weights"] + weights_hash(params)
     return hashlib.sha256(both.encode()).hexdigest()
 
 
@@ -238,9 +236,7 @@ def _prior_scale(
             pool, rng, num=SCALE_PAIRS, num_responses=2, asked=set(), recorded=False
         )
         key = jax.random.fold_in(jax.random.key(config.seed), 3)
-        found = adapter_prior_scale(
-            key, setting, model.config, base, jax.device_put(table), jnp.asarray(pairs)
-        )
+        found = adapter_prior_scale(key, setting, model.config, base, table, jnp.asarray(pairs))
         run_folder.write_json(file, float(found))
     return float(run_folder.read_json(file))
 
@@ -258,7 +254,8 @@ def _start(
     width = table["features"].shape[-1] if "features" in table else 0
     key = jax.random.fold_in(jax.random.key(config.seed), 4)
     members = init(base, width, prior_scale, key)
-    return members._replace(shared=(members.shared[0], jax.device_put(table)))
+    drawn = base if setting.kind == "adapters" else members.shared[0]
+    return members._replace(shared=(drawn, table))
 
 
 def _restored(folder: Path, start: training.Members) -> Ensemble:

@@ -21,7 +21,7 @@ from experiments.label.config import Export, Import, Learn, Loop, Propose, check
 from experiments.label.folder import alone
 from experiments.label.learn import learn, standing_answers
 from experiments.label.pool import draw_queries
-from experiments.label.project import open_project, utilities
+from experiments.label.project import Bench, open_project, save, utilities
 from experiments.label.propose import propose
 from experiments.label.writer import open_writer
 from shatter import data, documents, models
@@ -124,7 +124,7 @@ def test_members_that_went_astray_are_not_saved(config: Propose):
     config = dataclasses.replace(config, learning_rate=1e38)
     propose(open_project(config), config)
     answer_all(config)
-    with pytest.raises(UsageError, match="not finite; nothing was saved"):
+    with pytest.raises(UsageError, match=r"not finite; nothing of .*project was saved"):
         learn(open_project(config))
     assert open_project(config).ensemble.number == 0
 
@@ -267,6 +267,86 @@ def test_recorded_answers_are_the_recorded_ones(config: Propose, tmp_path: Path)
     np.testing.assert_allclose(drawn, 0.75, atol=4 * np.sqrt(0.75 * 0.25 / 4000))
 
 
+@pytest.mark.parametrize(
+    "kind", ["heads", *(pytest.param(k, marks=pytest.mark.slow) for k in ("epinet", "adapters"))]
+)
+def test_seeds_side_by_side_are_seeds_in_turn(config: Propose, tmp_path: Path, kind: str):
+    def after(seeds_at_once: int) -> list[Bench]:
+        one = as_loop(
+            config,
+            tmp_path,
+            project=str(tmp_path / f"at_once{seeds_at_once}"),
+            ensemble=kind,
+            num_seeds=3,
+            seeds_at_once=seeds_at_once,
+        )
+        return loop.run(one, lambda message, done: None)
+
+    together, in_turn = after(2), after(1)
+    assert [bench.ensemble.number for bench in together] == [2, 2, 2]
+    # The same files and one table serve all seeds; the members are each seed's own.
+    assert len({id(bench.start.shared[1]) for bench in together}) == 1
+    assert len({id(bench.inputs) for bench in together}) == 1
+    found = [
+        [utilities(bench, np.arange(16)) for bench in benches] for benches in (together, in_turn)
+    ]
+    np.testing.assert_allclose(*found, atol=1e-4)  # Adam makes much of small gradients' rounding
+    assert np.abs(found[0][0] - found[0][1]).max() > 0.01
+    answers = [
+        [
+            (a.event_id, a.ranks)
+            for b in benches
+            for a in current_answers(b.folder / "answers.jsonl")
+        ]
+        for benches in (together, in_turn)
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_seeds_side_by_side_are_the_same_after_a_stop(
+    config: Propose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = as_loop(config, tmp_path, project=str(tmp_path / "whole"), num_seeds=2)
+    expected = loop.run(whole, lambda message, done: None)
+    halves = dataclasses.replace(whole, project=str(tmp_path / "halves"))
+    saved = []
+
+    def save_three(bench: Bench, *rest) -> Bench:  # two of the first round, one of the second
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+        saved.append(bench.folder.name)
+        return save(bench, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("experiments.label.learn.save", save_three)
+        loop.run(halves, lambda message, done: None)
+    assert saved == ["seed0", "seed1", "seed0"]
+    found = loop.run(halves, lambda message, done: None)
+    for one, other in zip(expected, found, strict=True):
+        assert one.ensemble.number == other.ensemble.number == 2
+        states = [bench.ensemble.members.states._replace(key=()) for bench in (one, other)]
+        jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_seeds_whose_candidates_differ_learn_in_turn(
+    config: Propose, tmp_path: Path, model_folder: Path
+):
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": text} for text in ("ab", "ch", "bad")])
+    two = as_loop(
+        config,
+        tmp_path,
+        pool=prompts,
+        rater="model",
+        rater_model=str(model_folder),
+        max_completion_length=4,
+        num_seeds=2,
+        num_rounds=1,
+    )
+    benches = loop.run(two, lambda message, done: None)
+    assert benches[0].pool.items != benches[1].pool.items
+    assert [len(bench.ensemble.history) for bench in benches] == [2, 2]
+
+
 def test_a_rater_model_and_two_seeds(config: Propose, tmp_path: Path, model_folder: Path):
     two = as_loop(
         config,
@@ -355,7 +435,7 @@ def test_sampled_candidates_are_read_back_and_end_where_that_counts(
     bench = open_project(short)
     for prompt, text in bench.pool.items:
         row = data.Row(prompt, (text,), (0,))
-        data.encode_rows([row], bench.model.tokenizer, max_length=24)
+        data.encode_rows([row], bench.inputs.model.tokenizer, max_length=24)
     summed = dataclasses.replace(
         short, ensemble="adapters", utility="sum", project=str(tmp_path / "s")
     )

@@ -1,20 +1,64 @@
-"""What a project must not begin, or go on, with."""
+"""What a project is about: its model and its files, read, and what it must not go on with."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
 from experiments.common import run_folder
 from experiments.common.binary import UsageError
-from experiments.common.frozen import Frozen
+from experiments.common.frozen import Frozen, load_frozen, weights_hash
 from experiments.common.learners import Setting, layers_of
-from experiments.label.config import Project
-from experiments.label.pool import PoolFile
+from experiments.label.config import Project, setting_of
+from experiments.label.pool import PoolFile, pool_hash, read_pool
 from shatter import data, models
 from shatter.types import Params
 
 _HINT = "\non_bad_row"  # what the reader advises, which is no flag here
+
+
+class Inputs(NamedTuple):
+    """What a project is about; of all seeds the same.
+
+    Attributes:
+      model: the frozen model.
+      base: its parameters that adapters are on; none for other kinds.
+      pool_file: what the pool file holds.
+      held_out: the held-out comparisons by name.
+      facts: the checksums by which a change is noticed.
+    """
+
+    model: Frozen
+    base: Params
+    pool_file: PoolFile
+    held_out: dict[str, list[data.Row]]
+    facts: dict[str, str]
+
+
+def read_inputs(config: Project) -> Inputs:
+    """Reads the model and the files that a project's flags name.
+
+    Raises:
+      UsageError: if one cannot be used, or does not fit the others.
+    """
+    model = load_frozen(
+        config.model_name_or_path, config.data_dir, chat_template=config.chat_template
+    )
+    base, found = _base_of(setting_of(config), model), read_pool(config.pool)
+    _assert_fits(config, model, found)
+    held_out = {Path(file).name.split(".")[0]: _read_held_out(file) for file in config.eval_files}
+    if len(held_out) < len(config.eval_files):
+        raise UsageError(f"--eval_files: names must differ, found {config.eval_files}")
+    _assert_encodable(config, model, [found.rows, *held_out.values()])
+    template = model.tokenizer.chat_template or ""
+    facts = {
+        "weights": weights_hash(model.params),
+        "pool_sha256": pool_hash(config.pool),
+        "template_sha256": hashlib.sha256(template.encode()).hexdigest(),
+    }
+    return Inputs(model, base, found, held_out, facts)
 
 
 def assert_unchanged(config: Project, facts: dict[str, str]) -> None:
@@ -41,7 +85,7 @@ def assert_unchanged(config: Project, facts: dict[str, str]) -> None:
             )
 
 
-def assert_fits(config: Project, model: Frozen, found: PoolFile) -> None:
+def _assert_fits(config: Project, model: Frozen, found: PoolFile) -> None:
     """Refuses lengths for which the model has no positions.
 
     Raises:
@@ -56,7 +100,7 @@ def assert_fits(config: Project, model: Frozen, found: PoolFile) -> None:
         )
 
 
-def assert_encodable(config: Project, model: Frozen, files: Sequence[list[data.Row]]) -> None:
+def _assert_encodable(config: Project, model: Frozen, files: Sequence[list[data.Row]]) -> None:
     """Refuses texts that the tokenizer cannot take.
 
     Raises:
@@ -70,7 +114,7 @@ def assert_encodable(config: Project, model: Frozen, files: Sequence[list[data.R
             raise UsageError(str(error).split(_HINT)[0]) from error
 
 
-def read_held_out(file: str) -> list[data.Row]:
+def _read_held_out(file: str) -> list[data.Row]:
     """The comparisons of two completions of a held-out file.
 
     Raises:
@@ -89,7 +133,7 @@ def read_held_out(file: str) -> list[data.Row]:
     return pairs
 
 
-def base_of(setting: Setting, model: Frozen) -> Params:
+def _base_of(setting: Setting, model: Frozen) -> Params:
     """The parameters that adapters are on; none for other kinds.
 
     Raises:
