@@ -14,10 +14,8 @@ from experiments.benchmark.ways import Program, Way, compile_program
 from shatter import documents, ensembles, losses, models
 from shatter.types import Array, Key, Params
 
-LORA = models.LoraConfig(rank=8, alpha=8.0, targets=("qkv", "mlp_out"))
-ADAPTED_LAYERS = 1
 LEARNING_RATE = 1e-3
-UTILITIES = ("scores", "log-probs")
+UTILITIES = ("scores", "log-probs", "log-probs, mlp_out alone")
 
 
 def sizes(name: str) -> Gpt2:
@@ -40,8 +38,9 @@ def member_ways(sizes: Gpt2, utility: str, num_members: int, seed: int) -> list[
 
     Args:
       sizes: of the model and of the batch.
-      utility: "log-probs": of a response, over the whole vocabulary. "scores": a frozen readout of
-        its last token's features, as a reward model has.
+      utility: "log-probs": of a response, over the whole vocabulary. "log-probs, mlp_out alone":
+        the same with adapters on the last block's mlp_out, cut there. "scores": a frozen readout
+        of the last token's features, as a reward model has.
       num_members: M.
       seed: of weights and pairs.
 
@@ -57,7 +56,7 @@ def member_ways(sizes: Gpt2, utility: str, num_members: int, seed: int) -> list[
         (f"{num_members} adapters on one base, in turn", num_members, 1),
         (f"{num_members} adapters on one base, vmapped", num_members, num_members),
     ):
-        own = jax.jit(partial(_draw, sizes, num))(params, key)
+        own = jax.jit(partial(_draw, sizes, utility, num))(params, key)
         step = partial(_shared_step, sizes, utility, at_once)
         program = compile_program(step, params, own, _moments(own), batch)
         ways.append(_way(name, program, params, own, batch, 1))
@@ -86,17 +85,21 @@ def _moments(own: Params) -> optax.OptState:
     return jax.jit(optax.adam(LEARNING_RATE).init)(own)
 
 
-def _layers(sizes: Gpt2) -> models.Layers:
+def _layers(sizes: Gpt2, utility: str) -> tuple[models.Layers, models.LoraConfig]:
+    """The model, cut below its last block or that block's mlp_out, and what is adapted above."""
     config = finetune.transformer_config(sizes)
-    return models.split_layers(config, config.num_layers - ADAPTED_LAYERS)
+    alone = utility.endswith("mlp_out alone")
+    targets = ("mlp_out",) if alone else ("qkv", "mlp_out")
+    layer = config.num_layers if alone else config.num_layers - 1
+    return models.split_layers(config, layer), models.LoraConfig(8, 8.0, targets)
 
 
-def _draw(sizes: Gpt2, num_members: int, params: Params, key: Key) -> Params:
+def _draw(sizes: Gpt2, utility: str, num_members: int, params: Params, key: Key) -> Params:
     """The adapters of M members."""
-    layers = _layers(sizes)
+    layers, lora = _layers(sizes, utility)
     above = layers.upper_params(params)
     ensemble = ensembles.adapters(
-        layers.upper, above, LORA, num_members=num_members, prior_scale=0.01
+        layers.upper, above, lora, num_members=num_members, prior_scale=0.01
     )
     return ensemble.init(key)[1]
 
@@ -111,11 +114,11 @@ def _shared_step(
     batch: finetune.Batch,
 ) -> tuple[Params, optax.OptState, Array]:
     """A step of all members; what lies below the adapters is computed once."""
-    layers = _layers(sizes)
+    layers, lora = _layers(sizes, utility)
     above, hidden = layers.upper_params(params), layers.lower(params, batch.tokens)
 
     def loss(own: Params) -> Array:
-        member = models.with_lora(above, own, LORA)
+        member = models.with_lora(above, own, lora)
         return _loss(utility, layers.upper, member, hidden, batch)
 
     one = jax.value_and_grad(loss)
@@ -135,8 +138,8 @@ def _whole_step(
     config = finetune.transformer_config(sizes)
 
     def loss(own: Params) -> Array:
-        whole = ensembles.whole_adapters(own, config.num_layers - ADAPTED_LAYERS)
-        member = models.with_lora(params, whole, LORA)
+        whole = ensembles.whole_adapters(own, config.num_layers - 1)
+        member = models.with_lora(params, whole, _layers(sizes, utility)[1])
         return _loss(utility, models.transformer(config), member, batch.tokens, batch)
 
     return _update(*jax.value_and_grad(loss)(own), own, moments)
@@ -145,7 +148,7 @@ def _whole_step(
 def _loss(
     utility: str, lm: models.LanguageModel, member: Params, inputs: Array, batch: finetune.Batch
 ) -> Array:
-    if utility == "log-probs":
+    if utility.startswith("log-probs"):
         values = documents.log_prob(lm.apply(member, inputs), batch.tokens, batch.mask)
     else:
         assert lm.features is not None

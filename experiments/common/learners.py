@@ -34,7 +34,8 @@ class Setting:
       utility_scale: adapters: nats of utility for a nat of mean log-prob a token.
       lora_r: adapters: rank.
       lora_target_modules: adapters: projections that have them.
-      adapted_layers: adapters: on how many of the last blocks.
+      adapted_layers: adapters: on how many of the last blocks; 0 = on the last one's mlp_out alone,
+        so that members share the product with the vocabulary.
     """
 
     kind: Kind

@@ -73,7 +73,7 @@ def _export_model(bench: Bench, config: Export) -> str:
     else:
         adapters = jax.tree.map(lambda leaf: leaf[config.member], own)
     transformer = bench.inputs.model.config
-    layer = transformer.num_layers - setting.adapted_layers
+    layer = transformer.num_layers - max(setting.adapted_layers, 1)
     whole = ensembles.whole_adapters(adapters, layer)
     params = models.merge_lora(bench.inputs.model.params, whole, lora)
     models.save_pretrained(config.model, transformer, params, bench.inputs.model.tokenizer)

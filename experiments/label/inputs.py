@@ -146,6 +146,11 @@ def _base_of(setting: Setting, model: Frozen) -> Params:
             f"--adapted_layers must be below the {model.config.num_layers} blocks of the model, "
             f"found {setting.adapted_layers}"
         )
+    if not setting.adapted_layers and setting.lora_target_modules != ("mlp_out",):
+        raise UsageError(
+            "--adapted_layers=0: expected --lora_target_modules mlp_out, found "
+            f"{' '.join(setting.lora_target_modules)}"
+        )
     base = layers_of(setting, model.config).upper_params(model.params)
     try:
         jax.eval_shape(lambda: models.init_lora(jax.random.key(0), base, setting.lora))

@@ -1,12 +1,13 @@
 """Language models: params, tokens -> logits."""
 
 from shatter.models.base import LanguageModel, from_flax
+from shatter.models.layers import Layers, split_layers
 from shatter.models.lora import LoraConfig, init_lora, merge_lora, with_lora
 from shatter.models.lora_files import load_lora, save_lora
 from shatter.models.pretrained import load_pretrained, save_pretrained
 from shatter.models.tabular import tabular
 from shatter.models.tokenizer import CHAT_TEMPLATES, Tokenizer, load_tokenizer
-from shatter.models.transformer import Layers, split_layers, transformer
+from shatter.models.transformer import transformer
 from shatter.models.transformer_config import Rope, TransformerConfig
 
 __all__ = [

@@ -1,7 +1,5 @@
 """A decoder-only transformer, from didactic to GPT-2, Llama and Qwen, with an explicit cache."""
 
-import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -130,6 +128,7 @@ class _Block(nn.Module):
             x = activation(gate_up[..., 0, :]) * gate_up[..., 1, :]
         else:
             x = activation(linear(hidden, name="mlp_in")(x))
+        self.sow("intermediates", "activations", x)
         return linear(config.width, name="mlp_out")(x)
 
 
@@ -228,7 +227,7 @@ class _Transformer(nn.Module):
             x = x + place(positions)
         blocks = nn.scan(
             nn.remat(_Block, prevent_cse=False) if config.remat else _Block,
-            variable_axes={"params": 0, "lora": 0},
+            variable_axes={"params": 0, "lora": 0, "intermediates": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=config.num_layers,
@@ -291,11 +290,11 @@ def transformer(config: TransformerConfig) -> LanguageModel:
 
     def apply(params: Params, tokens: Array, *, valid: Array | None = None) -> Array:
         chex.assert_type(tokens, int)
-        return _forward(config, params, tokens, valid)[0]
+        return forward(config, params, tokens, valid)[0]
 
     def features(params: Params, tokens: Array, *, valid: Array | None = None) -> Array:
         chex.assert_type(tokens, int)
-        return _forward(config, params, tokens, valid)[1]
+        return forward(config, params, tokens, valid)[1]
 
     def decode(
         params: Params, cache: Cache, tokens: Array, *, valid: Array | None = None
@@ -315,63 +314,45 @@ def transformer(config: TransformerConfig) -> LanguageModel:
     return LanguageModel(init, apply, features, init_cache, decode, repeat_cache)
 
 
-class Layers(NamedTuple):
-    """A transformer cut below one of its blocks, `upper(lower(tokens)) = apply(tokens)`.
+class Outputs(NamedTuple):
+    """What a forward pass gives.
 
     Attributes:
-      lower: `(params, tokens[..., T], *, valid=None) -> hidden[..., T, D]`, what enters that block.
-      upper: `apply` and `features` of a language model whose tokens are `hidden`; its parameters
-        are those of `upper_params`.
-      upper_params: `(params) -> params`, the upper blocks alone, to which adapters may be added.
+      logits: `[..., T, V]`.
+      features: `[..., T, D]`, after the final norm.
+      hidden: `[..., T, D]`, what leaves the last block.
+      activations: `[..., T, H]`, what enters the last block's mlp_out; None if not asked for.
     """
 
-    lower: Callable[..., Array]
-    upper: LanguageModel
-    upper_params: Callable[[Params], Params]
+    logits: Array
+    features: Array
+    hidden: Array
+    activations: Array | None
 
 
-def split_layers(config: TransformerConfig, layer: int) -> Layers:
-    """Cuts a transformer below a block, so that many can share what lies below.
-
-    What is frozen is computed once for all members of an ensemble, or once for ever.
+def forward(
+    config: TransformerConfig,
+    params: Params,
+    inputs: Array,
+    valid: Array | None,
+    *,
+    with_activations: bool = False,
+) -> Outputs:
+    """A forward pass without a cache.
 
     Args:
       config: of the transformer.
-      layer: the first block of the upper part, 1 to `num_layers - 1`.
+      params: its parameters.
+      inputs: int `[..., T]`, tokens, or float `[..., T, D]`, what enters the first block.
+      valid: bool `[..., T]`, false on padding; None = all true.
+      with_activations: whether those are kept; of all blocks until the end, so few are best.
 
     Returns:
-      The parts, functions of the whole transformer's parameters.
+      What it gives.
 
     Raises:
-      ValueError: if there is no such block.
+      ValueError: if there are over `max_length` tokens none of which is declared padding.
     """
-    if not 1 <= layer < config.num_layers:
-        raise ValueError(f"layer must be in [1, {config.num_layers}), found {layer}")
-    below = dataclasses.replace(config, num_layers=layer)
-    above = dataclasses.replace(config, num_layers=config.num_layers - layer)
-
-    def blocks(params: Params, part: slice) -> Params:
-        some = jax.tree.map(lambda leaf: leaf[part], params["params"]["blocks"])
-        return {**params, "params": {**params["params"], "blocks": some}}
-
-    def lower(params: Params, tokens: Array, *, valid: Array | None = None) -> Array:
-        chex.assert_type(tokens, int)
-        return _forward(below, blocks(params, slice(layer)), tokens, valid)[2]
-
-    def apply(params: Params, hidden: Array, *, valid: Array | None = None) -> Array:
-        return _forward(above, params, hidden, valid)[0]
-
-    def features(params: Params, hidden: Array, *, valid: Array | None = None) -> Array:
-        return _forward(above, params, hidden, valid)[1]
-
-    upper = LanguageModel(transformer(above).init, apply, features)
-    return Layers(lower, upper, lambda params: blocks(params, slice(layer, None)))
-
-
-def _forward(
-    config: TransformerConfig, params: Params, inputs: Array, valid: Array | None
-) -> tuple[Array, Array, Array]:
-    """Logits, features and what leaves the last block, of tokens or of what enters the first."""
     num_axes = 1 if jnp.issubdtype(inputs.dtype, jnp.integer) else 2
     shape = inputs.shape if num_axes == 1 else inputs.shape[:-1]
     if valid is None and shape[-1] > config.max_length:
@@ -380,9 +361,14 @@ def _forward(
     valid = _check_tokens(tokens, valid, config).reshape(-1, shape[-1])
     nothing = Cache(None, None, jnp.zeros_like(valid), jnp.zeros((), int))
     flat = inputs.reshape(-1, *inputs.shape[-num_axes:])
-    *outputs, _ = _Transformer(config).apply(params, flat, valid, nothing)
+    (*outputs, _), kept = _Transformer(config).apply(
+        params, flat, valid, nothing, mutable=["intermediates"] if with_activations else []
+    )
     logits, features, hidden = (output.reshape(*shape, -1) for output in outputs)
-    return logits, features, hidden
+    activations = None
+    if with_activations:
+        activations = kept["intermediates"]["blocks"]["activations"][0][-1].reshape(*shape, -1)
+    return Outputs(logits, features, hidden, activations)
 
 
 def _fill_padding(tokens: Array, valid: Array) -> Array:

@@ -45,17 +45,22 @@ def test_features_are_means_over_a_texts_tokens_after_each_block(texts):
             np.testing.assert_allclose(found[row, 8 * (depth - 1) : 8 * depth], mean, atol=1e-12)
 
 
-def adapters(texts):
+def adapters(texts, **changes):
     params, tokens, mask, valid = texts
     (setting,) = settings(Config(ensembles=("adapters",), num_members=4))
+    setting = dataclasses.replace(setting.learner, **changes)
+    layer = MODEL.num_layers - setting.adapted_layers
     rows = jax.jit(frozen.hidden_rows, static_argnums=(0, 1))
-    table = rows(MODEL, 2, params, tokens, mask, valid)
-    return setting.learner, models.split_layers(MODEL, 2).upper_params(params), table
+    table = rows(MODEL, layer, params, tokens, mask, valid)
+    return setting, models.split_layers(MODEL, layer).upper_params(params), table
 
 
-def test_the_utility_of_a_row_is_that_of_the_tokens_by_the_whole_model(texts):
+@pytest.mark.parametrize(
+    "changes", [{}, {"adapted_layers": 0, "lora_target_modules": ("mlp_out",)}]
+)
+def test_the_utility_of_a_row_is_that_of_the_tokens_by_the_whole_model(texts, changes):
     params, tokens, _, valid = texts
-    setting, base, table = adapters(texts)
+    setting, base, table = adapters(texts, **changes)
     learner = learners.make_learner(setting, MODEL, base, num_features=0, prior_scale=0.7)
     shared, own = jax.jit(learner.ensemble.init)(jax.random.key(2))
     items = jnp.array([[3, 1], [0, 4]])

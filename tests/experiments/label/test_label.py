@@ -154,9 +154,14 @@ def test_learning_is_warm_and_follows_the_answers(config: Propose):
 
 
 def test_utilities_of_adapters_are_those_of_the_merged_models(config: Propose):
-    for utility in ("sum", "ratio"):
+    alone = {"adapted_layers": 0, "lora_target_modules": ("mlp_out",)}
+    for utility, changes in (("sum", {}), ("ratio", {}), ("sum", alone)):
         config = dataclasses.replace(
-            config, ensemble="adapters", utility=utility, project=config.project + utility
+            config,
+            ensemble="adapters",
+            utility=utility,
+            project=config.project + utility,
+            **changes,
         )
         bench = open_project(config)
         folder = Path(config.project)
@@ -176,8 +181,8 @@ def test_utilities_of_adapters_are_those_of_the_merged_models(config: Propose):
             encoded, _ = data.encode_rows([row], tokenizer, max_length=24)
             batch = data.collate(encoded, [0], length=24, num_slots=1)
             logits = lm.apply(params, batch.tokens[0], valid=batch.valid[0])
-            alone = documents.log_prob(logits, batch.tokens[0], batch.mask[0])
-            np.testing.assert_allclose(found[1, n], alone[0], atol=1e-4)
+            expected = documents.log_prob(logits, batch.tokens[0], batch.mask[0])
+            np.testing.assert_allclose(found[1, n], expected[0], atol=1e-4)
 
 
 def test_exported_answers_read_as_preferences(config: Propose, tmp_path: Path):
@@ -569,6 +574,7 @@ def test_bad_flags(config: Propose, tmp_path: Path):
     for changes, message in (
         ({"adapted_layers": 2}, "--adapted_layers must be below the 2 blocks"),
         ({"lora_target_modules": ("qkw",)}, "--lora_target_modules: .*qkw"),
+        ({"adapted_layers": 0}, "expected --lora_target_modules mlp_out, found query value"),
     ):
         with pytest.raises(UsageError, match=message):
             open_project(dataclasses.replace(config, ensemble="adapters", **changes))
