@@ -1,5 +1,5 @@
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -12,16 +12,23 @@ CHARACTERS = "abcdefgh "
 
 
 @pytest.fixture(scope="session")
-def make_model() -> Callable[[Path, int], None]:
-    """`(folder, num_layers)`: writes a random model of the Llama family, a token a character."""
+def make_model() -> Callable[..., None]:
+    """`(folder, num_layers, words=(), seed=1)`: writes a random model of the Llama family.
+
+    A token a character, or a word where words are given; its laws are then far from uniform.
+    """
     return _make_model
 
 
-def _make_model(folder: Path, num_layers: int) -> None:
-    vocabulary = {name: n for n, name in enumerate(["<unk>", "<s>", "</s>", *CHARACTERS])}
+def _make_model(folder: Path, num_layers: int, words: Sequence[str] = (), seed: int = 1) -> None:
+    texts = words or CHARACTERS
+    vocabulary = {name: n for n, name in enumerate(["<unk>", "<s>", "</s>", *texts])}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
-    backend.decoder = tokenizers.decoders.Fuse()
+    if words:
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    else:
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+        backend.decoder = tokenizers.decoders.Fuse()
     backend.add_special_tokens(["<s>", "</s>"])
     config = models.TransformerConfig(
         vocab_size=len(vocabulary),
@@ -43,7 +50,11 @@ def _make_model(folder: Path, num_layers: int) -> None:
         bos=1,
         eos=(2,),
     )
-    params = jax.jit(models.transformer(config).init)(jax.random.key(1))
+    with jax.enable_x64(False):
+        params = jax.jit(models.transformer(config).init)(jax.random.key(seed))
+    if words:
+        embedding = params["params"]["token_embedding"]
+        embedding["embedding"] = 3 * embedding["embedding"]  # it is tied
     models.save_pretrained(folder, config, params)
     backend.save(str(folder / "tokenizer.json"))
     settings = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tokenizers
 
 from experiments.common import chunks
 from experiments.common.binary import UsageError
@@ -31,7 +30,7 @@ from experiments.online.world import (
     base_samples,
     load_world,
 )
-from shatter import documents, losses, models
+from shatter import documents, losses
 from shatter.types import Query
 
 WORDS = ["a", ".", "saw", "found", "happy", "very", "friend", "mom"]
@@ -54,41 +53,9 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A random model of the Llama family with a token a word."""
+def folder(make_model, tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "tiny"
-    vocabulary = {name: n for n, name in enumerate(["<unk>", "<s>", "</s>", *WORDS])}
-    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    backend.add_special_tokens(["<s>", "</s>"])
-    config = models.TransformerConfig(
-        vocab_size=len(vocabulary),
-        max_length=16,
-        width=8,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-        mlp_width=8,
-        norm="rms",
-        activation="silu",
-        gated=True,
-        rope=models.Rope(),
-        qkv_bias=False,
-        attention_out_bias=False,
-        mlp_bias=False,
-        tied=True,
-        head_bias=False,
-        bos=1,
-        eos=(2,),
-    )
-    with jax.enable_x64(False):
-        params = models.transformer(config).init(jax.random.key(7))
-        embedding = params["params"]["token_embedding"]
-        embedding["embedding"] = 3 * embedding["embedding"]  # it is tied: laws not uniform
-        models.save_pretrained(path, config, params)
-    backend.save(str(path / "tokenizer.json"))
-    special = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
-    (path / "tokenizer_config.json").write_text(json.dumps(special))
+    make_model(path, 2, words=WORDS, seed=7)
     return path
 
 
@@ -349,7 +316,7 @@ def test_bad_flags(folder, tmp_path):
         ({"minority": 1.0}, r"--minority must be between 0 and 1, found 1"),
         ({"num_candidates": 5}, r"--num_candidates must be a multiple of --num_members.* 5 and 2"),
         ({"adapted_blocks": 2}, r"--adapted_blocks must be from 1 to 1"),
-        ({"max_length": 12, "setting": "open"}, r"5 \+ 12 tokens, over the model's 16"),
+        ({"max_length": 28, "setting": "open"}, r"5 \+ 28 tokens, over the model's 32"),
         ({"prompts": ("saw a", "")}, r"--prompts must be texts that are not empty"),
         ({"model_name_or_path": "nowhere"}, r"--model_name_or_path=nowhere: there is no folder"),
     ):
