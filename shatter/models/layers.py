@@ -43,7 +43,8 @@ def split_layers(config: TransformerConfig, layer: int) -> Layers:
         logits = W (s P (x + g a b) / d + o) = (W s P x + (g a) (W s P b)) / d + W o,
 
     where no product with the vocabulary's W is of a member and a token: W s P x is common to all
-    members, and W s P b has `rank` rows. Exact; ours.
+    members, and W s P b has `rank` rows. Exact; ours. Of the upper parameters only the norm's and
+    the vocabulary's are read: x has the frozen mlp_out in it.
 
     Args:
       config: of the transformer.
@@ -152,7 +153,7 @@ def _adapter(params: Params) -> dict[str, Array] | None:
     """The last block's adapter on mlp_out, if there is one.
 
     Raises:
-      ValueError: if there are others, or there is one on the whole transformer's blocks.
+      ValueError: if there are others.
     """
     if "lora" not in params:
         return None
