@@ -106,18 +106,19 @@ def feature_table(model: Frozen, items: Sequence[Item], *, max_length: int, file
 def hidden_table(
     model: Frozen, items: Sequence[Item], *, max_length: int, layer: int, file: Path
 ) -> Table:
-    """What enters a block, for every text: all that adapters on the blocks from there need.
+    """What lies below a cut, for every text: all that adapters above it need.
 
     Args:
       model: the frozen model.
       items: N texts, each with its prompt.
       max_length: T, tokens of prompt and text, at most.
-      layer: the block, as in `shatter.models.split_layers`.
+      layer: the cut, as in `shatter.models.split_layers`.
       file: as in `feature_table`.
 
     Returns:
-      hidden: `[N, T, D]`. tokens: int `[N, T]`. mask: bool `[N, T]`, true on the text's tokens.
-      valid: bool `[N, T]`, false on padding. log_prob: `[N]`, as in `feature_table`.
+      hidden: `[N, T, D]`, or `[N, T, D + H]` below the last mlp_out. tokens: int `[N, T]`.
+      mask: bool `[N, T]`, true on the text's tokens. valid: bool `[N, T]`, false on padding.
+      log_prob: `[N]`, as in `feature_table`.
 
     Raises:
       UsageError: if the file is damaged, or a text cannot be encoded.

@@ -35,7 +35,7 @@ class Setting:
       lora_r: adapters: rank.
       lora_target_modules: adapters: projections that have them.
       adapted_layers: adapters: on how many of the last blocks; 0 = on the last one's mlp_out alone,
-        so that members share the product with the vocabulary.
+        so that members share the product with the vocabulary while they learn.
     """
 
     kind: Kind
@@ -133,7 +133,7 @@ def make_learner(
 
 
 def layers_of(setting: Setting, transformer: models.TransformerConfig) -> models.Layers:
-    """The frozen model, cut below the blocks with adapters."""
+    """The frozen model, cut below the blocks with adapters, or below the last one's mlp_out."""
     return models.split_layers(transformer, transformer.num_layers - setting.adapted_layers)
 
 

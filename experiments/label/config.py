@@ -78,8 +78,8 @@ class Project:
 
     adapted_layers: int = 1
     """adapters: on how many of the last blocks; what lies below is computed once. 0 = on the last
-    one's mlp_out alone (--lora_target_modules mlp_out): what costs most, the product with the
-    vocabulary, is then shared too, for a table of texts that is some five times as large."""
+    one's mlp_out alone (--lora_target_modules mlp_out): members that learn then share the product
+    with the vocabulary too, for a table of texts that is 1 + mlp_width / width times as large."""
 
     learning_rate: float = 0.01
     """Adam's."""
@@ -149,8 +149,8 @@ class Loop(Propose):
     """Runs from --seed on, a project folder each below --project."""
 
     seeds_at_once: int | None = None
-    """Seeds that learn side by side, as memory allows; not given = all, adapters 1. Seeds whose
-    candidates were sampled learn in turn."""
+    """Seeds that learn side by side; not given = all, adapters 1. Fewer take less memory. One where
+    the seeds' texts differ: candidates that were sampled, or an import."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,31 +54,33 @@ def learn(bench: Bench) -> Bench:
     Raises:
       UsageError: if there is no answer, or one is about an unknown query.
     """
-    bench = learn_side_by_side([bench])[0]
+    bench = learn_side_by_side([bench], [True])[0]
     report(bench)
     return bench
 
 
-def learn_side_by_side(benches: Sequence[Bench]) -> list[Bench]:
+def learn_side_by_side(benches: Sequence[Bench], which: Sequence[bool]) -> list[Bench]:
     """Several projects at once, as `learn` does one.
 
-    All are computed even where only some have new answers: what a project becomes then depends on
-    its own answers alone, to the bit, whichever of the others a killed call had finished.
+    All are computed even where only some shall learn or have new answers: what a project becomes
+    depends, to the bit, on its own answers and on how many learn beside it, whichever of the others
+    a killed call had finished.
 
     Args:
       benches: projects that differ in their seeds alone and hold one table.
+      which: those that learn; the others stay as they are.
 
     Returns:
-      The projects after it, on disk; `report` writes their measures.
+      The projects after it, on disk with their measures; `report` writes the rest.
 
     Raises:
-      UsageError: as `learn` does; the projects before the one it names have learned.
+      UsageError: as `learn` does; where members are not finite the projects before have learned.
     """
     benches = [_begun(bench) for bench in benches]
     found = [standing_answers(bench.folder) for bench in benches]
     due = [
-        bench.ensemble.history[-1]["answers_sha256"] != _digest(answers)
-        for bench, (_, answers) in zip(benches, found, strict=True)
+        wanted and bench.ensemble.history[-1]["answers_sha256"] != _digest(answers)
+        for bench, wanted, (_, answers) in zip(benches, which, found, strict=True)
     ]
     after = _taught(benches, found) if any(due) else benches
     return [
@@ -104,10 +106,12 @@ def _taught(
     """The projects with members that have learned; the start's where no answer stands."""
     some = [n for n, (_, answers) in enumerate(found) if answers]
     num_answers = max(len(answers) for _, answers in found)
+    asked = (query for queries, _ in found for query in queries.values())
+    num_slots = max(len(query.completions) for query in asked)
     stores, keys = [], []
     for n in some:
         key = jax.random.fold_in(jax.random.key(benches[n].config.seed), 6)
-        stores.append(_store(benches[n], *found[n], key, num_answers))
+        stores.append(_store(benches[n], *found[n], key, (num_answers, num_slots)))
         keys.append(jax.random.fold_in(key, benches[n].ensemble.number + 1))
     members = [bench.start for bench in benches]
     if some:
@@ -129,7 +133,9 @@ def _kept(bench: Bench, answers: Sequence[Answer]) -> Bench:
             "the answers there"
         )
     history = [*bench.ensemble.history, measure(bench, answers)]
-    return save(bench, Ensemble(bench.ensemble.members, bench.ensemble.number + 1, history))
+    bench = save(bench, Ensemble(bench.ensemble.members, bench.ensemble.number + 1, history))
+    _write_metrics(bench)
+    return bench
 
 
 def measure(bench: Bench, answers: Sequence[Answer]) -> dict[str, Any]:
@@ -160,6 +166,12 @@ def measure(bench: Bench, answers: Sequence[Answer]) -> dict[str, Any]:
 
 def report(bench: Bench) -> None:
     """Writes metrics.csv, summary.json, scores.jsonl and label.png from the ensemble's history."""
+    _write_metrics(bench)
+    _write_scores(bench)
+    plot.draw(bench.ensemble.history, bench.folder / "label.png")
+
+
+def _write_metrics(bench: Bench) -> None:
     history, folder = bench.ensemble.history, bench.folder
     rows = (
         ("", bench.config.ensemble, "", bench.config.seed, one["answers"], name, f"{value:.8g}")
@@ -169,8 +181,6 @@ def report(bench: Bench) -> None:
     )
     run_folder.write_csv(folder / "metrics.csv", rows)
     run_folder.write_json(folder / "summary.json", {"before": history[0], "after": history[-1]})
-    _write_scores(bench)
-    plot.draw(history, folder / "label.png")
 
 
 def _scores(bench: Bench, rows: Sequence[data.Row]) -> dict[str, float]:
@@ -215,10 +225,13 @@ def _store(
     queries: dict[str, Asked],
     answers: Sequence[Answer],
     key: jax.Array,
-    num_answers: int,
+    sizes: tuple[int, int],
 ) -> training.Store:
-    """All answers with the members' weights; sizes are powers of two, so few are compiled."""
-    num_slots = max(len(query.completions) for query in queries.values())
+    """All answers with the members' weights, with room for some number of some number of slots.
+
+    Sizes are powers of two, so few are compiled.
+    """
+    num_answers, num_slots = sizes
     items = np.full((len(answers), num_slots), -1)
     ranks = np.full((len(answers), num_slots), -1)
     for n, answer in enumerate(answers):

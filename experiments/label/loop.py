@@ -31,7 +31,8 @@ RaterModel = Callable[[Asked, np.random.Generator], tuple[int, ...]]
 def run(config: Loop, progress: Callable[[str, int], None]) -> list[Bench]:
     """Rounds of propose, answer and learn; within a round seeds learn side by side.
 
-    A project that has had its rounds is only read; one that was killed goes on where it was.
+    A project that has had its rounds learns nothing more; one that was killed goes on where it was,
+    and ends in the same bits if as many learn side by side.
 
     Args:
       config: the flags.
@@ -63,21 +64,22 @@ def run(config: Loop, progress: Callable[[str, int], None]) -> list[Bench]:
     for number in range(config.num_rounds):
         for first in range(0, len(benches), size):
             some = slice(first, first + size)
-            progress(f"round {number + 1}, seeds from {configs[first].seed}", 0)
+            names = " ".join(str(one.seed) for one in configs[some])
+            progress(f"round {number + 1}, seeds {names}", 0)
             due = [bench.ensemble.number <= number for bench in benches[some]]
             for bench, one, new in zip(benches[some], configs[some], due, strict=True):
                 if new:
                     _answer_round(bench, one, rater)
             if any(due):
-                benches[some] = learn_side_by_side(benches[some])
-            progress(f"round {number + 1}, seeds from {configs[first].seed}", len(due))
+                benches[some] = learn_side_by_side(benches[some], due)
+            progress(f"round {number + 1}, seeds {names}", len(due))
     for bench in benches:
         report(bench)
     return benches
 
 
 def _seeds_at_once(config: Loop, benches: Sequence[Bench]) -> int:
-    """How many seeds learn side by side; one if their candidates, and so their tables, differ."""
+    """How many seeds learn side by side; one if their texts, and so their tables, differ."""
     tables = {id(bench.start.shared[1]) for bench in benches}
     if len(tables) > 1 or (config.seeds_at_once is None and config.ensemble == "adapters"):
         return 1

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,7 +129,7 @@ def open_project(config: Project, like: Bench | None = None) -> Bench:
 
     Args:
       config: its flags; the folder, if it exists, must have been made by the same.
-      like: an open project of the same flags but the seed, if there is one: its inputs are used
+      like: an open project; where its flags are the same but for the seed its inputs are used
         again, and what is known of its texts where they are the same.
 
     Returns:
@@ -140,8 +141,9 @@ def open_project(config: Project, like: Bench | None = None) -> Bench:
     """
     config = with_known_paths(project_of(config))
     setting, folder = setting_of(config), Path(config.project)
-    same = like and all(getattr(config, name) == getattr(like.config, name) for name in PATHS)
-    inputs = like.inputs if like and same else read_inputs(config)
+    if like and replace(config, seed=0, project="") != replace(like.config, seed=0, project=""):
+        like = None
+    inputs = like.inputs if like else read_inputs(config)
     model, found = inputs.model, inputs.pool_file
     assert_unchanged(config, inputs.facts)
     kept, sampled = folder / "candidates.jsonl", None
@@ -152,7 +154,7 @@ def open_project(config: Project, like: Bench | None = None) -> Bench:
     remember_paths(config, folder)
     if sampled is not None:
         write_atomically(kept, sampled)
-    pool = like.pool if like and same and not found.prompts else make_pool(found, kept)
+    pool = like.pool if like and not found.prompts else make_pool(found, kept)
     items = list(pool.items)
     numbers = {item_key(item): number for number, item in enumerate(items)}
     rows = (row for rows in inputs.held_out.values() for row in rows)

@@ -108,7 +108,7 @@ def whole_adapters(own: Params, layer: int) -> Params:
 
     Args:
       own: the adapters of one member on the upper part of `shatter.models.split_layers`.
-      layer: the first block of that part.
+      layer: the first block of that part; the last block where the cut is at its mlp_out.
 
     Returns:
       The adapters, zero in the blocks below.

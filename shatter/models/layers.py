@@ -19,7 +19,7 @@ class Layers(NamedTuple):
 
     Attributes:
       lower: `(params, tokens[..., T], *, valid=None) -> hidden[..., T, D]`, what enters the upper
-        part.
+        part; `D + H` numbers where the cut is at the last mlp_out.
       upper: `apply` and `features` of a language model whose tokens are `hidden`; its parameters
         are those of `upper_params`.
       upper_params: `(params) -> params`, the upper blocks alone, to which adapters may be added.
@@ -51,7 +51,8 @@ def split_layers(config: TransformerConfig, layer: int) -> Layers:
       layer: the first block of the upper part, 1 to `num_layers`.
 
     Returns:
-      The parts, functions of the whole transformer's parameters.
+      The parts, functions of the whole transformer's parameters, without adapters. They raise
+      ValueError if it has some, and `upper` above the last mlp_out if another projection has.
 
     Raises:
       ValueError: if there is no such block.
@@ -145,6 +146,11 @@ def _split_last_projection(config: TransformerConfig) -> Layers:
 
 
 def _blocks(params: Params, part: slice) -> Params:
+    if "lora" in params:
+        raise ValueError(
+            "the parameters have adapters (the collection 'lora'): cut the base, and put adapters "
+            "of the upper part beside its upper_params, or merge them first"
+        )
     some = jax.tree.map(lambda leaf: leaf[part], params["params"]["blocks"])
     return {**params, "params": {**params["params"], "blocks": some}}
 
@@ -153,15 +159,16 @@ def _adapter(params: Params) -> dict[str, Array] | None:
     """The last block's adapter on mlp_out, if there is one.
 
     Raises:
-      ValueError: if there are others.
+      ValueError: if there are others, or of more blocks.
     """
     if "lora" not in params:
         return None
     blocks = params["lora"]["blocks"]
     found = [target for part in blocks.values() for target in part["adapters"]]
-    if found != ["mlp_out"]:
+    num = jax.tree.leaves(blocks)[0].shape[0]
+    if found != ["mlp_out"] or num != 1:
         raise ValueError(
             f"above the cut at the last block's mlp_out, that alone may have adapters, found "
-            f"{', '.join(found)}: cut at a lower layer, or adapt mlp_out alone"
+            f"{', '.join(found)} of {num} blocks: cut at a lower layer, or adapt mlp_out alone"
         )
-    return jax.tree.map(lambda leaf: leaf[-1], blocks["mlp_out"]["adapters"]["mlp_out"])
+    return jax.tree.map(lambda leaf: leaf[0], blocks["mlp_out"]["adapters"]["mlp_out"])

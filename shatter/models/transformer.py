@@ -290,11 +290,11 @@ def transformer(config: TransformerConfig) -> LanguageModel:
 
     def apply(params: Params, tokens: Array, *, valid: Array | None = None) -> Array:
         chex.assert_type(tokens, int)
-        return forward(config, params, tokens, valid)[0]
+        return forward(config, params, tokens, valid).logits
 
     def features(params: Params, tokens: Array, *, valid: Array | None = None) -> Array:
         chex.assert_type(tokens, int)
-        return forward(config, params, tokens, valid)[1]
+        return forward(config, params, tokens, valid).features
 
     def decode(
         params: Params, cache: Cache, tokens: Array, *, valid: Array | None = None

@@ -150,12 +150,20 @@ def test_members_share_the_product_with_the_vocabulary():
 def test_refuses_adapters_elsewhere():
     config = CONFIGS["GPT-2's"]
     parts = split_layers(config, config.num_layers)
-    lora = LoraConfig(rank=1, targets=("query", "mlp_out"))
+    hidden = jnp.zeros((1, 6, 8 + config.hidden_width))
 
-    def run():
-        params = parts.upper_params(random_params(config))
-        member = with_lora(params, models.init_lora(jax.random.key(0), params, lora), lora)
-        return parts.upper.apply(member, jnp.zeros((1, 6, 8 + config.hidden_width)))
+    def run(targets, cut):
+        lora = LoraConfig(rank=1, targets=targets)
+        params = random_params(config)
+        base = parts.upper_params(params) if cut else params
+        member = with_lora(base, models.init_lora(jax.random.key(0), base, lora), lora)
+        return member, parts.upper.apply(member, hidden)
 
     with pytest.raises(ValueError, match="that alone may have adapters, found mlp_out, query"):
-        jax.eval_shape(run)
+        jax.eval_shape(lambda: run(("query", "mlp_out"), True))
+    with pytest.raises(ValueError, match="found mlp_out of 2 blocks"):
+        jax.eval_shape(lambda: run(("mlp_out",), False))
+    member, _ = jax.eval_shape(lambda: run(("mlp_out",), True))
+    for wrong in (parts.upper_params, lambda params: parts.lower(params, TOKENS)):
+        with pytest.raises(ValueError, match="cut the base"):
+            jax.eval_shape(wrong, member)

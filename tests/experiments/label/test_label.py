@@ -326,11 +326,40 @@ def test_seeds_side_by_side_are_the_same_after_a_stop(
         patch.setattr("experiments.label.learn.save", save_three)
         loop.run(halves, lambda message, done: None)
     assert saved == ["seed0", "seed1", "seed0"]
+    rows = json.loads((tmp_path / "halves" / "seed0" / "summary.json").read_text())
+    assert rows["after"]["answers"] == 4  # what a killed loop has measured is on disk
     found = loop.run(halves, lambda message, done: None)
     for one, other in zip(expected, found, strict=True):
         assert one.ensemble.number == other.ensemble.number == 2
-        states = [bench.ensemble.members.states._replace(key=()) for bench in (one, other)]
+        states = [bench.ensemble.members.states for bench in (one, other)]
+        states = [state._replace(key=jax.random.key_data(state.key)) for state in states]
         jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_a_seed_that_has_had_its_rounds_learns_nothing_more(config: Propose, tmp_path: Path):
+    two = as_loop(config, tmp_path, num_seeds=2, num_rounds=1)
+    folder = loop.run(two, lambda message, done: None)[0].folder
+    query, *_ = read_queries(folder / "queries").values()
+    with open_writer(folder / "answers.jsonl") as writer:
+        writer.append(asking.answer(query, 0, annotator="ann", order=range(2), seconds=1.0))
+    benches = loop.run(dataclasses.replace(two, num_seeds=3), lambda message, done: None)
+    assert [bench.ensemble.number for bench in benches] == [1, 1, 1]
+    benches = loop.run(dataclasses.replace(two, num_rounds=2), lambda message, done: None)
+    assert [bench.ensemble.number for bench in benches] == [2, 2]
+    assert [bench.ensemble.history[-1]["answers"] for bench in benches] == [5, 4]
+
+
+def test_seeds_side_by_side_take_comparisons_of_any_number(config: Propose, tmp_path: Path):
+    rows = [*VOTES[:4], {"prompt": "", "completions": ["ac", "bc", "cc"], "ranks": [1, 2, 3]}]
+    four = as_loop(config, tmp_path, num_seeds=4, num_rounds=1, arm="random")
+    four = dataclasses.replace(four, pool=write(tmp_path / "mixed.jsonl", rows))
+    benches = loop.run(four, lambda message, done: None)
+    sizes = [
+        max(len(query.completions) for query in read_queries(bench.folder / "queries").values())
+        for bench in benches
+    ]
+    assert {2, 3} == set(sizes)
+    assert [bench.ensemble.number for bench in benches] == [1] * 4
 
 
 def test_seeds_whose_candidates_differ_learn_in_turn(
