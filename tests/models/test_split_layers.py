@@ -23,27 +23,43 @@ VALID = np.array([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 0]], bool)
 def test_the_parts_are_the_whole(name: str, layer: int, float64):
     config = CONFIGS[name]
     lm, parts = models.transformer(config), split_layers(config, layer)
-    params = lm.init(jax.random.key(0))
-    hidden = parts.lower(params, TOKENS, valid=VALID)
+
+    @jax.jit
+    def run():
+        params = lm.init(jax.random.key(0))
+        hidden = parts.lower(params, TOKENS, valid=VALID)
+        above = parts.upper_params(params)
+        found = [
+            parts.upper.apply(above, hidden, valid=VALID),
+            parts.upper.features(above, hidden, valid=VALID),
+            parts.upper.apply(above, hidden[0]),  # any leading axes, no padding
+        ]
+        expected = [
+            lm.apply(params, TOKENS, valid=VALID),
+            lm.features(params, TOKENS, valid=VALID),
+            lm.apply(params, TOKENS[0]),
+        ]
+        return hidden, found, expected
+
+    hidden, found, expected = run()
     assert hidden.shape == (2, 6, 8)
-    above = parts.upper_params(params)
-    found = parts.upper.apply(above, hidden, valid=VALID)
-    np.testing.assert_allclose(found, lm.apply(params, TOKENS, valid=VALID), atol=1e-12)
-    found = parts.upper.features(above, hidden, valid=VALID)
-    np.testing.assert_allclose(found, lm.features(params, TOKENS, valid=VALID), atol=1e-12)
-    one = parts.upper.apply(above, hidden[0])  # any leading axes, no padding
-    np.testing.assert_allclose(one, lm.apply(params, TOKENS[0]), atol=1e-12)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), found, expected)
 
 
 def test_gradients_of_the_upper_parameters_are_those_of_the_whole(float64):
     config = CONFIGS["rotary positions"]
     lm, parts = models.transformer(config), split_layers(config, 2)
-    params = lm.init(jax.random.key(0))
-    weights = jax.random.normal(jax.random.key(1), (2, 6, 7))
-    whole = jax.grad(lambda p: jnp.sum(weights * lm.apply(p, TOKENS, valid=VALID)))(params)
-    hidden = parts.lower(params, TOKENS, valid=VALID)
-    upper = jax.grad(lambda p: jnp.sum(weights * parts.upper.apply(p, hidden, valid=VALID)))
-    found = upper(parts.upper_params(params))
+    weights = np.random.default_rng(1).normal(size=(2, 6, 7))
+
+    @jax.jit
+    def run():
+        params = lm.init(jax.random.key(0))
+        whole = jax.grad(lambda p: jnp.sum(weights * lm.apply(p, TOKENS, valid=VALID)))(params)
+        hidden = parts.lower(params, TOKENS, valid=VALID)
+        upper = jax.grad(lambda p: jnp.sum(weights * parts.upper.apply(p, hidden, valid=VALID)))
+        return whole, upper(parts.upper_params(params))
+
+    whole, found = run()
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b[2:], atol=1e-12),
         found["params"]["blocks"],
@@ -55,10 +71,13 @@ def test_members_share_the_lower_part():
     # Work that no member has for itself stays unbatched under vmap.
     config = CONFIGS["rotary positions"]
     parts = split_layers(config, 2)
-    params = models.transformer(config).init(jax.random.key(0))
+    params = jax.eval_shape(models.transformer(config).init, jax.random.key(0))
     lora = models.LoraConfig(rank=1)
-    own = jax.vmap(lambda key: models.init_lora(key, parts.upper_params(params), lora))(
-        jax.random.split(jax.random.key(1), 4)
+    own = jax.eval_shape(
+        lambda params: jax.vmap(
+            lambda key: models.init_lora(key, parts.upper_params(params), lora)
+        )(jax.random.split(jax.random.key(1), 4)),
+        params,
     )
 
     def member(params, own):

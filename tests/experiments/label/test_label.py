@@ -175,12 +175,12 @@ def test_utilities_of_adapters_are_those_of_the_merged_models(config: Propose):
         if utility == "ratio":
             continue
         loaded, params, tokenizer = models.load_pretrained(folder / "model1", dtype="float32")
-        lm = models.transformer(loaded)
+        apply = jax.jit(models.transformer(loaded).apply)
         for n, (prompt, text) in enumerate(bench.items[:3]):
             row = data.Row(prompt, (text,), (0,))
             encoded, _ = data.encode_rows([row], tokenizer, max_length=24)
             batch = data.collate(encoded, [0], length=24, num_slots=1)
-            logits = lm.apply(params, batch.tokens[0], valid=batch.valid[0])
+            logits = apply(params, batch.tokens[0], valid=batch.valid[0])
             expected = documents.log_prob(logits, batch.tokens[0], batch.mask[0])
             np.testing.assert_allclose(found[1, n], expected[0], atol=1e-4)
 
