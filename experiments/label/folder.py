@@ -1,7 +1,6 @@
 """The folder of a project: where its files are, one process at a time, what it was begun with."""
 
 import dataclasses
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from experiments.common.binary import UsageError
 from experiments.common.frozen import Item
 from experiments.label.answers import Asked, read_queries
 from experiments.label.config import Project
+from experiments.label.writer import take_lock
 
 PATHS = ("pool", "eval_files", "model_name_or_path", "data_dir", "chat_template")
 """Flags that say where files are: kept apart from the config, for their contents count."""
@@ -65,15 +65,10 @@ def alone(project: str) -> Iterator[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder.with_name(f".{folder.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            process = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
+        if process := take_lock(lock):
             raise UsageError(
                 f"--project: process {process} works on {project}: wait until it has ended"
-            ) from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+            )
         yield
     finally:
         os.close(lock)

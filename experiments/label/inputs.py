@@ -12,11 +12,9 @@ from experiments.common.binary import UsageError
 from experiments.common.frozen import Frozen, load_frozen, weights_hash
 from experiments.common.learners import Setting, layers_of
 from experiments.label.config import Project, setting_of
-from experiments.label.pool import PoolFile, pool_hash, read_pool
+from experiments.label.pool import HINT, PoolFile, pool_hash, read_pool
 from shatter import data, models
 from shatter.types import Params
-
-_HINT = "\non_bad_row"  # what the reader advises, which is no flag here
 
 
 class Inputs(NamedTuple):
@@ -111,7 +109,7 @@ def _assert_encodable(config: Project, model: Frozen, files: Sequence[list[data.
             if rows:
                 data.encode_rows(rows, model.tokenizer, max_length=config.max_length)
         except ValueError as error:
-            raise UsageError(str(error).split(_HINT)[0]) from error
+            raise UsageError(str(error).split(HINT)[0]) from error
 
 
 def _read_held_out(file: str) -> list[data.Row]:
@@ -123,7 +121,7 @@ def _read_held_out(file: str) -> list[data.Row]:
     try:
         rows, _ = data.read_rows(file)
     except (ValueError, OSError, ImportError) as error:
-        raise UsageError(f"--eval_files: {str(error).split(_HINT)[0]}") from error
+        raise UsageError(f"--eval_files: {str(error).split(HINT)[0]}") from error
     pairs = [row for row in rows if len(row.completions) == 2 and min(row.ranks) >= 0]
     if all(row.ranks[0] == row.ranks[1] for row in pairs):
         raise UsageError(

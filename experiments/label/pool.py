@@ -24,6 +24,9 @@ Votes = dict[tuple[int, ...], float]
 """The weight of each answer, by its ranks."""
 
 
+HINT = "\non_bad_row"  # what the reader of rows advises, which is no flag here
+
+
 class Pool(NamedTuple):
     """What can be asked about.
 
@@ -293,7 +296,7 @@ def _encoded(model: Frozen, config: Project, prompt: Text, text: Text, place: st
         row = data.Row(prompt, (text,), (0,), source=place)
         return data.encode_rows([row], model.tokenizer, max_length=config.max_length)[0][0]
     except ValueError as error:
-        raise UsageError(str(error).split("\non_bad_row")[0]) from error
+        raise UsageError(str(error).split(HINT)[0]) from error
 
 
 def _text_after(model: Frozen, prompt: list[int], said: list[int]) -> str:

@@ -123,7 +123,11 @@ def open_writer(path: str | Path) -> Iterator[Writer]:
     except OSError as error:
         raise _refused(path, error) from error
     try:
-        _take(lock, path)
+        if process := take_lock(lock):
+            raise UsageError(
+                f"{path} is open for answers in process {process}: end that process first. Several "
+                "people can answer at the same time in one process with --web."
+            )
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
@@ -141,17 +145,22 @@ def open_writer(path: str | Path) -> Iterator[Writer]:
         os.close(lock)
 
 
-def _take(lock: int, path: Path) -> None:
+def take_lock(lock: int) -> str | None:
+    """Takes a lock file for this process and writes its number there.
+
+    Args:
+      lock: descriptor of the open file.
+
+    Returns:
+      None, or the number of the process that has it.
+    """
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        process = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
-        raise UsageError(
-            f"{path} is open for answers in process {process}: end that process first. Several "
-            "people can answer at the same time in one process with --web."
-        ) from None
+        return os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return None
 
 
 def _move_torn(file: int, path: Path) -> None:
