@@ -62,9 +62,8 @@ def load_frozen(
     """
     try:
         folder = model_folder(name, data_dir)
-        config, params, tokenizer = models.load_pretrained(
-            folder, dtype="float32", revision=revision
-        )
+        options = {} if revision is None else {"revision": revision}
+        config, params, tokenizer = models.load_pretrained(folder, dtype="float32", **options)
     except (OSError, ImportError, ValueError) as error:
         raise UsageError(f"--model_name_or_path={name}: {error}") from error
     if tokenizer is None:
@@ -85,7 +84,8 @@ def model_folder(name: str, data_dir: str | None = None) -> str:
     if name != "stories260k" or Path(name).exists():
         return name
     files = ("config", "generation_config", "tokenizer", "tokenizer_config", "weights")
-    return str([sources.locate(f"stories260k_{file}", data_dir) for file in files][0].parent)
+    config, *_ = [sources.locate(f"stories260k_{file}", data_dir) for file in files]
+    return str(config.parent)
 
 
 def _with_chat_template(tokenizer: models.Tokenizer, given: str) -> models.Tokenizer:
