@@ -38,7 +38,7 @@ def assert_positive(**values: float | Array) -> None:
             raise ValueError(f"{name} must be above 0, found {value}")
 
 
-def at_least_float32(values: Array) -> Array:
+def at_least_float32(values: float | Array) -> Array:
     """Raises half precision to float32, so that sums and exponentials have room.
 
     Args:
