@@ -1,9 +1,13 @@
 """An absl binary whose flags are the fields of a frozen dataclass."""
 
+import dataclasses
+import datetime
 import errno
+import os
+import re
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import tyro
 from absl import app, flags, logging
@@ -15,6 +19,12 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a system says that has no room left for a file."""
 
 
+NAME_BYTES, PATH_BYTES = 255, 4095
+"""The longest name of a file, and of a path to it, that file systems take."""
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+
+
 class UsageError(Exception):
     """The user can mend it: shown without a traceback."""
 
@@ -24,8 +34,8 @@ def main(config_class: type[Config], experiment: Callable[[Config], None]) -> No
 
     Args:
       config_class: a frozen dataclass; its docstring and fields become `--help`.
-      experiment: the experiment. A `UsageError`, or a full disk, ends the process with a message
-        and status 1.
+      experiment: the experiment. A `UsageError`, a full disk and what else the system refuses end
+        the process with a message and status 1.
     """
 
     def parse(argv: list[str]) -> list[str]:
@@ -36,24 +46,56 @@ def main(config_class: type[Config], experiment: Callable[[Config], None]) -> No
         del argv
         logging.set_verbosity(logging.WARNING)  # orbax tells of every file it writes
         try:
+            check_texts(parsed[0])
             experiment(parsed[0])
         except UsageError as error:
             fail(str(error))
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            fail(
-                f"{error.strerror} ({error.filename or 'a file of the run'}): what was saved "
-                "before is whole; free some space and give the same command again"
-            )
+        except KeyboardInterrupt:
+            fail("interrupted: what was saved before is whole; the same command goes on")
+        except Exception as error:
+            if full := full_disk(error):
+                fail(
+                    f"{full}: what was saved before is whole; free some space and give the same "
+                    "command again"
+                )
+            if isinstance(error, OSError) and error.filename is not None:
+                fail(f"{error.strerror}: {error.filename}")
+            if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                first_line = str(error).partition("\n")[0]
+                fail(f"out of memory ({first_line}): lower the sizes of batches, or lengths")
+            raise
 
     def fail(message: str) -> NoReturn:
+        printable = message.encode(errors="backslashreplace").decode()
         console = Console(stderr=True, highlight=False, soft_wrap=True)
-        console.print(f"error: {message}", markup=False)
+        console.print(f"error: {printable}", markup=False)
         sys.exit(1)
 
     parsed: list[Config] = []
     app.run(run, flags_parser=parse)
+
+
+def full_disk(error: BaseException) -> str | None:
+    """What a full disk had to say, if that is why an error arose.
+
+    Libraries that write files in their own way wrap the system's words into errors of their own,
+    so that the words have to be looked for.
+
+    Args:
+      error: any error.
+
+    Returns:
+      The system's words and the file, as far as they are known; None for other errors.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            return f"{cause.strerror} ({cause.filename or 'a file of the run'})"
+        for words in map(os.strerror, FULL):
+            if words in str(cause):
+                return f"{words} (a file of the run)"
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def choose(kind: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
@@ -72,8 +114,128 @@ def choose(kind: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
             raise UsageError(f"unknown {kind} {name!r}; the known ones are: {', '.join(known)}")
 
 
+class Range(NamedTuple):
+    """The numbers that a flag may have; NaN is never among them.
+
+    Attributes:
+      low: the least.
+      high: the greatest.
+      above: whether `low`, 0 then, is left out.
+      below: whether `high` itself is left out.
+      other: values outside that have a meaning of their own, such as -1 or None.
+    """
+
+    low: float
+    high: float
+    above: bool = False
+    below: bool = False
+    other: tuple[Any, ...] = ()
+
+
+LARGEST_WHOLE = 2**31 - 1  # what an int32 holds, which seeds and sizes become
+SMALLEST, LARGEST = 1e-30, 1e9  # their squares and products stay within float32
+
+
+def whole(least: int, most: int = LARGEST_WHOLE, *, other: tuple[Any, ...] = ()) -> Range:
+    """Whole numbers from `least` to `most`, which an int32 holds."""
+    return Range(least, most, other=other)
+
+
+def real(low: float, high: float = LARGEST, *, below: bool = False) -> Range:
+    """Numbers from `low` to `high`, finite in float32."""
+    return Range(low, high, below=below)
+
+
+POSITIVE = Range(0, LARGEST, above=True)
+"""Numbers above 0 that are neither 0 nor infinite in float32."""
+
+
+def check_ranges(config: Any, ranges: Mapping[str, Range]) -> None:
+    """Refuses fields of a config that are out of their range.
+
+    Args:
+      config: a config; a range of a field that it lacks says nothing.
+      ranges: by field. Of a tuple there must be some numbers, all of them in the range.
+
+    Raises:
+      UsageError: naming the flag, what was expected and what was found.
+    """
+    for name, bounds in ranges.items():
+        if hasattr(config, name):
+            value = getattr(config, name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            expected = "positive" if bounds.above and not numbers else None
+            for number in numbers:
+                expected = expected or _expected(number, bounds)
+            if expected is not None:
+                raise UsageError(f"--{name} must be {expected}, found {value}")
+
+
+def _expected(value: Any, bounds: Range) -> str | None:
+    """What a number should have been; None if it is in the range."""
+    low, high, above, below, other = bounds
+    others = "".join(f"{one} or " for one in other if one is not None)
+    if value in other:
+        return None
+    too_low = not (low < value if above else low <= value)
+    too_high = not (value < high if below else value <= high)
+    if (too_low or too_high) and high <= 1:
+        return f"in [{low}, {high}{')' if below else ']'}"
+    if too_low:
+        return f"{others}positive" if above else f"{others}at least {low}"
+    if above and value < SMALLEST:
+        return f"at least {SMALLEST:g}"
+    return f"{others}at most {high}" if too_high else None
+
+
+def check_texts(config: Any) -> None:
+    """Refuses fields that no file could be named by, or that UTF-8 cannot hold.
+
+    Args:
+      config: a config; fields that are no texts are left alone.
+
+    Raises:
+      UsageError: naming the flag, what was expected and what was found.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for text in value if isinstance(value, tuple) else (value,):
+            if not isinstance(text, str):
+                continue
+            content = text.encode(errors="surrogatepass")
+            longest = max(map(len, content.split(b"/")))
+            if longest > NAME_BYTES or len(content) > PATH_BYTES:
+                expected, found = f"names of at most {NAME_BYTES} bytes", f"{longest} bytes"
+            elif bad := _UNPRINTABLE.search(text):
+                expected, found = "text without control characters, in UTF-8", repr(bad[0])
+            else:
+                continue
+            raise UsageError(f"--{field.name} must be {expected}, found {found}")
+
+
+def date(name: str, given: str) -> datetime.datetime:
+    """The date that a flag gives.
+
+    Args:
+      name: of the flag.
+      given: its text.
+
+    Returns:
+      The date.
+
+    Raises:
+      UsageError: naming the flag, if the text is no date.
+    """
+    try:
+        return datetime.datetime.fromisoformat(given)
+    except ValueError as error:
+        raise UsageError(
+            f"--{name} must be a date such as 2026-01-31 or 2026-01-31T23:59:00, found {given!r}"
+        ) from error
+
+
 def at_least(config: Any, **bounds: int) -> None:
-    """Refuses fields of a config that are below their bound.
+    """Refuses whole fields of a config that are below their bound, or too large for an int32.
 
     Args:
       config: a config.
@@ -82,13 +244,11 @@ def at_least(config: Any, **bounds: int) -> None:
     Raises:
       UsageError: naming the flag, the bound and the value found.
     """
-    for name, least in bounds.items():
-        if getattr(config, name) < least:
-            raise UsageError(f"--{name} must be at least {least}, found {getattr(config, name)}")
+    check_ranges(config, {name: whole(least) for name, least in bounds.items()})
 
 
 def positive(config: Any, *names: str) -> None:
-    """Refuses fields of a config that are not positive numbers, NaN included.
+    """Refuses fields of a config that are not positive, finite numbers.
 
     Args:
       config: a config.
@@ -97,8 +257,4 @@ def positive(config: Any, *names: str) -> None:
     Raises:
       UsageError: naming the flag and the value found.
     """
-    for name in names:
-        value = getattr(config, name)
-        values = value if isinstance(value, tuple) else (value,)
-        if not values or not all(one > 0 for one in values):
-            raise UsageError(f"--{name} must be positive, found {value}")
+    check_ranges(config, dict.fromkeys(names, POSITIVE))

@@ -4,6 +4,7 @@ from shatter.data.batches import Batch, batches, collate, length_buckets, plan_b
 from shatter.data.encoding import Encoded, TextTokenizer, encode_rows
 from shatter.data.report import DataError, Problem, Report
 from shatter.data.rows import Row, pair_labels, read_rows, write_rows
+from shatter.data.truncation import truncate_prompt
 
 __all__ = [
     "Batch",
@@ -20,5 +21,6 @@ __all__ = [
     "pair_labels",
     "plan_batches",
     "read_rows",
+    "truncate_prompt",
     "write_rows",
 ]

@@ -11,6 +11,7 @@ from shatter.data.files import json_line
 from shatter.data.layouts import Text, shown
 from shatter.data.report import BadRow, DataError, OnBadRow, Problem, Report, settle
 from shatter.data.rows import Row, record_of
+from shatter.data.truncation import truncate_document
 
 
 class TextTokenizer(Protocol):
@@ -80,9 +81,9 @@ def encode_rows(
     """Encodes prompt and completion as one text and cuts it where the prompt's tokens end.
 
     A document begins with BOS if the tokenizer adds it or the prompt is empty (EOS where there is
-    no BOS). Too long a document loses prompt tokens on the left, after BOS: down to
-    `max_prompt_length`, or as many as its longest completion needs, but no more than half of
-    `max_length`; then completion tokens on the right, before EOS.
+    no BOS). Too long a document loses prompt tokens on the left, after BOS, by `truncate_prompt`:
+    down to `max_prompt_length`, or as many as its longest completion needs, but no more than half
+    of `max_length`; then completion tokens on the right, before EOS.
 
     Args:
       rows: the rows.
@@ -123,15 +124,22 @@ def encode_rows(
             prompt, completions = documents[0][0], [completion for _, completion in documents]
             if not prompt or (tokenizer.adds_bos and prompt[0] != bos):
                 prompt = [bos, *prompt]
-            short = _truncated(prompt, completions, max_length, max_prompt_length, bos, eos)
-            _assert_distinct(short[1:])
+            short, cut = truncate_document(
+                prompt,
+                completions,
+                max_length=max_length,
+                max_prompt_length=max_prompt_length,
+                bos=bos,
+                eos=eos,
+            )
+            _assert_distinct(cut)
         except BadRow as error:
             text = json_line(record_of(row)).decode().strip()
             problems.append(Problem(row.source, text, *error.args))
             continue
-        before = (prompt, *completions)
-        lost.append(tuple(len(a) - len(b) for a, b in zip(before, short, strict=True)))
-        arrays = [np.asarray(ids, np.int32) for ids in short]
+        before, after = (prompt, *completions), (short, *cut)
+        lost.append(tuple(len(a) - len(b) for a, b in zip(before, after, strict=True)))
+        arrays = [np.asarray(ids, np.int32) for ids in after]
         about = row.ranks, row.weight, row.votes, row
         encoded.append(Encoded(arrays[0], tuple(arrays[1:]), *about))
     report = report or Report(read=len(rows))
@@ -202,33 +210,6 @@ def _texts(prompt: Text, completion: Text, tokenizer: TextTokenizer) -> tuple[st
             "the template's generation prompt must be what it writes before an answer",
         )
     return start, whole
-
-
-def _truncated(
-    prompt: list[int],
-    completions: Sequence[list[int]],
-    max_length: int,
-    max_prompt_length: int | None,
-    bos: int,
-    eos: int,
-) -> list[list[int]]:
-    """The prompt and the completions, all short enough."""
-    longest = max(map(len, completions))
-    limit = max_prompt_length or max(max_length - longest, max_length // 2)
-    short = prompt
-    if len(prompt) > limit:
-        head = prompt[:1] if prompt[0] == bos else []
-        short = head + prompt[len(prompt) - limit + len(head) :]
-    room = max_length - len(short)
-    if room < 2:
-        raise BadRow(
-            "completion",
-            f"room for a token and EOS in max_length = {max_length}",
-            f"{len(short)} prompt tokens and a completion of {longest}",
-            "raise max_length or lower max_prompt_length",
-        )
-    cut = [ids if len(ids) <= room else [*ids[: room - 1], eos] for ids in completions]
-    return [short, *cut]
 
 
 def _assert_distinct(completions: Sequence[list[int]]) -> None:

@@ -43,6 +43,7 @@ class Tokenizer:
       adds_bos: whether the model was trained on documents that begin with `bos`.
       vocab_size: 1 + the largest id.
       chat_template: jinja source that renders a conversation; None where there is none.
+      date: what a chat template that asks for the date is given; None = the clock's.
     """
 
     files: dict[str, bytes] = dataclasses.field(repr=False, hash=False)
@@ -54,6 +55,7 @@ class Tokenizer:
     adds_bos: bool
     vocab_size: int
     chat_template: str | None = dataclasses.field(default=None, repr=False)
+    date: datetime.datetime | None = None
 
     def encode(self, text: str) -> list[int]:
         """Splits a text into tokens; adds no special token, but reads those spelt out in the text.
@@ -118,6 +120,7 @@ class Tokenizer:
                 add_generation_prompt=add_generation_prompt,
                 tools=None,
                 documents=None,
+                strftime_now=self._strftime_now,
             )
         except (jinja2.TemplateError, TypeError) as error:
             roles = [message.get("role") for message in messages]
@@ -153,6 +156,25 @@ class Tokenizer:
         files["tokenizer_config.json"] = text.encode()
         return dataclasses.replace(self, files=files, chat_template=template)
 
+    def with_date(self, date: datetime.datetime) -> "Tokenizer":
+        """The same tokenizer with a date of its own, so that no rendering depends on the clock.
+
+        Args:
+          date: what `strftime_now` in a chat template formats from now on; `save` does not keep it.
+
+        Returns:
+          A tokenizer whose `fingerprint` holds the date if the chat template asks for one.
+        """
+        return dataclasses.replace(self, date=date)
+
+    @property
+    def asks_for_date(self) -> bool:
+        """Whether the chat template uses `strftime_now`: then texts depend on the date."""
+        return self.chat_template is not None and _asks_for_date(self.chat_template)
+
+    def _strftime_now(self, form: str) -> str:
+        return (self.date or datetime.datetime.now()).strftime(form)
+
     def save(self, folder: str | Path) -> None:
         """Writes the tokenizer's files as they were loaded.
 
@@ -166,11 +188,14 @@ class Tokenizer:
         """A hash of what decides how texts and conversations become tokens.
 
         Returns:
-          sha256 of tokenizer.json and the chat template, in hexadecimal.
+          sha256 of tokenizer.json, the chat template and, where that asks for a date that
+          `with_date` has set, the date; in hexadecimal.
         """
         digest = hashlib.sha256(self.files["tokenizer.json"])
         if self.chat_template is not None:
             digest.update(b"\0" + self.chat_template.encode())
+        if self.date is not None and self.asks_for_date:
+            digest.update(b"\0" + self.date.isoformat().encode())
         return digest.hexdigest()
 
 
@@ -332,10 +357,17 @@ def _compile(source: str) -> Any:
     )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     try:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise ValueError(
             f"the chat template is no jinja: line {error.lineno}: {error.message}"
         ) from error
+
+
+@functools.lru_cache(maxsize=8)
+def _asks_for_date(source: str) -> bool:
+    import jinja2.meta
+
+    tree = _compile(source).environment.parse(source)
+    return "strftime_now" in jinja2.meta.find_undeclared_variables(tree)

@@ -1,3 +1,4 @@
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,37 @@ def test_template_is_no_jinja(tmp_path: Path):
 def test_template_reads_the_date(tmp_path: Path):
     tokenizer = load_tokenizer(write(tmp_path)).with_chat_template("{{ strftime_now('%Y') }}")
     assert 2025 < int(tokenizer.render_chat([])) < 2200
+
+
+DATED = [
+    "{{ strftime_now('%d %b') }}",
+    "{% if not date is defined %}{% set date = strftime_now('%d %b') %}{% endif %}{{ date }}",
+    "{% macro head(form) %}{{ strftime_now(form) }}{% endmacro %}{{ head('%d %b') }}",
+]
+
+
+@pytest.mark.parametrize("template", DATED)
+def test_a_date_of_its_own_takes_the_clock_away(template: str, tmp_path: Path):
+    tokenizer = load_tokenizer(write(tmp_path)).with_chat_template(template)
+    assert tokenizer.asks_for_date
+    winter = tokenizer.with_date(datetime.datetime(2019, 1, 31, 23, 59))
+    assert winter.render_chat(MESSAGES) == "31 Jan"
+    assert winter.with_date(datetime.datetime(2020, 2, 1)).render_chat(MESSAGES) == "01 Feb"
+    dates = [datetime.datetime(2019, 1, 31, 23, 59), datetime.datetime(2020, 2, 1)]
+    hashes = {tokenizer.with_date(date).fingerprint() for date in dates}
+    assert len(hashes | {tokenizer.fingerprint()}) == 3
+    assert winter.fingerprint() == tokenizer.with_date(dates[0]).fingerprint()
+
+
+@pytest.mark.parametrize("template", ["plain", "strftime_now", "{{ 'strftime_now' }}", None])
+def test_a_template_that_asks_for_no_date_has_none_in_its_fingerprint(
+    template: str | None, tmp_path: Path
+):
+    tokenizer = load_tokenizer(write(tmp_path))
+    tokenizer = tokenizer if template is None else tokenizer.with_chat_template(template)
+    assert not tokenizer.asks_for_date
+    dated = tokenizer.with_date(datetime.datetime(2019, 1, 31))
+    assert dated.fingerprint() == tokenizer.fingerprint()
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config", "special_tokens_map", "added_tokens"])
