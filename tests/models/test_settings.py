@@ -54,7 +54,7 @@ def scaling(**changes: Any) -> dict[str, Any]:
         (LLAMA, {"head_dim": -2}, "head_dim must be an integer from 1 to 2147483647 or null"),
         (LLAMA, {"intermediate_size": None}, "intermediate_size must be an integer from 1 to"),
         (LLAMA, {"rms_norm_eps": math.nan}, "rms_norm_eps must be a number from 1e-20 to 1, found"),
-        (LLAMA, {"rms_norm_eps": True}, "rms_norm_eps must be a number from 1e-20 to 1, found True"),
+        (LLAMA, {"rms_norm_eps": True}, "rms_norm_eps must be a number from 1e-20 to 1, found T"),
         (LLAMA, {"attention_bias": 0}, "attention_bias must be true or false, found 0"),
         (LLAMA, {"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false"),
         (LLAMA, {"hidden_act": 5}, "hidden_act must be a text, found 5"),
