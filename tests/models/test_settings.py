@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from shatter.models.families import FAMILIES
 from shatter.models.pretrained_config import check_generation, read_config, write_config
-from shatter.models.transformer import _cos_sin
+from shatter.models.transformer_block import cos_sin
 from shatter.models.transformer_config import Rope, TransformerConfig
 
 LLAMA = {
@@ -133,7 +133,7 @@ def test_angles_are_finite_at_the_ends_of_every_range(theta: float, factor: floa
     for size in (2, 128):
         for low, high in [(1e-3, 1e9), (1.0, float(np.nextafter(1.0, 2.0)))]:
             rope = Rope(theta, kind, factor, low, high, 2**31 - 1)
-            assert all(np.isfinite(part).all() for part in _cos_sin(rope, positions, size))
+            assert all(np.isfinite(part).all() for part in cos_sin(rope, positions, size))
 
 
 KEYS = sorted(
