@@ -133,7 +133,7 @@ def weight_files(folder: Path) -> list[Path]:
         if not isinstance(places, dict) or not places:
             raise ValueError(f"{folder / INDEX}: expected a weight_map of names to files")
         for name, file in places.items():
-            if not _is_within(file):
+            if not _is_within(folder, file):
                 raise ValueError(
                     f"{folder / INDEX}: {name} is in {shown(file)}; expected the name of a "
                     ".safetensors file in the folder"
@@ -243,12 +243,15 @@ def safetensors() -> Any:
     return safetensors
 
 
-def _is_within(name: Any) -> bool:
+def _is_within(folder: Path, name: Any) -> bool:
     """Whether an index's entry names a file of the folder.
 
-    A link in the folder is followed wherever it leads: the hub's cache consists of them.
+    A file that is a link is followed wherever it leads, because the hub's cache consists of them; a
+    folder that is a link out of the model's folder is not.
     """
     if not isinstance(name, str) or not name.endswith(".safetensors"):
         return False
     path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts and not set(name) & {"\\", "\0"}
+    if path.is_absolute() or ".." in path.parts or set(name) & {"\\", "\0"}:
+        return False
+    return Path(os.path.realpath((folder / path).parent)).is_relative_to(os.path.realpath(folder))

@@ -12,6 +12,7 @@ import pytest
 from jax.experimental import checkify
 
 from shatter.models import TransformerConfig, transformer
+from shatter.models.transformer_block import cos_sin
 from shatter.models.transformer_config import Rope
 
 # The package shows the function of this name; the module is behind it.
@@ -199,27 +200,13 @@ def test_every_setting_of_positions_counts(float64: None, name: str):
 def test_frequencies_of_llama_3():
     """Of a head of 128 with Llama 3.1's setting: high ones stay, low ones are divided by 8."""
     rope = Rope(500_000.0, "llama3", 8.0, 1.0, 4.0, 8192)
-    cos, sin = module._cos_sin(rope, jnp.ones((1, 1), int), 128)
+    cos, sin = cos_sin(rope, jnp.ones((1, 1), int), 128)
     plain = numpy_frequencies(Rope(500_000.0), 128)
     np.testing.assert_allclose(np.arctan2(sin, cos)[0, 0, 0], numpy_frequencies(rope, 128), 1e-5)
     ratios = plain / numpy_frequencies(rope, 128)
     np.testing.assert_array_equal(ratios[:29], 1.0)
     np.testing.assert_allclose(ratios[35:], 8.0)
     assert np.all(np.diff(ratios[28:36]) > 0)
-
-
-def test_scores_depend_on_relative_positions_alone(float64: None):
-    rng = np.random.default_rng(0)
-    query, key = (jnp.array(rng.standard_normal((1, 5, 2, 6))) for _ in range(2))
-
-    def scores(of_query: int, of_key: int) -> np.ndarray:
-        places = (jnp.arange(5)[None] + shift for shift in (of_query, of_key))
-        turns = (module._cos_sin(LLAMA.rope, place, 6) for place in places)
-        turned = [module._turn(x, turn) for x, turn in zip((query, key), turns, strict=True)]
-        return np.einsum("bths,buhs->bhtu", *turned)
-
-    np.testing.assert_allclose(scores(7, 7), scores(0, 0), atol=1e-13)
-    assert np.abs(scores(7, 0) - scores(0, 0)).max() > 0.1
 
 
 def test_shared_keys_are_repeated_keys(float64: None):
@@ -472,30 +459,6 @@ def test_half_precision_computation(float64: None):
     assert np.any(found != found.astype(jnp.bfloat16))  # they were never rounded
     shapes = jax.eval_shape(lm.features, params, jnp.array(DOCUMENTS)), lm.init_cache(1, 2).keys
     assert [leaf.dtype for leaf in shapes] == [jnp.bfloat16, jnp.bfloat16]
-
-
-def test_softmax_of_half_precision_is_in_float32():
-    """Scores of around 60, which bfloat16 has in steps of 1/4."""
-    rng = np.random.default_rng(0)
-    query, keys, values = (
-        jnp.array(scale * rng.standard_normal((1, 32, 2, 16)), jnp.bfloat16)
-        for scale in (4.0, 4.0, 1.0)
-    )
-    exact = [np.asarray(x, float) for x in (query, keys, values)]
-    scores = np.einsum("bths,buhs->bhtu", *exact[:2]) / 4
-
-    def mix(scores: np.ndarray) -> np.ndarray:
-        shares = np.exp(scores - scores.max(-1, keepdims=True))
-        shares /= shares.sum(-1, keepdims=True)
-        return np.einsum("bhtu,buhs->bths", shares, exact[2])
-
-    by_head = (jnp.swapaxes(x, 1, 2) for x in (keys, values))  # as the cache has them
-    found = module._attention(query, *by_head, jnp.ones((1, 32, 32), bool))
-    assert found.dtype == jnp.bfloat16
-    assert np.abs(scores).max() > 50
-    np.testing.assert_allclose(np.asarray(found, float), mix(scores), atol=0.02)
-    rounded = np.asarray(jnp.array(scores, jnp.bfloat16), float)
-    assert np.abs(mix(rounded) - mix(scores)).max() > 0.05
 
 
 def test_parameters_are_those_of_the_config():

@@ -145,6 +145,7 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path):
         "shards/../../model.safetensors",
         "/etc/model.safetensors",
         "..\\model.safetensors",
+        "link/model.safetensors",
         "model.safetensors\0",
         "config.json",
         "",
@@ -157,6 +158,7 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path):
 def test_an_index_points_into_its_folder(place: Any, folder: Path):
     names = list(load_file(folder / "model.safetensors"))
     (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
+    (folder / "link").symlink_to(folder.parent)
     index = {"weight_map": dict.fromkeys(names, "model.safetensors") | {UP: place}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     message = (
