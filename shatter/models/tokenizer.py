@@ -74,8 +74,16 @@ class Tokenizer:
 
         Returns:
           Token ids.
+
+        Raises:
+          ValueError: if the tokenizer has no token for a part of the text.
         """
-        return list(self.backend.encode(text, add_special_tokens=False).ids)
+        try:
+            return list(self.backend.encode(text, add_special_tokens=False).ids)
+        except Exception as error:  # tokenizers raises bare Exceptions
+            raise ValueError(
+                f"the tokenizer cannot encode the text {text[:40]!r}: {error}"
+            ) from error
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Joins tokens to a text.

@@ -379,3 +379,13 @@ def test_parts_of_a_tokenizer_of_wrong_types_are_refused(tmp_path: Path):
                 load_tokenizer(tmp_path)
             except ValueError as error:
                 assert "tokenizer.json" in str(error)
+
+
+def test_a_text_that_has_no_tokens_is_named(tmp_path: Path):
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="?"))
+    (tmp_path / "tokenizer.json").write_text(words.to_str())
+    tokenizer = load_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match="the tokenizer cannot encode the text 'b b'"):
+        tokenizer.encode("b b")
+    with pytest.raises(ValueError, match="cannot encode the text"):
+        tokenizer.encode("\ud800")
