@@ -112,11 +112,14 @@ def json_line(record: dict[str, Any]) -> bytes:
 
     Returns:
       The line, with its newline.
+
+    Raises:
+      ValueError: if a number is NaN or infinite, which JSON does not have.
     """
     try:
-        return json.dumps(record, ensure_ascii=False, default=str).encode() + b"\n"
+        return json.dumps(record, ensure_ascii=False, default=str, allow_nan=False).encode() + b"\n"
     except UnicodeEncodeError:
-        return json.dumps(record, default=str).encode() + b"\n"
+        return json.dumps(record, default=str, allow_nan=False).encode() + b"\n"
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:

@@ -152,3 +152,14 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
         write_atomically(path, b"new\n")
     assert path.read_bytes() == b"old\n"
     assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_no_number_is_written_that_json_does_not_have(tmp_path, number):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_rows(tmp_path / "a.jsonl", [Row("p", ("a", "b"), (1, 2), weight=number)])
+    assert not list(tmp_path.iterdir())
+    # A table may hold such numbers where nobody looks; a bad row is shown with them.
+    path = table(tmp_path / "a.parquet", [{"prompt": "p", "score": number}])
+    with pytest.raises(ValueError, match=r"a\.parquet:1: row: expected one layout"):
+        read_rows(path)
