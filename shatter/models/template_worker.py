@@ -72,7 +72,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
       `text`, or, of a template that was only compiled, `asks_for_date`; or `error`, and in `stage`
-      whether that came of compiling or of rendering.
+      whether that came of compiling or of rendering, in `exceeds` whether it took too much memory.
     """
     stage = "compile"
     try:
@@ -89,7 +89,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             raise OverflowError(f"a text of {len(text)} characters, over {CHARACTERS}")
         return {"text": text}
     except Exception as error:  # a template may raise whatever Python can
-        return {"stage": stage, "error": _reason(error)}
+        exceeds = isinstance(error, MemoryError)
+        return {"stage": stage, "error": _reason(error), "exceeds": exceeds}
 
 
 def _reason(error: Exception) -> str:

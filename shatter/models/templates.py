@@ -33,6 +33,10 @@ with every tool call as a line of JSON, without special tokens."""
 MAX_SOURCE = 10**6
 """Characters of a template, at most; the longest in use have some ten thousand."""
 
+MAX_FAILURES = 3
+"""Conversations in a row on which a template may exceed its bounds before it is given up: a file
+of many rows would wait a second for each."""
+
 WAIT = 60.0
 """Seconds for an answer, which takes a second of the processor's time at most."""
 
@@ -67,7 +71,8 @@ def render(source: str, variables: Mapping[str, Any], now: datetime.datetime) ->
 
     Bounded are time (a second of the processor's), memory (512 MiB) and the length of the text
     (10^7 characters), whatever the template does: endless loops and recursion, huge powers, widths
-    and copies end with an error. The filter `random` and `lipsum` are not there.
+    and copies end with an error; after three of them in a row it comes without a further try. The
+    filter `random` and `lipsum` are not there.
 
     Args:
       source: jinja source.
@@ -100,13 +105,21 @@ def _ask(
     except (RecursionError, TypeError, ValueError) as error:
         raise TemplateError(f"a conversation that is no JSON ({error})", compiled=True) from error
     with _LOCK:
-        answer = _exchange(line, "compile" if variables is None else "render")
+        failures = _failures.pop(source, [])
+        if len(failures) < MAX_FAILURES:
+            answer = _exchange(line, "compile" if variables is None else "render")
+            failures = [*failures, answer] if answer.get("exceeds") else []
+        if failures:
+            answer = failures[-1]
+            _failures[source] = failures
     if "error" in answer:
         raise TemplateError(answer["error"], compiled=answer["stage"] != "compile")
     return answer
 
 
 _LOCK = threading.Lock()
+_failures: dict[str, list[dict[str, Any]]] = {}
+"""The answers on which a template exceeded its bounds, those since it last did not."""
 _worker: tuple[int, subprocess.Popen[bytes]] | None = None
 """The process that renders, and the process that started it: a fork of that starts its own."""
 
@@ -158,7 +171,8 @@ def _ended(reason: str, stage: str) -> dict[str, Any]:
     code = _stop()
     if code == -signal.SIGPROF:
         reason = "it takes more than a second of the processor's time: does it loop for ever?"
-    return {"stage": stage, "error": reason or f"its process ended (exit status {code})"}
+    reason = reason or f"its process ended (exit status {code})"
+    return {"stage": stage, "error": reason, "exceeds": True}
 
 
 def _stop() -> int | None:
