@@ -68,8 +68,8 @@ def read_weights(
         leaves = {}
         for path, shape in _leaf_shapes(config).items():
             own = [row for row in rows if row.tensor.path == path]
-            found = jnp.result_type(*{stored[row.name].dtype() for row in own})
-            kind = jax.dtypes.canonicalize_dtype(found if asked is None else asked)
+            kinds = {stored[row.name].dtype() for row in own} if asked is None else {asked}
+            kind = jnp.result_type(*map(jax.dtypes.canonicalize_dtype, kinds))
             leaf = np.empty(shape, kind)
             for row in own:
                 value = stored[row.name].read(kind)

@@ -270,8 +270,10 @@ def transformer(config: TransformerConfig) -> LanguageModel:
       config: what it is made of.
 
     Returns:
-      A language model with `features`, `init_cache`, `decode` and `repeat_cache`. `apply` raises
-      ValueError on documents of over `max_length` tokens none of which is declared padding.
+      A language model with `features`, `init_cache`, `decode` and `repeat_cache`. They raise
+      ValueError on documents of over `max_length` tokens, and on tokens for which the cache has no
+      slot: where the shapes show it (none of the tokens is declared padding), and where values are
+      known, outside of jit; inside, `checkify` finds the rest.
     """
     module = _Transformer(config)
 
@@ -300,6 +302,10 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         params: Params, cache: Cache, tokens: Array, *, valid: Array | None = None
     ) -> tuple[Array, Cache]:
         chex.assert_rank(tokens, 2)
+        slots = cache.valid.shape[1]
+        if tokens.shape[1] > slots:
+            raise ValueError(f"found {tokens.shape[1]} tokens for a cache of {slots} slots")
+        _check_length(tokens, valid, config)
         valid = _check_tokens(tokens, valid, config, cache)
         logits, _, _, cache = run(params, tokens, valid, cache)
         return logits, cache
@@ -355,9 +361,8 @@ def forward(
     """
     num_axes = 1 if jnp.issubdtype(inputs.dtype, jnp.integer) else 2
     shape = inputs.shape if num_axes == 1 else inputs.shape[:-1]
-    if valid is None and shape[-1] > config.max_length:
-        raise ValueError(f"found {shape[-1]} tokens, over max_length {config.max_length}")
     tokens = inputs if num_axes == 1 else jnp.zeros(shape, int)
+    _check_length(tokens, valid, config)
     valid = _check_tokens(tokens, valid, config).reshape(-1, shape[-1])
     nothing = Cache(None, None, jnp.zeros_like(valid), jnp.zeros((), int))
     flat = inputs.reshape(-1, *inputs.shape[-num_axes:])
@@ -379,15 +384,29 @@ def _fill_padding(tokens: Array, valid: Array) -> Array:
     return jnp.where(latest < 0, 0, filled)
 
 
+def _check_length(tokens: Array, valid: Array | None, config: TransformerConfig) -> None:
+    """Refuses what the shape alone shows; with padding declared, a longer array may be right."""
+    if valid is None and tokens.shape[-1] > config.max_length:
+        raise ValueError(f"found {tokens.shape[-1]} tokens, over max_length {config.max_length}")
+
+
+def _require(condition: Array, message: str, **values: Array) -> None:
+    """Raises ValueError where the values are known; where they are traced, checkify sees it."""
+    if isinstance(condition, jax.core.Tracer):
+        checkify.debug_check(condition, message, **values)
+    elif not condition:
+        raise ValueError(message.format(**values))
+
+
 def _check_tokens(
     tokens: Array, valid: Array | None, config: TransformerConfig, cache: Cache | None = None
 ) -> Array:
-    """`valid`, all true where it is None; what is checked here on values, checkify alone sees."""
+    """`valid`, all true where it is None, once the values are checked."""
     chex.assert_type(tokens, int)
     valid = jnp.ones(tokens.shape, bool) if valid is None else valid
     chex.assert_type(valid, bool)
     chex.assert_equal_shape([tokens, valid])
-    checkify.debug_check(
+    _require(
         jnp.all(~valid | ((tokens >= 0) & (tokens < config.vocab_size))),
         f"a token is out of range: expected 0 <= token < {config.vocab_size}, found between "
         "{low} and {high}",
@@ -398,12 +417,12 @@ def _check_tokens(
     if cache is not None:
         lengths = lengths + jnp.sum(cache.valid, axis=-1)
         slots = cache.valid.shape[1]
-        checkify.debug_check(
+        _require(
             cache.length + tokens.shape[1] <= slots,
             f"the cache of {slots} slots is full: found {{used}} in use and {tokens.shape[1]} more",
             used=cache.length,
         )
-    checkify.debug_check(
+    _require(
         jnp.all(lengths <= config.max_length),
         f"a document has {{longest}} tokens, over max_length {config.max_length}",
         longest=jnp.max(lengths),

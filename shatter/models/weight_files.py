@@ -48,7 +48,7 @@ class Stored(NamedTuple):
                 f"{self.file}: {self.name} is stored as {kind}; expected one of "
                 f"{', '.join(_FLOATS)} (quantised weights are not supported)"
             )
-        return jnp.dtype(_FLOATS[kind])
+        return np.dtype(_FLOATS[kind])  # numpy knows of float64 without a warning
 
     def read(self, dtype: Any = None) -> np.ndarray:
         """Its values.
@@ -75,7 +75,7 @@ class Stored(NamedTuple):
         if (num := not_finite(cast)) > 0:
             raise ValueError(
                 f"{self.file}: {self.name} holds {num} values of {value.size} beyond the range of "
-                f"{jnp.dtype(dtype)}: load the model in a wider type such as 'float32'"
+                f"{np.dtype(dtype)}: load the model in a wider type such as 'float32'"
             )
         return cast
 
@@ -105,7 +105,7 @@ def float_type(dtype: str) -> Any:
       ValueError: if it is not one of floats.
     """
     try:
-        known = jnp.dtype(dtype).name in _FLOATS.values()
+        known = np.dtype(dtype).name in _FLOATS.values()
     except TypeError:
         known = False
     if not known:
@@ -113,7 +113,7 @@ def float_type(dtype: str) -> Any:
             f"dtype must be a float type such as 'float32', found {dtype!r}; known are "
             f"{', '.join(_FLOATS.values())}"
         )
-    return jnp.dtype(dtype)
+    return np.dtype(dtype)
 
 
 def weight_files(folder: Path) -> list[Path]:
