@@ -72,7 +72,7 @@ def read_rows(
       DataError: if a row is bad and `on_bad_row` is "fail", or no good row is left.
       FileNotFoundError: if there is no such file.
       ImportError: if the file is a parquet table and pyarrow is not installed.
-      ValueError: if the file is none of these.
+      ValueError: if it is none of these, may not be read, or is a damaged archive or table.
     """
     rows: list[Row] = []
     problems: list[Problem] = []
@@ -106,7 +106,7 @@ def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
       rows: the rows.
 
     Raises:
-      ValueError: if the name ends otherwise.
+      ValueError: if the name ends otherwise, or a number is NaN or infinite.
     """
     write_atomically(path, b"".join(json_line(record_of(row)) for row in rows))
 
