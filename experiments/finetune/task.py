@@ -238,7 +238,7 @@ def _read(
         rows, report = data.read_rows(file, on_bad_row=config.on_bad_row)
         rows, useless = (data.demonstrations if is_sft else data.comparisons)(rows)
     except (OSError, ValueError, ImportError) as error:
-        raise UsageError(f"{flag}={file}: {error}") from error
+        raise UsageError(f"{flag}: {error}") from error
     problems = useless.problems
     if not is_sft and len(without := data.without_preference(rows)) == len(rows):
         problems += without
