@@ -184,9 +184,9 @@ def gdc_loss(
       log_z: log Z of the target or an estimate; it scales the loss.
 
     Returns:
-      `[...]`, nats; 0 where the target has no mass. A weight P / (Z q) above e^80 (in float32; e^701
-      in float64) counts as e^80 in the gradient, a value beyond the float's range as the largest
-      float.
+      `[...]`, nats; 0 where the target has no mass. In float32 a weight P / (Z q) above e^80 (in
+      float64 e^701) counts as that in the gradient, and a value beyond the float's range as the
+      largest float.
 
     Raises:
       AssertionError: if the shapes differ or the log-probs are not floating.
