@@ -61,13 +61,13 @@ def off_policy(slope):
     )
 
 
-def weighed(slope, largest=math.exp(HELD)):
+def weighed(slope):
     """`(pi / q) (f'(t) - f'(1))` at log t = r and pi / q = e^r; the gradient is the same."""
 
     def right(r):
         gain = slope(r) - slope(0.0)
         value = math.copysign(math.exp(min(math.log(abs(gain)) + r, 700.0)), gain) if gain else 0.0
-        held = min(max(value, -largest), largest)
+        held = min(max(value, -exp(HELD)), exp(HELD))
         return held, held
 
     return right
