@@ -258,7 +258,9 @@ def _decoding(
     # The model refuses, while tracing, documents that are too long for it. Nothing follows their
     # last token, so it needs no position; of a prompt whose padding is traced one token is sure.
     is_traced = isinstance(valid, jax.core.Tracer)
-    prompt = prompt_length if valid is None else 1 if is_traced else int(valid.sum(axis=1).max())
+    prompt = (
+        prompt_length if valid is None else 1 if is_traced else int(np.asarray(valid).sum(1).max())
+    )
     longest = jnp.zeros((batch, max(prompt, 1) + max_length - 1), prompts.dtype)
     jax.eval_shape(lm.apply, params, longest)
     if valid is not None:

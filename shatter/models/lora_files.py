@@ -12,17 +12,15 @@ from shatter.models.families import FAMILIES, family_of
 from shatter.models.lora import LoraConfig, check_adapters, places_of
 from shatter.models.peft_config import check_targets, read_peft_config, write_peft_config
 from shatter.models.pretrained import generation_settings
-from shatter.models.saving import staged, write_json
+from shatter.models.saving import check_finite, staged, write_json, write_tensors
 from shatter.models.tokenizer import Tokenizer, read_json
 from shatter.models.transformer import transformer
 from shatter.models.transformer_config import TransformerConfig
 from shatter.models.weight_files import (
     Stored,
-    check_finite,
     existing,
     open_weights,
     safetensors,
-    write_tensors,
 )
 from shatter.types import Params
 

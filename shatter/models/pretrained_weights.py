@@ -13,20 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from shatter.models.families import Family, Tensor, part_of, stored_shape
+from shatter.models.saving import check_finite, write_index, write_tensors
 from shatter.models.transformer import transformer
 from shatter.models.transformer_config import TransformerConfig
 from shatter.models.weight_files import (
     INDEX,
     WEIGHTS,
     Stored,
-    check_finite,
     check_size,
     float_type,
     num_values,
     open_weights,
     weight_files,
-    write_index,
-    write_tensors,
 )
 from shatter.types import Params
 

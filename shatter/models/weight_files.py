@@ -1,14 +1,11 @@
-"""Files of weights: opened, checked, read tensor by tensor, and written."""
+"""Files of weights: opened, checked and read, tensor by tensor."""
 
-import json
 import math
 import os
-import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from shatter.models.fields import shown
@@ -172,50 +169,6 @@ def open_weights(file: Path) -> Any:
             f"{file} ({file.stat().st_size} bytes) is no whole safetensors file: {error}; fetch it "
             "again (by `git lfs pull` where it is a pointer)"
         ) from error
-
-
-def write_tensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes a safetensors file, as readable for others as any file of this process.
-
-    Args:
-      file: a new one.
-      tensors: by name, contiguous.
-    """
-    file.touch()
-    mode = stat.S_IMODE(file.stat().st_mode)  # as the umask has it; the package writes 0600
-    safetensors().numpy.save_file(dict(tensors), file, metadata={"format": "pt"})
-    file.chmod(mode)
-
-
-def write_index(folder: Path, places: Mapping[str, str], total: int) -> None:
-    """Writes the index of shards.
-
-    Args:
-      folder: of the model.
-      places: file by name of tensor.
-      total: bytes of all tensors.
-    """
-    index = {"metadata": {"total_size": total}, "weight_map": dict(places)}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def check_finite(leaves: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Refuses parameters that no one could load again.
-
-    Args:
-      leaves: of parameters, by path.
-
-    Raises:
-      ValueError: if one is not of floats, or holds NaN or an infinity.
-    """
-    for path, leaf in leaves:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(f"{path} is of {leaf.dtype}; expected a float type")
-        if (num := not_finite(leaf)) > 0:
-            raise ValueError(
-                f"{path} holds {num} values of {leaf.size} that are NaN or infinite: the training "
-                "diverged, and nothing is saved; take an earlier checkpoint, or a smaller step"
-            )
 
 
 def check_size(name: str, declared: int, stored: int, what: str) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from shatter.models.families import FAMILIES
 from shatter.models.pretrained_config import check_generation, read_config, write_config
-from shatter.models.transformer import _cos_sin
+from shatter.models.transformer_block import cos_sin
 from shatter.models.transformer_config import Rope, TransformerConfig
 
 LLAMA = {
@@ -54,7 +54,7 @@ def scaling(**changes: Any) -> dict[str, Any]:
         (LLAMA, {"head_dim": -2}, "head_dim must be an integer from 1 to 2147483647 or null"),
         (LLAMA, {"intermediate_size": None}, "intermediate_size must be an integer from 1 to"),
         (LLAMA, {"rms_norm_eps": math.nan}, "rms_norm_eps must be a number from 1e-20 to 1, found"),
-        (LLAMA, {"rms_norm_eps": True}, "rms_norm_eps must be a number from 1e-20 to 1, found True"),
+        (LLAMA, {"rms_norm_eps": True}, "rms_norm_eps must be a number from 1e-20 to 1, found T"),
         (LLAMA, {"attention_bias": 0}, "attention_bias must be true or false, found 0"),
         (LLAMA, {"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false"),
         (LLAMA, {"hidden_act": 5}, "hidden_act must be a text, found 5"),
@@ -133,7 +133,7 @@ def test_angles_are_finite_at_the_ends_of_every_range(theta: float, factor: floa
     for size in (2, 128):
         for low, high in [(1e-3, 1e9), (1.0, float(np.nextafter(1.0, 2.0)))]:
             rope = Rope(theta, kind, factor, low, high, 2**31 - 1)
-            assert all(np.isfinite(part).all() for part in _cos_sin(rope, positions, size))
+            assert all(np.isfinite(part).all() for part in cos_sin(rope, positions, size))
 
 
 KEYS = sorted(

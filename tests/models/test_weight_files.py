@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from shatter.models import Rope, TransformerConfig, load_pretrained, save_pretrained, transformer
-from shatter.models.weight_files import write_tensors
+from shatter.models.saving import write_tensors
 
 pytest.importorskip("safetensors", reason="it is an extra")
-from safetensors.numpy import load_file, save_file  # noqa: E402
+from safetensors.numpy import load_file, save_file
 
 LLAMA = TransformerConfig(
     vocab_size=7,
