@@ -74,27 +74,29 @@ def experiment(config: Config) -> None:
         f"{jax.default_backend()}, about {cost:.0f} minutes on one CPU core"
     )
     model = load_frozen(config.model_name_or_path, config.data_dir)
-    folder = run_folder.open_run_folder(f"{config.run_dir}/{config.dataset}", config, free=FREE)
-    began = time.perf_counter()
-    results: Results = {}
-    num_rounds = sum(len(s.queries()) - 1 for s in plan) * len(arms)
-    with progress_bar(console, num_rounds) as advance:
-        for setting in plan:
-            advance(f"{setting.kind}: what the frozen model says", 0)
-            inputs = make_inputs(setting, model, folder)
-            for arm in arms:
-                name = f"{setting.kind} {arm}"
-                advance(name, 0)
-                results[setting, arm] = chunks.run_seeds(
-                    process.make_process(setting, arm, _transformer(setting, model)),
-                    inputs,
-                    folder / "arms" / setting.kind / arm,
-                    setting.plan(),
-                    seeds_at_once=min(setting.seeds_at_once, setting.num_seeds),
-                    progress=partial(advance, name),
-                )
-    report(config, results, folder, console)
-    console.print(f"{time.perf_counter() - began:.0f} s. Results in {folder}")
+    with run_folder.open_run_folder(
+        f"{config.run_dir}/{config.dataset}", config, free=FREE
+    ) as folder:
+        began = time.perf_counter()
+        results: Results = {}
+        num_rounds = sum(len(s.queries()) - 1 for s in plan) * len(arms)
+        with progress_bar(console, num_rounds) as advance:
+            for setting in plan:
+                advance(f"{setting.kind}: what the frozen model says", 0)
+                inputs = make_inputs(setting, model, folder)
+                for arm in arms:
+                    name = f"{setting.kind} {arm}"
+                    advance(name, 0)
+                    results[setting, arm] = chunks.run_seeds(
+                        process.make_process(setting, arm, _transformer(setting, model)),
+                        inputs,
+                        folder / "arms" / setting.kind / arm,
+                        setting.plan(),
+                        seeds_at_once=min(setting.seeds_at_once, setting.num_seeds),
+                        progress=partial(advance, name),
+                    )
+        report(config, results, folder, console)
+        console.print(f"{time.perf_counter() - began:.0f} s. Results in {folder}")
 
 
 def report(config: Config, results: Results, folder: Path, console: Console) -> None:

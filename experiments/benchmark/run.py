@@ -153,24 +153,24 @@ def experiment(config: Config) -> None:
     )
     if "rounds" in config.sections and not others.has_torch():
         console.print("PyTorch is not installed, so its rows are left out (pip install torch)")
-    folder = run_folder.open_run_folder(config.run_dir, config)
-    began = time.perf_counter()
-    results = _measure(parts, config, console)
-    rows = [row for group, seconds in results for row in measure.summarise(group, seconds)]
-    run_folder.write_csv(folder / "metrics.csv", _csv_rows(results))
-    summary: dict[str, Any] = {"machine": _machine(), "rows": rows}
-    if "imports" in config.sections:
-        summary["imports_tensorflow_probability"] = others.imports_tensorflow_probability()
-    run_folder.write_json(folder / "summary.json", summary)
-    figure = plot.draw(rows, folder)
-    console.print(_table(rows))
-    if "imports" in config.sections:
-        imported = "yes" if summary["imports_tensorflow_probability"] else "no"
-        console.print(f"import shatter imports tensorflow_probability: {imported}")
-    console.print(
-        f"{time.perf_counter() - began:.0f} s. Results in {folder}: metrics.csv, summary.json, "
-        f"{figure.name}"
-    )
+    with run_folder.open_run_folder(config.run_dir, config) as folder:
+        began = time.perf_counter()
+        results = _measure(parts, config, console)
+        rows = [row for group, seconds in results for row in measure.summarise(group, seconds)]
+        run_folder.write_csv(folder / "metrics.csv", _csv_rows(results))
+        summary: dict[str, Any] = {"machine": _machine(), "rows": rows}
+        if "imports" in config.sections:
+            summary["imports_tensorflow_probability"] = others.imports_tensorflow_probability()
+        run_folder.write_json(folder / "summary.json", summary)
+        figure = plot.draw(rows, folder)
+        console.print(_table(rows))
+        if "imports" in config.sections:
+            imported = "yes" if summary["imports_tensorflow_probability"] else "no"
+            console.print(f"import shatter imports tensorflow_probability: {imported}")
+        console.print(
+            f"{time.perf_counter() - began:.0f} s. Results in {folder}: metrics.csv, summary.json, "
+            f"{figure.name}"
+        )
 
 
 def _measure(parts: list[Part], config: Config, console: Console) -> list[tuple[Group, np.ndarray]]:

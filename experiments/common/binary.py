@@ -1,9 +1,10 @@
 """An absl binary whose flags are the fields of a frozen dataclass."""
 
 import errno
+import os
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import tyro
 from absl import app, flags, logging
@@ -24,8 +25,8 @@ def main(config_class: type[Config], experiment: Callable[[Config], None]) -> No
 
     Args:
       config_class: a frozen dataclass; its docstring and fields become `--help`.
-      experiment: the experiment. A `UsageError`, or a full disk, ends the process with a message
-        and status 1.
+      experiment: the experiment. A `UsageError`, a full disk and what else the system refuses end
+        the process with a message and status 1.
     """
 
     def parse(argv: list[str]) -> list[str]:
@@ -39,21 +40,49 @@ def main(config_class: type[Config], experiment: Callable[[Config], None]) -> No
             experiment(parsed[0])
         except UsageError as error:
             fail(str(error))
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            fail(
-                f"{error.strerror} ({error.filename or 'a file of the run'}): what was saved "
-                "before is whole; free some space and give the same command again"
-            )
+        except KeyboardInterrupt:
+            fail("interrupted: what was saved before is whole; the same command goes on")
+        except Exception as error:
+            if full := full_disk(error):
+                fail(
+                    f"{full}: what was saved before is whole; free some space and give the same "
+                    "command again"
+                )
+            if isinstance(error, OSError) and error.filename is not None:
+                fail(f"{error.strerror}: {error.filename}")
+            raise
 
     def fail(message: str) -> NoReturn:
+        printable = message.encode(errors="backslashreplace").decode()
         console = Console(stderr=True, highlight=False, soft_wrap=True)
-        console.print(f"error: {message}", markup=False)
+        console.print(f"error: {printable}", markup=False)
         sys.exit(1)
 
     parsed: list[Config] = []
     app.run(run, flags_parser=parse)
+
+
+def full_disk(error: BaseException) -> str | None:
+    """What a full disk had to say, if that is why an error arose.
+
+    Libraries that write files in their own way wrap the system's words into errors of their own,
+    so that the words have to be looked for.
+
+    Args:
+      error: any error.
+
+    Returns:
+      The system's words and the file, as far as they are known; None for other errors.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            return f"{cause.strerror} ({cause.filename or 'a file of the run'})"
+        for words in map(os.strerror, FULL):
+            if words in str(cause):
+                return f"{words} (a file of the run)"
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def choose(kind: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
@@ -72,8 +101,86 @@ def choose(kind: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
             raise UsageError(f"unknown {kind} {name!r}; the known ones are: {', '.join(known)}")
 
 
+class Range(NamedTuple):
+    """The numbers that a flag may have; NaN is never among them.
+
+    Attributes:
+      low: the least.
+      high: the greatest.
+      above: whether `low` itself is left out.
+      below: whether `high` itself is left out.
+      other: values outside that have a meaning of their own, such as -1 or None.
+    """
+
+    low: float
+    high: float
+    above: bool = False
+    below: bool = False
+    other: tuple[Any, ...] = ()
+
+
+LARGEST_WHOLE = 2**31 - 1  # what an int32 holds, which seeds and sizes become
+SMALLEST, LARGEST = 1e-30, 1e9  # their squares and products stay within float32
+
+
+def whole(least: int, most: int = LARGEST_WHOLE, *, other: tuple[Any, ...] = ()) -> Range:
+    """Whole numbers from `least` to `most`, which an int32 holds."""
+    return Range(least, most, other=other)
+
+
+def real(low: float, high: float = LARGEST, *, below: bool = False) -> Range:
+    """Numbers from `low` to `high`, finite in float32."""
+    return Range(low, high, below=below)
+
+
+POSITIVE = Range(0, LARGEST, above=True)
+"""Numbers above 0 that are neither 0 nor infinite in float32."""
+
+
+def check_ranges(config: Any, ranges: Mapping[str, Range]) -> None:
+    """Refuses fields of a config that are out of their range.
+
+    Args:
+      config: a config; a range of a field that it lacks says nothing.
+      ranges: by field. Of a tuple there must be some numbers, all of them in the range.
+
+    Raises:
+      UsageError: naming the flag, what was expected and what was found.
+    """
+    for name, bounds in ranges.items():
+        if hasattr(config, name):
+            value = getattr(config, name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            expected = "positive" if bounds.above and not numbers else None
+            for number in numbers:
+                expected = expected or _expected(number, bounds)
+            if expected is not None:
+                raise UsageError(f"--{name} must be {expected}, found {value}")
+
+
+def _expected(value: Any, bounds: Range) -> str | None:
+    """What a number should have been; None if it is in the range."""
+    low, high, above, below, other = bounds
+    if value in other:
+        return None
+    others = "".join(f"{one} or " for one in other if one is not None)
+    if not (low < value if above else low <= value):
+        if above and low == 0:
+            return f"{others}positive"
+        if below:
+            return f"{others}in [{low}, {high})"
+        return f"{others}{'above' if above else 'at least'} {low}"
+    if above and low == 0 and value < SMALLEST:
+        return f"{others}at least {SMALLEST:g}"
+    if not (value < high if below else value <= high):
+        if below:
+            return f"{others}in [{low}, {high})"
+        return f"{others}at most {high:g}" if isinstance(high, float) else f"{others}at most {high}"
+    return None
+
+
 def at_least(config: Any, **bounds: int) -> None:
-    """Refuses fields of a config that are below their bound.
+    """Refuses whole fields of a config that are below their bound, or too large for an int32.
 
     Args:
       config: a config.
@@ -82,13 +189,11 @@ def at_least(config: Any, **bounds: int) -> None:
     Raises:
       UsageError: naming the flag, the bound and the value found.
     """
-    for name, least in bounds.items():
-        if getattr(config, name) < least:
-            raise UsageError(f"--{name} must be at least {least}, found {getattr(config, name)}")
+    check_ranges(config, {name: whole(least) for name, least in bounds.items()})
 
 
 def positive(config: Any, *names: str) -> None:
-    """Refuses fields of a config that are not positive numbers, NaN included.
+    """Refuses fields of a config that are not positive, finite numbers.
 
     Args:
       config: a config.
@@ -97,8 +202,4 @@ def positive(config: Any, *names: str) -> None:
     Raises:
       UsageError: naming the flag and the value found.
     """
-    for name in names:
-        value = getattr(config, name)
-        values = value if isinstance(value, tuple) else (value,)
-        if not values or not all(one > 0 for one in values):
-            raise UsageError(f"--{name} must be positive, found {value}")
+    check_ranges(config, dict.fromkeys(names, POSITIVE))

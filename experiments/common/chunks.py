@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,9 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
+from experiments.common import checksums
 from experiments.common.binary import UsageError
-from experiments.common.run_folder import load_arrays, remove_folder, save_arrays
+from experiments.common.run_folder import (
+    load_arrays,
+    read_json,
+    remove_folder,
+    save_arrays,
+    write_json,
+)
+
+SOFTWARE = "software.json"
+"""The file of a checkpoint that says what computed it."""
 
 
 class Chunk(NamedTuple):
@@ -98,10 +110,12 @@ def run_seeds(
     checkpoints = folder / "checkpoints"
     with ocp.CheckpointManager(
         checkpoints.absolute(),
-        options=ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False),
+        # The one before the newest is there for when the newest is damaged.
+        options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False),
     ) as manager:
-        saved = manager.latest_step() or 0
+        saved = newest_sound_step(manager, checkpoints)
         if saved:
+            assert_same_software(checkpoints / str(saved))
             carry, history = _restore(manager, saved, (carry, history), checkpoints)
             progress(saved)
         first_round = 0
@@ -114,12 +128,83 @@ def run_seeds(
                 _check_finite(history, columns)
                 if next_round < num_rounds:
                     manager.save(next_round, args=ocp.args.StandardSave((carry, history)))
+                    seal_checkpoint(checkpoints / str(next_round))
                 progress(chunk.num_rounds)
             first_round = next_round
     result = {name: np.asarray(values) for name, values in history.items()}
     save_arrays(done, result)
     remove_folder(checkpoints)
     return result
+
+
+def software() -> dict[str, Any]:
+    """What the bits of a run depend on beside its config and data."""
+    return {
+        "jax": jax.__version__,
+        "jaxlib": metadata.version("jaxlib"),
+        "backend": jax.default_backend(),
+        "processes": jax.process_count(),
+    }
+
+
+def seal_checkpoint(folder: Path) -> None:
+    """Adds to a checkpoint what it was computed with, and checksums of all its files."""
+    write_json(folder / SOFTWARE, software())
+    checksums.seal(folder)
+
+
+def assert_same_software(folder: Path) -> None:
+    """Refuses a checkpoint that was computed with other versions: the bits would differ.
+
+    Args:
+      folder: of the checkpoint; one without a record passes.
+
+    Raises:
+      UsageError: naming each part that differs, and both values.
+    """
+    if not (folder / SOFTWARE).is_file():
+        return
+    found, now = read_json(folder / SOFTWARE), software()
+    differing = [
+        f"{name}: found {found.get(name)!r}, now {now[name]!r}"
+        for name in now
+        if found.get(name) != now[name]
+    ]
+    if differing:
+        raise UsageError(
+            f"the checkpoint {folder} was computed with other software ({'; '.join(differing)}), "
+            "so that a resumed run would not be the uninterrupted one: go on with that software, "
+            f"or delete {folder.parent} to begin again"
+        )
+
+
+def newest_sound_step(manager: ocp.CheckpointManager, folder: Path) -> int:
+    """The newest checkpoint that is as it was saved; those after it are deleted, and said.
+
+    Args:
+      manager: of the checkpoints.
+      folder: where they are.
+
+    Returns:
+      Its step; 0 = there is no checkpoint.
+
+    Raises:
+      UsageError: if there are checkpoints and all of them are damaged.
+    """
+    steps = sorted(manager.all_steps(), reverse=True)
+    for step in steps:
+        try:
+            checksums.verify(folder / str(step))
+        except UsageError as error:
+            if step == steps[-1]:
+                raise UsageError(
+                    f"{error}. There is no older checkpoint: delete {folder} to begin again"
+                ) from error
+            logging.warning("%s. Going on from the checkpoint before.", error)
+            manager.delete(step)
+        else:
+            return step
+    return 0
 
 
 @cache

@@ -6,8 +6,11 @@ it is downloaded from its public address into the cache. Every file with a known
 before it is used.
 """
 
+import atexit
+import functools
 import hashlib
 import os
+import shutil
 import tempfile
 import urllib.request
 from collections.abc import Iterator
@@ -15,7 +18,12 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from absl import logging
+
+from experiments.common.run_folder import replaced
+
 DATA_DIR_VARIABLE = "SHATTER_DATA_DIR"
+CACHE_DIR_VARIABLE = "XDG_CACHE_HOME"
 DOWNLOAD_TIMEOUT = 60.0  # seconds without an answer
 
 _FIVETHIRTYEIGHT = "https://raw.githubusercontent.com/fivethirtyeight/data/master"
@@ -200,7 +208,7 @@ SOURCES: dict[str, Source] = {
 
 def cache_dir() -> Path:
     """Where downloaded files are kept: `$XDG_CACHE_HOME/shatter` or `~/.cache/shatter`."""
-    base = os.environ.get("XDG_CACHE_HOME")
+    base = os.environ.get(CACHE_DIR_VARIABLE)
     return (Path(base) if base else Path.home() / ".cache") / "shatter"
 
 
@@ -228,7 +236,7 @@ def locate(name: str, data_dir: str | Path | None = None) -> Path:
             f"{source.filename} was not found and has no public address. {_advice(source)} "
             f"Searched: {searched}."
         )
-    return _download(source, cache_dir() / source.filename)
+    return _download(source, _writable_cache() / source.filename)
 
 
 def find(name: str, data_dir: str | Path | None = None) -> Path | None:
@@ -236,10 +244,36 @@ def find(name: str, data_dir: str | Path | None = None) -> Path | None:
     source = _source(name)
     for folder in _folders(data_dir):
         for path in (folder / source.folder / source.filename, folder / source.filename):
-            if path.is_file():
+            if os.path.isfile(path):  # false, not an error, in a folder that cannot be read
                 _verify(path, source)
                 return path
     return None
+
+
+def _writable_cache() -> Path:
+    """The cache, or a folder for this process where the cache cannot be written."""
+    folder = cache_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        logging.warning(
+            "the cache %s cannot be written: %s. The run goes on without it; set %s to a folder "
+            "that can be written, or files are downloaded again every time.",
+            folder,
+            error.strerror,
+            CACHE_DIR_VARIABLE,
+        )
+        return _temporary_folder()
+
+
+@functools.cache
+def _temporary_folder() -> Path:
+    """A folder that is removed when the process ends."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _source(name: str) -> Source:
@@ -280,7 +314,6 @@ def _verify(path: Path, source: Source) -> None:
 def _download(source: Source, target: Path) -> Path:
     """Fetch `source` into `target`, which appears only when complete and verified."""
     assert source.url is not None
-    temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with urllib.request.urlopen(source.url, timeout=DOWNLOAD_TIMEOUT) as response:
@@ -291,16 +324,11 @@ def _download(source: Source, target: Path) -> Path:
                 f"{source.url} gave another file than {source.filename} as published: expected "
                 f"sha256 {source.sha256}, found {found}. Nothing was saved to {target}."
             )
-        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
-            temporary = Path(file.name)
+        with replaced(target) as file:
             file.write(content)
-        os.replace(temporary, target)
     except (OSError, HTTPException) as error:
         raise DataError(
             f"{source.filename} is not on this machine and could not be downloaded to {target} "
             f"({error}). {_advice(source)}"
         ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
     return target

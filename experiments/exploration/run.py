@@ -65,24 +65,24 @@ def experiment(config: Config) -> None:
         f"figure {config.figure}: {len(plan)} runs of {config.num_seeds} seeds on "
         f"{jax.default_backend()}, about {cost:.1f} minutes on 2 CPU cores"
     )
-    folder = run_folder.open_run_folder(f"{config.run_dir}/{config.figure}", config)
-    began = time.perf_counter()
-    results = _run(plan, folder, console)
-    rows = [
-        row
-        for (setting, arm), metrics in results.items()
-        for row in run_folder.metric_rows(setting.name, "ilhf", arm, _queries(setting), metrics)
-    ]
-    run_folder.write_csv(folder / "metrics.csv", rows)
-    summary = [summarise(setting, arm, results, _queries(setting)) for setting, arm in plan]
-    run_folder.write_json(folder / "summary.json", summary)
-    figure = plot.draw(config, results, summary, folder)
-    for table in _tables(summary):
-        console.print(table)
-    console.print(
-        f"{time.perf_counter() - began:.0f} s. Results in {folder}: metrics.csv, summary.json, "
-        f"{figure.name}"
-    )
+    with run_folder.open_run_folder(f"{config.run_dir}/{config.figure}", config) as folder:
+        began = time.perf_counter()
+        results = _run(plan, folder, console)
+        rows = [
+            row
+            for (setting, arm), metrics in results.items()
+            for row in run_folder.metric_rows(setting.name, "ilhf", arm, _queries(setting), metrics)
+        ]
+        run_folder.write_csv(folder / "metrics.csv", rows)
+        summary = [summarise(setting, arm, results, _queries(setting)) for setting, arm in plan]
+        run_folder.write_json(folder / "summary.json", summary)
+        figure = plot.draw(config, results, summary, folder)
+        for table in _tables(summary):
+            console.print(table)
+        console.print(
+            f"{time.perf_counter() - began:.0f} s. Results in {folder}: metrics.csv, summary.json, "
+            f"{figure.name}"
+        )
 
 
 def _with_baselines(setting: Setting) -> tuple[str, ...]:

@@ -71,7 +71,15 @@ def finetune(
             "--resume_from_checkpoint=never to go on with it"
         )
     facts = {"weights": weights_hash(task.model.params), "data": _data_hash(task)}
-    folder = run_folder.open_run_folder(config.output_dir, config, free=NOT_THE_RUN, **facts)
+    with run_folder.open_run_folder(
+        config.output_dir, config, free=NOT_THE_RUN, flag="--output_dir", **facts
+    ) as folder:
+        return _run(config, task, folder, progress)
+
+
+def _run(
+    config: Config, task: Task, folder: Path, progress: Callable[[str, int], None]
+) -> dict[str, Any]:
     for name, split in _splits(task).items():
         if split.report.problems:
             lines = [json.dumps(problem._asdict()) for problem in split.report.problems]

@@ -64,21 +64,21 @@ def experiment(config: Config) -> None:
     console.print(
         f"{len(objectives)} objectives, {runs} trained models each, on {jax.default_backend()}"
     )
-    folder = run_folder.open_run_folder(config.run_dir, config)
-    began = time.perf_counter()
-    console.print("exact ends ...")
-    gaps = summary.exact_gaps(config)
-    curves = _train(config, folder, console)
-    rows = summary.summarise(config, gaps, curves)
-    run_folder.write_csv(folder / "metrics.csv", _csv_rows(config, rows, curves))
-    run_folder.write_json(folder / "summary.json", rows)
-    figure = plot.draw(config, gaps, curves, rows, folder)
-    for table in _tables(config, gaps, rows):
-        console.print(table)
-    console.print(
-        f"{time.perf_counter() - began:.0f} s. Results in {folder}: metrics.csv, summary.json, "
-        f"{figure.name}"
-    )
+    with run_folder.open_run_folder(config.run_dir, config) as folder:
+        began = time.perf_counter()
+        console.print("exact ends ...")
+        gaps = summary.exact_gaps(config)
+        curves = _train(config, folder, console)
+        rows = summary.summarise(config, gaps, curves)
+        run_folder.write_csv(folder / "metrics.csv", _csv_rows(config, rows, curves))
+        run_folder.write_json(folder / "summary.json", rows)
+        figure = plot.draw(config, gaps, curves, rows, folder)
+        for table in _tables(config, gaps, rows):
+            console.print(table)
+        console.print(
+            f"{time.perf_counter() - began:.0f} s. Results in {folder}: metrics.csv, summary.json, "
+            f"{figure.name}"
+        )
 
 
 def _train(config: Config, folder: Path, console: Console) -> dict[tuple[Case, str], Curves]:

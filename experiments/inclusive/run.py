@@ -75,32 +75,36 @@ def experiment(config: Config) -> None:
         console.print(f"note: {population.note}")
     if config.dataset != "shares":
         console.print(_resampling(population, int(asked[-1])))
-    folder = run_folder.open_run_folder(
+    with run_folder.open_run_folder(
         f"{config.run_dir}/{config.dataset}", config, data_sha256=populations.digest(population)
-    )
-    began = time.perf_counter()
-    results = _run(config, population, arms, folder, console)
-    fits = references.curves(population, _shown(config), seed=config.seed)
-    pretrained = results[arms[0]]["prediction"][:, 0]
-    points = references.points(population, pretrained, BETAS)
-    answers = np.concatenate([[0], asked])
-    rows = [
-        row
-        for arm, metrics in results.items()
-        for row in run_folder.metric_rows(
-            config.dataset, "ilhf", arm, answers, {k: v for k, v in metrics.items() if v.ndim == 2}
+    ) as folder:
+        began = time.perf_counter()
+        results = _run(config, population, arms, folder, console)
+        fits = references.curves(population, _shown(config), seed=config.seed)
+        pretrained = results[arms[0]]["prediction"][:, 0]
+        points = references.points(population, pretrained, BETAS)
+        answers = np.concatenate([[0], asked])
+        rows = [
+            row
+            for arm, metrics in results.items()
+            for row in run_folder.metric_rows(
+                config.dataset,
+                "ilhf",
+                arm,
+                answers,
+                {k: v for k, v in metrics.items() if v.ndim == 2},
+            )
+        ]
+        run_folder.write_csv(folder / "metrics.csv", rows)
+        summary = _summary(config, population, results, fits, points)
+        run_folder.write_json(folder / "summary.json", summary)
+        figure = plot.draw(config, population, results, fits, points, folder)
+        for table in _tables(config, population, summary):
+            console.print(table)
+        console.print(
+            f"{time.perf_counter() - began:.0f} s. Results in {folder}: metrics.csv, summary.json, "
+            f"{figure.name}"
         )
-    ]
-    run_folder.write_csv(folder / "metrics.csv", rows)
-    summary = _summary(config, population, results, fits, points)
-    run_folder.write_json(folder / "summary.json", summary)
-    figure = plot.draw(config, population, results, fits, points, folder)
-    for table in _tables(config, population, summary):
-        console.print(table)
-    console.print(
-        f"{time.perf_counter() - began:.0f} s. Results in {folder}: metrics.csv, summary.json, "
-        f"{figure.name}"
-    )
 
 
 def _resampling(population: Population, budget: int) -> str:

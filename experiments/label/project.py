@@ -150,7 +150,7 @@ def open_project(config: Project, like: Bench | None = None) -> Bench:
     if found.prompts and not kept.exists():
         sampled = sample_candidates(config, model, found.prompts)
     free = ("project", *PATHS)
-    run_folder.open_run_folder(config.project, config, free=free, flag="--project", **inputs.facts)
+    run_folder.begin_or_resume(config.project, config, free=free, flag="--project", **inputs.facts)
     remember_paths(config, folder)
     if sampled is not None:
         write_atomically(kept, sampled)

@@ -67,31 +67,33 @@ def experiment(config: Config) -> None:
     began = time.perf_counter()
     world, params = load_world(config)
     free = ("run_dir", "data_dir", "arms", *(OPEN_ONLY if world.is_closed else ()))
-    folder = run_folder.open_run_folder(f"{config.run_dir}/{config.setting}", config, free=free)
-    queries = np.arange(config.num_rounds + 1) * config.queries_per_round
-    arms = tuple(dict.fromkeys((BASELINE, *config.arms)))
-    console.print(
-        f"{config.setting}, {config.model_name_or_path}: arms {', '.join(arms)}; "
-        f"{config.num_seeds} seeds, {queries[-1]} comparisons each, on {jax.default_backend()}"
-    )
-    results = _run(config, world, params, arms, folder, console)
-    rows = [
-        row
-        for arm, metrics in results.items()
-        for row in run_folder.metric_rows(config.setting, "ilhf", arm, queries, metrics)
-    ]
-    run_folder.write_csv(folder / "metrics.csv", rows)
-    summary = [
-        summarise(config.setting, arm, metrics, results[BASELINE], queries)
-        for arm, metrics in results.items()
-    ]
-    run_folder.write_json(folder / "summary.json", summary)
-    figure = plot.draw(config.setting, results, queries, folder)
-    console.print(_table(config.setting, summary))
-    console.print(
-        f"{time.perf_counter() - began:.0f} s. Results in {folder}: metrics.csv, summary.json, "
-        f"{figure.name}"
-    )
+    with run_folder.open_run_folder(
+        f"{config.run_dir}/{config.setting}", config, free=free
+    ) as folder:
+        queries = np.arange(config.num_rounds + 1) * config.queries_per_round
+        arms = tuple(dict.fromkeys((BASELINE, *config.arms)))
+        console.print(
+            f"{config.setting}, {config.model_name_or_path}: arms {', '.join(arms)}; "
+            f"{config.num_seeds} seeds, {queries[-1]} comparisons each, on {jax.default_backend()}"
+        )
+        results = _run(config, world, params, arms, folder, console)
+        rows = [
+            row
+            for arm, metrics in results.items()
+            for row in run_folder.metric_rows(config.setting, "ilhf", arm, queries, metrics)
+        ]
+        run_folder.write_csv(folder / "metrics.csv", rows)
+        summary = [
+            summarise(config.setting, arm, metrics, results[BASELINE], queries)
+            for arm, metrics in results.items()
+        ]
+        run_folder.write_json(folder / "summary.json", summary)
+        figure = plot.draw(config.setting, results, queries, folder)
+        console.print(_table(config.setting, summary))
+        console.print(
+            f"{time.perf_counter() - began:.0f} s. Results in {folder}: metrics.csv, summary.json, "
+            f"{figure.name}"
+        )
 
 
 def _run(

@@ -80,41 +80,43 @@ def experiment(config: Config) -> None:
         f"seeds, {config.num_steps} gradient steps each, about {minutes(config):.1f} minutes on 2 "
         "CPU cores"
     )
-    folder = run_folder.open_run_folder(f"{config.run_dir}/{config.figure}_{config.model}", config)
-    began = time.perf_counter()
-    keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
-    results: Results = {}
-    for setting_name, (setting, levels) in _settings(config, world, keys).items():
-        try:
-            lines = samplers.weight_warnings(config, world, setting, levels)
-        except ValueError as error:
-            raise binary.UsageError(f"{setting_name}: {error}") from error
-        for line in lines:
-            console.print(f"warning: {line}", markup=False)
-        shown = {name: methods[name] for name in names}
-        results |= _train(
-            config, world, setting_name, setting, levels, keys, shown, folder, console
+    with run_folder.open_run_folder(
+        f"{config.run_dir}/{config.figure}_{config.model}", config
+    ) as folder:
+        began = time.perf_counter()
+        keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
+        results: Results = {}
+        for setting_name, (setting, levels) in _settings(config, world, keys).items():
+            try:
+                lines = samplers.weight_warnings(config, world, setting, levels)
+            except ValueError as error:
+                raise binary.UsageError(f"{setting_name}: {error}") from error
+            for line in lines:
+                console.print(f"warning: {line}", markup=False)
+            shown = {name: methods[name] for name in names}
+            results |= _train(
+                config, world, setting_name, setting, levels, keys, shown, folder, console
+            )
+            if config.figure != "collapse":
+                results |= _sample(config, world, setting_name, setting, levels, keys)
+        steps = np.arange(1 + config.num_steps // config.record_every) * config.record_every
+        rows = [
+            row
+            for (setting_name, objective, arm), metrics in results.items()
+            for row in run_folder.metric_rows(
+                setting_name, objective, arm, steps[-metrics["kl"].shape[1] :], metrics
+            )
+        ]
+        run_folder.write_csv(folder / "metrics.csv", rows)
+        summary = [_row(key, metrics) for key, metrics in results.items()]
+        run_folder.write_json(folder / "summary.json", summary)
+        figure = plot.draw(config, world, results, steps, folder)
+        for setting_name in dict.fromkeys(row["setting"] for row in summary):
+            console.print(_table(config, setting_name, summary))
+        console.print(
+            f"{time.perf_counter() - began:.0f} s. Results in {folder}: metrics.csv, summary.json, "
+            f"{figure.name}"
         )
-        if config.figure != "collapse":
-            results |= _sample(config, world, setting_name, setting, levels, keys)
-    steps = np.arange(1 + config.num_steps // config.record_every) * config.record_every
-    rows = [
-        row
-        for (setting_name, objective, arm), metrics in results.items()
-        for row in run_folder.metric_rows(
-            setting_name, objective, arm, steps[-metrics["kl"].shape[1] :], metrics
-        )
-    ]
-    run_folder.write_csv(folder / "metrics.csv", rows)
-    summary = [_row(key, metrics) for key, metrics in results.items()]
-    run_folder.write_json(folder / "summary.json", summary)
-    figure = plot.draw(config, world, results, steps, folder)
-    for setting_name in dict.fromkeys(row["setting"] for row in summary):
-        console.print(_table(config, setting_name, summary))
-    console.print(
-        f"{time.perf_counter() - began:.0f} s. Results in {folder}: metrics.csv, summary.json, "
-        f"{figure.name}"
-    )
 
 
 def minutes(config: Config) -> float:

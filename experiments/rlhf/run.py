@@ -87,31 +87,31 @@ def experiment(config: Config) -> None:
     domain = make_domain(config)
     if domain.note:
         console.print(f"note: {domain.note}")
-    folder = run_folder.open_run_folder(
+    with run_folder.open_run_folder(
         f"{config.run_dir}/{config.population}_{config.model}", config
-    )
-    results, seconds = _train(config, domain, names, folder, console)
-    steps = np.arange(1 + config.num_steps // config.record_every) * config.record_every
-    rows = [
-        row
-        for (objective, arm), metrics in results.items()
-        for row in run_folder.metric_rows(
-            config.population, objective, arm, steps, _curves(metrics)
+    ) as folder:
+        results, seconds = _train(config, domain, names, folder, console)
+        steps = np.arange(1 + config.num_steps // config.record_every) * config.record_every
+        rows = [
+            row
+            for (objective, arm), metrics in results.items()
+            for row in run_folder.metric_rows(
+                config.population, objective, arm, steps, _curves(metrics)
+            )
+        ]
+        run_folder.write_csv(folder / "metrics.csv", rows)
+        summary = [
+            _row(config, objective, arm, metrics, steps, seconds[objective])
+            for (objective, arm), metrics in results.items()
+        ]
+        run_folder.write_json(folder / "summary.json", summary)
+        figure = plot.draw(config, results, steps, folder)
+        for table in _tables(config, domain, summary):
+            console.print(table)
+        console.print(
+            f"{time.perf_counter() - began:.0f} s. Results in {folder}: metrics.csv, summary.json, "
+            f"{figure.name}"
         )
-    ]
-    run_folder.write_csv(folder / "metrics.csv", rows)
-    summary = [
-        _row(config, objective, arm, metrics, steps, seconds[objective])
-        for (objective, arm), metrics in results.items()
-    ]
-    run_folder.write_json(folder / "summary.json", summary)
-    figure = plot.draw(config, results, steps, folder)
-    for table in _tables(config, domain, summary):
-        console.print(table)
-    console.print(
-        f"{time.perf_counter() - began:.0f} s. Results in {folder}: metrics.csv, summary.json, "
-        f"{figure.name}"
-    )
 
 
 def _train(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.common import chunks
+from experiments.common import chunks, run_folder
 from experiments.common.binary import UsageError
 
 NUM_SEEDS = 3
@@ -98,14 +98,61 @@ def test_damaged_results_are_named(tmp_path):
         chunks.run_seeds(walk(), keys(), tmp_path, chunks.equal_chunks(4, 2, 2))
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
+def test_a_damaged_checkpoint_without_checksums_is_named(tmp_path):
     plan = chunks.equal_chunks(4, 2, 2)
     with pytest.raises(Killed):
         chunks.run_seeds(walk(), keys(), tmp_path, plan, progress=killer(2))
+    (tmp_path / "checkpoints" / "2" / "SHA256SUMS").unlink()
     for file in (tmp_path / "checkpoints").rglob("*"):
         if file.is_file() and "manifest" in file.name:
             file.write_bytes(b"damaged")
     with pytest.raises(UsageError, match=r"checkpoint of round 2 .* cannot be read"):
+        chunks.run_seeds(walk(), keys(), tmp_path, plan)
+
+
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(bytes(content))
+
+
+def largest_file(folder):
+    files = [f for f in folder.rglob("*") if f.is_file() and f.name != "SHA256SUMS"]
+    return max(files, key=lambda file: file.stat().st_size)
+
+
+def test_a_flipped_bit_is_named_and_the_checkpoint_before_is_used(tmp_path, caplog):
+    plan = chunks.equal_chunks(8, 2, 2)
+    whole = chunks.run_seeds(walk(), keys(), tmp_path / "whole", plan)
+    with pytest.raises(Killed):
+        chunks.run_seeds(walk(), keys(), tmp_path / "killed", plan, progress=killer(6))
+    damaged = largest_file(tmp_path / "killed" / "checkpoints" / "6")
+    flip_a_bit(damaged)
+    calls = []
+    resumed = chunks.run_seeds(walk(), keys(), tmp_path / "killed", plan, progress=calls.append)
+    assert str(damaged) in caplog.text and "is damaged" in caplog.text
+    assert calls == [4, 2, 2]
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], resumed[name])
+
+
+def test_where_no_checkpoint_is_sound_the_way_on_is_said(tmp_path):
+    plan = chunks.equal_chunks(4, 2, 2)
+    with pytest.raises(Killed):
+        chunks.run_seeds(walk(), keys(), tmp_path, plan, progress=killer(2))
+    flip_a_bit(largest_file(tmp_path / "checkpoints" / "2"))
+    with pytest.raises(UsageError, match=r"is damaged.*delete .*checkpoints to begin again"):
+        chunks.run_seeds(walk(), keys(), tmp_path, plan)
+    run_folder.remove_folder(tmp_path / "checkpoints")
+    assert chunks.run_seeds(walk(), keys(), tmp_path, plan)["place"].shape == (NUM_SEEDS, 5)
+
+
+def test_a_checkpoint_of_other_software_is_refused(tmp_path, monkeypatch):
+    plan = chunks.equal_chunks(4, 2, 2)
+    with pytest.raises(Killed):
+        chunks.run_seeds(walk(), keys(), tmp_path, plan, progress=killer(2))
+    monkeypatch.setattr(chunks, "software", lambda: {"jax": "99.0"})
+    with pytest.raises(UsageError, match=rf"jax: found '{jax.__version__}', now '99.0'"):
         chunks.run_seeds(walk(), keys(), tmp_path, plan)
 
 

@@ -56,6 +56,16 @@ def test_a_file_that_is_nowhere_is_downloaded_once(published: Path):
     assert sources.locate("sample") == path
 
 
+def test_a_cache_that_cannot_be_written_costs_a_download_and_is_said(
+    published: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    path = sources.locate("sample")
+    assert path.read_bytes() == published.read_bytes()
+    assert "the cache /dev/null/shatter cannot be written: Not a directory" in caplog.text
+    assert "set XDG_CACHE_HOME to a folder" in caplog.text
+
+
 def test_find_downloads_nothing(published: Path):
     assert sources.find("sample") is None
     assert not sources.cache_dir().exists()

@@ -128,7 +128,8 @@ def test_resampling_is_announced():
 def test_a_run_is_not_resumed_with_other_data(config):
     folder = f"{config.run_dir}/{config.dataset}"
     digest = populations.digest(populations.load(config))
-    run_folder.open_run_folder(folder, config, data_sha256=digest)
+    with run_folder.open_run_folder(folder, config, data_sha256=digest):
+        pass
     assert populations.digest(populations.load(config)) == digest
     file = Path(config.shares_file)
     file.write_text(file.read_text().replace("0.3, 0.7", "0.4, 0.6"))

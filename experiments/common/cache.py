@@ -1,0 +1,49 @@
+"""What was computed once and may be computed again: kept in the user's cache for the next run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from experiments.common.binary import UsageError
+from experiments.common.run_folder import load_arrays, save_arrays
+from experiments.common.sources import CACHE_DIR_VARIABLE, cache_dir
+
+
+def kept_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Reads arrays from the cache, or makes and keeps them.
+
+    A cache that cannot be read or written costs time, not the run: that is said, with the variable
+    that moves it, and the arrays are made.
+
+    Args:
+      name: the file's path within the cache, ending in .npz; a hash of all that decides the arrays.
+      make: makes them.
+
+    Returns:
+      The arrays by name.
+    """
+    file = cache_dir() / name
+    try:
+        if file.exists():
+            return load_arrays(file)
+    except (OSError, UsageError) as error:
+        logging.warning("%s. It is computed again.", _reason(file, error))
+    arrays = make()
+    try:
+        save_arrays(file, arrays)
+    except OSError as error:
+        logging.warning(
+            "%s. The run goes on without its cache; set %s to a folder that can be written to "
+            "have it.",
+            _reason(file, error),
+            CACHE_DIR_VARIABLE,
+        )
+    return arrays
+
+
+def _reason(file: Path, error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"{file} cannot be kept: {error.strerror}"
+    return str(error)
