@@ -15,7 +15,7 @@ from experiments.common import binary, run_folder
 from experiments.common.binary import UsageError
 from experiments.common.frozen import weights_hash
 from experiments.common.progress import open_console, progress_bar
-from experiments.finetune import learning, plot, train
+from experiments.finetune import history, learning, plan, plot, train
 from experiments.finetune.config import NOT_THE_RUN, Config, check
 from experiments.finetune.learning import Trainable
 from experiments.finetune.task import Split, Task, Training, load_task
@@ -32,7 +32,7 @@ def experiment(config: Config) -> None:
     if config.dry_run:
         describe(config, task, console)
         return
-    steps = train.num_steps(config, task)
+    steps = plan.num_steps(config, task)
     with progress_bar(console, steps) as advance:
         summary = finetune(config, task, advance)
     console.print(_table(summary))
@@ -86,18 +86,18 @@ def _run(
             run_folder.write_text(folder / f"bad_rows_{name}.jsonl", "\n".join(lines) + "\n")
     done = folder / "summary.json"
     if done.exists():
-        progress("complete already", train.num_steps(config, task))
+        progress("complete already", plan.num_steps(config, task))
         return run_folder.read_json(done)
     result = train.train(config, task, folder, progress=progress)
-    run_folder.write_csv(folder / "metrics.csv", train.csv_rows(config, result.history))
+    run_folder.write_csv(folder / "metrics.csv", history.csv_rows(config, result.history))
     _save_model(folder / "model", task, result.trainable)
     if config.objective != "reward_model" and config.num_generations:
         _write_samples(folder / "samples.txt", config, task, result.trainable)
-    evaluations = [row for row in result.history if "loss" not in row]
+    evaluations = [row for row in result.history if history.is_evaluation(row)]
     summary = {
         "before": evaluations[0],
         "after": evaluations[-1],
-        "steps": train.num_steps(config, task),
+        "steps": plan.num_steps(config, task),
         "seconds": result.seconds,
         "tokens_per_second": result.tokens / result.seconds,
         "rows": {name: _counts(split) for name, split in _splits(task).items()},
@@ -134,18 +134,18 @@ def describe(config: Config, task: Task, console: Console) -> None:
         text = "".join(_shown(model.tokenizer, token) for token in first.prompt)
         marked = "".join(f"[{_shown(model.tokenizer, token)}]" for token in completion)
         console.print(f"  rank {rank}: {text}{marked}", markup=False)
-    steps = train.num_steps(config, task)
+    steps = plan.num_steps(config, task)
     trained = jax.eval_shape(
         lambda key: learning.start(config, model, key), jax.eval_shape(lambda: jax.random.key(0))
     )
     parameters, num_trained = _num_parameters(model.params), _num_parameters(trained)
-    size, longest = train.batch_size(config), max(row.length for row in task.train.encoded)
+    size, longest = plan.batch_size(config), max(row.length for row in task.train.encoded)
     slots = max(len(row.completions) for row in task.train.encoded)
     logits = 4 * size * slots * longest * model.config.vocab_size
     memory = 4 * parameters + 16 * num_trained + 3 * logits
     console.print(
         f"\n{parameters:,} parameters, {num_trained:,} of them trained; {steps:,} steps of "
-        f"{size * config.gradient_accumulation_steps} comparisons on {len(train.devices(config))} "
+        f"{size * config.gradient_accumulation_steps} comparisons on {len(plan.devices(config))} "
         f"{jax.default_backend()} device(s).\nMemory: about {memory / 1e6:,.0f} MB (pretrained and "
         "trained parameters, gradient, two moments, three copies of the longest batch's logits; "
         "activations of the blocks come on top)."
