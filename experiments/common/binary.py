@@ -1,7 +1,10 @@
 """An absl binary whose flags are the fields of a frozen dataclass."""
 
+import dataclasses
+import datetime
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn, TypeVar
@@ -14,6 +17,12 @@ Config = TypeVar("Config")
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a system says that has no room left for a file."""
+
+
+NAME_BYTES, PATH_BYTES = 255, 4095
+"""The longest name of a file, and of a path to it, that file systems take."""
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 class UsageError(Exception):
@@ -37,6 +46,7 @@ def main(config_class: type[Config], experiment: Callable[[Config], None]) -> No
         del argv
         logging.set_verbosity(logging.WARNING)  # orbax tells of every file it writes
         try:
+            check_texts(parsed[0])
             experiment(parsed[0])
         except UsageError as error:
             fail(str(error))
@@ -50,6 +60,9 @@ def main(config_class: type[Config], experiment: Callable[[Config], None]) -> No
                 )
             if isinstance(error, OSError) and error.filename is not None:
                 fail(f"{error.strerror}: {error.filename}")
+            if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                first_line = str(error).partition("\n")[0]
+                fail(f"out of memory ({first_line}): lower the sizes of batches, or lengths")
             raise
 
     def fail(message: str) -> NoReturn:
@@ -107,7 +120,7 @@ class Range(NamedTuple):
     Attributes:
       low: the least.
       high: the greatest.
-      above: whether `low` itself is left out.
+      above: whether `low`, 0 then, is left out.
       below: whether `high` itself is left out.
       other: values outside that have a meaning of their own, such as -1 or None.
     """
@@ -161,22 +174,64 @@ def check_ranges(config: Any, ranges: Mapping[str, Range]) -> None:
 def _expected(value: Any, bounds: Range) -> str | None:
     """What a number should have been; None if it is in the range."""
     low, high, above, below, other = bounds
+    others = "".join(f"{one} or " for one in other if one is not None)
     if value in other:
         return None
-    others = "".join(f"{one} or " for one in other if one is not None)
-    if not (low < value if above else low <= value):
-        if above and low == 0:
-            return f"{others}positive"
-        if below:
-            return f"{others}in [{low}, {high})"
-        return f"{others}{'above' if above else 'at least'} {low}"
-    if above and low == 0 and value < SMALLEST:
-        return f"{others}at least {SMALLEST:g}"
-    if not (value < high if below else value <= high):
-        if below:
-            return f"{others}in [{low}, {high})"
-        return f"{others}at most {high:g}" if isinstance(high, float) else f"{others}at most {high}"
-    return None
+    too_low = not (low < value if above else low <= value)
+    too_high = not (value < high if below else value <= high)
+    if (too_low or too_high) and high <= 1:
+        return f"in [{low}, {high}{')' if below else ']'}"
+    if too_low:
+        return f"{others}positive" if above else f"{others}at least {low}"
+    if above and value < SMALLEST:
+        return f"at least {SMALLEST:g}"
+    return f"{others}at most {high}" if too_high else None
+
+
+def check_texts(config: Any) -> None:
+    """Refuses fields that no file could be named by, or that UTF-8 cannot hold.
+
+    Args:
+      config: a config; fields that are no texts are left alone.
+
+    Raises:
+      UsageError: naming the flag, what was expected and what was found.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for text in value if isinstance(value, tuple) else (value,):
+            if not isinstance(text, str):
+                continue
+            content = text.encode(errors="surrogatepass")
+            longest = max(map(len, content.split(b"/")))
+            if longest > NAME_BYTES or len(content) > PATH_BYTES:
+                expected, found = f"names of at most {NAME_BYTES} bytes", f"{longest} bytes"
+            elif bad := _UNPRINTABLE.search(text):
+                expected, found = "text without control characters, in UTF-8", repr(bad[0])
+            else:
+                continue
+            raise UsageError(f"--{field.name} must be {expected}, found {found}")
+
+
+def date(name: str, given: str) -> datetime.datetime:
+    """The date that a flag gives.
+
+    Args:
+      name: of the flag.
+      given: its text.
+
+    Returns:
+      The date.
+
+    Raises:
+      UsageError: naming the flag, if the text is no date.
+    """
+    try:
+        return datetime.datetime.fromisoformat(given)
+    except ValueError as error:
+        raise UsageError(
+            f"--{name} must be a date such as 2026-01-31 or 2026-01-31T23:59:00, found {given!r}"
+        ) from error
 
 
 def at_least(config: Any, **bounds: int) -> None:

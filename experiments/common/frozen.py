@@ -1,6 +1,7 @@
 """What a frozen pretrained model says of texts, computed once: all that ensembles on it need."""
 
 import dataclasses
+import datetime
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
@@ -37,7 +38,12 @@ class Frozen(NamedTuple):
 
 
 def load_frozen(
-    name: str, data_dir: str | None = None, *, chat_template: str | None = None
+    name: str,
+    data_dir: str | None = None,
+    *,
+    chat_template: str | None = None,
+    revision: str | None = None,
+    date: datetime.datetime | None = None,
 ) -> Frozen:
     """Opens a model folder.
 
@@ -45,6 +51,8 @@ def load_frozen(
       name: of `--model_name_or_path`; "stories260k" is the folder of that name in the data folder.
       data_dir: the data folder; None = that of SHATTER_DATA_DIR.
       chat_template: of `--chat_template`: a file, or a name in `shatter.models.CHAT_TEMPLATES`.
+      revision: of a model on the hub: branch, tag or commit.
+      date: what a chat template that asks for the date is given; None = the clock's.
 
     Returns:
       The model, in float32.
@@ -53,26 +61,44 @@ def load_frozen(
       UsageError: if it cannot be opened; the message says what to pass.
     """
     try:
-        folder = name
-        if name == "stories260k" and not Path(name).exists():
-            files = ("config", "generation_config", "tokenizer", "tokenizer_config", "weights")
-            found = [sources.locate(f"stories260k_{file}", data_dir) for file in files]
-            folder = str(found[0].parent)
-        config, params, tokenizer = models.load_pretrained(folder, dtype="float32")
-    except (FileNotFoundError, ImportError, ValueError) as error:
+        folder = model_folder(name, data_dir)
+        options = {} if revision is None else {"revision": revision}
+        config, params, tokenizer = models.load_pretrained(folder, dtype="float32", **options)
+    except (OSError, ImportError, ValueError) as error:
         raise UsageError(f"--model_name_or_path={name}: {error}") from error
     if tokenizer is None:
         raise UsageError(
             f"{folder} has no tokenizer.json: put that of the model beside its config.json"
         )
     if chat_template is not None:
-        template = Path(chat_template)
-        if not template.is_file() and chat_template not in models.CHAT_TEMPLATES:
-            known = ", ".join(models.CHAT_TEMPLATES)
-            raise UsageError(f"--chat_template: no file {template} (known by name: {known})")
-        source = template.read_text() if template.is_file() else chat_template
-        tokenizer = tokenizer.with_chat_template(source)
-    return Frozen(config, params, tokenizer)
+        tokenizer = _with_chat_template(tokenizer, chat_template)
+    return Frozen(config, params, tokenizer if date is None else tokenizer.with_date(date))
+
+
+def model_folder(name: str, data_dir: str | None = None) -> str:
+    """The folder that `--model_name_or_path` means, or the name on the hub as it is.
+
+    Raises:
+      DataError: if it is "stories260k" and the data folder has it not.
+    """
+    if name != "stories260k" or Path(name).exists():
+        return name
+    files = ("config", "generation_config", "tokenizer", "tokenizer_config", "weights")
+    config, *_ = [sources.locate(f"stories260k_{file}", data_dir) for file in files]
+    return str(config.parent)
+
+
+def _with_chat_template(tokenizer: models.Tokenizer, given: str) -> models.Tokenizer:
+    """A tokenizer with the template of `--chat_template`."""
+    file = Path(given)
+    if not file.is_file() and given not in models.CHAT_TEMPLATES:
+        known = ", ".join(models.CHAT_TEMPLATES)
+        raise UsageError(f"--chat_template: no file {file} (known by name: {known})")
+    try:
+        source = file.read_text(encoding="utf-8") if file.is_file() else given
+        return tokenizer.with_chat_template(source)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--chat_template={given}: {error}") from error
 
 
 def weights_hash(params: Params) -> str:

@@ -11,8 +11,19 @@ ObjectiveName = Literal["ilhf", "dpo", "ipo", "slic", "sft", "reward_model"]
 Utility = Literal["sum", "mean"]
 Schedule = Literal["constant", "linear", "cosine"]
 
-NOT_THE_RUN = ("output_dir", "resume_from_checkpoint", "save_total_limit", "dry_run", "data_dir")
-"""Flags that may differ between a run and its resumption."""
+NOT_THE_RUN = (
+    "output_dir",
+    "resume_from_checkpoint",
+    "save_total_limit",
+    "save_steps",
+    "logging_steps",
+    "eval_steps",
+    "num_generations",
+    "max_completion_length",
+    "dry_run",
+    "data_dir",
+)
+"""Flags that may differ between a run and its resumption: they change nothing that is learned."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +38,9 @@ class Config:
     model_name_or_path: str = "stories260k"
     """Folder with config.json, model.safetensors and tokenizer.json, or a name on the Hugging Face
     hub. "stories260k" is the folder of that name in the data folder."""
+
+    model_revision: str | None = None
+    """Branch, tag or commit of a model on the hub; the commit is recorded."""
 
     dataset_name: str = "ukp_humour"
     """File of preferences (.jsonl, .jsonl.gz, .parquet), or a data set of human judgements that the
@@ -129,6 +143,10 @@ class Config:
     chat_template: str | None = None
     """File with a jinja chat template, where the tokenizer has none."""
 
+    template_date: str | None = None
+    """The date that a chat template with a date reads, YYYY-MM-DD with or without THH:MM:SS. The
+    time at which the run began if not given, when it is resumed too."""
+
     use_peft: bool = False
     """Train low-rank adapters and freeze the model."""
 
@@ -178,42 +196,56 @@ class Config:
     stop; nothing is compiled or written."""
 
 
+SIZE = binary.whole(1, 2**16)  # of a batch
+LENGTH = binary.whole(1, 2**20)  # tokens; the model's own bound is checked when it is open
+
+RANGES = {
+    "utility_scale": binary.POSITIVE,
+    "beta": binary.POSITIVE,
+    "label_smoothing": binary.real(0, 0.5, below=True),
+    "delta": binary.POSITIVE,
+    "kl_weight": binary.real(0),
+    "kl_samples": binary.whole(1, 2**20),
+    "kl_batch_size": SIZE,
+    "kl_length": LENGTH,
+    "learning_rate": binary.POSITIVE,
+    "warmup_ratio": binary.real(0, 1),
+    "weight_decay": binary.real(0),
+    "adam_beta1": binary.real(0, 1, below=True),
+    "adam_beta2": binary.real(0, 1, below=True),
+    "adam_epsilon": binary.POSITIVE,
+    "max_grad_norm": binary.POSITIVE,
+    "per_device_train_batch_size": SIZE,
+    "num_devices": binary.whole(1, other=(None,)),
+    "per_device_eval_batch_size": SIZE,
+    "gradient_accumulation_steps": SIZE,
+    "num_train_epochs": binary.POSITIVE,
+    "max_steps": binary.whole(1, other=(-1,)),
+    "max_length": binary.whole(3, 2**20),
+    "max_prompt_length": binary.whole(1, 2**20, other=(None,)),
+    "lora_r": SIZE,
+    "lora_alpha": binary.POSITIVE,
+    "seed": binary.whole(0),
+    "logging_steps": binary.whole(1),
+    "eval_steps": binary.whole(1, other=(-1,)),
+    "save_steps": binary.whole(1),
+    "save_total_limit": binary.whole(1),
+    "resume_from_checkpoint": binary.whole(1, other=("auto", "never")),
+    "num_generations": binary.whole(0, 2**10),
+    "max_completion_length": LENGTH,
+}
+"""What every flag that is a number may be."""
+
+
 def check(config: Config) -> None:
     """Refuses values that cannot be.
 
     Raises:
       UsageError: with the flag's name, what was expected and what was found.
     """
-    binary.at_least(
-        config,
-        per_device_train_batch_size=1,
-        per_device_eval_batch_size=1,
-        gradient_accumulation_steps=1,
-        logging_steps=1,
-        save_steps=1,
-        save_total_limit=1,
-        kl_samples=1,
-        kl_batch_size=1,
-        kl_length=1,
-        lora_r=1,
-        max_completion_length=1,
-        max_length=3,
-        num_generations=0,
-        seed=0,
-    )
-    names = ("learning_rate", "beta", "delta", "utility_scale", "num_train_epochs", "max_grad_norm")
-    binary.positive(config, *names, "lora_alpha", "adam_epsilon")
-    for name in ("kl_weight", "weight_decay"):
-        if not getattr(config, name) >= 0:
-            raise UsageError(f"--{name} must be at least 0, found {getattr(config, name)}")
-    for name, most in (("label_smoothing", 0.5), ("adam_beta1", 1.0), ("adam_beta2", 1.0)):
-        if not 0 <= getattr(config, name) < most:
-            raise UsageError(f"--{name} must be in [0, {most}), found {getattr(config, name)}")
-    if not 0 <= config.warmup_ratio <= 1:
-        raise UsageError(f"--warmup_ratio must be in [0, 1], found {config.warmup_ratio}")
-    for name in ("max_steps", "eval_steps"):
-        if getattr(config, name) == 0 or getattr(config, name) < -1:
-            raise UsageError(f"--{name} must be -1 or at least 1, found {getattr(config, name)}")
+    binary.check_ranges(config, RANGES)
+    if config.template_date is not None:
+        binary.date("template_date", config.template_date)
     if config.utility == "mean" and config.objective != "ilhf":
         raise UsageError(f"--utility=mean belongs to ilhf, found --objective={config.objective}")
     if config.kl_weight and config.objective != "ilhf":

@@ -14,7 +14,7 @@ from experiments.common.binary import UsageError
 from experiments.finetune import objectives
 from experiments.finetune.config import Config
 from experiments.finetune.objectives import OBJECTIVES, Mean, Scores
-from experiments.finetune.task import Pretrained, Training
+from experiments.finetune.task import Pretrained, Training, end_tokens
 from shatter import data, documents, losses, models
 from shatter.types import Array, Key, Params
 
@@ -237,25 +237,6 @@ def forward_kl(model: Pretrained, params: Params, pretrained: Params, samples: S
     return losses.forward_kl_loss(ref_logits, apply(params), samples.mask)
 
 
-def check_sample_length(model: Pretrained, max_length: int, flag: str) -> None:
-    """Refuses responses that leave no position for a prompt.
-
-    Args:
-      model: the pretrained model.
-      max_length: the largest number of tokens of a response.
-      flag: that sets it, for the message.
-
-    Raises:
-      UsageError: naming the flag, what was expected and what was found.
-    """
-    positions = model.config.max_length
-    if max_length >= positions:
-        raise UsageError(
-            f"{flag} must be at most {positions - 1}, because the model has {positions} positions "
-            f"and a prompt needs one at least; found {max_length}"
-        )
-
-
 def make_sampler(
     model: Pretrained, *, num_samples: int, max_length: int
 ) -> Callable[[Params, Key, Sequence[np.ndarray]], Sampled]:
@@ -273,9 +254,15 @@ def make_sampler(
     Raises:
       UsageError: if responses of that length leave no position for a prompt.
     """
-    check_sample_length(model, max_length, "--kl_length or --max_completion_length")
-    ids = dict.fromkeys((model.tokenizer.eos, *model.config.eos))
-    ends = tuple(end for end in ids if end is not None)
+    positions = model.config.max_length
+    longest = positions - max_length
+    if longest < 1:
+        raise UsageError(
+            "--kl_length and --max_completion_length must be at most "
+            f"{positions - 1}, because the model has {positions} positions and a prompt needs one; "
+            f"found {max_length}"
+        )
+    bos = model.tokenizer.eos if model.tokenizer.bos is None else model.tokenizer.bos
 
     @partial(jax.jit, compiler_options=compiler_options(model))
     def run(params: Params, key: Key, tokens: Array, valid: Array) -> Sampled:
@@ -286,7 +273,7 @@ def make_sampler(
             tokens,
             num_samples=num_samples,
             max_length=max_length,
-            eos=ends,
+            eos=end_tokens(model),
             valid=valid,
         )
         mask = samples.mask.reshape(-1, samples.mask.shape[-1])
@@ -294,9 +281,6 @@ def make_sampler(
         before = jnp.pad(before, ((0, 0), (0, mask.shape[1] - before.shape[1])))
         tokens = samples.tokens.reshape(mask.shape)
         return Sampled(tokens, mask, mask | before, samples.raw_log_probs.reshape(-1))
-
-    bos = model.tokenizer.eos if model.tokenizer.bos is None else model.tokenizer.bos
-    longest = model.config.max_length - max_length
 
     def draw(params: Params, key: Key, prompts: Sequence[np.ndarray]) -> Sampled:
         tokens, valid = documents.pad_prompts(

@@ -32,7 +32,8 @@ def experiment(config: Config) -> None:
     if config.dry_run:
         describe(config, task, console)
         return
-    steps = plan.num_steps(config, task)
+    steps = num_steps(config, task)
+    _report_useless(config, task, console)
     with progress_bar(console, steps) as advance:
         summary = finetune(config, task, advance)
     console.print(_table(summary))
@@ -70,7 +71,11 @@ def finetune(
             f"{config.output_dir} holds a run: choose another --output_dir, or leave out "
             "--resume_from_checkpoint=never to go on with it"
         )
-    facts = {"weights": weights_hash(task.model.params), "data": _data_hash(task)}
+    tokenizer = task.model.tokenizer
+    facts: dict[str, Any] = {"weights": weights_hash(task.model.params), "data": _data_hash(task)}
+    facts |= {"devices": len(plan.devices(config)), "processes": jax.process_count()}
+    if tokenizer.asks_for_date and tokenizer.date is not None:
+        facts["template_date"] = tokenizer.date.isoformat()
     with run_folder.open_run_folder(
         config.output_dir, config, free=NOT_THE_RUN, flag="--output_dir", **facts
     ) as folder:
@@ -111,6 +116,32 @@ def _run(
     return summary
 
 
+def num_steps(config: Config, task: Task) -> int:
+    """Steps of the optimiser of the whole run.
+
+    Raises:
+      UsageError: if they are too many to count.
+    """
+    steps = plan.num_steps(config, task)
+    if steps > binary.LARGEST_WHOLE:
+        raise UsageError(
+            f"--num_train_epochs={config.num_train_epochs} makes {steps:,} steps: expected at most "
+            f"{binary.LARGEST_WHOLE:,}"
+        )
+    return steps
+
+
+def _report_useless(config: Config, task: Task, console: Console) -> None:
+    """Says which rows teach or measure nothing."""
+    for name, split in _splits(task).items():
+        if problems := split.report.problems:
+            more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+            console.print(
+                f"{name}: {problems[0]}{more}: see {config.output_dir}/bad_rows_{name}.jsonl",
+                markup=False,
+            )
+
+
 def describe(config: Config, task: Task, console: Console) -> None:
     """What a run would do, in words; compiles nothing and writes nothing."""
     model, table = task.model, Table(title="rows", title_justify="left")
@@ -134,7 +165,7 @@ def describe(config: Config, task: Task, console: Console) -> None:
         text = "".join(_shown(model.tokenizer, token) for token in first.prompt)
         marked = "".join(f"[{_shown(model.tokenizer, token)}]" for token in completion)
         console.print(f"  rank {rank}: {text}{marked}", markup=False)
-    steps = plan.num_steps(config, task)
+    steps = num_steps(config, task)
     trained = jax.eval_shape(
         lambda key: learning.start(config, model, key), jax.eval_shape(lambda: jax.random.key(0))
     )

@@ -1,6 +1,7 @@
 """What a run works on: the pretrained model and the comparisons as tokens."""
 
 import dataclasses
+import datetime
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.common import sources
+from experiments.common import binary, run_folder, sources
 from experiments.common.binary import UsageError
 from experiments.common.frozen import load_frozen
 from experiments.finetune.config import Config
@@ -93,22 +94,55 @@ def load_model(config: Config) -> Pretrained:
     """Opens the model folder.
 
     Raises:
-      UsageError: if it cannot be opened; the message says what to pass.
+      UsageError: if it cannot be opened, or a flag asks for more than it has; the message says what
+        to pass.
     """
     loaded, params, tokenizer = load_frozen(
-        config.model_name_or_path, config.data_dir, chat_template=config.chat_template
+        config.model_name_or_path,
+        config.data_dir,
+        chat_template=config.chat_template,
+        revision=config.model_revision,
+        date=_template_date(config),
     )
-    if config.max_length > loaded.max_length:
-        raise UsageError(
-            f"--max_length is {config.max_length}, over the {loaded.max_length} tokens of "
-            f"{config.model_name_or_path}"
-        )
+    _check_lengths(config, loaded.max_length)
     settings: dict[str, Any] = {"remat": config.gradient_checkpointing}
     if config.bf16:
         settings["dtype"] = "bfloat16"
     loaded = dataclasses.replace(loaded, **settings)
     lora = _lora(config, loaded, params) if config.use_peft else None
     return Pretrained(loaded, params, tokenizer, models.transformer(loaded), lora)
+
+
+def end_tokens(model: Pretrained) -> tuple[int, ...]:
+    """The tokens that end a response: the one that closes completions in training is the first."""
+    ids = dict.fromkeys((model.tokenizer.eos, *model.config.eos))
+    return tuple(token for token in ids if token is not None)
+
+
+def _template_date(config: Config) -> datetime.datetime:
+    """What chat templates read as the date: a flag's, that of the run to resume, or the clock's."""
+    given, file = config.template_date, Path(config.output_dir) / "config.json"
+    if given is None and file.is_file():
+        found = run_folder.read_json(file, mend="delete the folder, or choose another --output_dir")
+        given = found.get("template_date")
+    if given is None:
+        return datetime.datetime.now().replace(microsecond=0)
+    return binary.date("template_date", given)
+
+
+def _check_lengths(config: Config, positions: int) -> None:
+    """Refuses lengths that the model has no positions for."""
+    most = {"max_length": positions}
+    if config.objective != "reward_model":
+        most["kl_length"] = positions - 1  # a prompt has at least one token
+        if config.num_generations:
+            most["max_completion_length"] = positions - 1
+    for name, length in most.items():
+        if getattr(config, name) > length:
+            raise UsageError(
+                f"--{name} must be at most {length}, for {config.model_name_or_path} has "
+                f"{positions} positions, found {getattr(config, name)}"
+            )
 
 
 def _lora(
@@ -132,8 +166,14 @@ def load_task(config: Config) -> Task:
     """Opens the model and encodes the comparisons.
 
     Raises:
-      UsageError: naming the file, the row and the field that cannot be used.
+      UsageError: naming the file, the row and the field, or the flag, that cannot be used.
     """
+    num_devices = jax.device_count()
+    if config.num_devices is not None and config.num_devices > num_devices:
+        raise UsageError(
+            f"--num_devices must be at most {num_devices}, the devices that there are, found "
+            f"{config.num_devices}"
+        )
     model = load_model(config)
     if config.dataset_name in DATASETS:
         found = load_judgements(config.dataset_name, seed=config.seed, data_dir=config.data_dir)

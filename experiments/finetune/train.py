@@ -57,19 +57,6 @@ def unique_prompts(task: Task) -> list[np.ndarray]:
     return list({row.prompt.tobytes(): row.prompt for row in task.train.encoded}.values())
 
 
-def check_lengths(config: Config, task: Task) -> None:
-    """Refuses lengths of samples that the model has no positions for, before anything is compiled.
-
-    Raises:
-      UsageError: naming the flag, what was expected and what was found.
-    """
-    if config.objective != "reward_model":
-        learning.check_sample_length(task.model, config.kl_length, "--kl_length")
-        if config.num_generations:
-            length = config.max_completion_length
-            learning.check_sample_length(task.model, length, "--max_completion_length")
-
-
 def train(
     config: Config,
     task: Task,
@@ -93,10 +80,9 @@ def train(
       The result.
 
     Raises:
-      UsageError: if a length cannot be, the loss or the gradient is not finite, no checkpoint is
-        sound, or one was made by another plan.
+      UsageError: if the loss or the gradient is not finite, no checkpoint is sound, or one was made
+        by another plan.
     """
-    check_lengths(config, task)
     total, an_epoch = num_steps(config, task), batches_an_epoch(config, task)
     accumulation, facts = config.gradient_accumulation_steps, plan_facts(config, task)
     judge, refs, frozen = _prepare(config, task, progress)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import checkify
 
+from shatter.numerics import at_least_float32
 from shatter.types import Array, Key
 
 
@@ -33,7 +34,7 @@ def luce_log_probs(utilities: Array) -> Array:
     if utilities.ndim < 1:
         raise AssertionError("utilities must have an axis of items [..., K], found a scalar")
     checkify.debug_check(~jnp.any(jnp.isnan(utilities)), "utilities hold a NaN")
-    utilities = utilities.astype(jnp.promote_types(utilities.dtype, jnp.float32))
+    utilities = at_least_float32(utilities)
     best = jnp.argmax(utilities, axis=-1, keepdims=True)
     largest = jnp.take_along_axis(utilities, best, axis=-1)
     below = utilities - jnp.where(jnp.isneginf(largest), 0.0, largest)
@@ -78,7 +79,7 @@ def luce_sample(key: Key, utilities: Array) -> Array:
     Returns:
       int `[...]`, the chosen item.
     """
-    return jax.random.categorical(key, utilities, axis=-1)
+    return jax.random.categorical(key, at_least_float32(utilities), axis=-1)
 
 
 def davidson_log_probs(utilities: Array, log_tie: Array | float) -> Array:
@@ -101,5 +102,6 @@ def davidson_log_probs(utilities: Array, log_tie: Array | float) -> Array:
       AssertionError: if the last axis is not a pair.
     """
     chex.assert_axis_dimension(utilities, -1, 2)
+    utilities = at_least_float32(utilities)
     middle = jnp.mean(utilities, axis=-1) + log_tie
     return luce_log_probs(jnp.concatenate([utilities, middle[..., None]], axis=-1))

@@ -9,6 +9,7 @@ import numpy as np
 from jax.experimental import checkify
 
 from shatter.choice.luce import luce_log_probs
+from shatter.numerics import at_least_float32
 from shatter.types import Array, Key
 
 
@@ -59,6 +60,7 @@ def plackett_luce_sample(key: Key, utilities: Array) -> Array:
     Returns:
       int `[..., K]`, item indices, best first; -1 in place of absent items, at the end.
     """
+    utilities = at_least_float32(utilities)
     noisy = utilities + jax.random.gumbel(key, utilities.shape, utilities.dtype)
     order = jnp.argsort(-noisy, axis=-1)
     absent = jnp.isneginf(jnp.take_along_axis(utilities, order, axis=-1))
@@ -96,7 +98,7 @@ def ranks_log_prob(utilities: Array, ranks: Array) -> Array:
     checkify.debug_check(
         ~jnp.any(jnp.isnan(utilities) & (ranks >= 0)), "utilities of ranked items hold a NaN"
     )
-    utilities = utilities.astype(jnp.promote_types(utilities.dtype, jnp.float32))
+    utilities = at_least_float32(utilities)
     if utilities.shape[-1] == 2:
         return _pair_log_prob(utilities, ranks)
     return jnp.vectorize(_ranks_log_prob, signature="(k),(k)->()")(utilities, ranks)

@@ -16,6 +16,7 @@ from jax.experimental import checkify
 
 from shatter.choice.luce import luce_sample
 from shatter.choice.plackett_luce import plackett_luce_sample
+from shatter.numerics import at_least_float32
 from shatter.types import Array, Key, Query, Rater
 
 Utility = Callable[[Query], Array]
@@ -108,7 +109,7 @@ def segment_rater(utilities: Utility, log_weights: Array) -> Rater:
 
     def rater(key: Key, query: Query) -> Array:
         segment_key, choice_key = jax.random.split(key)
-        segment = jax.random.categorical(segment_key, log_weights)
+        segment = jax.random.categorical(segment_key, at_least_float32(log_weights))
         return luce_rater(lambda query: utilities(query)[segment])(choice_key, query)
 
     return rater
@@ -127,7 +128,8 @@ def mixture_rater(utilities: Utility, log_weights: Array) -> Rater:
     """
 
     def utility(query: Query) -> Array:
-        return jax.nn.logsumexp(utilities(query) + log_weights[:, None], axis=0)
+        segments = at_least_float32(utilities(query))
+        return jax.nn.logsumexp(segments + at_least_float32(log_weights)[:, None], axis=0)
 
     return luce_rater(utility)
 
@@ -150,7 +152,9 @@ def dichotomy_rater(types: Callable[[Query], Array], share: Array | float) -> Ra
 
     def rater(key: Key, query: Query) -> Array:
         type_key, choice_key = jax.random.split(key)
-        wanted = jnp.where(jax.random.bernoulli(type_key, share), 1, 2)
+        wanted = jnp.where(
+            jax.random.bernoulli(type_key, at_least_float32(jnp.asarray(share))), 1, 2
+        )
         liked = (types(query) == wanted) & query.valid
         shown = jnp.where(jnp.any(liked), liked, query.valid)
         choice = jax.random.categorical(choice_key, jnp.where(shown, 0.0, -jnp.inf))
@@ -185,6 +189,7 @@ def recorded_choice_rater(answers: Array, weights: Array, *, num_items: int) -> 
         f"an answer names no item: expected -1 <= answer < num_items = {num_items}, found {{high}}",
         high=jnp.max(answers),
     )
+    weights = at_least_float32(weights)
     rows = jnp.broadcast_to(jnp.arange(answers.shape[0])[:, None], answers.shape)
     item = jnp.where(answers < 0, num_items, answers)  # out of bounds: dropped
     people = jnp.zeros((answers.shape[0], num_items), weights.dtype)
@@ -247,7 +252,8 @@ def recorded_vote_rater(votes: Array, ties: Array | None = None) -> Rater:
     """
     chex.assert_rank(votes, 3)
     chex.assert_type(votes, float)
-    tied = jnp.zeros_like(votes) if ties is None else ties
+    votes = at_least_float32(votes)
+    tied = jnp.zeros_like(votes) if ties is None else at_least_float32(ties)
     chex.assert_equal_shape([votes, tied])
 
     def rater(key: Key, query: Query) -> Array:
@@ -288,5 +294,5 @@ def _empty_last(ranking: Array) -> Array:
 
 def _draw_person(key: Key, able: Array, weights: Array) -> tuple[Array, Array]:
     """One person by weight among the able, and whether there is any."""
-    log_weights = jnp.where(able & (weights > 0), jnp.log(weights), -jnp.inf)
+    log_weights = jnp.where(able & (weights > 0), jnp.log(at_least_float32(weights)), -jnp.inf)
     return jax.random.categorical(key, log_weights), jnp.any(able & (weights > 0))

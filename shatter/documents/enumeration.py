@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from shatter.documents.scoring import log_prob, response_mask
 from shatter.models import LanguageModel
+from shatter.numerics import assert_positive, at_least_float32
 from shatter.types import Array, Params
 
 _MAX_DOCUMENTS = 1_000_000
@@ -79,8 +80,12 @@ def sequence_tempered(log_probs: Array, temperature: float | Array) -> Array:
 
     Returns:
       `[..., D]`, nats, normalised.
+
+    Raises:
+      ValueError: if the temperature is not above 0.
     """
-    return jax.nn.log_softmax(log_probs / temperature, axis=-1)
+    assert_positive(temperature=temperature)
+    return jax.nn.log_softmax(at_least_float32(log_probs) / temperature, axis=-1)
 
 
 def _ends_once(response: tuple[int, ...], eos: int) -> bool:

@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 
-from shatter.documents.scoring import finite_logits
-from shatter.numerics import LOG_ZERO, assert_positive
+from shatter.numerics import LOG_ZERO, assert_positive, finite_logs
 from shatter.types import Array
 
 
@@ -55,7 +54,7 @@ def sampling_logits(
         raise ValueError(f"top_k must be >= 1, found {top_k}; None keeps all tokens")
     _check_share("top_p", top_p, zero=False)
     _check_share("min_p", min_p, zero=True)
-    logits = finite_logits(logits) / temperature
+    logits = finite_logs(logits) / temperature
     if top_k == 1:  # no other filter could remove the one that is left
         best = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=bool)
         return jnp.where(best, logits, LOG_ZERO)

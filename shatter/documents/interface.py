@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from shatter.documents.enumeration import enumerate_documents
-from shatter.documents.scoring import finite_logits
 from shatter.models import LanguageModel
-from shatter.numerics import LOG_ZERO, assert_positive
+from shatter.numerics import LOG_ZERO, assert_positive, at_least_float32, finite_logs
 from shatter.types import Array, Params
 
 
@@ -50,7 +49,7 @@ def interface(lm: LanguageModel) -> Interface:
         chex.assert_equal_shape([tokens[..., 0], length])
         logits = lm.apply(params, tokens)  # causal: what stands after the state does not matter
         last = jnp.take_along_axis(logits, (length - 1)[..., None, None], axis=-2)[..., 0, :]
-        return jax.nn.log_softmax(finite_logits(last))
+        return jax.nn.log_softmax(finite_logs(last))
 
     def reward(params: Params, tokens: Array, length: Array, action: Array) -> Array:
         log_probs = policy(params, tokens, length)
@@ -89,7 +88,7 @@ def prefix_log_probs(
     for length in range(1, max_length):
         tokens, _ = enumerate_documents(vocab_size=vocab_size, max_length=length, prompt=prompt)
         states.append(tokens)
-    return [jax.nn.log_softmax(finite_logits(lm.apply(params, tokens)[:, -1])) for tokens in states]
+    return [jax.nn.log_softmax(finite_logs(lm.apply(params, tokens)[:, -1])) for tokens in states]
 
 
 def soft_values(
@@ -116,10 +115,14 @@ def soft_values(
 
     Returns:
       values, a list of `[V^t]`, and log-probs of the soft-optimal policy, a list of `[V^t, V]`.
+
+    Raises:
+      ValueError: if the temperature is not above 0.
     """
+    assert_positive(temperature=temperature)
     values: list[Array] = []
     policy: list[Array] = []
-    for level in reversed(rewards):
+    for level in map(at_least_float32, reversed(rewards)):
         after = values[0].reshape(level.shape) if values else jnp.zeros_like(level)
         if eos is not None:
             after = after.at[:, eos].set(0.0)
@@ -175,7 +178,8 @@ def posterior_policy(
     chex.assert_shape(rewards, (num_documents,))
     response = tokens[:, -max_length:]
     length = jnp.sum(mask, axis=1)
-    rewards_of = [beta * jnp.maximum(level, LOG_ZERO) for level in ref_policy]
+    rewards = at_least_float32(rewards)
+    rewards_of = [beta * finite_logs(level) for level in ref_policy]
     state = jnp.zeros(len(tokens), int)  # the prefix of length t, in base V
     for t, level in enumerate(rewards_of):
         ends_here = jnp.where(length == t + 1, state, len(level))  # else out of range: dropped

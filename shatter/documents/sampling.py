@@ -11,9 +11,9 @@ from jax.custom_batching import custom_vmap
 from jax.experimental import checkify
 
 from shatter.documents.filters import sampling_logits
-from shatter.documents.scoring import eos_tuple, finite_logits, is_eos, response_mask
+from shatter.documents.scoring import eos_tuple, is_eos, response_mask
 from shatter.models import LanguageModel
-from shatter.numerics import masked_sum
+from shatter.numerics import finite_logs, masked_sum
 from shatter.types import Array, Key, Params
 
 _Step = Callable[[Any, Array, Array], tuple[Array, Any]]
@@ -86,7 +86,7 @@ def sample(
     """
     chex.assert_type(prompt, int)
     chex.assert_rank(prompt, {1, 2})
-    is_cold = not isinstance(temperature, jax.Array) and temperature <= 0
+    is_cold = not isinstance(temperature, jax.Array) and not temperature > 0
     if num_samples < 1 or max_length < 1 or prompt.shape[-1] < 1 or is_cold:
         raise ValueError(
             "sample expects num_samples >= 1, max_length >= 1, at least one prompt token (BOS "
@@ -205,7 +205,7 @@ def _draw_response(
             new = jnp.where(alive, new, ends[0])
             alive = alive & ~is_eos(new, ends)
         drawn_with = _at(jax.nn.log_softmax(drawn_from), new)
-        raw = _at(jax.nn.log_softmax(finite_logits(logits)), new)
+        raw = _at(jax.nn.log_softmax(finite_logs(logits)), new)
         return (past, new, alive), (new, drawn_with, raw)
 
     def idle(carry: tuple, t: Array) -> tuple[tuple, tuple[Array, ...]]:

@@ -5,21 +5,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import checkify
 
-from shatter.numerics import LOG_ZERO, masked_sum
+from shatter.numerics import finite_logs, masked_sum
 from shatter.types import Array
-
-
-def finite_logits(logits: Array) -> Array:
-    """Logits in float32 at least, -inf raised to -1e30: what softmax and its gradient can bear.
-
-    Args:
-      logits: `[..., V]`, of any float type.
-
-    Returns:
-      `[..., V]`.
-    """
-    dtype = jnp.promote_types(logits.dtype, jnp.float32)
-    return jnp.maximum(logits.astype(dtype), LOG_ZERO)
 
 
 def token_log_probs(logits: Array, tokens: Array) -> Array:
@@ -43,7 +30,7 @@ def token_log_probs(logits: Array, tokens: Array) -> Array:
     chex.assert_equal_shape([logits[..., 0], tokens])
     vocab_size = logits.shape[-1]
     checkify.debug_check(~jnp.any(jnp.isnan(logits)), "logits hold a NaN")
-    logits = finite_logits(logits[..., :-1, :])
+    logits = finite_logs(logits[..., :-1, :])
     targets = jnp.clip(tokens[..., 1:], 0, vocab_size - 1)  # padding may hold any id
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     log_probs = chosen - jax.nn.logsumexp(logits, axis=-1)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from shatter.ensembles.base import Ensemble
 from shatter.ensembles.independent import check_members, exponential_weights
 from shatter.models import LanguageModel, LoraConfig, init_lora, with_lora
+from shatter.numerics import at_least_float32
 from shatter.types import Array, Key, Params
 
 
@@ -72,7 +73,8 @@ def adapters(
     def penalty(own: Params, anchor: Params) -> Array:
         def of_leaf(path: Any, leaf: Array, start: Array) -> Array:
             precision = lora.rank / prior_scale**2 if _is_b(path) else 3.0 * leaf.shape[-2]
-            return 0.5 * precision * jnp.sum(jnp.square(leaf - start))
+            gap = at_least_float32(leaf) - at_least_float32(start)
+            return 0.5 * precision * jnp.sum(jnp.square(gap))
 
         terms = jax.tree.map_with_path(of_leaf, own, anchor)
         return jax.tree.reduce(jnp.add, terms)

@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from shatter.numerics import at_least_float32
 from shatter.types import Array, Key, Params
 
 
@@ -62,6 +63,7 @@ def mixture_log_probs(log_probs: Array, *, axis: int = 0) -> Array:
     Returns:
       `[...]`, nats.
     """
+    log_probs = at_least_float32(log_probs)
     return jax.nn.logsumexp(log_probs, axis=axis) - jnp.log(log_probs.shape[axis])
 
 
@@ -77,7 +79,8 @@ def anchor_penalty(params: Params, anchor: Params, prior_scale: float | Array) -
       `[]`, nats.
     """
     chex.assert_trees_all_equal_shapes(params, anchor)
-    squares = jax.tree.map(lambda a, b: jnp.sum(jnp.square(a - b)), params, anchor)
+    gap = lambda a, b: at_least_float32(a) - at_least_float32(b)
+    squares = jax.tree.map(lambda a, b: jnp.sum(jnp.square(gap(a, b))), params, anchor)
     return jax.tree.reduce(jnp.add, squares) / (2.0 * prior_scale**2)
 
 

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from shatter.numerics import (
-    LOG_ZERO,
+    at_least_float32,
     entropy,
     expectation,
+    finite_logs,
     kl_divergence,
     total_variation,
 )
@@ -27,8 +28,9 @@ def win_rate(log_probs: Array, ref_log_probs: Array, log_density: Array) -> Arra
     Returns:
       `[]`, between 0 and 1; 0.5 where pi = p0.
     """
-    log_density = jnp.maximum(log_density, LOG_ZERO)
+    log_density = finite_logs(log_density)
     wins = jax.nn.sigmoid(log_density[:, None] - log_density[None, :])
+    log_probs, ref_log_probs = map(at_least_float32, (log_probs, ref_log_probs))
     return jnp.exp(log_probs) @ wins @ jnp.exp(ref_log_probs)
 
 

@@ -11,7 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 
-from shatter.numerics import LOG_ZERO, assert_positive, expectation, kl_divergence, masked_mean
+from shatter.numerics import (
+    LOG_ZERO,
+    assert_positive,
+    at_least_float32,
+    expectation,
+    finite_logs,
+    kl_divergence,
+    masked_mean,
+    masked_sum,
+)
 from shatter.types import Array
 
 
@@ -40,8 +49,9 @@ def posterior_optimum(
     """
     assert_positive(beta=beta)
     chex.assert_equal_shape([ref_log_probs, rewards])
-    beta = jnp.broadcast_to(beta, rewards.shape[:-1])[..., None]
-    can_be = (ref_log_probs > LOG_ZERO) & (rewards > LOG_ZERO)
+    ref_log_probs, rewards = map(at_least_float32, (ref_log_probs, rewards))
+    beta = jnp.broadcast_to(at_least_float32(beta), rewards.shape[:-1])[..., None]
+    can_be = ~((ref_log_probs <= LOG_ZERO) | (rewards <= LOG_ZERO))  # a NaN can, so that it is seen
     checkify.debug_check(
         jnp.all(jnp.any(can_be, axis=-1)), "no document has both mass under p0 and a finite reward"
     )
@@ -68,9 +78,12 @@ def reward_optimum(ref_log_probs: Array, rewards: Array) -> Array:
       AssertionError: if the shapes differ.
     """
     chex.assert_equal_shape([ref_log_probs, rewards])
-    rewards = jnp.where(ref_log_probs > LOG_ZERO, rewards, -jnp.inf)
-    is_best = rewards == jnp.max(rewards, axis=-1, keepdims=True)
-    return jnp.maximum(jax.nn.log_softmax(jnp.where(is_best, ref_log_probs, LOG_ZERO)), LOG_ZERO)
+    ref_log_probs, rewards = map(at_least_float32, (ref_log_probs, rewards))
+    rewards = jnp.where(ref_log_probs <= LOG_ZERO, -jnp.inf, rewards)
+    best = jnp.max(rewards, axis=-1, keepdims=True)
+    laws = jnp.where(rewards == best, ref_log_probs, LOG_ZERO)
+    laws = jnp.where(jnp.isnan(best), best, laws)  # of an unknown reward nothing is known
+    return jnp.maximum(jax.nn.log_softmax(laws), LOG_ZERO)
 
 
 def dpo_optimum(ref_log_probs: Array, log_density: Array, *, beta: float | Array) -> Array:
@@ -91,7 +104,7 @@ def dpo_optimum(ref_log_probs: Array, log_density: Array, *, beta: float | Array
       AssertionError: if the shapes differ.
       ValueError: if beta is not above 0.
     """
-    return posterior_optimum(ref_log_probs, jnp.maximum(log_density, LOG_ZERO), beta=beta)[0]
+    return posterior_optimum(ref_log_probs, finite_logs(log_density), beta=beta)[0]
 
 
 def ipo_optimum(ref_log_probs: Array, log_density: Array, *, beta: float | Array) -> Array:
@@ -118,7 +131,7 @@ def ipo_optimum(ref_log_probs: Array, log_density: Array, *, beta: float | Array
     """
     chex.assert_rank([ref_log_probs, log_density], 1)
     chex.assert_equal_shape([ref_log_probs, log_density])
-    log_density = jnp.maximum(log_density, LOG_ZERO)
+    ref_log_probs, log_density = at_least_float32(ref_log_probs), finite_logs(log_density)
     wins = jax.nn.sigmoid(log_density[:, None] - log_density[None, :])
     can_be = jnp.broadcast_to(ref_log_probs > LOG_ZERO, wins.shape)
     return posterior_optimum(ref_log_probs, masked_mean(wins - 0.5, can_be), beta=beta)[0]
@@ -150,7 +163,7 @@ def best_of_n_log_probs(ref_log_probs: Array, rewards: Array, *, num_samples: in
     if num_samples < 1:
         raise ValueError(f"best_of_n_log_probs expects num_samples >= 1, found {num_samples}")
     order = jnp.argsort(rewards, stable=True)
-    log_p = jnp.maximum(ref_log_probs, LOG_ZERO)[order]
+    log_p = finite_logs(ref_log_probs)[order]
     log_upto = jax.lax.cumlogsumexp(log_p)
     # log(F^n - F_-^n) from the share p / F of the last one, which keeps its digits near F = 1.
     log_share = jnp.minimum(log_p - log_upto, 0.0)
@@ -190,8 +203,9 @@ def expected_best_of_n(rewards: Array, *, num_samples: int) -> Array:
     # n / N at i = N down by factors (i - n) / (i - 1): 0 below n.
     rank = np.arange(total, 1, -1)
     chances = np.cumprod([num_samples / total, *(rank - num_samples) / (rank - 1)])[::-1]
-    weights = jnp.asarray(chances, jnp.promote_types(rewards.dtype, jnp.float32))
-    return jnp.sum(jnp.sort(rewards, axis=-1) * jnp.broadcast_to(weights, rewards.shape), axis=-1)
+    in_order = jnp.sort(at_least_float32(rewards), axis=-1)
+    weights = jnp.broadcast_to(jnp.asarray(chances, in_order.dtype), in_order.shape)
+    return masked_sum(in_order * weights, weights > 0)  # 0 times a reward of -inf is 0
 
 
 def reward_kl_frontier(ref_log_probs: Array, rewards: Array, betas: Array) -> tuple[Array, Array]:
@@ -216,6 +230,7 @@ def reward_kl_frontier(ref_log_probs: Array, rewards: Array, betas: Array) -> tu
       ValueError: if a beta is not above 0.
     """
     assert_positive(betas=betas)
+    betas = at_least_float32(betas)
     laws = jax.vmap(lambda beta: posterior_optimum(ref_log_probs, rewards, beta=beta)[0])(betas)
     kl = jax.vmap(kl_divergence, in_axes=(0, None))(laws, ref_log_probs)
     return kl, jax.vmap(expectation, in_axes=(0, None))(laws, rewards)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from shatter.choice import luce_log_prob
+from shatter.numerics import at_least_float32, finite_logs
 from shatter.types import Array, Key
 
 
@@ -30,6 +31,7 @@ def marginal_log_loss(label_log_probs: Array) -> Array:
     Returns:
       `[..., T]`, nats.
     """
+    label_log_probs = at_least_float32(label_log_probs)
     return -(jax.nn.logsumexp(label_log_probs, axis=0) - jnp.log(label_log_probs.shape[0]))
 
 
@@ -47,6 +49,7 @@ def joint_log_loss(label_log_probs: Array) -> Array:
     Returns:
       `[...]`, nats for all T labels.
     """
+    label_log_probs = at_least_float32(label_log_probs)
     return marginal_log_loss(jnp.sum(label_log_probs, axis=-1, keepdims=True))[..., 0]
 
 
@@ -61,13 +64,14 @@ def disagreement(response_log_probs: Array) -> Array:
       response_log_probs: `[M, Q, K]`, each member's utilities of the responses to Q queries, nats.
 
     Returns:
-      `[]`, nats; 0 where members agree.
+      `[]`, nats; 0 where members agree; inf where, to some of them alone, a response is impossible.
 
     Raises:
       AssertionError: if the shape is another.
     """
     chex.assert_rank(response_log_probs, 3)
     num_responses = response_log_probs.shape[-1]
+    response_log_probs = finite_logs(response_log_probs)
     away = response_log_probs - jnp.mean(response_log_probs, axis=0, keepdims=True)
     away = away - jnp.mean(away, axis=-1, keepdims=True)
     # Mean over pairs of the squared difference = 2 K / (K - 1) times the mean square around 0.
@@ -130,7 +134,7 @@ def dyadic_joint_log_loss(
     inputs = dyadic_inputs(
         input_key, true_log_probs.shape[0], num_labels=num_labels, num_anchors=num_anchors
     )
-    labels = jax.random.categorical(label_key, true_log_probs[inputs])
+    labels = jax.random.categorical(label_key, at_least_float32(true_log_probs)[inputs])
     members = response_log_probs[:, inputs]
     labels = jnp.broadcast_to(labels, members.shape[:-1])
     return joint_log_loss(luce_log_prob(members, labels))

@@ -5,14 +5,17 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import checkify
 
-from shatter.numerics import LOG_ZERO
+from shatter.numerics import LOG_ZERO, at_least_float32
 from shatter.types import Array, Key
 
 
 def prepare(
     log_probs: Array, valid: Array | None, num_responses: int, distinct: bool
 ) -> tuple[Array, Array]:
-    """Checks an arm's arguments; log-probs are then -inf on invalid candidates and there alone."""
+    """Checks an arm's arguments; log-probs are then -inf on invalid candidates and there alone.
+
+    In float32 at least, where scores of different candidates rarely tie.
+    """
     chex.assert_rank(log_probs, 2)
     chex.assert_type(log_probs, float)
     num_candidates = log_probs.shape[1]
@@ -31,7 +34,17 @@ def prepare(
         f"{num_responses} responses are wanted, found {{valid}} valid candidates",
         valid=jnp.sum(valid),
     )
-    return jnp.where(valid[None, :], jnp.maximum(log_probs, LOG_ZERO), -jnp.inf), valid
+    return jnp.where(valid[None, :], known(log_probs), -jnp.inf), valid
+
+
+def known(log_probs: Array) -> Array:
+    """Finite log-probs in float32 at least: what is unknown (NaN) counts as impossible.
+
+    So no score that is made of them is NaN, which would be neither above nor below another and
+    would make one candidate be chosen twice.
+    """
+    log_probs = at_least_float32(log_probs)
+    return jnp.where(log_probs > LOG_ZERO, jnp.minimum(log_probs, -LOG_ZERO), LOG_ZERO)
 
 
 def mixture(log_probs: Array) -> Array:
@@ -44,11 +57,17 @@ def mixture(log_probs: Array) -> Array:
 
 def draw(key: Key, utilities: Array, valid: Array, num_responses: int, distinct: bool) -> Array:
     """K candidates in proportion to exp(utilities), each redrawn until it differs if so asked."""
-    utilities = jnp.where(valid, utilities, -jnp.inf)
+    utilities = _last_but_before_invalid(utilities, valid)
     if not distinct:
         return jax.random.categorical(key, utilities, shape=(num_responses,))
     noisy = utilities + jax.random.gumbel(key, utilities.shape, utilities.dtype)
     return without_empty_slots(_largest(noisy, num_responses), valid)
+
+
+def _last_but_before_invalid(scores: Array, valid: Array) -> Array:
+    """Scores -inf on invalid candidates alone: a valid one of -inf or NaN has the least float."""
+    least = jnp.finfo(scores.dtype).min
+    return jnp.where(valid, jnp.where(scores > least, scores, least), -jnp.inf)
 
 
 def without_empty_slots(indices: Array, valid: Array) -> Array:
@@ -59,7 +78,7 @@ def without_empty_slots(indices: Array, valid: Array) -> Array:
 def top(key: Key, scores: Array, valid: Array, num_responses: int, distinct: bool) -> Array:
     """The K best candidates (the best K times, if they may repeat); ties are broken by the key."""
     order = jax.random.permutation(key, scores.shape[0])
-    shuffled = jnp.where(valid, scores, -jnp.inf)[order]
+    shuffled = _last_but_before_invalid(scores, valid)[order]
     best = order[_largest(shuffled, num_responses if distinct else 1)]
     return without_empty_slots(jnp.broadcast_to(best, (num_responses,)), valid)
 

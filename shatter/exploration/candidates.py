@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from shatter.numerics import at_least_float32
 from shatter.types import Array, Key
 
 
@@ -88,7 +89,7 @@ def drawn_candidates(
       AssertionError: if the shapes do not fit.
     """
     chex.assert_equal_shape([log_probs, tokens[:, 0]])
-    items = jax.random.categorical(key, log_probs, shape=(num_candidates,))
+    items = jax.random.categorical(key, at_least_float32(log_probs), shape=(num_candidates,))
     first = jnp.argmax(items[:, None] == items[None, :], axis=1) == jnp.arange(num_candidates)
     return Candidates(jnp.zeros((), int), tokens[items], mask[items], items, first)
 

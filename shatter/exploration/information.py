@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from shatter.exploration.base import best_set, prepare
-from shatter.numerics import LOG_ZERO
+from shatter.numerics import finite_logs
 from shatter.types import Array, Key
 
 
@@ -138,7 +138,7 @@ def log_ratio_variance(
 def _log_odds(log_probs: Array) -> Array:
     """`[M, N, N]`, finite."""
     chex.assert_rank(log_probs, 2)
-    finite = jnp.maximum(log_probs, LOG_ZERO)
+    finite = finite_logs(log_probs)
     return finite[:, :, None] - finite[:, None, :]
 
 

@@ -30,7 +30,8 @@ def ucb(
       valid: bool `[N]`, false on candidates that may not be chosen.
       num_responses: K.
       distinct: whether the responses must differ.
-      coefficient: c >= 0.
+      coefficient: c >= 0; where some members find a candidate impossible its bound is above all
+        others if c exceeds `1 / sqrt(M - 1)`, for one such member of M, and else below.
 
     Returns:
       int `[K]`, candidate indices, best first.
@@ -41,6 +42,10 @@ def ucb(
     """
     log_probs, valid = prepare(log_probs, valid, num_responses, distinct)
     laws = jnp.where(valid[None, :], jax.nn.log_softmax(log_probs, axis=1), 0.0)
-    # Seen from the first member, members that agree have the deviation 0 at any size of the laws.
-    bound = jnp.mean(laws, axis=0) + coefficient * jnp.std(laws - laws[:1], axis=0)
+    # Seen from the highest member, members that agree have the deviation 0 at any size of the laws;
+    # in units of the largest gap no square overflows.
+    highest = jnp.max(laws, axis=0)
+    unit = jnp.maximum(highest - jnp.min(laws, axis=0), 1.0)
+    gaps = (laws - highest[None]) / unit[None]
+    bound = highest + unit * (jnp.mean(gaps, axis=0) + coefficient * jnp.std(gaps, axis=0))
     return top(key, bound, valid, num_responses, distinct)

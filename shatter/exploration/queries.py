@@ -2,7 +2,8 @@
 
 Every arm: `(key, log_probs[M, Q, K], *, valid=None, num_queries) -> indices[num_queries]`, with
 `log_probs` each member's log-prob (or utility) of every response of every query. The queries
-differ, and each has at least two responses: where fewer can be asked, some repeat.
+differ, and each has at least two responses: where fewer can be asked, some repeat. A log-prob of
+NaN counts as impossible to its member. Both are errors under checkify.
 
 These arms compare utilities across queries and want one shift a member: one prompt, or one reward.
 In their sums an empty slot counts as an average response of the pool. The arms of
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 
-from shatter.exploration.base import draw, mixture, top, without_empty_slots
+from shatter.exploration.base import draw, known, mixture, top, without_empty_slots
 from shatter.numerics import LOG_ZERO, assert_positive, masked_mean
 from shatter.types import Array, Key
 
@@ -174,13 +175,11 @@ def check_queries(log_probs: Array, valid: Array | None) -> tuple[Array, Array]:
     """Checks log-probs `[M, Q, K]` and `valid[Q, K]`; log-probs are then finite."""
     chex.assert_rank(log_probs, 3)
     chex.assert_type(log_probs, float)
-    log_probs = jnp.asarray(log_probs)
-    log_probs = log_probs.astype(jnp.promote_types(log_probs.dtype, jnp.float32))
     valid = jnp.ones(log_probs.shape[1:], bool) if valid is None else jnp.asarray(valid)
     chex.assert_shape(valid, log_probs.shape[1:])
     unknown = jnp.isnan(log_probs) & valid[None]
     checkify.debug_check(~jnp.any(unknown), "the queries' log-probs hold a NaN")
-    return jnp.maximum(jnp.where(valid[None], log_probs, LOG_ZERO), LOG_ZERO), valid
+    return jnp.where(valid[None], known(log_probs), LOG_ZERO), valid
 
 
 def _centred(utilities: Array, valid: Array) -> Array:

@@ -11,7 +11,7 @@ from jax.scipy.special import entr
 from shatter.choice import luce_log_probs
 from shatter.exploration.base import top, without_empty_slots
 from shatter.exploration.queries import check_queries, prepare_queries, scan_keys
-from shatter.numerics import LOG_ZERO
+from shatter.numerics import LOG_ZERO, at_least_float32
 from shatter.types import Array, Key
 
 _MOST_OUTCOMES = 2**22
@@ -112,6 +112,7 @@ def conditional_information_gain(
     """
     log_p = _choice_log_probs(log_probs, valid)
     chex.assert_shape(posteriors, (None, log_p.shape[0]))
+    posteriors = at_least_float32(posteriors)
     p = jnp.exp(log_p)
     own = jnp.mean(jnp.sum(-p * log_p, axis=-1), axis=0, keepdims=True)
     highest = jax.lax.Precision.HIGHEST

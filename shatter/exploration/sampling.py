@@ -2,13 +2,18 @@
 
 Every arm of this package: `(key, log_probs[M, N], *, valid=None, num_responses=2) ->
 indices[num_responses]`, with `log_probs` each member's log-probs of each candidate, defined up to a
-shift a member. The responses differ by default: each is redrawn until it differs from the earlier
-ones. Where fewer candidates than responses are valid, some repeat.
+shift a member, in any float type (computed in float32 at least). The responses differ by default:
+each is redrawn until it differs from the earlier ones.
+
+Every response is a valid candidate, and none repeats, with two exceptions that are errors under
+checkify: where fewer candidates than responses are valid, some repeat, and where none is, all are
+candidate 0. A log-prob of NaN, an error under checkify too, counts as impossible to its member.
 """
 
 import jax.numpy as jnp
 
 from shatter.exploration.base import draw, mixture, prepare
+from shatter.numerics import assert_positive
 from shatter.types import Array, Key
 
 
@@ -95,8 +100,9 @@ def boltzmann(
 
     Raises:
       AssertionError: if the shapes do not fit.
-      ValueError: if fewer than K candidates exist and the responses must differ.
+      ValueError: if fewer than K candidates exist and the responses must differ, or by temperature.
     """
+    assert_positive(temperature=temperature)
     log_probs, valid = prepare(log_probs, valid, num_responses, distinct)
     utilities = mixture(log_probs) / temperature
     return draw(key, utilities, valid, num_responses, distinct)

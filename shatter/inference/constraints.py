@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shatter.inference.importance import LEAST, check_weights
-from shatter.numerics import LOG_ZERO
+from shatter.numerics import LOG_ZERO, at_least_float32
 from shatter.types import Array
 
 
@@ -34,7 +34,8 @@ def moment_target(ref_log_probs: Array, features: Array, lam: Array) -> Array:
     chex.assert_type([ref_log_probs, lam], float)
     chex.assert_shape(features, (*ref_log_probs.shape, *lam.shape))
     chex.assert_rank(lam, 1)
-    tilt = jnp.matmul(features, jnp.asarray(lam), precision=jax.lax.Precision.HIGHEST)
+    ref_log_probs, features, lam = map(at_least_float32, (ref_log_probs, features, lam))
+    tilt = jnp.matmul(features, lam, precision=jax.lax.Precision.HIGHEST)
     return ref_log_probs + tilt
 
 
@@ -59,7 +60,7 @@ def pointwise_target(ref_log_probs: Array, satisfied: Array) -> Array:
     """
     chex.assert_type([ref_log_probs, satisfied], [float, bool])
     chex.assert_equal_shape([ref_log_probs, satisfied])
-    return jnp.where(satisfied, ref_log_probs, LOG_ZERO)
+    return jnp.where(satisfied, at_least_float32(ref_log_probs), LOG_ZERO)
 
 
 def fit_moments(

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.experimental import checkify
 
-from shatter.documents.scoring import finite_logits
-from shatter.numerics import LOG_ZERO
+from shatter.numerics import LOG_ZERO, at_least_float32, finite_logs
 from shatter.types import Array, Key
 
 LEAST = 1e-6 * LOG_ZERO
@@ -94,7 +93,8 @@ def snis_expectation(log_weights: Array, values: Array) -> Array:
     log_weights = _prepare(log_weights)
     chex.assert_equal_shape([log_weights, values])
     _check_mass(log_weights)
-    return jnp.sum(_normalised(log_weights) * jnp.where(has_mass(log_weights), values, 0), axis=-1)
+    values = jnp.where(has_mass(log_weights), at_least_float32(values), 0.0)
+    return jnp.sum(_normalised(log_weights) * values, axis=-1)
 
 
 def importance_kl(target_log_probs: Array, log_probs: Array, proposal_log_probs: Array) -> Array:
@@ -121,8 +121,9 @@ def importance_kl(target_log_probs: Array, log_probs: Array, proposal_log_probs:
     """
     chex.assert_type([target_log_probs, log_probs, proposal_log_probs], float)
     chex.assert_equal_shape([target_log_probs, log_probs, proposal_log_probs])
-    log_weights = target_log_probs - proposal_log_probs
-    log_ratio = target_log_probs - finite_logits(log_probs)
+    target_log_probs = at_least_float32(target_log_probs)
+    log_weights = target_log_probs - at_least_float32(proposal_log_probs)
+    log_ratio = target_log_probs - finite_logs(log_probs)
     return snis_expectation(log_weights, log_ratio) - log_evidence(log_weights)
 
 
@@ -216,7 +217,7 @@ def _prepare(log_weights: Array) -> Array:
         ~jnp.any(jnp.isnan(log_weights) | jnp.isposinf(log_weights)),
         "the log weights hold a NaN or +inf",
     )
-    return finite_logits(log_weights)
+    return finite_logs(log_weights)
 
 
 def _normalised(log_weights: Array) -> Array:

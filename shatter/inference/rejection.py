@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import checkify
 
+from shatter.numerics import at_least_float32
 from shatter.types import Array, Key
 
 
@@ -65,9 +66,10 @@ def rejection_sample(
     def attempt(state: Rejection) -> Rejection:
         propose_key, accept_key = jax.random.split(jax.random.fold_in(key, state.num_tries))
         sample = propose(propose_key)
-        log_ratio = log_weight(sample) - log_bound
-        chex.assert_rank(log_ratio, 0)
-        chex.assert_type(log_ratio, float)
+        weight = log_weight(sample)
+        chex.assert_rank(weight, 0)
+        chex.assert_type(weight, float)
+        log_ratio = at_least_float32(weight) - at_least_float32(log_bound)
         slack = 16 * jnp.finfo(log_ratio.dtype).eps * jnp.maximum(1.0, jnp.abs(log_bound))
         checkify.debug_check(
             log_ratio <= slack,

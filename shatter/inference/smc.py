@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax.experimental import checkify
 
 from shatter.documents import Samples, response_mask
-from shatter.documents.scoring import finite_logits
 from shatter.inference.importance import (
     effective_sample_size,
     has_mass,
@@ -18,7 +17,7 @@ from shatter.inference.importance import (
 )
 from shatter.inference.twists import Twist
 from shatter.models import LanguageModel
-from shatter.numerics import LOG_ZERO
+from shatter.numerics import LOG_ZERO, finite_logs
 from shatter.types import Array, Key, Params
 
 
@@ -249,7 +248,7 @@ def _extending(
             ~jnp.any(jnp.isnan(log_twists) | jnp.isposinf(log_twists)),
             "log twists hold a NaN or +inf",
         )
-        raw, log_twists = jax.nn.log_softmax(finite_logits(logits)), finite_logits(log_twists)
+        raw, log_twists = jax.nn.log_softmax(finite_logs(logits)), finite_logs(log_twists)
         log_normaliser = jax.nn.logsumexp(raw + log_twists, axis=1)
         law = raw + log_twists - log_normaliser[:, None] if twisted else raw
         token = jax.random.categorical(key, law)

@@ -6,7 +6,7 @@ import chex
 import jax.numpy as jnp
 
 from shatter.inference.importance import has_mass
-from shatter.numerics import assert_positive
+from shatter.numerics import assert_positive, at_least_float32
 from shatter.types import Array
 
 Twist = Callable[[Array, Array], Array]
@@ -65,6 +65,7 @@ def exact_twist(
     ):
         chex.assert_shape([ref, policy], (vocab_size**t, vocab_size))
         chex.assert_shape(value, (vocab_size**t,))
+        ref, value, policy = map(at_least_float32, (ref, value, policy))
         log_twists = policy - ref + value[:, None] / beta
         levels.append(jnp.where(has_mass(ref), log_twists, 0.0))  # p0 never goes there
     table = jnp.concatenate(levels)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import checkify
 
-from shatter.numerics import LOG_ZERO
+from shatter.numerics import LOG_ZERO, at_least_float32, bounded_exp, finite_logs
 from shatter.types import Array, Params
 
 _LARGEST = 40.0
@@ -44,7 +44,7 @@ def reverse_kl_slope(log_t: Array) -> Array:
     Returns:
       `[...]`.
     """
-    return log_t + 1.0
+    return at_least_float32(log_t) + 1.0
 
 
 def jensen_shannon_slope(log_t: Array) -> Array:
@@ -56,7 +56,7 @@ def jensen_shannon_slope(log_t: Array) -> Array:
     Returns:
       `[...]`.
     """
-    return jnp.log(2.0) + jax.nn.log_sigmoid(log_t)
+    return jnp.log(2.0) + jax.nn.log_sigmoid(at_least_float32(log_t))
 
 
 def total_variation_slope(log_t: Array) -> Array:
@@ -68,7 +68,7 @@ def total_variation_slope(log_t: Array) -> Array:
     Returns:
       `[...]`.
     """
-    return 0.5 * jnp.sign(log_t)
+    return 0.5 * jnp.sign(at_least_float32(log_t))
 
 
 def forward_chi_squared_slope(log_t: Array) -> Array:
@@ -110,7 +110,8 @@ def fdpg_loss(
     where no proposal is given) its mean is `grad D_f(pi || p)` for whatever constant b. The default
     b = f'(1) makes every term 0 where pi = p. For KL(p || pi) that is the baseline of DPG: up to
     the factor Z the gain is `P / pi - Z` on-policy and `P / q - Z pi / q` off-policy. The value is
-    the weighed slope, not the divergence. A slope that is a power of t takes |log t| > 40 for 40.
+    the weighed slope, not the divergence. A slope that is a power of t takes |log t| > 40 for 40; a
+    term beyond the float's range counts as the largest float.
 
     Source: Go et al., Aligning Language Models with Preferences through f-divergence Minimization,
     theorem 1 and table 1, https://arxiv.org/abs/2302.08215; the baselines: Korbak et al., On
@@ -136,8 +137,10 @@ def fdpg_loss(
     chex.assert_type([log_probs, target_log_probs], float)
     chex.assert_equal_shape([log_probs, target_log_probs])
     chex.assert_is_broadcastable(jnp.shape(log_z), log_probs.shape)
+    log_probs, target_log_probs = map(finite_logs, (log_probs, target_log_probs))
+    log_z = at_least_float32(log_z)
     fixed = jax.lax.stop_gradient(log_probs)
-    has_mass = target_log_probs > LOG_ZERO
+    has_mass = ~(target_log_probs <= LOG_ZERO)  # a NaN has, so that it is seen
     log_t = jnp.where(has_mass, fixed - (target_log_probs - log_z), -LOG_ZERO)
     if baseline is None:
         baseline = slope(jnp.zeros((), log_t.dtype))
@@ -154,7 +157,7 @@ def fdpg_loss(
     if proposal_log_probs is not None:
         chex.assert_type(proposal_log_probs, float)
         chex.assert_equal_shape([log_probs, proposal_log_probs])
-        gain *= jnp.exp(fixed - proposal_log_probs)
+        gain = _weighed(gain, fixed - finite_logs(proposal_log_probs))
     return jax.lax.stop_gradient(gain) * jnp.exp(log_probs - fixed)
 
 
@@ -181,7 +184,9 @@ def gdc_loss(
       log_z: log Z of the target or an estimate; it scales the loss.
 
     Returns:
-      `[...]`, nats; 0 where the target has no mass.
+      `[...]`, nats; 0 where the target has no mass. A weight P / (Z q) above e^80 (in float32; e^701
+      in float64) counts as e^80 in the gradient, a value beyond the float's range as the largest
+      float.
 
     Raises:
       AssertionError: if the shapes differ or the log-probs are not floating.
@@ -189,10 +194,13 @@ def gdc_loss(
     chex.assert_type([log_probs, target_log_probs, proposal_log_probs], float)
     chex.assert_equal_shape([log_probs, target_log_probs, proposal_log_probs])
     chex.assert_is_broadcastable(jnp.shape(log_z), log_probs.shape)
-    has_mass = target_log_probs > LOG_ZERO
-    log_weights = jnp.where(has_mass, target_log_probs - log_z - proposal_log_probs, LOG_ZERO)
-    weights = jnp.exp(jax.lax.stop_gradient(log_weights))
-    return -weights * jnp.where(has_mass, log_probs, 0.0)
+    log_probs, target_log_probs, proposal_log_probs = map(
+        finite_logs, (log_probs, target_log_probs, proposal_log_probs)
+    )
+    has_mass = ~(target_log_probs <= LOG_ZERO)  # a NaN has, so that it is seen
+    log_weights = target_log_probs - at_least_float32(log_z) - proposal_log_probs
+    log_weights = jax.lax.stop_gradient(jnp.where(has_mass, log_weights, LOG_ZERO))
+    return -_weighed(jnp.where(has_mass, log_probs, 0.0), log_weights)
 
 
 def adapt_proposal(
@@ -216,5 +224,18 @@ def adapt_proposal(
     return jax.tree.map(lambda q, pi: jnp.where(closer, pi, q), proposal, policy)
 
 
+def _weighed(values: Array, log_weights: Array) -> Array:
+    """`exp(log_weights) values`, finite: the product wherever it is a float, else the largest one.
+
+    The weight comes in two halves, so that neither overflows where the product does not. The slope
+    is `bounded_exp(log_weights)`.
+    """
+    largest = jnp.finfo(values.dtype).max
+    half = jnp.exp(jnp.minimum(0.5 * log_weights, jnp.log(largest) - 0.5))
+    product = jnp.clip(values * half * half, -largest, largest)
+    slope = bounded_exp(log_weights) * (values - jax.lax.stop_gradient(values))  # 0 in value
+    return jax.lax.stop_gradient(product) + slope
+
+
 def _bounded(log_t: Array) -> Array:
-    return jnp.clip(log_t, -_LARGEST, _LARGEST)
+    return jnp.clip(at_least_float32(log_t), -_LARGEST, _LARGEST)

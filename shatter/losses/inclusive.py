@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from shatter.choice import luce_log_prob, ranks_log_prob
-from shatter.numerics import kl_divergence, masked_sum
+from shatter.numerics import at_least_float32, kl_divergence, masked_sum
 from shatter.types import Array
 
 
@@ -87,11 +87,10 @@ def forward_kl_loss(ref_logits: Array, logits: Array, mask: Array) -> Array:
     """
     chex.assert_equal_shape([ref_logits, logits])
     chex.assert_equal_shape([ref_logits[..., 0], mask])
-    dtype = jnp.promote_types(logits.dtype, jnp.float32)
     mask = mask[..., 1:]
 
     def log_probs(logits: Array) -> Array:
-        counted = jnp.where(mask[..., None], logits[..., :-1, :].astype(dtype), 0.0)
+        counted = jnp.where(mask[..., None], at_least_float32(logits[..., :-1, :]), 0.0)
         return jax.nn.log_softmax(counted)
 
     return masked_sum(kl_divergence(log_probs(ref_logits), log_probs(logits)), mask)

@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from shatter.losses.reinforcement import reinforce_loss
-from shatter.numerics import assert_positive, expectation, kl_divergence, masked_sum
+from shatter.numerics import (
+    assert_positive,
+    at_least_float32,
+    bounded_exp,
+    expectation,
+    finite_logs,
+    kl_divergence,
+    masked_sum,
+)
 from shatter.types import Array
 
 
@@ -79,8 +87,9 @@ def token_posterior_loss(
     chex.assert_type([token_log_probs, ref_token_log_probs, mask], [float, float, bool])
     chex.assert_equal_shape([token_log_probs, ref_token_log_probs, mask])
     chex.assert_equal_shape([token_log_probs[..., 0], rewards])
-    log_probs = jnp.where(mask, token_log_probs, 0.0)
-    log_ratio = log_probs - jnp.where(mask, ref_token_log_probs, 0.0)
+    rewards = at_least_float32(rewards)
+    log_probs = jnp.where(mask, finite_logs(token_log_probs), 0.0)
+    log_ratio = log_probs - jnp.where(mask, finite_logs(ref_token_log_probs), 0.0)
     to_go = jnp.cumsum(log_ratio[..., ::-1], axis=-1)[..., ::-1]
     beta = jnp.broadcast_to(beta, rewards.shape)[..., None]
     gain = jax.lax.stop_gradient(rewards[..., None] - beta * to_go)
@@ -114,7 +123,8 @@ def elbo(log_probs: Array, ref_log_probs: Array, rewards: Array, *, beta: float 
     assert_positive(beta=beta)
     chex.assert_type([log_probs, ref_log_probs], float)
     chex.assert_equal_shape([log_probs, ref_log_probs, rewards])
-    return rewards / beta - (log_probs - ref_log_probs)
+    log_ratio = finite_logs(log_probs) - finite_logs(ref_log_probs)
+    return at_least_float32(rewards) / beta - log_ratio
 
 
 def exact_posterior_loss(
@@ -166,7 +176,7 @@ def kl_k1(log_probs: Array, ref_log_probs: Array) -> Array:
     """
     chex.assert_type([log_probs, ref_log_probs], float)
     chex.assert_equal_shape([log_probs, ref_log_probs])
-    return log_probs - ref_log_probs
+    return finite_logs(log_probs) - finite_logs(ref_log_probs)
 
 
 def kl_k2(log_probs: Array, ref_log_probs: Array) -> Array:
@@ -182,7 +192,8 @@ def kl_k2(log_probs: Array, ref_log_probs: Array) -> Array:
       ref_log_probs: `[...]`, log p0 of the same samples, nats.
 
     Returns:
-      `[...]`, nats, >= 0.
+      `[...]`, nats, >= 0; in float32 beyond its range, inf, from log-ratios of 2.6e19 nats (the
+      gradient is finite).
     """
     return 0.5 * jnp.square(kl_k1(log_probs, ref_log_probs))
 
@@ -200,7 +211,10 @@ def kl_k3(log_probs: Array, ref_log_probs: Array) -> Array:
       ref_log_probs: `[...]`, log p0 of the same samples, nats.
 
     Returns:
-      `[...]`, nats, >= 0.
+      `[...]`, nats, >= 0. Where p0 / pi is above e^80 (in float32; e^701 in float64) it counts as
+      e^80, in the value and in the gradient.
     """
     log_ratio = -kl_k1(log_probs, ref_log_probs)
-    return jnp.expm1(log_ratio) - log_ratio
+    near = jnp.expm1(jnp.minimum(log_ratio, 1.0))  # keeps the digits around 0
+    excess = jnp.where(log_ratio < 1.0, near, bounded_exp(log_ratio) - 1.0)
+    return excess - log_ratio

@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import checkify
 
-from shatter.numerics import assert_positive, masked_mean
+from shatter.numerics import (
+    assert_positive,
+    at_least_float32,
+    bounded_exp,
+    finite_logs,
+    masked_mean,
+)
 from shatter.types import Array
 
 
@@ -41,6 +47,8 @@ def reinforce_loss(log_probs: Array, rewards: Array, baselines: float | Array = 
         count=jnp.sum(~jnp.isfinite(rewards)),
     )
     chex.assert_is_broadcastable(jnp.shape(baselines), log_probs.shape)
+    log_probs = finite_logs(log_probs)
+    rewards, baselines = at_least_float32(rewards), at_least_float32(baselines)
     score = jnp.exp(log_probs - jax.lax.stop_gradient(log_probs))  # 1, with the gradient of log pi
     return -jax.lax.stop_gradient(rewards - baselines) * score
 
@@ -70,6 +78,7 @@ def rloo_loss(log_probs: Array, rewards: Array) -> Array:
             "a leave-one-out baseline needs at least two samples of a prompt: expected log_probs "
             f"[..., K] with K >= 2, found shape {log_probs.shape}"
         )
+    rewards = at_least_float32(rewards)
     others = jnp.sum(rewards, axis=-1, keepdims=True) - rewards
     return reinforce_loss(log_probs, rewards, others / (rewards.shape[-1] - 1))
 
@@ -106,7 +115,9 @@ def kl_penalised_rewards(
     chex.assert_type([token_log_probs, ref_token_log_probs, mask], [float, float, bool])
     chex.assert_equal_shape([token_log_probs, ref_token_log_probs, mask])
     chex.assert_equal_shape([token_log_probs[..., 0], scores])
-    log_ratio = jnp.where(mask, token_log_probs, 0.0) - jnp.where(mask, ref_token_log_probs, 0.0)
+    log_probs, ref_log_probs = map(finite_logs, (token_log_probs, ref_token_log_probs))
+    log_ratio = jnp.where(mask, log_probs, 0.0) - jnp.where(mask, ref_log_probs, 0.0)
+    scores = at_least_float32(scores)
     after = jnp.cumsum(mask[..., ::-1], axis=-1)[..., ::-1]  # tokens that count, from here on
     is_last = mask & (after == 1)
     beta = jnp.broadcast_to(beta, scores.shape)[..., None]
@@ -155,7 +166,7 @@ def generalised_advantages(
             rewards, discount * goes_on, decay, values, stop_target_gradients=True
         )
 
-    counted = [jnp.where(mask, array, 0.0) for array in (rewards, values)]
+    counted = [jnp.where(mask, at_least_float32(array), 0.0) for array in (rewards, values)]
     lifted = jnp.vectorize(one, signature="(t),(t),(t)->(t)")
     return jnp.where(mask, lifted(*counted, mask), 0.0)
 
@@ -168,14 +179,15 @@ def whiten(values: Array, mask: Array) -> Array:
       mask: bool `[..., T]`.
 
     Returns:
-      `[..., T]`; 0 outside the mask, and everywhere where all values are equal.
+      `[..., T]`; 0 outside the mask, and everywhere where all values are equal (or, in float32,
+      where they spread over more than 1e19, whose square it does not hold).
 
     Raises:
       AssertionError: if the shapes or types do not fit.
     """
     chex.assert_type([values, mask], [float, bool])
     chex.assert_equal_shape([values, mask])
-    centred = jnp.where(mask, values, 0.0)
+    centred = jnp.where(mask, at_least_float32(values), 0.0)
     for _ in range(2):  # the second time takes away what the first one rounded
         centred = jnp.where(mask, centred - masked_mean(centred.ravel(), mask.ravel()), 0.0)
     variance = masked_mean(jnp.square(centred).ravel(), mask.ravel())
@@ -207,7 +219,8 @@ def ppo_loss(
       clip: eps.
 
     Returns:
-      `[...]`; 0 where the mask is empty.
+      `[...]`; 0 where the mask is empty. A ratio above e^80 (in float32; e^701 in float64) counts as
+      e^80, in the value and in the gradient; the gradient of what is clipped is 0 at any ratio.
 
     Raises:
       AssertionError: if the shapes or types do not fit.
@@ -216,8 +229,11 @@ def ppo_loss(
     chex.assert_type([token_log_probs, behaviour_token_log_probs, mask], [float, float, bool])
     chex.assert_equal_shape([token_log_probs, behaviour_token_log_probs, advantages, mask])
     rlax = _rlax()
-    behaviour = jax.lax.stop_gradient(jnp.where(mask, behaviour_token_log_probs, 0.0))
-    ratios = jnp.exp(jnp.where(mask, token_log_probs, 0.0) - behaviour)
+    log_probs, behaviour = map(finite_logs, (token_log_probs, behaviour_token_log_probs))
+    behaviour = jax.lax.stop_gradient(jnp.where(mask, behaviour, 0.0))
+    # Not exp: where the ratio is clipped its gradient is 0 times the exponential's.
+    ratios = bounded_exp(jnp.where(mask, log_probs, 0.0) - behaviour)
+    advantages = at_least_float32(advantages)
 
     def one(ratios: Array, advantages: Array) -> Array:
         return ratios.size * rlax.clipped_surrogate_pg_loss(ratios, advantages, clip)  # a mean
@@ -241,6 +257,7 @@ def value_loss(values: Array, targets: Array, mask: Array) -> Array:
     """
     chex.assert_type([values, targets, mask], [float, float, bool])
     chex.assert_equal_shape([values, targets, mask])
+    values, targets = at_least_float32(values), at_least_float32(targets)
     error = jnp.where(mask, values, 0.0) - jnp.where(mask, jax.lax.stop_gradient(targets), 0.0)
     return 0.5 * jnp.sum(jnp.square(error), axis=-1)
 
@@ -274,7 +291,8 @@ def adapt_beta(
       ValueError: if the target or the horizon is not above 0.
     """
     assert_positive(target=target, horizon=horizon)
-    error = jnp.clip(jnp.asarray(kl) / target - 1.0, -0.2, 0.2)
+    beta, kl, target, horizon = map(at_least_float32, (beta, kl, target, horizon))
+    error = jnp.clip(kl / target - 1.0, -0.2, 0.2)
     return beta * (1.0 + error * num_samples / horizon)
 
 

@@ -9,8 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from shatter.numerics import assert_positive
+from shatter.models.fields import FLAG, SIZE, Field, check_fields
 from shatter.types import Array, Key, Params
+
+FIELDS = {"rank": SIZE, "alpha": Field("number", 1e-6, 1e9), "use_rslora": FLAG}
+"""Types and ranges of the fields of `LoraConfig`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +37,10 @@ class LoraConfig:
         """Refuses what cannot be.
 
         Raises:
-          ValueError: if the rank is below 1, alpha is not positive, or the targets are no tuple, or
-            empty, or not distinct.
+          ValueError: if a field is of another type or out of its range (`FIELDS`), or the targets
+            are no tuple, or empty, or not distinct.
         """
-        if self.rank < 1:
-            raise ValueError(f"rank must be >= 1, found {self.rank}")
-        assert_positive(alpha=self.alpha)
+        check_fields(vars(self), FIELDS)
         if not isinstance(self.targets, tuple) or not self.targets:
             raise ValueError(
                 f"targets must be a tuple of names such as ('query', 'value'), found "

@@ -1,7 +1,5 @@
 """Adapters in the PEFT layout: to files, and back."""
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,27 +10,25 @@ import numpy as np
 
 from shatter.models.families import FAMILIES, family_of
 from shatter.models.lora import LoraConfig, check_adapters, places_of
-from shatter.models.pretrained_weights import existing, safetensors
-from shatter.models.tokenizer import read_json
+from shatter.models.peft_config import check_targets, read_peft_config
+from shatter.models.pretrained import generation_settings
+from shatter.models.saving import staged, write_json
+from shatter.models.tokenizer import Tokenizer, read_json
 from shatter.models.transformer import transformer
 from shatter.models.transformer_config import TransformerConfig
+from shatter.models.weight_files import (
+    Stored,
+    check_finite,
+    existing,
+    open_weights,
+    safetensors,
+    write_tensors,
+)
 from shatter.types import Params
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 _SIDES = {"a": "lora_A", "b": "lora_B"}
-# What PEFT can have besides, and the values with which it changes nothing.
-_ABSENT = {
-    "bias": ("none", None),
-    "use_dora": (False, None),
-    "lora_bias": (False, None),
-    "modules_to_save": (None, []),
-    "layers_to_transform": (None, []),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    # Other ways to begin change the base as well.
-    "init_lora_weights": (True, False, None, "gaussian", "eva"),
-}
 
 
 def save_lora(
@@ -41,24 +37,44 @@ def save_lora(
     adapters: Params,
     lora: LoraConfig,
     *,
-    base: str | None = None,
+    base: str | Path | None = None,
+    revision: str | None = None,
+    tokenizer: Tokenizer | None = None,
+    like: str | Path | None = None,
 ) -> None:
     """Saves adapters in the PEFT layout: adapter_config.json and adapter_model.safetensors.
 
-    `peft.PeftModel.from_pretrained(model, folder)` loads them onto the base in transformers.
+    `peft.PeftModel.from_pretrained(model, folder)` loads them onto the base in transformers;
+    `peft.AutoPeftModelForCausalLM.from_pretrained(folder)` and `transformers.AutoModelForCausalLM`
+    fetch the base by its name too. Those generate by the base's own generation_config.json; where
+    training closed completions with another token, the folder's has it:
+    `model.generation_config = transformers.GenerationConfig.from_pretrained(folder)`.
 
     Args:
       folder: where to; made where it is not. Other files in it stay.
       config: of the base.
       adapters: of one member, stored in the types they have.
       lora: of the adapters.
-      base: folder or hub name of the base, for those who load the adapters.
+      base: folder or hub name of the base, for those who load the adapters: without it peft alone
+        can, and only onto a base that the user names. A folder is written with its whole path.
+      revision: of a name on the hub: a commit, branch or tag.
+      tokenizer: of the base, saved beside the adapters. None leaves a tokenizer that is there.
+      like: the folder of the base, whose other generation settings are kept. None keeps none.
 
     Raises:
-      ValueError: if the layout has no such target in the base's family, or the adapters do not fit.
+      FileNotFoundError: if there is no folder `like`.
+      ValueError: if the layout has no such target in the base's family, the adapters do not fit or
+        are not finite, or there is a revision without a name on the hub.
       ImportError: without the packages of the extra "pretrained".
     """
-    package = safetensors()
+    safetensors()
+    is_folder = base is not None and Path(base).expanduser().is_dir()
+    if revision is not None and (base is None or is_folder):
+        raise ValueError(
+            f"a revision is of a name on the Hugging Face hub, found {revision!r} and the base "
+            f"{base!r}: leave it out, or pass the name"
+        )
+    whole_base = str(Path(base).expanduser().resolve() if base and is_folder else base)
     places = check_adapters(_shapes(config), adapters, lora)
     modules = _modules(config)
     for target in places:
@@ -78,7 +94,8 @@ def save_lora(
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": None if base is None else whole_base,
+        "revision": revision,
         "r": lora.rank,
         "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
         "use_rslora": lora.use_rslora,
@@ -88,13 +105,15 @@ def save_lora(
         "bias": "none",
         "inference_mode": True,
     }
-    path = Path(folder).expanduser()
-    path.mkdir(parents=True, exist_ok=True)
-    weights, text = path / f".{_WEIGHTS}.{os.getpid()}", path / f".{_CONFIG}.{os.getpid()}"
-    package.numpy.save_file(tensors, weights, metadata={"format": "pt"})
-    text.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    os.replace(weights, path / _WEIGHTS)
-    os.replace(text, path / _CONFIG)
+    check_finite(tensors.items())
+    generation = generation_settings(config, tokenizer, like)
+    with staged(folder, config=_CONFIG) as staging:
+        write_tensors(staging / _WEIGHTS, tensors)
+        if generation:
+            write_json(staging / "generation_config.json", generation)
+        if tokenizer is not None:
+            tokenizer.save(staging)
+        write_json(staging / _CONFIG, settings)
 
 
 def load_lora(folder: str | Path, config: TransformerConfig) -> tuple[Params, LoraConfig]:
@@ -109,41 +128,53 @@ def load_lora(folder: str | Path, config: TransformerConfig) -> tuple[Params, Lo
 
     Raises:
       FileNotFoundError: if a file is missing.
-      ValueError: if a tensor is missing, unexpected or misshapen, or the adapters are of a kind
-        that is not supported.
+      ValueError: if a tensor is missing, unexpected, misshapen, not of floats or not finite, a
+        field is of another type or out of its range, or the adapters are of a kind that is not
+        supported.
       ImportError: without the packages of the extra "pretrained".
     """
-    package = safetensors()
+    safetensors()
     path = Path(folder).expanduser()
-    settings = read_json(existing(path / _CONFIG))
-    file = existing(path / _WEIGHTS)
+    settings_file, file = existing(path / _CONFIG), existing(path / _WEIGHTS)
     try:
-        stored = package.numpy.load_file(file)
-    except package.SafetensorError as error:
-        raise ValueError(f"{file} is no whole safetensors file: {error}") from error
-    modules, places = _modules(config), places_of(_shapes(config))
-    names = {
-        (target, side): [_name(module, layer, side) for layer in range(config.num_layers)]
-        for target, module in modules.items()
-        for side in _SIDES
-    }
-    targets = dict.fromkeys(
-        target for (target, _), own in names.items() if not stored.keys().isdisjoint(own)
-    )
-    lora = _read_config(settings, tuple(targets), path / _CONFIG, file)
-    expected: dict[str, tuple[int, ...]] = {}
-    for target in targets:
-        place = places[target]
-        expected |= dict.fromkeys(names[target, "a"], (lora.rank, place.inputs))
-        expected |= dict.fromkeys(names[target, "b"], (place.outputs, lora.rank))
-    _check_stored(file, {name: value.shape for name, value in stored.items()}, expected)
-    adapters: dict[str, Any] = {}
-    for target in targets:
-        parts = adapters.setdefault(places[target].projection, {"adapters": {}})["adapters"]
-        parts[target] = {
-            side: jnp.asarray(np.stack([stored[name].T for name in names[target, side]]))
+        settings = read_peft_config(read_json(settings_file))
+    except ValueError as error:
+        raise ValueError(f"{settings_file}: {error}") from error
+    with open_weights(file) as opened:
+        stored = {name: Stored(file, opened, name) for name in opened.keys()}
+        modules, places = _modules(config), places_of(_shapes(config))
+        names = {
+            (target, side): [_name(module, layer, side) for layer in range(config.num_layers)]
+            for target, module in modules.items()
             for side in _SIDES
         }
+        targets = dict.fromkeys(
+            target for (target, _), own in names.items() if not stored.keys().isdisjoint(own)
+        )
+        if not targets:
+            raise ValueError(
+                f"{file} has no adapter of this model; {_CONFIG} names the modules "
+                f"{settings.target_modules!r} of {settings.base!r}"
+            )
+        of_layers = {
+            target: [module.format(layer=layer) for layer in range(config.num_layers)]
+            for target, module in modules.items()
+        }
+        check_targets(settings, of_layers, targets, file)
+        lora = LoraConfig(settings.rank, settings.alpha, tuple(targets), settings.use_rslora)
+        expected: dict[str, tuple[int, ...]] = {}
+        for target in targets:
+            place = places[target]
+            expected |= dict.fromkeys(names[target, "a"], (lora.rank, place.inputs))
+            expected |= dict.fromkeys(names[target, "b"], (place.outputs, lora.rank))
+        _check_stored(file, {name: tensor.shape() for name, tensor in stored.items()}, expected)
+        adapters: dict[str, Any] = {}
+        for target in targets:
+            parts = adapters.setdefault(places[target].projection, {"adapters": {}})["adapters"]
+            parts[target] = {
+                side: jnp.asarray(np.stack([stored[name].read().T for name in names[target, side]]))
+                for side in _SIDES
+            }
     return {"blocks": adapters}, lora
 
 
@@ -164,29 +195,6 @@ def _modules(config: TransformerConfig) -> dict[str, str]:
 
 def _name(module: str, layer: int, side: str) -> str:
     return f"base_model.model.{module.format(layer=layer)}.{_SIDES[side]}.weight"
-
-
-def _read_config(
-    settings: Mapping[str, Any], targets: tuple[str, ...], path: Path, file: Path
-) -> LoraConfig:
-    if settings.get("peft_type") != "LORA":
-        raise ValueError(f"{path}: peft_type must be 'LORA', found {settings.get('peft_type')!r}")
-    for name, harmless in _ABSENT.items():
-        if name in settings and settings[name] not in harmless:
-            raise ValueError(
-                f"{path}: {name} is {settings[name]!r}, which is not supported; expected "
-                f"{harmless[0]!r}"
-            )
-    for name in ("r", "lora_alpha"):
-        if not isinstance(settings.get(name), int if name == "r" else int | float):
-            raise ValueError(f"{path}: {name} must be a number, found {settings.get(name)!r}")
-    if not targets:
-        raise ValueError(
-            f"{file} has no adapter of this model; {path.name} names the modules "
-            f"{settings.get('target_modules')!r} of {settings.get('base_model_name_or_path')!r}"
-        )
-    rslora = bool(settings.get("use_rslora", False))
-    return LoraConfig(settings["r"], float(settings["lora_alpha"]), targets, rslora)
 
 
 def _check_stored(

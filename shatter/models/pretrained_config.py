@@ -1,11 +1,13 @@
 """config.json of a pretrained model to our config, and back."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from shatter.models.families import FAMILIES, Family, family_of
-from shatter.models.transformer_config import Rope, TransformerConfig
+from shatter.models.fields import FLAG, SIZE, Field, check_fields, shown
+from shatter.models.transformer_config import FIELDS, ROPE_FIELDS, Rope, TransformerConfig
 
 _ACTIVATIONS = {
     "gelu": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"),
@@ -15,6 +17,32 @@ _ACTIVATIONS = {
 }
 _TOKENS = ("bos", "eos")
 _NOT_IN_FOLDER = ("dtype", "remat", *_TOKENS)
+_IDS = Field("ids", optional=True)  # of any sign: -1 stands for no token in some files
+_OWN_FIELDS = FIELDS | {"activation": Field("text"), "bos": _IDS, "eos": _IDS}
+"""What config.json may hold where it spells a field of ours."""
+_SHARE = Field("number", 0.0, 1.0, optional=True)
+_OTHER_FIELDS = {
+    "model_type": Field("text"),
+    "layer_types": Field("texts", optional=True),
+    "use_sliding_window": FLAG._replace(optional=True),
+    "sliding_window": Field("integer", optional=True),
+    "rope_theta": ROPE_FIELDS["theta"],
+    "rope_scaling": Field("object", optional=True),
+    "rope_parameters": Field("object", optional=True),
+    "partial_rotary_factor": _SHARE,
+    "original_max_position_embeddings": SIZE,
+}
+_ROPE_FIELDS = {
+    "rope_theta": ROPE_FIELDS["theta"],
+    "rope_type": Field("text"),
+    "type": Field("text"),
+    "factor": ROPE_FIELDS["factor"],
+    "low_freq_factor": ROPE_FIELDS["low_frequency_factor"],
+    "high_freq_factor": ROPE_FIELDS["high_frequency_factor"],
+    "original_max_position_embeddings": SIZE,
+    "partial_rotary_factor": _SHARE,
+}
+_GENERATION_FIELDS = {f"{role}_token_id": _IDS for role in ("bos", "eos", "pad")}
 
 
 def read_config(settings: Mapping[str, Any], generation: Mapping[str, Any]) -> TransformerConfig:
@@ -31,13 +59,16 @@ def read_config(settings: Mapping[str, Any], generation: Mapping[str, Any]) -> T
       Our config, without a dtype of its own.
 
     Raises:
-      ValueError: if the family is unknown, a size is missing, or the settings ask for what our
-        forward pass does not compute.
+      ValueError: if the family is unknown, a size is missing, a field is of another type or out of
+        its range, or the settings ask for what our forward pass does not compute.
     """
+    check_generation(generation)
     kind = settings.get("model_type")
-    if kind not in FAMILIES:
-        raise ValueError(f"model_type is {kind!r}; the known families are {', '.join(FAMILIES)}")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        families = ", ".join(FAMILIES)
+        raise ValueError(f"model_type is {shown(kind)}; the known families are {families}")
     family = FAMILIES[kind]
+    check_fields(settings, _OTHER_FIELDS)
     _refuse(settings, family)
     fields = {name: _setting(settings, family, name) for name in family.fields}
     fields |= family.fixed
@@ -47,6 +78,11 @@ def read_config(settings: Mapping[str, Any], generation: Mapping[str, Any]) -> T
             raise ValueError(f"{heads} attention heads do not divide the width {fields['width']}")
         fields["head_size"] = fields["width"] // heads
     fields["num_kv_heads"] = fields.get("num_kv_heads") or fields["num_heads"]
+    if fields["num_heads"] % fields["num_kv_heads"]:
+        raise ValueError(
+            f"num_key_value_heads must divide num_attention_heads, found {fields['num_kv_heads']} "
+            f"and {fields['num_heads']}"
+        )
     fields["mlp_width"] = fields["mlp_width"] or 4 * fields["width"]
     known = {theirs: ours for ours, names in _ACTIVATIONS.items() for theirs in names}
     if fields["activation"] not in known:
@@ -60,6 +96,23 @@ def read_config(settings: Mapping[str, Any], generation: Mapping[str, Any]) -> T
         fields[role] = tuple(token for token in ids if 0 <= token < fields["vocab_size"])
     fields["bos"] = fields["bos"][0] if fields["bos"] else None
     return TransformerConfig(**fields, rope=None if kind == "gpt2" else _read_rope(settings))
+
+
+def check_generation(generation: Mapping[str, Any]) -> None:
+    """Refuses settings of generation_config.json that cannot be read, or not be written again.
+
+    Args:
+      generation: of generation_config.json.
+
+    Raises:
+      ValueError: naming the field that is no token id, or holds NaN or an infinity.
+    """
+    check_fields(generation, _GENERATION_FIELDS)
+    for name, value in generation.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError as error:
+            raise ValueError(f"{name} must be finite, found {shown(value)}") from error
 
 
 def write_config(config: TransformerConfig, dtype: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -105,8 +158,9 @@ def write_config(config: TransformerConfig, dtype: str) -> tuple[dict[str, Any],
 
 def _refuse(settings: Mapping[str, Any], family: Family) -> None:
     for key, value in {**family.required, "quantization_config": None}.items():
-        if settings.get(key, value) != value:
-            raise ValueError(f"{key} must be {value!r}, found {settings[key]!r}: not supported")
+        if settings.get(key, value) is not value:  # 1 is not true
+            found = shown(settings[key])
+            raise ValueError(f"{key} must be {value!r}, found {found}: not supported")
     layers = settings.get("layer_types") or []
     unknown = [kind for kind in layers if kind != "full_attention"]
     if unknown:
@@ -120,18 +174,16 @@ def _refuse(settings: Mapping[str, Any], family: Family) -> None:
 
 
 def _setting(settings: Mapping[str, Any], family: Family, field: str) -> Any:
-    """The value of a field of ours, of the right type."""
+    """The value of a field of ours, of the right type and in its range."""
     names = family.fields[field]
     found = [name for name in names if name in settings]
     if not found and field not in family.defaults:
         raise ValueError(f"{' or '.join(names)} is missing")
-    value = settings[found[0]] if found else family.defaults[field]
-    types: dict[str, Any] = {
-        field.name: field.type for field in dataclasses.fields(TransformerConfig)
-    }
-    if types[field] in (int, int | None) and not isinstance(value, types[field]):
-        raise ValueError(f"{found[0]} must be an integer, found {value!r}")
-    return value
+    if not found:
+        return family.defaults[field]
+    may_be_null = field in _TOKENS or (field in family.defaults and family.defaults[field] is None)
+    check_fields(settings, {found[0]: _OWN_FIELDS[field]._replace(optional=may_be_null)})
+    return settings[found[0]]
 
 
 def _resolve(config: TransformerConfig) -> dict[str, Any]:
@@ -154,7 +206,9 @@ def _read_rope(settings: Mapping[str, Any]) -> Rope:
             raise ValueError(
                 f"rope_parameters has {', '.join(parameters)}; only full_attention is supported"
             )
+        check_fields(parameters, {"full_attention": Field("object")})
         parameters = parameters["full_attention"]
+    check_fields(parameters, _ROPE_FIELDS)
     parameters = {"rope_theta": settings.get("rope_theta", 10_000.0)} | parameters
     share = parameters.get("partial_rotary_factor", settings.get("partial_rotary_factor", 1.0))
     if share not in (None, 1.0):
@@ -169,6 +223,11 @@ def _read_rope(settings: Mapping[str, Any]) -> Rope:
     missing = [name for name in needed[kind] if name not in parameters]
     if missing:
         raise ValueError(f"{missing[0]} of the rope type {kind!r} is missing")
+    if kind == "llama3" and not parameters["low_freq_factor"] < parameters["high_freq_factor"]:
+        raise ValueError(
+            f"low_freq_factor must be below high_freq_factor, found {parameters['low_freq_factor']}"
+            f" and {parameters['high_freq_factor']}"
+        )
     if kind == "linear":
         return Rope(theta=theta, scaling="linear", factor=float(parameters["factor"]))
     original = "original_max_position_embeddings"

@@ -2,11 +2,10 @@
 
 import contextlib
 import functools
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.traverse_util
 import jax
@@ -14,14 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from shatter.models.families import Family, Tensor, part_of, stored_shape
-from shatter.models.tokenizer import read_json
 from shatter.models.transformer import transformer
 from shatter.models.transformer_config import TransformerConfig
+from shatter.models.weight_files import (
+    INDEX,
+    WEIGHTS,
+    Stored,
+    check_finite,
+    check_size,
+    float_type,
+    num_values,
+    open_weights,
+    weight_files,
+    write_index,
+    write_tensors,
+)
 from shatter.types import Params
-
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-_FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class _Row(NamedTuple):
@@ -31,29 +38,6 @@ class _Row(NamedTuple):
     tensor: Tensor
     layer: int | None
     shape: tuple[int, ...]
-
-
-class _Stored(NamedTuple):
-    """A tensor of a file that is open; nothing of it is read yet."""
-
-    file: Path
-    opened: Any
-    name: str
-
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.opened.get_slice(self.name).get_shape())
-
-    def dtype(self) -> Any:
-        kind = self.opened.get_slice(self.name).get_dtype()
-        if kind not in _FLOATS:
-            raise ValueError(
-                f"{self.file}: {self.name} is stored as {kind}; expected one of "
-                f"{', '.join(_FLOATS)} (quantised weights are not supported)"
-            )
-        return jnp.dtype(_FLOATS[kind])
-
-    def read(self) -> np.ndarray:
-        return self.opened.get_tensor(self.name)
 
 
 def read_weights(
@@ -72,26 +56,23 @@ def read_weights(
 
     Raises:
       FileNotFoundError: if a file is missing.
-      ValueError: if a tensor is missing, unexpected, misshapen or not of floats.
+      ValueError: if a tensor is missing, unexpected, misshapen, not of floats, or holds NaN, an
+        infinity or what is beyond the range of `dtype`.
     """
-    if dtype is not None and not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
-        raise ValueError(f"dtype must be a float type such as 'float32', found {dtype!r}")
+    asked = None if dtype is None else float_type(dtype)
     with contextlib.ExitStack() as stack:
-        stored: dict[str, _Stored] = {}
-        for file in _weight_files(folder):
-            opened = stack.enter_context(_open(file))
-            for name in opened.keys():
-                whole = name.startswith((family.prefix, "lm_head."))
-                stored[name if whole else family.prefix + name] = _Stored(file, opened, name)
+        stored = _open_all(folder, family, stack)
+        _check_sizes(folder, config, family, stored)
         rows = _rows(config, family)
         _check_stored(folder, config, family, rows, stored)
         leaves = {}
         for path, shape in _leaf_shapes(config).items():
             own = [row for row in rows if row.tensor.path == path]
-            kind = dtype or jnp.result_type(*{stored[row.name].dtype() for row in own})
-            leaf = np.empty(shape, jnp.dtype(kind))
+            found = jnp.result_type(*{stored[row.name].dtype() for row in own})
+            kind = jax.dtypes.canonicalize_dtype(found if asked is None else asked)
+            leaf = np.empty(shape, kind)
             for row in own:
-                value = stored[row.name].read()
+                value = stored[row.name].read(kind)
                 part = _part(leaf, row, config)
                 part[...] = (value.T if row.tensor.kind == "linear" else value).reshape(part.shape)
             leaves[path] = jnp.asarray(leaf)
@@ -116,13 +97,14 @@ def write_weights(
       max_shard_size: bytes of tensors a file; a larger tensor has a file of its own.
 
     Raises:
-      ValueError: if the parameters are not those of the config.
+      ValueError: if the parameters are not those of the config, or not finite.
     """
     leaves = {
         path: np.asarray(leaf)
         for path, leaf in flax.traverse_util.flatten_dict(params["params"], sep="/").items()
     }
     _check_leaves(leaves, config)
+    check_finite(leaves.items())
     groups: list[list[_Row]] = [[]]
     total = used = 0
     for row in _rows(config, family):
@@ -136,49 +118,24 @@ def write_weights(
     for i, group in enumerate(groups, start=1):
         name = WEIGHTS if len(groups) == 1 else f"model-{i:05d}-of-{len(groups):05d}.safetensors"
         tensors = {row.name: _to_stored(leaves[row.tensor.path], row, config) for row in group}
-        safetensors().numpy.save_file(tensors, folder / name, metadata={"format": "pt"})
+        write_tensors(folder / name, tensors)
         places |= dict.fromkeys(tensors, name)
     if len(groups) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": places}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_index(folder, places, total)
 
 
-def existing(path: Path) -> Path:
-    """The path of a file that must be there.
-
-    Args:
-      path: of the file.
-
-    Returns:
-      `path`.
-
-    Raises:
-      FileNotFoundError: if it is not; it lists what the folder has.
-    """
-    if not path.is_file():
-        found = sorted(file.name for file in path.parent.iterdir())
-        listed = ", ".join(found[:10]) + (", ..." if len(found) > 10 else "")
-        raise FileNotFoundError(f"{path} is missing; the folder has {listed or 'nothing'}")
-    return path
-
-
-def safetensors() -> Any:
-    """The package safetensors, imported when it is needed.
-
-    Returns:
-      The module, with its part `numpy`.
-
-    Raises:
-      ImportError: naming the extra to install.
-    """
-    try:
-        import safetensors
-        import safetensors.numpy
-    except ImportError as error:
-        raise ImportError(
-            "model.safetensors needs the package safetensors: pip install 'shatter[pretrained]'"
-        ) from error
-    return safetensors
+def _open_all(folder: Path, family: Family, stack: contextlib.ExitStack) -> dict[str, Stored]:
+    """The tensors of all files, by their whole names."""
+    stored: dict[str, Stored] = {}
+    for file in weight_files(folder):
+        opened = stack.enter_context(open_weights(file))
+        for name in opened.keys():
+            is_whole = name.startswith((family.prefix, "lm_head."))
+            tensor = Stored(file, opened, name)
+            first = stored.setdefault(name if is_whole else family.prefix + name, tensor)
+            if first is not tensor:
+                raise ValueError(f"{file}: {name} stands in {first.file} too, as {first.name}")
+    return stored
 
 
 @functools.lru_cache(maxsize=8)
@@ -192,14 +149,18 @@ def _rows(config: TransformerConfig, family: Family) -> list[_Row]:
     """The tensors of theirs that hold the parameters of a config, leaf by leaf."""
     rows = []
     for path, shape in _leaf_shapes(config).items():
-        leaf = np.broadcast_to(np.float32(0), shape)  # for its shape alone: no memory
         for tensor in family.tensors:
             if tensor.path == path:
-                layers = range(config.num_layers) if "{layer}" in tensor.name else (None,)
-                for layer in layers:
-                    row = _Row(tensor.name.format(layer=layer), tensor, layer, ())
-                    part = _part(leaf, row, config)
-                    rows.append(row._replace(shape=stored_shape(tensor, part.shape)))
+                of_layer = "{layer}" in tensor.name
+                part = shape[1:] if of_layer else shape
+                if tensor.part is not None:
+                    entries = part_of(tensor, config)
+                    part = (*part[:-2], entries.stop - entries.start, part[-1])
+                layers = range(config.num_layers) if of_layer else (None,)
+                rows += [
+                    _Row(tensor.name.format(layer=i), tensor, i, stored_shape(tensor, part))
+                    for i in layers
+                ]
     return rows
 
 
@@ -216,33 +177,28 @@ def _to_stored(leaf: np.ndarray, row: _Row, config: TransformerConfig) -> np.nda
     return np.ascontiguousarray(value)  # safetensors writes the memory of a view, not its values
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if (folder / INDEX).is_file():
-        places = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(places, dict) or not places:
-            raise ValueError(f"{folder / INDEX}: expected a weight_map of names to files")
-        return [existing(folder / name) for name in sorted(set(places.values()))]
-    for pickled in ("pytorch_model.bin", "pytorch_model.bin.index.json"):
-        if (folder / pickled).is_file():
-            raise FileNotFoundError(
-                f"{folder} has its weights in pickled form only ({pickled}), which can run code "
-                "and is not read: convert them where torch and transformers are installed, by "
-                "transformers.AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-            )
-    return [existing(folder / WEIGHTS)]
-
-
-def _open(file: Path) -> Any:
-    package = safetensors()
+def _check_sizes(
+    folder: Path, config: TransformerConfig, family: Family, stored: Mapping[str, Stored]
+) -> None:
+    """Refuses sizes that the files cannot hold before a shape, a loop or an array has them."""
+    sizes = {
+        "vocab_size": config.vocab_size,
+        "width": config.width,
+        "num_heads": config.num_heads,
+        "num_kv_heads": config.kv_heads,
+        "head_size": config.size_of_head,
+        "mlp_width": config.hidden_width,
+    }
+    if config.rope is None:
+        sizes["max_length"] = config.max_length
+    total = num_values(stored.values())
     try:
-        return package.safe_open(file, framework="numpy")
-    except package.SafetensorError as error:
-        raise ValueError(
-            f"{file} ({file.stat().st_size} bytes) is no whole safetensors file: {error}; fetch it "
-            "again (by `git lfs pull` where it is a pointer)"
-        ) from error
+        name = family.fields["num_layers"][0]
+        check_size(name, config.num_layers, len(stored), "tensors")
+        for field, size in sizes.items():
+            check_size(family.fields.get(field, (field,))[0], size, total, "numbers")
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
 
 
 def _check_stored(
@@ -250,7 +206,7 @@ def _check_stored(
     config: TransformerConfig,
     family: Family,
     rows: list[_Row],
-    stored: Mapping[str, _Stored],
+    stored: Mapping[str, Stored],
 ) -> None:
     """Refuses names and shapes that the config does not ask for; names the first, counts all."""
     expected = {row.name: row.shape for row in rows}

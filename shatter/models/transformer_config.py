@@ -6,12 +6,47 @@ from typing import Any, Literal
 
 import flax.linen as nn
 
+from shatter.models.fields import FLAG, SIZE, Field, check_fields
+
 ACTIVATIONS = {
     "gelu": nn.gelu,
     "gelu_exact": partial(nn.gelu, approximate=False),
     "relu": nn.relu,
     "silu": nn.silu,
 }
+
+FIELDS = {
+    "vocab_size": SIZE,
+    "max_length": SIZE,
+    "width": SIZE,
+    "num_layers": SIZE,
+    "num_heads": SIZE,
+    "num_kv_heads": SIZE._replace(optional=True),
+    "head_size": SIZE._replace(optional=True),
+    "mlp_width": SIZE._replace(optional=True),
+    "norm_epsilon": Field("number", 1e-20, 1.0),
+    "gated": FLAG,
+    "qkv_bias": FLAG,
+    "attention_out_bias": FLAG,
+    "mlp_bias": FLAG,
+    "qk_norm": FLAG,
+    "tied": FLAG,
+    "head_bias": FLAG,
+    "remat": FLAG,
+    "bos": Field("integer", 0, optional=True),
+    "eos": Field("ids", 0),
+}
+"""Types and ranges of the fields of `TransformerConfig`."""
+
+_FACTOR = Field("number", 1e-3, 1e6)
+ROPE_FIELDS = {
+    "theta": Field("number", 1.0, 1e15),
+    "factor": _FACTOR,
+    "low_frequency_factor": _FACTOR,
+    "high_frequency_factor": _FACTOR,
+    "original_max_length": SIZE,
+}
+"""Types and ranges of the fields of `Rope`: beyond them angles are not finite in float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +74,18 @@ class Rope:
     original_max_length: int = 8192
 
     def __post_init__(self) -> None:
-        """Refuses an unknown scaling.
+        """Refuses what cannot be.
 
         Raises:
-          ValueError: naming the scaling found.
+          ValueError: naming the field, what is expected and what was found.
         """
+        check_fields(vars(self), ROPE_FIELDS)
         _check_choice("scaling", self.scaling, ("none", "linear", "llama3"))
+        low, high = self.low_frequency_factor, self.high_frequency_factor
+        if self.scaling == "llama3" and not low < high:
+            raise ValueError(
+                f"low_frequency_factor must be below high_frequency_factor, found {low} and {high}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,14 +148,12 @@ class TransformerConfig:
         """Refuses what cannot be.
 
         Raises:
-          ValueError: if a size is not positive, heads do not divide what they should, or a name is
-            unknown.
+          ValueError: if a field is of another type or out of its range (`FIELDS`), heads do not
+            divide what they should, or a name is unknown.
         """
-        sizes = ("vocab_size", "max_length", "width", "num_layers", "num_heads")
-        for name in (*sizes, "num_kv_heads", "head_size", "mlp_width"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be >= 1, found {value}")
+        check_fields(vars(self), FIELDS)
+        if not isinstance(self.eos, tuple):
+            raise ValueError(f"eos must be a tuple of token ids, found {self.eos!r}")
         if self.head_size is None and self.width % self.num_heads:
             raise ValueError(
                 f"num_heads must divide width, found width {self.width}, heads {self.num_heads}"
@@ -125,8 +164,6 @@ class TransformerConfig:
             )
         if self.rope is not None and self.size_of_head % 2:
             raise ValueError(f"rotary positions need an even head size, found {self.size_of_head}")
-        if not self.norm_epsilon > 0:
-            raise ValueError(f"norm_epsilon must be above 0, found {self.norm_epsilon}")
         _check_choice("norm", self.norm, ("layer", "rms"))
         _check_choice("activation", self.activation, tuple(ACTIVATIONS))
         _check_choice("dtype", self.dtype, ("float32", "bfloat16", None))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from shatter.models import Rope, TransformerConfig, transformer
-from shatter.models.pretrained import load_pretrained, save_pretrained
+from shatter.models.pretrained import find_pretrained, load_pretrained, save_pretrained
 from shatter.models.tokenizer import load_tokenizer
 
 pytest.importorskip("safetensors", reason="it is an extra")
@@ -351,14 +351,20 @@ def test_hub_name(monkeypatch: pytest.MonkeyPatch, folder: Path):
     hub = pytest.importorskip("huggingface_hub", reason="it is an extra")
     asked = []
 
-    def download(name: str, *, allow_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
-        return str(folder)
+    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision, allow_patterns))
+        return str(snapshot)
 
+    (folder.parent / "snapshots").mkdir()
+    snapshot = folder.rename(
+        folder.parent / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+    )
     monkeypatch.setattr(hub, "snapshot_download", download)
-    assert load_pretrained("some-org/some.model")[0] == CONFIG
-    [(name, patterns)] = asked
-    assert name == "some-org/some.model"
+    assert load_pretrained("some-org/some.model", revision="v1.2")[0] == CONFIG
+    [(name, revision, patterns)] = asked
+    assert (name, revision) == ("some-org/some.model", "v1.2")
+    assert find_pretrained("some-org/some.model") == (snapshot, snapshot.name)
+    assert asked[-1][1] is None
     assert {"config.json", "model*.safetensors", "tokenizer.json"} <= set(patterns)
     assert not [pattern for pattern in patterns if "bin" in pattern]
 
@@ -374,6 +380,12 @@ def test_hub_without_network(monkeypatch: pytest.MonkeyPatch):
         FileNotFoundError, match=r"\(LocalEntryNotFoundError: no connection\): without"
     ):
         load_pretrained("org/model")
+
+
+def test_a_folder_has_no_revision(folder: Path):
+    with pytest.raises(ValueError, match=r"model is a folder, which has no revision, found 'v1'"):
+        load_pretrained(folder, revision="v1")
+    assert find_pretrained(folder) == (folder, None)
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def test_token_ids():
         ({"model_type": "mamba"}, "model_type is 'mamba'; the known families are gpt2, llama, qw"),
         ({}, "model_type is None"),
         ({"model_type": "llama"}, "vocab_size is missing"),
-        (GPT2 | {"n_embd": "24"}, "n_embd must be an integer, found '24'"),
+        (GPT2 | {"n_embd": "24"}, "n_embd must be an integer from 1 to 2147483647, found '24'"),
         (GPT2 | {"n_head": 5}, "5 attention heads do not divide the width 24"),
         (GPT2 | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx must"),
         (GPT2 | {"scale_attn_weights": False}, "scale_attn_weights must be True, found False"),

@@ -127,7 +127,7 @@ def test_whole_numbers_fit_an_int32_and_real_ones_a_float32():
     with pytest.raises(binary.UsageError, match=r"--num_seeds must be at most 2147483647, found"):
         binary.at_least(Rates(0.1, num_seeds=2**31), num_seeds=1)
     for bad, expected in (
-        (float("inf"), r"at most 1e\+09"),
+        (float("inf"), "at most 1000000000.0"),
         (1e30, "at most"),
         (1e-60, "at least"),
     ):
@@ -141,7 +141,7 @@ def test_whole_numbers_fit_an_int32_and_real_ones_a_float32():
         (binary.whole(1, other=(-1,)), (-1, 1, 9), (0, -2, 2**31), "-1 or at "),
         (binary.whole(1, other=(None,)), (None, 1), (0,), "at least 1"),
         (binary.real(0, 0.5, below=True), (0, 0.49), (0.5, -0.1, float("nan")), r"in \[0, 0.5\)"),
-        (binary.real(0, 1), (0, 0.0, 1.0), (1.1,), "at most 1"),
+        (binary.real(0, 1), (0, 0.0, 1.0), (1.1,), r"in \[0, 1\]"),
     ],
 )
 def test_ranges(bounds, good, bad, expected):
@@ -154,3 +154,32 @@ def test_ranges(bounds, good, bad, expected):
     for value in bad:
         with pytest.raises(binary.UsageError, match=rf"--flag must be {expected}"):
             binary.check_ranges(One(value), {"flag": bounds})
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    pool: str = "rows.jsonl"
+    eval_files: tuple[str, ...] = ()
+    chat_template: str | None = None
+    num_seeds: int = 1
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (
+            Texts(pool="a/" + "b" * 256),
+            "--pool must be names of at most 255 bytes, found 256 bytes",
+        ),
+        (Texts(pool="a/" * 3000), "--pool must be names of at most 255 bytes"),
+        (Texts(eval_files=("fine", "a\0b")), r"--eval_files must be text .*, found '\\x00'"),
+        (Texts(chat_template="\ud83d"), r"--chat_template must be text .*, found '\\ud83d'"),
+    ],
+)
+def test_texts_that_name_no_file_are_refused(config, said):
+    with pytest.raises(binary.UsageError, match=said):
+        binary.check_texts(config)
+
+
+def test_texts_that_name_files_pass():
+    binary.check_texts(Texts(pool="Ordner/größte Datei [1].jsonl", eval_files=("b" * 255,)))

@@ -356,7 +356,10 @@ def test_bad_rows_end_the_run_or_are_written_down(tiny: Config, tmp_path: Path):
         ({"model_name_or_path": "nowhere"}, r"--model_name_or_path=nowhere: "),
         ({"model_name_or_path": "stories260k"}, r"SHATTER_DATA_DIR"),
         ({"dataset_name": "ukp_humour", "eval_dataset_name": ()}, r"SHATTER_DATA_DIR"),
-        ({"max_length": 64}, r"--max_length is 64, over the 32 tokens"),
+        (
+            {"max_length": 64},
+            r"--max_length must be at most 32, for .*tiny has 32 positions, found 64",
+        ),
         ({"chat_template": "nowhere.jinja"}, r"no file nowhere\.jinja \(known by name: plain\)"),
     ],
     ids=str,

@@ -1,0 +1,90 @@
+"""What a field of a settings file may hold, and the check that names the field."""
+
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any, Literal, NamedTuple
+
+_NAMES = {
+    "integer": "an integer",
+    "number": "a number",
+    "flag": "true or false",
+    "text": "a text",
+    "texts": "a list of texts",
+    "ids": "a token id or a list of them",
+    "object": "an object of names and values",
+}
+
+
+class Field(NamedTuple):
+    """What a field may hold.
+
+    Attributes:
+      kind: "integer" and "number" take no true or false, "number" takes integers; "ids" is an
+        integer or a list of integers.
+      low: the least number.
+      high: the largest number. Whatever the bounds, NaN and the infinities are refused.
+      optional: whether null (None) is allowed.
+    """
+
+    kind: Literal["integer", "number", "flag", "text", "texts", "ids", "object"]
+    low: float = -math.inf
+    high: float = math.inf
+    optional: bool = False
+
+    def __str__(self) -> str:
+        """What is expected, for messages."""
+        text = _NAMES[self.kind]
+        if self.high < math.inf:
+            text += f" from {self.low:.12g} to {self.high:.12g}"
+        elif self.low > -math.inf:
+            text += f" from {self.low:.12g} on"
+        return text + " or null" * self.optional
+
+
+SIZE = Field("integer", 1, 2**31 - 1)
+FLAG = Field("flag")
+
+
+def check_fields(values: Mapping[str, Any], fields: Mapping[str, Field]) -> None:
+    """Refuses values of another type or out of range; fields that are absent are not asked for.
+
+    Args:
+      values: by name.
+      fields: what is expected, by name; values that it does not name are passed over.
+
+    Raises:
+      ValueError: naming the first field that is wrong, what is expected and what was found.
+    """
+    for name, field in fields.items():
+        if name in values and not _fits(values[name], field):
+            raise ValueError(f"{name} must be {field}, found {shown(values[name])}")
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it.
+
+    Args:
+      value: any.
+
+    Returns:
+      Its `repr`, shortened to about 80 characters.
+    """
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _fits(value: Any, field: Field) -> bool:
+    if value is None:
+        return field.optional
+    if field.kind in ("texts", "ids") and isinstance(value, list | tuple):
+        part = field._replace(kind="text" if field.kind == "texts" else "integer", optional=False)
+        return all(_fits(each, part) for each in value)
+    if field.kind in ("integer", "ids", "number"):
+        kind = Real if field.kind == "number" else Integral
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return False
+        number: Any = value
+        # Written so that NaN fails; an integer beyond the floats is compared, never converted.
+        return bool(field.low <= number <= field.high and -math.inf < number < math.inf)
+    return isinstance(value, {"flag": bool, "text": str, "object": dict}.get(field.kind, ()))

@@ -1,0 +1,167 @@
+"""What cannot be is refused before anything is compiled, in words that name flag, file and line."""
+
+import dataclasses
+import datetime
+import json
+import typing
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import pytest
+
+from experiments.common.binary import UsageError
+from experiments.common.locks import alone
+from experiments.common.progress import open_console
+from experiments.finetune import config as flags
+from experiments.finetune import run
+from experiments.finetune.config import Config, check
+from experiments.finetune.task import load_task
+
+DATED = (
+    "Today is {{ strftime_now('%d') }}\n{% for m in messages %}{{ m.role }} {{ m.content }}\n"
+    "{% endfor %}{% if add_generation_prompt %}assistant {% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def model_folder(
+    make_model: Callable[[Path, int], None], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    make_model(folder, 1)
+    return folder
+
+
+@pytest.fixture
+def config(model_folder: Path, tmp_path: Path) -> Config:
+    return Config(
+        model_name_or_path=str(model_folder),
+        dataset_name=write(tmp_path / "pairs.jsonl", [pair("ab", " c", " d")]),
+        output_dir=str(tmp_path / "run"),
+        max_length=32,
+        kl_length=4,
+        max_completion_length=4,
+        objective="dpo",
+    )
+
+
+def pair(prompt, chosen, rejected):
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_compiled(monkeypatch: pytest.MonkeyPatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("something is compiled")
+
+    monkeypatch.setattr(jax, "jit", refuse)
+
+
+def numeric_fields(config_class) -> set[str]:
+    hints = typing.get_type_hints(config_class)
+    numbers = {int, float}
+    return {name for name, hint in hints.items() if numbers & {hint, *typing.get_args(hint)}}
+
+
+def test_every_number_has_a_range():
+    assert numeric_fields(Config) == set(flags.RANGES)
+
+
+@pytest.mark.parametrize("name", sorted(numeric_fields(Config)))
+def test_no_number_is_absurd(name):
+    check(Config())
+    nan, inf = float("nan"), float("inf")
+    for value in (nan, inf, -inf, -2, 2**31, 2**63, -(2**63), 1e30):
+        with pytest.raises(UsageError, match=f"--{name} must be ") as error:
+            check(dataclasses.replace(Config(), **{name: value}))
+        assert str(error.value).endswith(f", found {value}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"kl_length": 32},
+            "--kl_length must be at most 31, for .*tiny has 32 positions, found 32",
+        ),
+        ({"max_completion_length": 64}, "--max_completion_length must be at most 31, for .* found"),
+        ({"num_devices": 2**20}, r"--num_devices must be at most \d+, the devices that there are"),
+        ({"template_date": "tomorrow"}, "--template_date must be a date such as .* 'tomorrow'"),
+        (
+            {"num_train_epochs": 1e9, "num_devices": 1},
+            "--num_train_epochs=1000000000.0 makes .* steps",
+        ),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_what_the_model_and_the_machine_lack_is_refused(config, changes, message, dry_run):
+    rows = [pair(f"{a}{b}", " c", " d") for a in "abcdefgh" for b in "abcdefgh"]
+    write(Path(config.dataset_name), rows)
+    with pytest.raises(UsageError, match=message):
+        run.experiment(dataclasses.replace(config, dry_run=dry_run, **changes))
+    assert not Path(config.output_dir).exists()
+
+
+def test_lengths_of_what_is_not_sampled_are_free(config):
+    changes = {"kl_length": 64, "max_completion_length": 64, "objective": "reward_model"}
+    load_task(dataclasses.replace(config, **changes))
+    load_task(dataclasses.replace(config, max_completion_length=64, num_generations=0))
+
+
+def test_a_run_folder_of_another_process_is_refused(config):
+    task = load_task(config)
+    with alone(config.output_dir, "--output_dir"):
+        with pytest.raises(UsageError, match=r"--output_dir: process \d+ works on"):
+            run.finetune(config, task)
+
+
+def chats(n=4):
+    user = lambda n: [{"role": "user", "content": f"a{'b' * n}"}]
+    answer = lambda text: [{"role": "assistant", "content": text}]
+    return [pair(user(n), answer("c"), answer("d")) for n in range(n)]
+
+
+def test_the_date_of_a_template_is_frozen_with_the_run_and_settable(config, tmp_path):
+    (tmp_path / "dated.jinja").write_text(DATED)
+    write(Path(config.dataset_name), chats())
+    config = dataclasses.replace(config, chat_template=str(tmp_path / "dated.jinja"))
+    now = datetime.datetime.now()
+    assert load_task(config).model.tokenizer.date.date() == now.date()
+
+    given = dataclasses.replace(config, template_date="2026-01-31T23:59:00")
+    task = load_task(given)
+    with pytest.raises(AssertionError, match="something is compiled"):
+        run.finetune(given, task)  # the folder has been made
+    recorded = json.loads((Path(config.output_dir) / "config.json").read_text())
+    assert recorded["template_date"] == "2026-01-31T23:59:00"
+    again = load_task(config)  # of the run that is resumed, whatever the clock says
+    assert again.model.tokenizer.date == datetime.datetime(2026, 1, 31, 23, 59)
+    assert all(
+        (a.prompt == b.prompt).all()
+        for a, b in zip(task.train.encoded, again.train.encoded, strict=True)
+    )
+    with pytest.raises(AssertionError, match="something is compiled"):
+        run.finetune(config, again)
+    other = dataclasses.replace(config, template_date="2026-02-01")
+    with pytest.raises(UsageError, match="template_date: found '2026-01-31T23:59:00', wanted '20"):
+        run.finetune(other, load_task(other))
+
+
+def test_flags_that_change_nothing_learned_may_change_on_resumption(config):
+    task = load_task(config)
+    for changes in ({}, {"logging_steps": 3, "num_generations": 1, "max_completion_length": 2}):
+        with pytest.raises(AssertionError, match="something is compiled"):
+            run.finetune(dataclasses.replace(config, **changes), task)
+    with pytest.raises(UsageError, match=r"beta: found 0.1, wanted 0.2"):
+        run.finetune(dataclasses.replace(config, beta=0.2), task)
+
+
+def test_a_dry_run_compiles_and_writes_nothing(config):
+    run.describe(config, load_task(config), open_console())
+    assert not Path(config.output_dir).exists()
