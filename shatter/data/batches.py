@@ -72,8 +72,8 @@ def plan_batches(
     """Which rows make each batch of an epoch: every row once, rows of one bucket together.
 
     Rows that are too few for a batch of their bucket go to the next one, so that at most one batch
-    of an epoch is partly filled: no row has a larger say for being in a nearly empty batch. No more
-    is padded than by a partly filled batch in every bucket.
+    of an epoch is partly filled: no row has a larger say for being in a nearly empty batch. That
+    pads no more than a partly filled batch in every bucket would.
 
     The order is a hash of seed, epoch and row, so that it is the same in every version of every
     library, for as long as a run may be resumed.
@@ -102,7 +102,7 @@ def plan_batches(
     bucket_of = np.searchsorted(buckets, lengths[order])
     batches, left = [], order[:0]
     for number, bucket in enumerate(buckets):
-        rows = np.concatenate([left, order[bucket_of == number]])
+        rows = np.concatenate([order[bucket_of == number], left])  # what is left over is short
         num_whole = len(rows) - len(rows) % batch_size
         batches += [(bucket, part) for part in rows[:num_whole].reshape(-1, batch_size)]
         left = rows[num_whole:]
