@@ -106,6 +106,8 @@ def held_out_scores(encoded: Sequence[data.Encoded], utilities: np.ndarray) -> d
     if all(len(row.completions) == 2 and min(row.ranks) >= 0 for row in encoded):
         return baselines.score([row.row for row in encoded], utilities)
     ranks, weight = _ranks(encoded), np.asarray([row.weight for row in encoded])
+    if ranks.shape[1] < 2:
+        return {}
     each = np.asarray(losses.ilhf_ranking_loss(jnp.asarray(utilities), jnp.asarray(ranks)))
     shown = ranks >= 0
     ordered = (ranks[:, :, None] < ranks[:, None, :]) & shown[:, :, None] & shown[:, None, :]
