@@ -62,8 +62,9 @@ def load_frozen(
     """
     try:
         folder = model_folder(name, data_dir)
-        options = {} if revision is None else {"revision": revision}
-        config, params, tokenizer = models.load_pretrained(folder, dtype="float32", **options)
+        config, params, tokenizer = models.load_pretrained(
+            folder, dtype="float32", revision=revision
+        )
     except (OSError, ImportError, ValueError) as error:
         raise UsageError(f"--model_name_or_path={name}: {error}") from error
     if tokenizer is None:

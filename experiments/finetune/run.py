@@ -73,6 +73,8 @@ def finetune(
         )
     tokenizer = task.model.tokenizer
     facts: dict[str, Any] = {"weights": weights_hash(task.model.params), "data": _data_hash(task)}
+    if task.model.commit is not None:
+        facts["commit"] = task.model.commit
     facts |= {"devices": len(plan.devices(config)), "processes": jax.process_count()}
     if tokenizer.asks_for_date and tokenizer.date is not None:
         facts["template_date"] = tokenizer.date.isoformat()
@@ -91,11 +93,12 @@ def _run(
             run_folder.write_text(folder / f"bad_rows_{name}.jsonl", "\n".join(lines) + "\n")
     done = folder / "summary.json"
     if done.exists():
+        run_folder.remove_folder(folder / "checkpoints")
         progress("complete already", plan.num_steps(config, task))
         return run_folder.read_json(done)
     result = train.train(config, task, folder, progress=progress)
     run_folder.write_csv(folder / "metrics.csv", history.csv_rows(config, result.history))
-    _save_model(folder / "model", task, result.trainable)
+    _save_model(folder / "model", config, task, result.trainable)
     if config.objective != "reward_model" and config.num_generations:
         _write_samples(folder / "samples.txt", config, task, result.trainable)
     evaluations = [row for row in result.history if history.is_evaluation(row)]
@@ -212,19 +215,27 @@ def _data_hash(task: Task) -> str:
     return digest.hexdigest()
 
 
-def _save_model(folder: Path, task: Task, trainable: Trainable) -> None:
+def _save_model(folder: Path, config: Config, task: Task, trainable: Trainable) -> None:
     """The model folder, or the adapters in the PEFT layout; a reward head in a file of its own."""
-    model = task.model
+    model, origin = task.model, task.model.folder
     if model.lora is None:
-        models.save_pretrained(folder, model.config, trainable.model, model.tokenizer)
+        models.save_pretrained(folder, model.config, trainable.model, model.tokenizer, like=origin)
     else:
-        models.save_lora(folder, model.config, trainable.model, model.lora)
-    if trainable.head is not None:
-        from safetensors.numpy import save_file
-
-        save_file(
-            {"score.weight": np.array(trainable.head)[None]}, folder / "reward_head.safetensors"
+        models.save_lora(
+            folder,
+            model.config,
+            trainable.model,
+            model.lora,
+            base=origin if model.commit is None else config.model_name_or_path,
+            revision=model.commit,
+            tokenizer=model.tokenizer,
+            like=origin,
         )
+    if trainable.head is not None:
+        from safetensors.numpy import save
+
+        with run_folder.replaced(folder / "reward_head.safetensors") as file:
+            file.write(save({"score.weight": np.array(trainable.head)[None]}))
 
 
 def _write_samples(path: Path, config: Config, task: Task, trainable: Trainable) -> None:

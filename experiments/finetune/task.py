@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.common import binary, run_folder, sources
 from experiments.common.binary import UsageError
-from experiments.common.frozen import load_frozen
+from experiments.common.frozen import load_frozen, model_folder
 from experiments.finetune.config import Config
 from experiments.finetune.judgements import DATASETS, load_judgements
 from shatter import data, models
@@ -42,6 +42,8 @@ class Pretrained(NamedTuple):
       tokenizer: its tokenizer.
       lm: the language model.
       lora: of the adapters; None = every parameter is trained.
+      folder: where it was opened.
+      commit: of a model of the hub; None = it is a folder of the user's.
     """
 
     config: models.TransformerConfig
@@ -49,6 +51,8 @@ class Pretrained(NamedTuple):
     tokenizer: models.Tokenizer
     lm: models.LanguageModel
     lora: models.LoraConfig | None
+    folder: Path | None = None
+    commit: str | None = None
 
 
 class Split(NamedTuple):
@@ -110,13 +114,10 @@ def load_model(config: Config) -> Pretrained:
         settings["dtype"] = "bfloat16"
     loaded = dataclasses.replace(loaded, **settings)
     lora = _lora(config, loaded, params) if config.use_peft else None
-    return Pretrained(loaded, params, tokenizer, models.transformer(loaded), lora)
-
-
-def end_tokens(model: Pretrained) -> tuple[int, ...]:
-    """The tokens that end a response: the one that closes completions in training is the first."""
-    ids = dict.fromkeys((model.tokenizer.eos, *model.config.eos))
-    return tuple(token for token in ids if token is not None)
+    name = model_folder(config.model_name_or_path, config.data_dir)
+    folder, commit = models.find_pretrained(name, revision=config.model_revision)
+    lm = models.transformer(loaded)
+    return Pretrained(loaded, params, tokenizer, lm, lora, folder, commit)
 
 
 def _template_date(config: Config) -> datetime.datetime:
