@@ -14,7 +14,7 @@ from experiments.common.binary import UsageError
 from experiments.finetune import objectives
 from experiments.finetune.config import Config
 from experiments.finetune.objectives import OBJECTIVES, Mean, Scores
-from experiments.finetune.task import Pretrained, Training, end_tokens
+from experiments.finetune.task import Pretrained, Training
 from shatter import data, documents, losses, models
 from shatter.types import Array, Key, Params
 
@@ -263,6 +263,8 @@ def make_sampler(
             f"found {max_length}"
         )
     bos = model.tokenizer.eos if model.tokenizer.bos is None else model.tokenizer.bos
+    ids = dict.fromkeys((model.tokenizer.eos, *model.config.eos))
+    ends = tuple(end for end in ids if end is not None)
 
     @partial(jax.jit, compiler_options=compiler_options(model))
     def run(params: Params, key: Key, tokens: Array, valid: Array) -> Sampled:
@@ -273,7 +275,7 @@ def make_sampler(
             tokens,
             num_samples=num_samples,
             max_length=max_length,
-            eos=end_tokens(model),
+            eos=ends,
             valid=valid,
         )
         mask = samples.mask.reshape(-1, samples.mask.shape[-1])

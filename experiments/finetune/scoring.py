@@ -22,7 +22,7 @@ from experiments.finetune.learning import (
     numbers,
     score,
 )
-from experiments.finetune.objectives import OBJECTIVES, teaches
+from experiments.finetune.objectives import OBJECTIVES, num_slots, rank_array
 from experiments.finetune.plan import Plan, devices, first_epoch, spread
 from experiments.finetune.task import Pretrained
 from shatter import data, losses
@@ -36,19 +36,15 @@ def _over_rows(
     ref_log_probs: np.ndarray | None = None,
 ) -> np.ndarray:
     """`function` of the rows of a plan, `[rows, K]`; 0 in other rows and in empty slots."""
-    num_slots = _num_slots(encoded)
-    result = np.zeros((len(encoded), num_slots), np.float32)
+    most = num_slots(encoded)
+    result = np.zeros((len(encoded), most), np.float32)
     ref = np.zeros_like(result) if ref_log_probs is None else ref_log_probs
     for length, rows in plan:
-        batch = data.collate(encoded, rows, length=length, num_slots=num_slots)
+        batch = data.collate(encoded, rows, length=length, num_slots=most)
         real = batch.row >= 0
         result[batch.row[real]] = np.asarray(function(numbers(batch, ref)))[real]
     slots = np.asarray([len(row.completions) for row in encoded])
-    return np.where(np.arange(num_slots) < slots[:, None], result, 0.0).astype(np.float32)
-
-
-def _num_slots(encoded: Sequence[data.Encoded]) -> int:
-    return max(len(row.completions) for row in encoded)
+    return np.where(np.arange(most) < slots[:, None], result, 0.0).astype(np.float32)
 
 
 def _held_out_plan(config: Config, encoded: Sequence[data.Encoded]) -> Plan:
@@ -59,33 +55,6 @@ def _held_out_plan(config: Config, encoded: Sequence[data.Encoded]) -> Plan:
         epoch=0,
         buckets=data.length_buckets(config.max_length),
     )
-
-
-def check_held_out(config: Config, name: str, encoded: Sequence[data.Encoded]) -> None:
-    """Refuses held-out rows of which nothing could be measured, before anything is compiled.
-
-    Raises:
-      UsageError: naming the file, what was expected and what was found.
-    """
-    able = teaches(config, _ranks(encoded)) & (np.asarray([row.weight for row in encoded]) > 0)
-    if not able.any():
-        expected = (
-            "a demonstration of weight above 0"
-            if config.objective == "sft"
-            else "a comparison of weight above 0 in which one response is better than another"
-        )
-        raise UsageError(
-            f"--eval_dataset_name: {name}: expected {expected}, found none in {len(encoded)} rows: "
-            f"{config.objective} has nothing to be judged by; leave the file out, or add such rows"
-        )
-
-
-def _ranks(encoded: Sequence[data.Encoded]) -> np.ndarray:
-    """The rows' ranks, int `[rows, K]`; -1 in empty slots."""
-    ranks = np.full((len(encoded), _num_slots(encoded)), -1)
-    for number, row in enumerate(encoded):
-        ranks[number, : len(row.ranks)] = row.ranks
-    return ranks
 
 
 def held_out_scores(encoded: Sequence[data.Encoded], utilities: np.ndarray) -> dict[str, float]:
@@ -105,7 +74,7 @@ def held_out_scores(encoded: Sequence[data.Encoded], utilities: np.ndarray) -> d
     """
     if all(len(row.completions) == 2 and min(row.ranks) >= 0 for row in encoded):
         return baselines.score([row.row for row in encoded], utilities)
-    ranks, weight = _ranks(encoded), np.asarray([row.weight for row in encoded])
+    ranks, weight = rank_array(encoded), np.asarray([row.weight for row in encoded])
     if ranks.shape[1] < 2:
         return {}
     each = np.asarray(losses.ilhf_ranking_loss(jnp.asarray(utilities), jnp.asarray(ranks)))
@@ -138,7 +107,7 @@ def demonstration_scores(
       token_log_loss: the loss of sft, mean of minus the mean log-prob of a completion's token,
       nats. Absent where no row has weight.
     """
-    ranks, weight = _ranks(encoded), np.asarray([row.weight for row in encoded])
+    ranks, weight = rank_array(encoded), np.asarray([row.weight for row in encoded])
     lengths = np.ones(ranks.shape)
     for number, row in enumerate(encoded):
         lengths[number, : len(row.completions)] = [len(ids) for ids in row.completions]
@@ -217,7 +186,7 @@ def _make_scorer(
 
 def no_reference(encoded: Sequence[data.Encoded]) -> np.ndarray:
     """Zeros `[rows, K]`, where no log-prob of the reference is read."""
-    return np.zeros((len(encoded), _num_slots(encoded)), np.float32)
+    return np.zeros((len(encoded), num_slots(encoded)), np.float32)
 
 
 def check_reference(
