@@ -1,13 +1,14 @@
 """The objectives of fine-tuning: one table from a flag to functions of arrays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.common.binary import UsageError
 from experiments.finetune.config import Config
-from shatter import losses
+from shatter import data, losses
 from shatter.numerics import masked_mean
 from shatter.types import Array
 
@@ -26,6 +27,18 @@ class Scores(NamedTuple):
     lengths: Array
     ref_log_probs: Array
     rewards: Array
+
+
+class Mean(NamedTuple):
+    """A weighted mean in two parts, which add up over batches; without weight there is no mean.
+
+    Attributes:
+      total: `[]`, the weighted sum.
+      weight: `[]`, the sum of the weights.
+    """
+
+    total: Array
+    weight: Array
 
 
 class Objective(NamedTuple):
@@ -128,7 +141,62 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-def metrics(config: Config, scores: Scores, ranks: Array, weight: Array) -> dict[str, Array]:
+def teaches(config: Config, ranks: np.ndarray) -> np.ndarray:
+    """Which answers an objective can learn from, or be judged by.
+
+    Args:
+      config: the config.
+      ranks: int `[..., K]`; < 0 = not shown, or an empty slot.
+
+    Returns:
+      bool `[...]`: whether a completion is shown to sft, whether two have different ranks to all
+      other objectives.
+    """
+    shown = ranks >= 0
+    if config.objective == "sft":
+        return np.asarray(shown.any(axis=-1))
+    top = np.where(shown, ranks, np.iinfo(np.int64).max).min(axis=-1)
+    return np.asarray(np.where(shown, ranks, -1).max(axis=-1) > top)
+
+
+def check_held_out(config: Config, name: str, encoded: Sequence[data.Encoded]) -> None:
+    """Refuses held-out rows of which nothing could be measured.
+
+    Args:
+      config: the config.
+      name: of the file, for the message.
+      encoded: its rows.
+
+    Raises:
+      UsageError: naming the file, what was expected and what was found.
+    """
+    able = teaches(config, rank_array(encoded)) & (np.asarray([row.weight for row in encoded]) > 0)
+    if not able.any():
+        expected = (
+            "a demonstration of weight above 0"
+            if config.objective == "sft"
+            else "a comparison of weight above 0 in which one response is better than another"
+        )
+        raise UsageError(
+            f"--eval_dataset_name: {name}: expected {expected}, found none in {len(encoded)} rows, "
+            f"so that {config.objective} cannot be judged by it; leave it out, or add such rows"
+        )
+
+
+def num_slots(encoded: Sequence[data.Encoded]) -> int:
+    """K, the most completions of a row."""
+    return max(len(row.completions) for row in encoded)
+
+
+def rank_array(encoded: Sequence[data.Encoded]) -> np.ndarray:
+    """The rows' ranks, int `[rows, K]`; -1 in empty slots."""
+    ranks = np.full((len(encoded), num_slots(encoded)), -1)
+    for number, row in enumerate(encoded):
+        ranks[number, : len(row.ranks)] = row.ranks
+    return ranks
+
+
+def metrics(config: Config, scores: Scores, ranks: Array, weight: Array) -> dict[str, Mean]:
     """Means over comparisons with a best and a worst response, under the names that TRL has.
 
     Where a comparison has several best (worst) ones, their mean is taken. A margin within the
@@ -141,14 +209,14 @@ def metrics(config: Config, scores: Scores, ranks: Array, weight: Array) -> dict
       weight: `[B]`.
 
     Returns:
-      Scalars `[]` by name.
+      Means by name.
     """
     shown = ranks >= 0
     top = jnp.min(jnp.where(shown, ranks, jnp.iinfo(ranks.dtype).max), axis=1, keepdims=True)
     bottom = jnp.max(jnp.where(shown, ranks, -1), axis=1, keepdims=True)
     best, worst = shown & (ranks == top), shown & (ranks == bottom)
     weight = jnp.where(jnp.squeeze(bottom > top, axis=1), weight, 0.0)
-    mean = lambda values: jnp.sum(weight * values) / jnp.maximum(jnp.sum(weight), 1e-9)
+    mean = lambda values: Mean(jnp.sum(weight * values), jnp.sum(weight))
     is_reward_model = config.objective == "reward_model"
     rewards = scores.rewards if is_reward_model else implicit_rewards(config, scores)
     chosen, rejected = masked_mean(rewards, best), masked_mean(rewards, worst)
