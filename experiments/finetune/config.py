@@ -178,8 +178,8 @@ class Config:
     save_steps: int = 100
     """Steps between checkpoints."""
 
-    save_total_limit: int = 1
-    """How many checkpoints are kept."""
+    save_total_limit: int = 2
+    """How many checkpoints are kept; the one before the newest serves where that is damaged."""
 
     resume_from_checkpoint: Literal["auto", "never"] | int = "auto"
     """auto: from the newest checkpoint in --output_dir, if there is one. never: refuse a folder
