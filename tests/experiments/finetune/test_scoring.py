@@ -130,7 +130,7 @@ def test_demonstrations_are_judged_by_the_loss_of_sft():
     log_probs = np.array([[-8.0, 0, 0], [-3.0, -50.0, -6.0], [-1.0, -1.0, 0]])
     found = scoring.demonstration_scores(rows, log_probs)
     assert found == pytest.approx({"token_log_loss": (1 * 2.0 + 3 * (1.5 + 2.0) / 2) / 4})
-    assert scoring.demonstration_scores(rows[2:], log_probs[2:]) == {}
+    assert scoring.demonstration_scores(rows[2:], log_probs[2:, :2]) == {}
 
 
 def test_held_out_demonstrations_are_measured_by_a_run(config: Config, tmp_path: Path):
