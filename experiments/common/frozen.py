@@ -97,7 +97,7 @@ def _with_chat_template(tokenizer: models.Tokenizer, given: str) -> models.Token
         raise UsageError(f"--chat_template: no file {file} (known by name: {known})")
     try:
         source = file.read_text(encoding="utf-8") if file.is_file() else given
-        return tokenizer.with_chat_template(source)
+        return tokenizer.with_chat_template(source, name=given)
     except (OSError, ValueError) as error:
         raise UsageError(f"--chat_template={given}: {error}") from error
 

@@ -164,10 +164,16 @@ def describe(config: Config, task: Task, console: Console) -> None:
     console.print(
         "\nThe first comparison, token by token; [brackets] are what the loss counts:", markup=False
     )
-    for rank, completion in zip(first.ranks, first.completions, strict=True):
-        text = "".join(_shown(model.tokenizer, token) for token in first.prompt)
-        marked = "".join(f"[{_shown(model.tokenizer, token)}]" for token in completion)
+    skipped = first.skipped or (0,) * len(first.completions)
+    for rank, completion, num in zip(first.ranks, first.completions, skipped, strict=True):
+        before = np.concatenate([first.prompt, completion[:num]])
+        text = "".join(_shown(model.tokenizer, token) for token in before)
+        marked = "".join(f"[{_shown(model.tokenizer, token)}]" for token in completion[num:])
         console.print(f"  rank {rank}: {text}{marked}", markup=False)
+    if any(row.skipped for row in task.train.encoded):
+        console.print(
+            "Of conversations without a prompt of their own the loss counts the last turn alone."
+        )
     steps = num_steps(config, task)
     trained = jax.eval_shape(
         lambda key: learning.start(config, model, key), jax.eval_shape(lambda: jax.random.key(0))
@@ -208,7 +214,8 @@ def _data_hash(task: Task) -> str:
     digest = hashlib.sha256()
     for split in _splits(task).values():
         for row in split.encoded:
-            digest.update(f"{row.ranks}{row.weight}{row.votes}{len(row.prompt)}".encode())
+            about = f"{row.ranks}{row.weight}{row.votes}{row.skipped}{len(row.prompt)}"
+            digest.update(about.encode())
             for ids in (row.prompt, *row.completions):
                 digest.update(ids.tobytes())
     digest.update(task.train.ranks.tobytes() + task.train.weight.tobytes())

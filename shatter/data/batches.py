@@ -22,7 +22,8 @@ class Batch(NamedTuple):
 
     Attributes:
       tokens: int32 `[B, K, T]`, prompt, completion, padding.
-      mask: bool `[B, K, T]`, true on the completion, EOS included.
+      mask: bool `[B, K, T]`, true on the tokens that the loss counts: the completion, EOS included,
+        without the turns that `Encoded.skipped` leaves out.
       valid: bool `[B, K, T]`, false on padding.
       ranks: int32 `[B, K]`, smaller is better; < 0 = not shown, or an empty slot (-1).
       weight: float32 `[B]`.
@@ -165,8 +166,10 @@ def collate(
                 f"found {len(row.completions)} and {row.length}"
             )
         for k in range(num_slots):
-            completion = row.completions[k if k < len(row.completions) else 0]
-            starts[b, k], ends[b, k] = len(row.prompt), len(row.prompt) + len(completion)
+            slot = k if k < len(row.completions) else 0
+            completion = row.completions[slot]
+            starts[b, k] = len(row.prompt) + (row.skipped[slot] if row.skipped else 0)
+            ends[b, k] = len(row.prompt) + len(completion)
             tokens[b, k, : ends[b, k]] = np.concatenate([row.prompt, completion])
         if number >= 0:
             weight[b], ranks[b, : len(row.ranks)] = row.weight, row.ranks

@@ -255,10 +255,15 @@ def _decoding(
     assert lm.init_cache is not None and lm.decode is not None
     decode = lm.decode
     batch, prompt_length = prompts.shape
-    if valid is None:  # the model refuses, while tracing, documents that are too long for it
-        longest = jnp.zeros((batch, prompt_length + max_length - 1), prompts.dtype)
-        jax.eval_shape(lm.apply, params, longest)
-    else:
+    # The model refuses, while tracing, documents that are too long for it. Nothing follows their
+    # last token, so it needs no position; of a prompt whose padding is traced one token is sure.
+    is_traced = isinstance(valid, jax.core.Tracer)
+    prompt = (
+        prompt_length if valid is None else 1 if is_traced else int(np.asarray(valid).sum(1).max())
+    )
+    longest = jnp.zeros((batch, max(prompt, 1) + max_length - 1), prompts.dtype)
+    jax.eval_shape(lm.apply, params, longest)
+    if valid is not None:
         valid = valid[:, :-1] & (jnp.arange(prompt_length - 1)[None] != last[:, None])
     shared = lm.repeat_cache is not None
     if not shared:

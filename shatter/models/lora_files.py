@@ -10,19 +10,17 @@ import numpy as np
 
 from shatter.models.families import FAMILIES, family_of
 from shatter.models.lora import LoraConfig, check_adapters, places_of
-from shatter.models.peft_config import check_targets, read_peft_config
+from shatter.models.peft_config import check_targets, read_peft_config, write_peft_config
 from shatter.models.pretrained import generation_settings
-from shatter.models.saving import staged, write_json
+from shatter.models.saving import check_finite, staged, write_json, write_tensors
 from shatter.models.tokenizer import Tokenizer, read_json
 from shatter.models.transformer import transformer
 from shatter.models.transformer_config import TransformerConfig
 from shatter.models.weight_files import (
     Stored,
-    check_finite,
     existing,
     open_weights,
     safetensors,
-    write_tensors,
 )
 from shatter.types import Params
 
@@ -68,13 +66,6 @@ def save_lora(
       ImportError: without the packages of the extra "pretrained".
     """
     safetensors()
-    is_folder = base is not None and Path(base).expanduser().is_dir()
-    if revision is not None and (base is None or is_folder):
-        raise ValueError(
-            f"a revision is of a name on the Hugging Face hub, found {revision!r} and the base "
-            f"{base!r}: leave it out, or pass the name"
-        )
-    whole_base = str(Path(base).expanduser().resolve() if base and is_folder else base)
     places = check_adapters(_shapes(config), adapters, lora)
     modules = _modules(config)
     for target in places:
@@ -91,21 +82,14 @@ def save_lora(
             for layer, matrix in enumerate(np.asarray(pair[side])):
                 name = _name(modules[target], layer, side)
                 tensors[name] = np.ascontiguousarray(matrix.T)  # not a view: it would be scrambled
-    settings = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": None if base is None else whole_base,
-        "revision": revision,
-        "r": lora.rank,
-        "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
-        "use_rslora": lora.use_rslora,
-        "target_modules": [modules[target].partition("{layer}.")[2] for target in places],
-        "fan_in_fan_out": family_of(config) == "gpt2",
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "inference_mode": True,
-    }
     check_finite(tensors.items())
+    settings = write_peft_config(
+        lora,
+        target_modules=[modules[target].partition("{layer}.")[2] for target in places],
+        fan_in_fan_out=family_of(config) == "gpt2",
+        base=base,
+        revision=revision,
+    )
     generation = generation_settings(config, tokenizer, like)
     with staged(folder, config=_CONFIG) as staging:
         write_tensors(staging / _WEIGHTS, tensors)
@@ -140,27 +124,18 @@ def load_lora(folder: str | Path, config: TransformerConfig) -> tuple[Params, Lo
         settings = read_peft_config(read_json(settings_file))
     except ValueError as error:
         raise ValueError(f"{settings_file}: {error}") from error
+    modules, places = _modules(config), places_of(_shapes(config))
+    names = {
+        (target, side): [_name(module, layer, side) for layer in range(config.num_layers)]
+        for target, module in modules.items()
+        for side in _SIDES
+    }
     with open_weights(file) as opened:
         stored = {name: Stored(file, opened, name) for name in opened.keys()}
-        modules, places = _modules(config), places_of(_shapes(config))
-        names = {
-            (target, side): [_name(module, layer, side) for layer in range(config.num_layers)]
-            for target, module in modules.items()
-            for side in _SIDES
-        }
         targets = dict.fromkeys(
             target for (target, _), own in names.items() if not stored.keys().isdisjoint(own)
         )
-        if not targets:
-            raise ValueError(
-                f"{file} has no adapter of this model; {_CONFIG} names the modules "
-                f"{settings.target_modules!r} of {settings.base!r}"
-            )
-        of_layers = {
-            target: [module.format(layer=layer) for layer in range(config.num_layers)]
-            for target, module in modules.items()
-        }
-        check_targets(settings, of_layers, targets, file)
+        check_targets(settings, _of_layers(config), targets, file)
         lora = LoraConfig(settings.rank, settings.alpha, tuple(targets), settings.use_rslora)
         expected: dict[str, tuple[int, ...]] = {}
         for target in targets:
@@ -191,6 +166,14 @@ def _modules(config: TransformerConfig) -> dict[str, str]:
             target = tensor.part or name.removesuffix("/kernel")
             modules[target] = tensor.name.removesuffix(".weight")
     return modules
+
+
+def _of_layers(config: TransformerConfig) -> dict[str, list[str]]:
+    """Target -> its modules in transformers, one a block."""
+    return {
+        target: [module.format(layer=layer) for layer in range(config.num_layers)]
+        for target, module in _modules(config).items()
+    }
 
 
 def _name(module: str, layer: int, side: str) -> str:

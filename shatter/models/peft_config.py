@@ -1,11 +1,12 @@
 """adapter_config.json of PEFT: what is read of it, and what is refused."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from shatter.models.fields import FLAG, SIZE, Field, check_fields, shown
 from shatter.models.lora import FIELDS as LORA_FIELDS
+from shatter.models.lora import LoraConfig
 
 _FLAG, _TEXT = FLAG._replace(optional=True), Field("text", optional=True)
 _FIELDS = {
@@ -100,8 +101,58 @@ def read_peft_config(settings: Mapping[str, Any]) -> PeftConfig:
     )
 
 
+def write_peft_config(
+    lora: LoraConfig,
+    *,
+    target_modules: list[str],
+    fan_in_fan_out: bool,
+    base: str | Path | None,
+    revision: str | None,
+) -> dict[str, Any]:
+    """Makes an adapter_config.json.
+
+    Args:
+      lora: of the adapters.
+      target_modules: names of modules in transformers, without their block.
+      fan_in_fan_out: whether those modules store their weights [in, out].
+      base: folder of the base, or its name on the hub.
+      revision: of a name on the hub.
+
+    Returns:
+      The settings.
+
+    Raises:
+      ValueError: if there is a revision without a name on the hub.
+    """
+    folder = None if base is None else Path(base).expanduser()
+    if revision is not None and (folder is None or folder.is_dir()):
+        raise ValueError(
+            f"a revision is of a name on the Hugging Face hub, found {revision!r} and the base "
+            f"{base!r}: leave it out, or pass the name"
+        )
+    if folder is not None:  # a folder's whole path, which holds wherever the reader stands
+        base = str(folder.resolve() if folder.is_dir() else base)
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "revision": revision,
+        "r": lora.rank,
+        "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
+        "use_rslora": lora.use_rslora,
+        "target_modules": target_modules,
+        "fan_in_fan_out": fan_in_fan_out,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+    }
+
+
 def check_targets(
-    settings: PeftConfig, modules: Mapping[str, Iterable[str]], targets: Iterable[str], file: Path
+    settings: PeftConfig,
+    modules: Mapping[str, Collection[str]],
+    targets: Collection[str],
+    file: Path,
 ) -> None:
     """Refuses files whose tensors are not those of the modules that the config names.
 
@@ -115,8 +166,13 @@ def check_targets(
       file: of the tensors.
 
     Raises:
-      ValueError: naming the targets that only one of both has.
+      ValueError: if the file has tensors of no target, or not of those that the config names.
     """
+    if not targets:
+        raise ValueError(
+            f"{file} has no adapter of this model; adapter_config.json names the modules "
+            f"{settings.target_modules!r} of {settings.base!r}"
+        )
     names, excluded = settings.target_modules, settings.exclude_modules or []
     if names is None or _is_text(names) or _is_text(excluded):
         return
@@ -137,7 +193,7 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _is_named(module: str, names: Iterable[str]) -> bool:
+def _is_named(module: str, names: Collection[str]) -> bool:
     """Whether a list of PEFT has a module: by its whole name, or by the end of it."""
     parts = module.split(".")
     return not {".".join(parts[i:]) for i in range(len(parts))}.isdisjoint(names)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shatter.models.families import FAMILIES, family_of
+from shatter.models.fields import Field, check_fields
 from shatter.models.pretrained_config import check_generation, read_config, write_config
 from shatter.models.pretrained_weights import read_weights, write_weights
 from shatter.models.saving import staged, write_json
@@ -98,6 +99,7 @@ def save_pretrained(
         )
     if set(params) != {"params"}:
         raise ValueError(f"expected parameters {{'params': ...}}, found the keys {list(params)}")
+    check_fields({"max_shard_size": max_shard_size}, {"max_shard_size": Field("integer", 1)})
     _check_vocabulary(tokenizer, config, Path(folder))
     dtype = str(params["params"]["token_embedding"]["embedding"].dtype)
     own = None if tokenizer is None else tokenizer.eos

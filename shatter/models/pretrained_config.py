@@ -201,6 +201,7 @@ def _resolve(config: TransformerConfig) -> dict[str, Any]:
 def _read_rope(settings: Mapping[str, Any]) -> Rope:
     """From `rope_theta` and `rope_scaling`, or `rope_parameters`, nested by layer type or not."""
     parameters = {**(settings.get("rope_parameters") or {}), **(settings.get("rope_scaling") or {})}
+    check_fields(parameters, _ROPE_FIELDS)
     if any(isinstance(value, dict) for value in parameters.values()):
         if "full_attention" not in parameters:
             raise ValueError(
@@ -208,7 +209,7 @@ def _read_rope(settings: Mapping[str, Any]) -> Rope:
             )
         check_fields(parameters, {"full_attention": Field("object")})
         parameters = parameters["full_attention"]
-    check_fields(parameters, _ROPE_FIELDS)
+        check_fields(parameters, _ROPE_FIELDS)
     parameters = {"rope_theta": settings.get("rope_theta", 10_000.0)} | parameters
     share = parameters.get("partial_rotary_factor", settings.get("partial_rotary_factor", 1.0))
     if share not in (None, 1.0):

@@ -13,20 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from shatter.models.families import Family, Tensor, part_of, stored_shape
+from shatter.models.saving import check_finite, write_index, write_tensors
 from shatter.models.transformer import transformer
 from shatter.models.transformer_config import TransformerConfig
 from shatter.models.weight_files import (
     INDEX,
     WEIGHTS,
     Stored,
-    check_finite,
     check_size,
     float_type,
     num_values,
     open_weights,
     weight_files,
-    write_index,
-    write_tensors,
 )
 from shatter.types import Params
 
@@ -68,8 +66,8 @@ def read_weights(
         leaves = {}
         for path, shape in _leaf_shapes(config).items():
             own = [row for row in rows if row.tensor.path == path]
-            found = jnp.result_type(*{stored[row.name].dtype() for row in own})
-            kind = jax.dtypes.canonicalize_dtype(found if asked is None else asked)
+            kinds = {stored[row.name].dtype() for row in own} if asked is None else {asked}
+            kind = jnp.result_type(*map(jax.dtypes.canonicalize_dtype, kinds))
             leaf = np.empty(shape, kind)
             for row in own:
                 value = stored[row.name].read(kind)

@@ -5,12 +5,16 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
 from shatter.models.tokenizer import FILES as TOKENIZER_FILES
-from shatter.models.weight_files import INDEX
+from shatter.models.weight_files import INDEX, not_finite, safetensors
 
 _WEIGHT_FILES = {
     "config.json": re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"),
@@ -55,6 +59,50 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
       value: what JSON can hold, NaN and the infinities not among it.
     """
     path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_tensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a safetensors file, as readable for others as any file of this process.
+
+    Args:
+      file: a new one.
+      tensors: by name, contiguous.
+    """
+    file.touch()
+    mode = stat.S_IMODE(file.stat().st_mode)  # as the umask has it; the package writes 0600
+    safetensors().numpy.save_file(dict(tensors), file, metadata={"format": "pt"})
+    file.chmod(mode)
+
+
+def write_index(folder: Path, places: Mapping[str, str], total: int) -> None:
+    """Writes the index of shards.
+
+    Args:
+      folder: of the model.
+      places: file by name of tensor.
+      total: bytes of all tensors.
+    """
+    index = {"metadata": {"total_size": total}, "weight_map": dict(places)}
+    write_json(folder / INDEX, index)
+
+
+def check_finite(leaves: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Refuses parameters that no one could load again.
+
+    Args:
+      leaves: of parameters, by path.
+
+    Raises:
+      ValueError: if one is not of floats, or holds NaN or an infinity.
+    """
+    for path, leaf in leaves:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(f"{path} is of {leaf.dtype}; expected a float type")
+        if (num := not_finite(leaf)) > 0:
+            raise ValueError(
+                f"{path} holds {num} values of {leaf.size} that are NaN or infinite: the training "
+                "diverged, and nothing is saved; take an earlier checkpoint, or a smaller step"
+            )
 
 
 def _remove_stale(target: Path) -> None:

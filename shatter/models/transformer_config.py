@@ -38,7 +38,7 @@ FIELDS = {
 }
 """Types and ranges of the fields of `TransformerConfig`."""
 
-_FACTOR = Field("number", 1e-3, 1e6)
+_FACTOR = Field("number", 1e-3, 1e9)
 ROPE_FIELDS = {
     "theta": Field("number", 1.0, 1e15),
     "factor": _FACTOR,

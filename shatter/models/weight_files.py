@@ -1,14 +1,11 @@
-"""Files of weights: opened, checked, read tensor by tensor, and written."""
+"""Files of weights: opened, checked and read, tensor by tensor."""
 
-import json
 import math
 import os
-import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from shatter.models.fields import shown
@@ -48,7 +45,7 @@ class Stored(NamedTuple):
                 f"{self.file}: {self.name} is stored as {kind}; expected one of "
                 f"{', '.join(_FLOATS)} (quantised weights are not supported)"
             )
-        return jnp.dtype(_FLOATS[kind])
+        return np.dtype(_FLOATS[kind])  # numpy knows of float64 without a warning
 
     def read(self, dtype: Any = None) -> np.ndarray:
         """Its values.
@@ -75,7 +72,7 @@ class Stored(NamedTuple):
         if (num := not_finite(cast)) > 0:
             raise ValueError(
                 f"{self.file}: {self.name} holds {num} values of {value.size} beyond the range of "
-                f"{jnp.dtype(dtype)}: load the model in a wider type such as 'float32'"
+                f"{np.dtype(dtype)}: load the model in a wider type such as 'float32'"
             )
         return cast
 
@@ -105,7 +102,7 @@ def float_type(dtype: str) -> Any:
       ValueError: if it is not one of floats.
     """
     try:
-        known = jnp.dtype(dtype).name in _FLOATS.values()
+        known = np.dtype(dtype).name in _FLOATS.values()
     except TypeError:
         known = False
     if not known:
@@ -113,7 +110,7 @@ def float_type(dtype: str) -> Any:
             f"dtype must be a float type such as 'float32', found {dtype!r}; known are "
             f"{', '.join(_FLOATS.values())}"
         )
-    return jnp.dtype(dtype)
+    return np.dtype(dtype)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -172,50 +169,6 @@ def open_weights(file: Path) -> Any:
             f"{file} ({file.stat().st_size} bytes) is no whole safetensors file: {error}; fetch it "
             "again (by `git lfs pull` where it is a pointer)"
         ) from error
-
-
-def write_tensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes a safetensors file, as readable for others as any file of this process.
-
-    Args:
-      file: a new one.
-      tensors: by name, contiguous.
-    """
-    file.touch()
-    mode = stat.S_IMODE(file.stat().st_mode)  # as the umask has it; the package writes 0600
-    safetensors().numpy.save_file(dict(tensors), file, metadata={"format": "pt"})
-    file.chmod(mode)
-
-
-def write_index(folder: Path, places: Mapping[str, str], total: int) -> None:
-    """Writes the index of shards.
-
-    Args:
-      folder: of the model.
-      places: file by name of tensor.
-      total: bytes of all tensors.
-    """
-    index = {"metadata": {"total_size": total}, "weight_map": dict(places)}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def check_finite(leaves: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Refuses parameters that no one could load again.
-
-    Args:
-      leaves: of parameters, by path.
-
-    Raises:
-      ValueError: if one is not of floats, or holds NaN or an infinity.
-    """
-    for path, leaf in leaves:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(f"{path} is of {leaf.dtype}; expected a float type")
-        if (num := not_finite(leaf)) > 0:
-            raise ValueError(
-                f"{path} holds {num} values of {leaf.size} that are NaN or infinite: the training "
-                "diverged, and nothing is saved; take an earlier checkpoint, or a smaller step"
-            )
 
 
 def check_size(name: str, declared: int, stored: int, what: str) -> None:

@@ -519,6 +519,19 @@ def test_a_document_longer_than_the_model_is_refused(cached: bool):
         jax.eval_shape(lambda: small(lm=lm, max_length=9))
 
 
+def test_a_document_longer_than_the_model_is_refused_behind_padding():
+    """What is known of the padding counts; where it is traced, one token of a prompt is sure."""
+    prompt, valid = jnp.array([[0, 1, 2]]), np.array([[False, True, True]])
+    lm = MODELS["transformer"]
+    draw = lambda valid, length: small(lm=lm, prompt=prompt, valid=valid, max_length=length)
+    jax.eval_shape(lambda: draw(valid, 7))
+    with pytest.raises(ValueError, match="found 9 tokens, over max_length 8"):
+        jax.eval_shape(lambda: draw(valid, 8))
+    jax.eval_shape(lambda valid: draw(valid, 8), valid)
+    with pytest.raises(ValueError, match="found 9 tokens, over max_length 8"):
+        jax.eval_shape(lambda valid: draw(valid, 9), valid)
+
+
 def test_temperature_may_be_traced():
     checked = jax.jit(checkify.checkify(lambda t: small(temperature=t)))
     error, cold = checked(1e-3)
