@@ -90,7 +90,9 @@ def to_pairs(rows: Sequence[Row]) -> Pairs:
     has_counts = np.array([rows[n].votes is not None for n in firsts], bool)
     index = np.array(list(pairs), np.int64).reshape(-1, 2)
     shape = (len(votes), 3)
-    return Pairs(list(items), index, np.array(votes).reshape(shape), np.array(firsts), has_counts)
+    return Pairs(
+        list(items), index, np.array(votes).reshape(shape), np.array(firsts, int), has_counts
+    )
 
 
 def score(rows: Sequence[Row], utilities: npt.ArrayLike) -> dict[str, float]:

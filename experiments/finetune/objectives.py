@@ -1,14 +1,13 @@
 """The objectives of fine-tuning: one table from a flag to functions of arrays."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common.binary import UsageError
 from experiments.finetune.config import Config
-from shatter import data, losses
+from shatter import losses
 from shatter.numerics import masked_mean
 from shatter.types import Array
 
@@ -139,61 +138,6 @@ OBJECTIVES: dict[str, Objective] = {
     "sft": Objective(_sft, _log_probs),
     "reward_model": Objective(_reward_model, _rewards),
 }
-
-
-def teaches(config: Config, ranks: np.ndarray) -> np.ndarray:
-    """Which answers an objective can learn from, or be judged by.
-
-    Args:
-      config: the config.
-      ranks: int `[..., K]`; < 0 = not shown, or an empty slot.
-
-    Returns:
-      bool `[...]`: whether a completion is shown to sft, whether two have different ranks to all
-      other objectives.
-    """
-    shown = ranks >= 0
-    if config.objective == "sft":
-        return np.asarray(shown.any(axis=-1))
-    top = np.where(shown, ranks, np.iinfo(np.int64).max).min(axis=-1)
-    return np.asarray(np.where(shown, ranks, -1).max(axis=-1) > top)
-
-
-def check_held_out(config: Config, name: str, encoded: Sequence[data.Encoded]) -> None:
-    """Refuses held-out rows of which nothing could be measured.
-
-    Args:
-      config: the config.
-      name: of the file, for the message.
-      encoded: its rows.
-
-    Raises:
-      UsageError: naming the file, what was expected and what was found.
-    """
-    able = teaches(config, rank_array(encoded)) & (np.asarray([row.weight for row in encoded]) > 0)
-    if not able.any():
-        expected = (
-            "a demonstration of weight above 0"
-            if config.objective == "sft"
-            else "a comparison of weight above 0 in which one response is better than another"
-        )
-        raise UsageError(
-            f"--eval_dataset_name: {name}: expected {expected}, found none in {len(encoded)} rows, "
-            f"so that {config.objective} cannot be judged by it; leave it out, or add such rows"
-        )
-
-
-def num_slots(encoded: Sequence[data.Encoded]) -> int:
-    """K, the most completions of a row."""
-    return max(len(row.completions) for row in encoded)
-
-
-def rank_array(encoded: Sequence[data.Encoded]) -> np.ndarray:
-    """The rows' ranks, int `[rows, K]`; -1 in empty slots."""
-    ranks = np.full((len(encoded), num_slots(encoded)), -1)
-    for number, row in enumerate(encoded):
-        ranks[number, : len(row.ranks)] = row.ranks
-    return ranks
 
 
 def metrics(config: Config, scores: Scores, ranks: Array, weight: Array) -> dict[str, Mean]:

@@ -22,7 +22,7 @@ from experiments.finetune.learning import (
     numbers,
     score,
 )
-from experiments.finetune.objectives import OBJECTIVES, num_slots, rank_array
+from experiments.finetune.objectives import OBJECTIVES
 from experiments.finetune.plan import Plan, devices, first_epoch, spread
 from experiments.finetune.task import Pretrained
 from shatter import data, losses
@@ -36,7 +36,7 @@ def _over_rows(
     ref_log_probs: np.ndarray | None = None,
 ) -> np.ndarray:
     """`function` of the rows of a plan, `[rows, K]`; 0 in other rows and in empty slots."""
-    most = num_slots(encoded)
+    most = _num_slots(encoded)
     result = np.zeros((len(encoded), most), np.float32)
     ref = np.zeros_like(result) if ref_log_probs is None else ref_log_probs
     for length, rows in plan:
@@ -45,6 +45,18 @@ def _over_rows(
         result[batch.row[real]] = np.asarray(function(numbers(batch, ref)))[real]
     slots = np.asarray([len(row.completions) for row in encoded])
     return np.where(np.arange(most) < slots[:, None], result, 0.0).astype(np.float32)
+
+
+def _num_slots(encoded: Sequence[data.Encoded]) -> int:
+    return max(len(row.completions) for row in encoded)
+
+
+def _ranks(encoded: Sequence[data.Encoded]) -> np.ndarray:
+    """The rows' ranks, int `[rows, K]`; -1 in empty slots."""
+    ranks = np.full((len(encoded), _num_slots(encoded)), -1)
+    for number, row in enumerate(encoded):
+        ranks[number, : len(row.ranks)] = row.ranks
+    return ranks
 
 
 def _held_out_plan(config: Config, encoded: Sequence[data.Encoded]) -> Plan:
@@ -74,7 +86,7 @@ def held_out_scores(encoded: Sequence[data.Encoded], utilities: np.ndarray) -> d
     """
     if all(len(row.completions) == 2 and min(row.ranks) >= 0 for row in encoded):
         return baselines.score([row.row for row in encoded], utilities)
-    ranks, weight = rank_array(encoded), np.asarray([row.weight for row in encoded])
+    ranks, weight = _ranks(encoded), np.asarray([row.weight for row in encoded])
     if ranks.shape[1] < 2:
         return {}
     each = np.asarray(losses.ilhf_ranking_loss(jnp.asarray(utilities), jnp.asarray(ranks)))
@@ -107,10 +119,12 @@ def demonstration_scores(
       token_log_loss: the loss of sft, mean of minus the mean log-prob of a completion's token,
       nats. Absent where no row has weight.
     """
-    ranks, weight = rank_array(encoded), np.asarray([row.weight for row in encoded])
+    ranks, weight = _ranks(encoded), np.asarray([row.weight for row in encoded])
     lengths = np.ones(ranks.shape)
     for number, row in enumerate(encoded):
-        lengths[number, : len(row.completions)] = [len(ids) for ids in row.completions]
+        skipped = row.skipped or (0,) * len(row.completions)
+        counted = [len(ids) - n for ids, n in zip(row.completions, skipped, strict=True)]
+        lengths[number, : len(counted)] = counted
     shown = np.where(ranks >= 0, ranks, np.iinfo(ranks.dtype).max)
     best = (ranks >= 0) & (shown == shown.min(axis=1, keepdims=True))
     num_best = best.sum(axis=1)
@@ -160,6 +174,7 @@ def reference_log_probs(
         for length, rows in plan:
             digest.update(f"{length} {rows.tolist()}".encode())
         for row in encoded:
+            digest.update(f"{row.skipped}".encode())
             for ids in (row.prompt, *row.completions):
                 digest.update(len(ids).to_bytes(8, "little") + ids.tobytes())
         file = f"reference/{digest.hexdigest()}.npz"
@@ -186,7 +201,7 @@ def _make_scorer(
 
 def no_reference(encoded: Sequence[data.Encoded]) -> np.ndarray:
     """Zeros `[rows, K]`, where no log-prob of the reference is read."""
-    return np.zeros((len(encoded), num_slots(encoded)), np.float32)
+    return np.zeros((len(encoded), _num_slots(encoded)), np.float32)
 
 
 def check_reference(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 
 from experiments.common.binary import UsageError
 from experiments.finetune import checkpoints, history, learning, scoring
@@ -83,21 +84,11 @@ def train(
       UsageError: if the loss or the gradient is not finite, no checkpoint is sound, or one was made
         by another plan.
     """
-    total, an_epoch = num_steps(config, task), batches_an_epoch(config, task)
-    accumulation, facts = config.gradient_accumulation_steps, plan_facts(config, task)
+    total, facts = num_steps(config, task), plan_facts(config, task)
+    accumulation, an_epoch = config.gradient_accumulation_steps, batches_an_epoch(config, task)
     judge, refs, frozen = _prepare(config, task, progress)
     schedule = learning.make_schedule(config, total)
-    learner = training.learner(
-        learning.make_objective(config, task.model),
-        learning.make_optimizer(config, schedule),
-        num_batches=accumulation,
-    )
-    init_key, train_key = jax.random.split(jax.random.key(config.seed))
-    state = learner.init(learning.start(config, task.model, init_key), train_key)
-    state = spread(config, state, everywhere=True)
-    frozen = spread(config, frozen, everywhere=True)
-    options = learning.compiler_options(task.model)
-    step = jax.jit(learner.step, donate_argnums=0, compiler_options=options)
+    state, update = _make_update(config, task, refs, frozen, schedule)
     iterator = data.batches(
         task.train.encoded,
         batch_size=batch_size(config),
@@ -105,7 +96,7 @@ def train(
         max_length=config.max_length,
     )
     log = _Log(folder)
-    epoch_at = lambda at: {"step": at, "epoch": at * accumulation / an_epoch}
+    at_step = lambda step: {"step": step, "epoch": step * accumulation / an_epoch}
     with _checkpoints(config, folder) as manager:
         loop = _Loop(0, 0, {}, [])
         if found := checkpoints.resume(config, manager, state, facts, log):
@@ -115,45 +106,70 @@ def train(
             progress(f"resumed after step {found.step}", found.step)
         else:
             progress("evaluating before training", 0)
-            log.add(epoch_at(0) | judge(state.params))
+            log.add(at_step(0) | judge(state.params))
         began, first = time.perf_counter(), loop
         while loop.step < total:
             batches = [next(iterator) for _ in range(accumulation)]
-            weight = sum(learning.answer_weights(batch, task.train).sum() for batch in batches)
-            on_device = []
-            for part, batch in enumerate(batches):
-                numbers = learning.numbers(batch, refs, task.train, weight, part)
-                state, metrics = step(state, frozen, spread(config, numbers))
-                on_device.append(metrics)
+            state, metrics, weight = update(state, batches)
             loop = loop._replace(
                 step=loop.step + 1,
                 tokens=loop.tokens + sum(int(b.valid[b.ranks >= 0].sum()) for b in batches),
-                on_device=[*loop.on_device, (on_device, float(weight))],
+                on_device=[*loop.on_device, (metrics, weight)],
             )
-            at, is_last = loop.step, loop.step == total
-            due = lambda every, at=at, is_last=is_last: at % every == 0 or is_last
+            step, is_last = loop.step, loop.step == total
+            due = lambda every, step=step: every > 0 and step % every == 0
             saving, logging = due(config.save_steps) and not is_last, due(config.logging_steps)
-            if saving or logging:
+            if saving or logging or is_last:
                 loop = _fetched(loop, accumulation)
-            if logging:
+            if logging or is_last:
                 row = history.means(config, loop.sums)
-                rate = {"learning_rate": float(schedule(at - 1)), "num_tokens": loop.tokens}
-                log.add(epoch_at(at) | row | rate)
+                rate = {"learning_rate": float(schedule(step - 1)), "num_tokens": loop.tokens}
+                log.add(at_step(step) | row | rate)
                 speed = _speed(first, loop, time.perf_counter() - began, total)
-                shown = f"loss {row['loss']:.4f}, {speed}" if "loss" in row else speed
-                progress(shown, at - (at - 1) // config.logging_steps * config.logging_steps)
+                done = step - (step - 1) // config.logging_steps * config.logging_steps
+                progress(f"loss {row['loss']:.4f}, {speed}" if "loss" in row else speed, done)
                 loop = loop._replace(sums={})
-            if config.eval_steps > 0 and due(config.eval_steps) and not is_last:
-                log.add(epoch_at(at) | judge(state.params))
+            if due(config.eval_steps) and not is_last:
+                log.add(at_step(step) | judge(state.params))
             if saving:
                 rest = {"iterator": iterator.get_state(), "facts": facts}
                 rest |= {"sums": loop.sums, "tokens": loop.tokens}
-                checkpoints.save(manager, at, state, rest, log)
+                checkpoints.save(manager, step, state, rest, log)
         seconds = time.perf_counter() - began
         progress("evaluating after training", 0)
-        log.add(epoch_at(total) | judge(state.params))
+        log.add(at_step(total) | judge(state.params))
     log.close()
     return Result(state.params, log.rows, seconds, loop.tokens - first.tokens)
+
+
+def _make_update(
+    config: Config, task: Task, refs: np.ndarray, frozen: Frozen, schedule: optax.Schedule
+) -> tuple[training.TrainState, Callable[..., tuple[Any, list[Any], float]]]:
+    """The state to begin with, and an update by its batches.
+
+    It is `(state, batches) -> (state, the batches' metrics, what all their answers weigh)`.
+    """
+    learner = training.learner(
+        learning.make_objective(config, task.model),
+        learning.make_optimizer(config, schedule),
+        num_batches=config.gradient_accumulation_steps,
+    )
+    init_key, train_key = jax.random.split(jax.random.key(config.seed))
+    begin = learner.init(learning.start(config, task.model, init_key), train_key)
+    frozen = spread(config, frozen, everywhere=True)
+    options = learning.compiler_options(task.model)
+    step = jax.jit(learner.step, donate_argnums=0, compiler_options=options)
+
+    def update(state: Any, batches: list[data.Batch]) -> tuple[Any, list[Any], float]:
+        weights = [learning.answer_weights(batch, task.train).sum() for batch in batches]
+        total, found = float(sum(weights)), []
+        for part, batch in enumerate(batches):
+            numbers = learning.numbers(batch, refs, task.train, total, part)
+            state, metrics = step(state, frozen, spread(config, numbers))
+            found.append(metrics)
+        return state, found, total
+
+    return spread(config, begin, everywhere=True), update
 
 
 def _fetched(loop: _Loop, accumulation: int) -> _Loop:

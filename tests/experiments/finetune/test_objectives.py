@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.finetune.config import Config
-from experiments.finetune.objectives import OBJECTIVES, Scores, metrics, teaches
+from experiments.finetune.objectives import OBJECTIVES, Scores, metrics
 
 CONFIG = Config(beta=0.3, delta=2.0)
 RNG = np.random.default_rng(0)
@@ -119,15 +119,6 @@ def test_ties_alone_have_no_metrics(scores: Scores):
     """A mean over nothing has no weight, which is where it is left out."""
     found = metrics(CONFIG, scores, jnp.ones(SHAPE, int), jnp.ones(len(RANKS)))
     assert all(mean.weight == 0 == mean.total for mean in found.values())
-
-
-def test_what_teaches_is_decided_answer_by_answer():
-    expected = [True, True, False, True, True]
-    np.testing.assert_array_equal(teaches(CONFIG, RANKS), expected)
-    np.testing.assert_array_equal(teaches(CONFIG, np.stack([RANKS, RANKS])), [expected] * 2)
-    few = np.array([[-1, -1, -1], [4, -1, -1], [-1, 2, 2], [-2, 5, 0]])
-    np.testing.assert_array_equal(teaches(CONFIG, few), [False, False, False, True])
-    np.testing.assert_array_equal(teaches(Config(objective="sft"), few), [False, True, True, True])
 
 
 def test_a_model_that_is_its_reference_has_margins_and_accuracies_of_zero(scores: Scores):

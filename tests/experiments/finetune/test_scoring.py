@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.common.binary import UsageError
-from experiments.finetune import learning, objectives, plan, run, scoring, train
+from experiments.finetune import learning, plan, run, scoring, train
 from experiments.finetune.config import Config
 from experiments.finetune.task import Task, load_task
 from shatter.data import Encoded, Row
@@ -105,23 +105,6 @@ def test_held_out_measures_of_nothing_are_absent(rows: list, present: set[str]):
         assert found == pytest.approx({"log_loss": np.log(2), "accuracy": 0.5})
 
 
-def test_rows_that_measure_nothing_are_refused_by_the_name_of_their_file():
-    tie, pair = ((1, 1), (3, 3), 1.0, None), ((1, 1), (1, 2), 1.0, None)
-    weightless, demonstration = ((1, 1), (1, 2), 0.0, None), ((4,), (1,), 1.0, None)
-    dpo, sft = Config(objective="dpo"), Config(objective="sft")
-    for config, rows in ((dpo, [tie, pair]), (sft, [demonstration]), (sft, [tie])):
-        objectives.check_held_out(config, "held", encoded(*rows))
-    for config, rows, expected in (
-        (dpo, [tie, tie], "a comparison of weight above 0"),
-        (dpo, [weightless], "a comparison of weight above 0"),
-        (dpo, [demonstration], "a comparison of weight above 0"),
-        (sft, [weightless], "a demonstration of weight above 0"),
-    ):
-        message = rf"held: expected {expected}.*found none in {len(rows)} rows"
-        with pytest.raises(UsageError, match=message):
-            objectives.check_held_out(config, "held", encoded(*rows))
-
-
 def test_demonstrations_are_judged_by_the_loss_of_sft():
     """The mean of a token of the best completions, weighted over rows as in training."""
     rows = encoded(
@@ -130,7 +113,9 @@ def test_demonstrations_are_judged_by_the_loss_of_sft():
     log_probs = np.array([[-8.0, 0, 0], [-3.0, -50.0, -6.0], [-1.0, -1.0, 0]])
     found = scoring.demonstration_scores(rows, log_probs)
     assert found == pytest.approx({"token_log_loss": (1 * 2.0 + 3 * (1.5 + 2.0) / 2) / 4})
-    assert scoring.demonstration_scores(rows[2:], log_probs[2:]) == {}
+    assert scoring.demonstration_scores(rows[2:], log_probs[2:, :2]) == {}
+    turns = [rows[0]._replace(skipped=(3,))]  # the loss counts the last token alone
+    assert scoring.demonstration_scores(turns, log_probs[:1, :1])["token_log_loss"] == 8.0
 
 
 def test_held_out_demonstrations_are_measured_by_a_run(config: Config, tmp_path: Path):
@@ -247,7 +232,10 @@ def test_the_reference_is_kept_by_all_that_decides_its_bits(
         scoring.reference_log_probs(dataclasses.replace(config, **change), task.model, splits)
     half = task.model._replace(config=dataclasses.replace(task.model.config, dtype="bfloat16"))
     scoring.reference_log_probs(config, half, splits)
-    assert made[0] == made[1] and len(set(made)) == 5
+    first, *rest = task.train.encoded
+    turns = {"train": [first._replace(skipped=(1,) + (0,) * len(first.completions[1:])), *rest]}
+    scoring.reference_log_probs(config, task.model, turns)
+    assert made[0] == made[1] and len(set(made)) == 6
 
 
 def test_scores_that_are_not_finite_end_the_run_in_words(config: Config, tmp_path: Path):
