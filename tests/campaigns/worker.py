@@ -54,6 +54,24 @@ def try_apart(
     return faults
 
 
+def command(
+    place: Path, arguments: Sequence[str], kill_at: int | str | None = None, keys: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Runs a module with its files below a place; `kill_at` as of `tests.campaigns.killer`."""
+    head = [] if kill_at is None else ["tests.campaigns.killer", str(kill_at), str(place)]
+    own = {"XDG_CACHE_HOME": str(place / "cache"), "JAX_PLATFORMS": "cpu"}
+    own |= {"MPLCONFIGDIR": str(place.parent / "matplotlib")}  # its list of fonts takes seconds
+    return subprocess.run(
+        [sys.executable, "-m", *head, *arguments],
+        cwd=ROOT,
+        env={**os.environ, **own},
+        input=keys,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
 def main() -> None:
     """Reads cases, writes faults."""
     module, function, seconds, memory = sys.argv[1:]
