@@ -119,7 +119,9 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
     if draw(st.booleans()):
         completions = [[{"role": "assistant", "content": text}] for text in completions]
         prompt = [*draw(st.lists(_message("system"), max_size=1)), draw(_message("user"))]
-    layout = draw(st.sampled_from(("pair", "implicit", "label", "shown", "ranks", "rates", "votes")))
+    layout = draw(
+        st.sampled_from(("pair", "implicit", "label", "shown", "ranks", "rates", "votes"))
+    )
     row: dict[str, Any] = {"prompt": prompt}
     if layout in ("pair", "implicit"):
         row |= {"chosen": completions[0], "rejected": completions[1]}
@@ -188,7 +190,9 @@ def lines(draw: st.DrawFn) -> bytes:
     raw = line.encode("utf-8", "surrogatepass")
     if kind == "damaged":
         at = draw(st.integers(0, len(raw) - 1))
-        junk = draw(st.sampled_from((b"", b"\0", b"\xff", b"\xef\xbb\xbf", b"[" * 9999, b'"', b"}")))
+        junk = draw(
+            st.sampled_from((b"", b"\0", b"\xff", b"\xef\xbb\xbf", b"[" * 9999, b'"', b"}"))
+        )
         raw = raw[:at] + junk + raw[at + draw(st.integers(0, 9)) :]
     return raw.replace(b"\n", b" ").replace(b"\r", b" ")
 

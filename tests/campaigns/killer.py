@@ -4,7 +4,7 @@
 files below the folder: opening for writing (before and after), renaming, removing, making folders,
 waiting for the disk, writing to a descriptor. With number 0 nothing is killed; the number of events
 is written into FOLDER.events at the end. A name in place of the number: the first event about a
-path that ends with it.
+file whose name has it.
 """
 
 import atexit
@@ -35,7 +35,8 @@ def main() -> None:
                 return
         if isinstance(path, bytes | str | os.PathLike) and os.fsdecode(path).startswith(folder):
             count += 1
-            if f"{count}" == when or not when.isdigit() and os.fsdecode(path).endswith(when):
+            is_named = not when.isdigit() and when in Path(os.fsdecode(path)).name
+            if is_named or f"{count}" == when:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def audit(name: str, about: tuple[Any, ...]) -> None:

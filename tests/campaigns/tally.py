@@ -34,7 +34,8 @@ class Tally:
         self._record("campaign", f"{self.name}: {counts}")
         print(f"\ncampaign {self.name}: {counts}")
         kinds = [
-            f"{len(inputs)} x {fault}" + "".join(f"\n    {some[:300]}" for some in _smallest(inputs))
+            f"{len(inputs)} x {fault}"
+            + "".join(f"\n    {some[:300]}" for some in _smallest(inputs))
             for fault, inputs in sorted(self.faults.items())
         ]
         assert not self.faults, "\n".join([f"{self.name}: {counts}", *kinds])

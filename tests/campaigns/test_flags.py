@@ -164,7 +164,7 @@ def test_accepted_flags_of_finetune_run_to_their_end(
         dry = dataclasses.replace(config, dry_run=True)
         passed = Tally("", lambda name, value: None)
         if try_flag(passed, dry, finetune_config.check, finetune_run.experiment, name, value):
-            if name == "max_steps" or name == "num_train_epochs" and value > 1e3:
+            if name == "max_steps" or (name == "num_train_epochs" and value > 1e3):
                 continue  # it is meant as it is said, and takes for ever
             try_flag(tally, config, finetune_config.check, finetune_run.experiment, name, value)
     tally.settle()

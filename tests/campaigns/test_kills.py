@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def points(num_events: int) -> list[int]:
         return list(range(1, num_events + 1))
     draw = random.Random(0)
     edges = [1 + n * num_events // KILLS for n in range(KILLS + 1)]
-    return [draw.randrange(low, high) for low, high in zip(edges, edges[1:], strict=False)]
+    return [draw.randrange(low, high) for low, high in pairwise(edges)]
 
 
 def kill_all(
@@ -140,11 +141,13 @@ def test_the_life_of_a_project(model_folder: Path, files: Path, tmp_path: Path, 
     at = lambda place: f"--project={place / 'project'}"
     proposed = kill_all(tally, tmp_path, lambda place: [module, "propose", at(place), *flags])
     answered = kill_all(
-        tally, tmp_path, lambda place: [module, "answer", at(place)], begin=proposed, keys="1\n1\n1\n"
+        tally,
+        tmp_path,
+        lambda place: [module, "answer", at(place)],
+        begin=proposed,
+        keys="1\n1\n1\n",
     )
-    learned = kill_all(
-        tally, tmp_path, lambda place: [module, "learn", at(place)], begin=answered
-    )
+    learned = kill_all(tally, tmp_path, lambda place: [module, "learn", at(place)], begin=answered)
     kill_all(
         tally,
         tmp_path,

@@ -248,7 +248,7 @@ TEMPLATES = (
     "{{ 'a'.ljust(10 ** 10) }}",
     "{{ '{:>9999999999}'.format(1) }}",
     "{{ (range(99999) | list) * 99999 }}",
-    "{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+    "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
     "{" * 10_000,
     "{{ " + "(" * 2000 + "1" + ")" * 2000 + " }}",
     "{% if " + "not " * 5000 + "1 %}{% endif %}",

@@ -1,4 +1,4 @@
-"""Extreme log-probs through every loss: no NaN, and half precision is only how inputs are stored."""
+"""Extreme log-probs through every loss: no NaN, and half precision is only a way to store them."""
 
 from collections.abc import Callable
 
@@ -21,6 +21,11 @@ MASK = jnp.asarray([True, True, True, False])
 RANKS = jnp.asarray([1, 2, 2, -1])
 REWARDS = jnp.asarray([1.0, -2.0, 0.0, 3.0])
 SLOPES = [name for name in losses.__all__ if name.endswith("_slope")]
+
+
+def _fdpg(slope: Callable[[Array], Array]) -> Callable[[Array, Array], Array]:
+    return lambda a, b: losses.fdpg_loss(a, b, slope=slope)
+
 
 # Losses of log-probs `a` of the policy and `b` of the reference, both [4]; they are differentiated
 # by the first.
@@ -51,13 +56,10 @@ LOSSES: dict[str, Callable[[Array, Array], Array]] = {
     ),
     "ppo_loss": lambda a, b: losses.ppo_loss(a, b, REWARDS, MASK),
     "gdc_loss": lambda a, b: losses.gdc_loss(a, b, b[::-1]),
-    **{
-        f"fdpg_loss with {name}": lambda a, b, slope=getattr(losses, name): losses.fdpg_loss(
-            a, b, slope=slope
-        )
-        for name in SLOPES
-    },
+    **{f"fdpg_loss with {name}": _fdpg(getattr(losses, name)) for name in SLOPES},
 }
+
+
 @jax.jit
 def measure(a: Array, b: Array) -> dict[str, tuple[Array, Array]]:
     """Values and gradients of every loss on `[NUM, 4]` log-probs."""
@@ -135,9 +137,7 @@ ARMS = (
 def test_arms_on_extreme_log_probs(tally: Tally, arm: str, kind: str):
     """What is chosen is valid and distinct, -inf being a candidate that cannot be."""
     choose = getattr(exploration, arm)
-    each_key = jax.jit(
-        jax.vmap(lambda key, x, valid: choose(key, x, valid=valid, num_responses=2))
-    )
+    each_key = jax.jit(jax.vmap(lambda key, x, valid: choose(key, x, valid=valid, num_responses=2)))
 
     @settings(max_examples=4 * SIZE)
     @given(log_probs(NUM, 3, 6), st.integers(0, 2**31 - 1))

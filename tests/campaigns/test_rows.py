@@ -1,4 +1,4 @@
-"""Mutated rows and damaged files: read, or refused by file, line and field; never lost on the way."""
+"""Mutated rows and damaged files: read, or refused by file, line and field; nothing is lost."""
 
 import gzip
 import io

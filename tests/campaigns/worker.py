@@ -36,9 +36,9 @@ def try_apart(
     """
     faults: list[str | None] = []
     while len(faults) < len(cases):
+        limits = (str(seconds), str(memory))
         child = subprocess.run(
-            [sys.executable, "-m", "tests.campaigns.worker", module, function]
-            + [str(seconds), str(memory)],
+            [sys.executable, "-m", "tests.campaigns.worker", module, function, *limits],
             input=json.dumps(cases[len(faults) :]),
             capture_output=True,
             text=True,
