@@ -44,7 +44,9 @@ def main(config_class: type[Config], experiment: Callable[[Config], None]) -> No
 
     def run(argv: list[str]) -> None:
         del argv
-        logging.set_verbosity(logging.WARNING)  # orbax tells of every file it writes
+        logging.set_verbosity(logging.WARNING)
+        # orbax logs what it raises as well, with the traceback of one of its threads.
+        logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
         try:
             check_texts(parsed[0])
             experiment(parsed[0])

@@ -62,8 +62,9 @@ def load_frozen(
     """
     try:
         folder = model_folder(name, data_dir)
-        options = {} if revision is None else {"revision": revision}
-        config, params, tokenizer = models.load_pretrained(folder, dtype="float32", **options)
+        config, params, tokenizer = models.load_pretrained(
+            folder, dtype="float32", revision=revision
+        )
     except (OSError, ImportError, ValueError) as error:
         raise UsageError(f"--model_name_or_path={name}: {error}") from error
     if tokenizer is None:
@@ -96,7 +97,7 @@ def _with_chat_template(tokenizer: models.Tokenizer, given: str) -> models.Token
         raise UsageError(f"--chat_template: no file {file} (known by name: {known})")
     try:
         source = file.read_text(encoding="utf-8") if file.is_file() else given
-        return tokenizer.with_chat_template(source)
+        return tokenizer.with_chat_template(source, name=given)
     except (OSError, ValueError) as error:
         raise UsageError(f"--chat_template={given}: {error}") from error
 

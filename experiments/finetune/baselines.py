@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -90,7 +90,9 @@ def to_pairs(rows: Sequence[Row]) -> Pairs:
     has_counts = np.array([rows[n].votes is not None for n in firsts], bool)
     index = np.array(list(pairs), np.int64).reshape(-1, 2)
     shape = (len(votes), 3)
-    return Pairs(list(items), index, np.array(votes).reshape(shape), np.array(firsts), has_counts)
+    return Pairs(
+        list(items), index, np.array(votes).reshape(shape), np.array(firsts, int), has_counts
+    )
 
 
 def score(rows: Sequence[Row], utilities: npt.ArrayLike) -> dict[str, float]:
@@ -101,17 +103,18 @@ def score(rows: Sequence[Row], utilities: npt.ArrayLike) -> dict[str, float]:
       utilities: `[R, 2]`, of the rows' completions, nats; of a pair's rows the first counts.
 
     Returns:
+      Measures by name, those of which there is nothing to take a mean of absent.
       log_loss: mean of -log P(the one preferred) over votes, nats; equal votes are left out.
       accuracy: share of pairs whose majority has the larger utility; pairs without a majority are
         left out, equal utilities count one half.
       calibration_error: `sum_b |sum of P(first) - votes for first|` over `BINS` equal bins of
         P(first), per vote.
       share_kl: KL(shares of the votes || model) over pairs with vote counts, mean over decided
-        votes, nats; nan without such pairs. Its floor is not 0 but sampling noise: near 1/(2n) with
+        votes, nats. Its floor is not 0 but sampling noise: near 1/(2n) with
         n votes a pair, for a model that knows what share of all people prefers which.
 
     Raises:
-      ValueError: if the shape is another, a utility is not finite, or nothing was decided.
+      ValueError: if the shape is another or a utility is not finite.
     """
     utilities = np.asarray(utilities, np.float64)
     if utilities.shape != (len(rows), 2) or not np.isfinite(utilities).all():
@@ -123,8 +126,6 @@ def score(rows: Sequence[Row], utilities: npt.ArrayLike) -> dict[str, float]:
     gaps = utilities[pairs.rows, 0] - utilities[pairs.rows, 1]
     first, second, _ = pairs.votes.T
     decided = first + second
-    if not decided.sum() > 0:
-        raise ValueError(f"expected votes for a completion, found none in {len(rows)} rows")
     losses = -first * log_expit(gaps) - second * log_expit(-gaps)
     has_majority = first != second
     is_right = 0.5 + 0.5 * np.sign(gaps) * np.sign(first - second)
@@ -133,13 +134,17 @@ def score(rows: Sequence[Row], utilities: npt.ArrayLike) -> dict[str, float]:
     counted = pairs.has_counts & (decided > 0)
     share = first[counted] / decided[counted]
     noise = decided[counted] @ (entr(share) + entr(1 - share))
-    num_counted = decided[counted].sum()
-    return {
-        "log_loss": float(losses.sum() / decided.sum()),
-        "accuracy": float(is_right[has_majority].mean()) if has_majority.any() else np.nan,
-        "calibration_error": float(np.abs(excess).sum() / decided.sum()),
-        "share_kl": float((losses[counted].sum() - noise) / num_counted) if num_counted else np.nan,
-    }
+    return means(
+        log_loss=(losses.sum(), decided.sum()),
+        accuracy=(is_right[has_majority].sum(), has_majority.sum()),
+        calibration_error=(np.abs(excess).sum(), decided.sum()),
+        share_kl=(losses[counted].sum() - noise, decided[counted].sum()),
+    )
+
+
+def means(**parts: tuple[Any, Any]) -> dict[str, float]:
+    """Returns total over weight of each `(total, weight)` by name; without weight it is absent."""
+    return {name: float(total / weight) for name, (total, weight) in parts.items() if weight > 0}
 
 
 def bradley_terry(
@@ -430,9 +435,9 @@ def print_baselines(config: Config) -> None:
         for ties in config.ties if has_ties else config.ties[:1]:
             scores = [baseline_scores(split, ties=ties) for split in splits]
             for part, baseline in scores[0]:
-                values = [[one[part, baseline][key] for key in SCORES] for one in scores]
-                columns = zip(np.mean(values, axis=0), np.std(values, axis=0), strict=True)
-                cells = [f"{mean:.4f} ({deviation:.4f})" for mean, deviation in columns]
+                found = [one[part, baseline] for one in scores]
+                columns = [[one[key] for one in found if key in one] for key in SCORES]
+                cells = [f"{np.mean(c):.4f} ({np.std(c):.4f})" if c else "" for c in columns]
                 table.add_row(part, baseline, f"{ties:g}" if has_ties else "", *cells)
         console.print(table)
 

@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 
 from experiments.common import binary, run_folder
 from experiments.common.intervals import format_interval, mean_interval
+from experiments.common.locks import alone
 from experiments.common.progress import open_console, progress_bar
 from experiments.finetune import baselines, run
 from experiments.finetune.config import Config as RunConfig
@@ -119,8 +120,13 @@ def run_config(config: Config, method: str, seed: int) -> RunConfig:
 def experiment(config: Config) -> None:
     """Runs every method and seed, then writes and prints the table and the figure."""
     check(config)
-    console = open_console()
     folder = Path(config.run_dir) / config.dataset_name
+    with alone(folder, "--run_dir"):
+        _compare(config, folder)
+
+
+def _compare(config: Config, folder: Path) -> None:
+    console = open_console()
     runs = [(m, s) for s in range(config.num_seeds) for m in config.methods]
     measured: dict[str, list[dict[str, float]]] = {}
     with progress_bar(console, len(runs)) as advance:
@@ -162,10 +168,11 @@ def _baselines(config: Config, folder: Path, seed: int) -> dict[str, dict[str, f
 
 
 def _summarise(measured: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, Any]]:
+    """Means over the seeds that have a measure; one that none has is absent."""
     return {
         method: {
-            name: mean_interval(np.asarray([row[name] for row in found]))
-            for name in found[0]
+            name: mean_interval(np.asarray([row[name] for row in found if name in row]))
+            for name in dict.fromkeys(name for row in found for name in row)
             if name not in ("step", "epoch")
         }
         for method, found in measured.items()
@@ -194,7 +201,7 @@ def _table(config: Config, rows: dict[str, dict[str, Any]]) -> Table:
             table.add_column(f"{part} {name}", justify="right")
     table.add_column("KL(pi || p0)", justify="right")
     for method, found in rows.items():
-        cells = [found[f"eval_{part}/{key}"] for part in PARTS for key in names.values()]
+        cells = [found.get(f"eval_{part}/{key}") for part in PARTS for key in names.values()]
         table.add_row(method, *map(format_interval, cells), format_interval(found.get("kl")))
     return table
 
@@ -204,8 +211,11 @@ def _draw(config: Config, measured: dict[str, list[dict[str, float]]], path: Pat
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, constrained_layout=True)
     methods = list(measured)
     for axis, part in zip(axes, PARTS, strict=True):
-        values = [[row[f"eval_{part}/log_loss"] for row in measured[m]] for m in methods]
-        for position, found in enumerate(values):
+        name = f"eval_{part}/log_loss"
+        for position, method in enumerate(methods):
+            found = [row[name] for row in measured[method] if name in row]
+            if not found:
+                continue
             clipped = np.minimum(found, 1.0)
             axis.plot(clipped, np.full(len(found), position), ".", color="tab:blue", alpha=0.5)
             axis.plot([np.mean(clipped)], [position], "|", color="black", markersize=14)

@@ -84,7 +84,8 @@ class Config:
     """Documents sampled from the frozen model, for the regulariser and for the metric kl."""
 
     kl_batch_size: int = 16
-    """How many of them at a time: a step of ilhf, a call of the evaluation."""
+    """How many of them at a time: a step of ilhf, whose batches share them out; a call of the
+    evaluation."""
 
     kl_length: int = 64
     """Their largest number of response tokens."""
@@ -120,7 +121,7 @@ class Config:
     """Devices that share every batch; all of them if not given."""
 
     per_device_eval_batch_size: int = 32
-    """Comparisons a device in evaluation and for the reference's log-probs."""
+    """Comparisons at a time in evaluation."""
 
     gradient_accumulation_steps: int = 1
     """Batches a step of the optimiser."""
@@ -178,8 +179,8 @@ class Config:
     save_steps: int = 100
     """Steps between checkpoints."""
 
-    save_total_limit: int = 1
-    """How many checkpoints are kept."""
+    save_total_limit: int = 2
+    """How many checkpoints are kept; with two, the one before is there where one is damaged."""
 
     resume_from_checkpoint: Literal["auto", "never"] | int = "auto"
     """auto: from the newest checkpoint in --output_dir, if there is one. never: refuse a folder

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.common.chunks import compiler_options
+from experiments.common import chunks
+from experiments.common.binary import UsageError
 from experiments.finetune import objectives
 from experiments.finetune.config import Config
-from experiments.finetune.objectives import OBJECTIVES, Scores
+from experiments.finetune.objectives import OBJECTIVES, Mean, Scores
 from experiments.finetune.task import Pretrained, Training
 from shatter import data, documents, losses, models
-from shatter.types import Array, Key, Metrics, Params
+from shatter.types import Array, Key, Params
 
 
 class Trainable(NamedTuple):
@@ -49,8 +50,9 @@ class Numbers(NamedTuple):
       mask: `[B, K, T]`, true on the completion.
       valid: `[B, K, T]`, false on padding.
       ranks: `[B, A, K]`.
-      weight: `[B, A]`.
+      weight: `[B, A]`, over what all answers of the update weigh, in this batch and its others.
       ref_log_probs: `[B, K]`, the reference's, nats.
+      part: int `[B]`, the same in all rows: which of its update's batches this is, from 0.
     """
 
     tokens: Array
@@ -59,16 +61,57 @@ class Numbers(NamedTuple):
     ranks: Array
     weight: Array
     ref_log_probs: Array
+    part: Array
 
 
-def numbers(batch: data.Batch, ref_log_probs: np.ndarray, train: Training | None = None) -> Numbers:
-    """A batch with its rows of the reference's log-probs, and of the answers in training."""
+def numbers(
+    batch: data.Batch,
+    ref_log_probs: np.ndarray,
+    train: Training | None = None,
+    total: float | None = None,
+    part: int = 0,
+) -> Numbers:
+    """A batch as a step sees it.
+
+    Args:
+      batch: the batch.
+      ref_log_probs: the reference's, `[rows, K]`, nats.
+      train: the answers to learn from; None = the rows' own.
+      total: what all answers of the update weigh; None = the batch is the whole of it.
+      part: which of its update's batches this is.
+
+    Returns:
+      The arrays, on the host.
+    """
     row = np.maximum(batch.row, 0)
-    ranks, weight = batch.ranks[:, None], batch.weight[:, None]
-    if train is not None:
-        ranks, weight = train.ranks[row], train.weight[row] * (batch.row >= 0)[:, None]
+    ranks = batch.ranks[:, None] if train is None else train.ranks[row]
+    weight = answer_weights(batch, train)
+    total = float(weight.sum()) if total is None else total
+    weight = (weight / (total if total > 0 else 1.0)).astype(np.float32)
     fields: list[Any] = [batch.tokens, batch.mask, batch.valid, ranks, weight, ref_log_probs[row]]
+    fields.append(np.full(len(row), part, np.int32))
     return Numbers(*fields)
+
+
+def answer_weights(batch: data.Batch, train: Training | None) -> np.ndarray:
+    """How many people gave each answer, `[B, A]`; 0 in rows that fill up the batch."""
+    if train is None:
+        return batch.weight[:, None].astype(np.float64)
+    row = np.maximum(batch.row, 0)
+    return train.weight[row].astype(np.float64) * (batch.row >= 0)[:, None]
+
+
+def compiler_options(model: Pretrained) -> dict[str, Any] | None:
+    """Options of every program of a run.
+
+    In bfloat16 results are rounded where the model says, and not where the compiler likes: a
+    program with gradients and one without would else differ by tenths of a nat a document, and a
+    model from its own reference.
+    """
+    options = chunks.compiler_options() or {}
+    if model.config.dtype == "bfloat16":
+        options["xla_allow_excess_precision"] = False
+    return options or None
 
 
 def start(config: Config, model: Pretrained, key: Key) -> Trainable:
@@ -101,30 +144,62 @@ def score(model: Pretrained, params: Params, head: Array | None, batch: Numbers)
     return Scores(jnp.zeros_like(rewards), lengths, batch.ref_log_probs, rewards)
 
 
-def make_objective(config: Config, model: Pretrained) -> Callable[..., tuple[Array, Metrics]]:
-    """The table's objective as `(trainable, frozen, key, batch) -> (loss, metrics)`."""
+def make_objective(
+    config: Config, model: Pretrained
+) -> Callable[..., tuple[Array, dict[str, Any]]]:
+    """Binds the table's objective to the model.
+
+    A batch's loss is its part of the update's: the sum over its answers of their weight, over that
+    of all answers in the update, times their loss; and with `kl_weight` its part of the mean
+    divergence along the update's samples. Losses and gradients of an update's batches add up.
+
+    Args:
+      config: the config.
+      model: the pretrained model.
+
+    Returns:
+      `(trainable, frozen, key, batch) -> (loss, metrics)`; the metrics are `Mean`s by name over
+      the batch's part of the update, "objective" (the loss without the regulariser) among them,
+      and "kl", the batch's part of the mean divergence, nats a document.
+    """
 
     def objective(
         trainable: Trainable, frozen: Frozen, key: Key, batch: Numbers
-    ) -> tuple[Array, Metrics]:
+    ) -> tuple[Array, dict[str, Any]]:
         params = assemble(model, trainable, frozen.params)
         scores = score(model, params, trainable.head, batch)
         num_answers, num_slots = batch.ranks.shape[1:]
         scores = jax.tree.map(lambda leaf: jnp.repeat(leaf, num_answers, axis=0), scores)
         ranks, weight = batch.ranks.reshape(-1, num_slots), batch.weight.reshape(-1)
-        each = OBJECTIVES[config.objective].losses(config, scores, ranks)
-        loss = jnp.sum(weight * each) / jnp.maximum(jnp.sum(weight), 1e-9)
-        metrics = objectives.metrics(config, scores, ranks, weight)
+        loss = jnp.sum(weight * OBJECTIVES[config.objective].losses(config, scores, ranks))
+        metrics: dict[str, Any] = dict(objectives.metrics(config, scores, ranks, weight))
+        metrics["objective"] = Mean(loss, jnp.sum(weight))
         if config.kl_weight:
             assert frozen.samples is not None
-            num = len(frozen.samples.tokens)
-            rows = jax.random.choice(key, num, (min(config.kl_batch_size, num),), replace=False)
-            some = jax.tree.map(lambda leaf: leaf[rows], frozen.samples)
-            kl = jnp.mean(forward_kl(model, params, frozen.params, some))
-            loss, metrics = loss + config.kl_weight * kl, {**metrics, "kl": kl}
+            samples, share = _part_of_samples(config, frozen.samples, key, jnp.max(batch.part))
+            kl = jnp.sum(share * forward_kl(model, params, frozen.params, samples))
+            loss, metrics["kl"] = loss + config.kl_weight * kl, kl
         return loss, metrics
 
     return objective
+
+
+def _part_of_samples(
+    config: Config, samples: Sampled, key: Key, part: Array
+) -> tuple[Sampled, Array]:
+    """The samples that a batch reads, and the weights with which they count, `[n]`.
+
+    An update draws `kl_batch_size` samples, by its key alone, and its batches share them out: the
+    regulariser of an update is the same however it is cut into batches.
+    """
+    total = len(samples.tokens)
+    num = min(config.kl_batch_size, total)
+    drawn = jax.random.choice(key, total, (num,), replace=False)
+    size = -(-num // config.gradient_accumulation_steps)
+    own = part * size + jnp.arange(size)
+    rows = drawn[jnp.minimum(own, num - 1)]
+    share = jnp.where(own < num, 1.0 / num, 0.0)
+    return jax.tree.map(lambda leaf: leaf[rows], samples), share
 
 
 def make_schedule(config: Config, num_steps: int) -> optax.Schedule:
@@ -142,8 +217,8 @@ def make_schedule(config: Config, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """AdamW with clipping, and accumulation of batches."""
-    optimizer = optax.chain(
+    """AdamW with clipping."""
+    return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
         optax.adamw(
             schedule,
@@ -153,8 +228,6 @@ def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTr
             weight_decay=config.weight_decay,
         ),
     )
-    every = config.gradient_accumulation_steps
-    return optimizer if every == 1 else optax.MultiSteps(optimizer, every).gradient_transformation()
 
 
 def forward_kl(model: Pretrained, params: Params, pretrained: Params, samples: Sampled) -> Array:
@@ -175,12 +248,25 @@ def make_sampler(
       max_length: their largest number of tokens.
 
     Returns:
-      `(params, key, prompts) -> documents`, prompt by prompt.
+      `(params, key, prompts) -> documents`, prompt by prompt; prompts that leave no room for the
+      response are shortened by `shatter.data.truncate_prompt`.
+
+    Raises:
+      UsageError: if responses of that length leave no position for a prompt.
     """
+    positions = model.config.max_length
+    longest = positions - max_length
+    if longest < 1:
+        raise UsageError(
+            "--kl_length and --max_completion_length must be at most "
+            f"{positions - 1}, because the model has {positions} positions and a prompt needs one; "
+            f"found {max_length}"
+        )
+    bos = model.tokenizer.eos if model.tokenizer.bos is None else model.tokenizer.bos
     ids = dict.fromkeys((model.tokenizer.eos, *model.config.eos))
     ends = tuple(end for end in ids if end is not None)
 
-    @partial(jax.jit, compiler_options=compiler_options())
+    @partial(jax.jit, compiler_options=compiler_options(model))
     def run(params: Params, key: Key, tokens: Array, valid: Array) -> Sampled:
         samples = documents.sample(
             model.lm,
@@ -198,53 +284,10 @@ def make_sampler(
         tokens = samples.tokens.reshape(mask.shape)
         return Sampled(tokens, mask, mask | before, samples.raw_log_probs.reshape(-1))
 
-    longest = model.config.max_length - max_length
-
     def draw(params: Params, key: Key, prompts: Sequence[np.ndarray]) -> Sampled:
-        tokens, valid = documents.pad_prompts([prompt[-longest:].tolist() for prompt in prompts])
+        tokens, valid = documents.pad_prompts(
+            [data.truncate_prompt(prompt, longest, bos=bos) for prompt in prompts]
+        )
         return run(params, key, jnp.asarray(tokens), jnp.asarray(valid))
 
     return draw
-
-
-def make_divergences(
-    config: Config, model: Pretrained
-) -> Callable[[Params, Sampled, Sampled], dict[str, float]]:
-    """Both divergences of a model from the reference, with standard errors, nats a document.
-
-    `kl` is KL(model || reference), the mean of log pi(x) - log p0(x) over samples of the model, the
-    quantity of KL-regularised RL; `kl_forward` is KL(reference || model), exact along every sample
-    of the reference, ILHF's regulariser.
-
-    Args:
-      config: the config.
-      model: the pretrained model, which is the reference.
-
-    Returns:
-      `(params, samples of the reference, samples of the model) -> numbers by name`.
-    """
-
-    @partial(jax.jit, compiler_options=compiler_options())
-    def chunk(params: Params, pretrained: Params, ref: Sampled, own: Sampled) -> tuple:
-        logits = model.lm.apply(pretrained, own.tokens, valid=own.valid)
-        reverse = own.log_probs - documents.log_prob(logits, own.tokens, own.mask)
-        return forward_kl(model, params, pretrained, ref), reverse
-
-    def divergences(params: Params, ref: Sampled, own: Sampled) -> dict[str, float]:
-        num = min(len(ref.tokens), len(own.tokens))
-        size = min(config.kl_batch_size, num)
-        found: list[Any] = []
-        for first in range(0, num - size + 1, size):
-            take = lambda leaf, first=first: leaf[first : first + size]
-            parts = (jax.tree.map(take, ref), jax.tree.map(take, own))
-            found.append(chunk(params, model.params, *parts))
-        forward, reverse = (np.concatenate(column) for column in zip(*found, strict=True))
-        error = lambda values: float(np.std(values) / np.sqrt(len(values)))
-        return {
-            "kl": float(np.mean(reverse)),
-            "kl_standard_error": error(reverse),
-            "kl_forward": float(np.mean(forward)),
-            "kl_forward_standard_error": error(forward),
-        }
-
-    return divergences

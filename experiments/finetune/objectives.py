@@ -28,6 +28,18 @@ class Scores(NamedTuple):
     rewards: Array
 
 
+class Mean(NamedTuple):
+    """A weighted mean in two parts, which add up over batches; without weight there is no mean.
+
+    Attributes:
+      total: `[]`, the weighted sum.
+      weight: `[]`, the sum of the weights.
+    """
+
+    total: Array
+    weight: Array
+
+
 class Objective(NamedTuple):
     """What is minimised, and what it means for choices.
 
@@ -128,7 +140,7 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-def metrics(config: Config, scores: Scores, ranks: Array, weight: Array) -> dict[str, Array]:
+def metrics(config: Config, scores: Scores, ranks: Array, weight: Array) -> dict[str, Mean]:
     """Means over comparisons with a best and a worst response, under the names that TRL has.
 
     Where a comparison has several best (worst) ones, their mean is taken. A margin within the
@@ -141,14 +153,14 @@ def metrics(config: Config, scores: Scores, ranks: Array, weight: Array) -> dict
       weight: `[B]`.
 
     Returns:
-      Scalars `[]` by name.
+      Means by name.
     """
     shown = ranks >= 0
     top = jnp.min(jnp.where(shown, ranks, jnp.iinfo(ranks.dtype).max), axis=1, keepdims=True)
     bottom = jnp.max(jnp.where(shown, ranks, -1), axis=1, keepdims=True)
     best, worst = shown & (ranks == top), shown & (ranks == bottom)
     weight = jnp.where(jnp.squeeze(bottom > top, axis=1), weight, 0.0)
-    mean = lambda values: jnp.sum(weight * values) / jnp.maximum(jnp.sum(weight), 1e-9)
+    mean = lambda values: Mean(jnp.sum(weight * values), jnp.sum(weight))
     is_reward_model = config.objective == "reward_model"
     rewards = scores.rewards if is_reward_model else implicit_rewards(config, scores)
     chosen, rejected = masked_mean(rewards, best), masked_mean(rewards, worst)

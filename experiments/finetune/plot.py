@@ -10,8 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from experiments.finetune.config import Config
-
-Record = dict[str, float]
+from experiments.finetune.history import Record, is_evaluation
 
 
 def draw(config: Config, history: Sequence[Record], path: Path) -> None:
@@ -23,8 +22,8 @@ def draw(config: Config, history: Sequence[Record], path: Path) -> None:
       path: the PNG.
     """
     figure, axes = plt.subplots(2, 2, figsize=(10, 7), constrained_layout=True)
-    training = [row for row in history if "loss" in row]
-    held_out = [row for row in history if "loss" not in row]
+    training = [row for row in history if not is_evaluation(row)]
+    held_out = [row for row in history if is_evaluation(row)]
     files = sorted({name.split("/")[0] for row in held_out for name in row if "/" in name})
     _curves(axes[0, 0], training, {"loss": "training"})
     _curves(axes[0, 0], held_out, {f"{f}/log_loss": f"{f}: choice log-loss" for f in files}, "o--")

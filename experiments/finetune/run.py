@@ -15,7 +15,7 @@ from experiments.common import binary, run_folder
 from experiments.common.binary import UsageError
 from experiments.common.frozen import weights_hash
 from experiments.common.progress import open_console, progress_bar
-from experiments.finetune import learning, plot, train
+from experiments.finetune import history, learning, plan, plot, train
 from experiments.finetune.config import NOT_THE_RUN, Config, check
 from experiments.finetune.learning import Trainable
 from experiments.finetune.task import Split, Task, Training, load_task
@@ -73,7 +73,8 @@ def finetune(
         )
     tokenizer = task.model.tokenizer
     facts: dict[str, Any] = {"weights": weights_hash(task.model.params), "data": _data_hash(task)}
-    facts |= {"devices": len(train.devices(config)), "processes": jax.process_count()}
+    if task.model.commit is not None:
+        facts["commit"] = task.model.commit
     if tokenizer.asks_for_date and tokenizer.date is not None:
         facts["template_date"] = tokenizer.date.isoformat()
     with run_folder.open_run_folder(
@@ -91,18 +92,19 @@ def _run(
             run_folder.write_text(folder / f"bad_rows_{name}.jsonl", "\n".join(lines) + "\n")
     done = folder / "summary.json"
     if done.exists():
-        progress("complete already", train.num_steps(config, task))
+        run_folder.remove_folder(folder / "checkpoints")
+        progress("complete already", plan.num_steps(config, task))
         return run_folder.read_json(done)
     result = train.train(config, task, folder, progress=progress)
-    run_folder.write_csv(folder / "metrics.csv", train.csv_rows(config, result.history))
-    _save_model(folder / "model", task, result.trainable)
+    run_folder.write_csv(folder / "metrics.csv", history.csv_rows(config, result.history))
+    _save_model(folder / "model", config, task, result.trainable)
     if config.objective != "reward_model" and config.num_generations:
         _write_samples(folder / "samples.txt", config, task, result.trainable)
-    evaluations = [row for row in result.history if "loss" not in row]
+    evaluations = [row for row in result.history if history.is_evaluation(row)]
     summary = {
         "before": evaluations[0],
         "after": evaluations[-1],
-        "steps": train.num_steps(config, task),
+        "steps": plan.num_steps(config, task),
         "seconds": result.seconds,
         "tokens_per_second": result.tokens / result.seconds,
         "rows": {name: _counts(split) for name, split in _splits(task).items()},
@@ -122,7 +124,7 @@ def num_steps(config: Config, task: Task) -> int:
     Raises:
       UsageError: if they are too many to count.
     """
-    steps = train.num_steps(config, task)
+    steps = plan.num_steps(config, task)
     if steps > binary.LARGEST_WHOLE:
         raise UsageError(
             f"--num_train_epochs={config.num_train_epochs} makes {steps:,} steps: expected at most "
@@ -161,22 +163,28 @@ def describe(config: Config, task: Task, console: Console) -> None:
     console.print(
         "\nThe first comparison, token by token; [brackets] are what the loss counts:", markup=False
     )
-    for rank, completion in zip(first.ranks, first.completions, strict=True):
-        text = "".join(_shown(model.tokenizer, token) for token in first.prompt)
-        marked = "".join(f"[{_shown(model.tokenizer, token)}]" for token in completion)
+    skipped = first.skipped or (0,) * len(first.completions)
+    for rank, completion, num in zip(first.ranks, first.completions, skipped, strict=True):
+        before = np.concatenate([first.prompt, completion[:num]])
+        text = "".join(_shown(model.tokenizer, token) for token in before)
+        marked = "".join(f"[{_shown(model.tokenizer, token)}]" for token in completion[num:])
         console.print(f"  rank {rank}: {text}{marked}", markup=False)
+    if any(row.skipped for row in task.train.encoded):
+        console.print(
+            "Of conversations without a prompt of their own the loss counts the last turn alone."
+        )
     steps = num_steps(config, task)
     trained = jax.eval_shape(
         lambda key: learning.start(config, model, key), jax.eval_shape(lambda: jax.random.key(0))
     )
     parameters, num_trained = _num_parameters(model.params), _num_parameters(trained)
-    size, longest = train.batch_size(config), max(row.length for row in task.train.encoded)
+    size, longest = plan.batch_size(config), max(row.length for row in task.train.encoded)
     slots = max(len(row.completions) for row in task.train.encoded)
     logits = 4 * size * slots * longest * model.config.vocab_size
     memory = 4 * parameters + 16 * num_trained + 3 * logits
     console.print(
         f"\n{parameters:,} parameters, {num_trained:,} of them trained; {steps:,} steps of "
-        f"{size * config.gradient_accumulation_steps} comparisons on {len(train.devices(config))} "
+        f"{size * config.gradient_accumulation_steps} comparisons on {len(plan.devices(config))} "
         f"{jax.default_backend()} device(s).\nMemory: about {memory / 1e6:,.0f} MB (pretrained and "
         "trained parameters, gradient, two moments, three copies of the longest batch's logits; "
         "activations of the blocks come on top)."
@@ -205,26 +213,35 @@ def _data_hash(task: Task) -> str:
     digest = hashlib.sha256()
     for split in _splits(task).values():
         for row in split.encoded:
-            digest.update(f"{row.ranks}{row.weight}{row.votes}{len(row.prompt)}".encode())
+            about = f"{row.ranks}{row.weight}{row.votes}{row.skipped}{len(row.prompt)}"
+            digest.update(about.encode())
             for ids in (row.prompt, *row.completions):
                 digest.update(ids.tobytes())
     digest.update(task.train.ranks.tobytes() + task.train.weight.tobytes())
     return digest.hexdigest()
 
 
-def _save_model(folder: Path, task: Task, trainable: Trainable) -> None:
+def _save_model(folder: Path, config: Config, task: Task, trainable: Trainable) -> None:
     """The model folder, or the adapters in the PEFT layout; a reward head in a file of its own."""
-    model = task.model
+    model, origin = task.model, task.model.folder
     if model.lora is None:
-        models.save_pretrained(folder, model.config, trainable.model, model.tokenizer)
+        models.save_pretrained(folder, model.config, trainable.model, model.tokenizer, like=origin)
     else:
-        models.save_lora(folder, model.config, trainable.model, model.lora)
-    if trainable.head is not None:
-        from safetensors.numpy import save_file
-
-        save_file(
-            {"score.weight": np.array(trainable.head)[None]}, folder / "reward_head.safetensors"
+        models.save_lora(
+            folder,
+            model.config,
+            trainable.model,
+            model.lora,
+            base=origin if model.commit is None else config.model_name_or_path,
+            revision=model.commit,
+            tokenizer=model.tokenizer,
+            like=origin,
         )
+    if trainable.head is not None:
+        from safetensors.numpy import save
+
+        with run_folder.replaced(folder / "reward_head.safetensors") as file:
+            file.write(save({"score.weight": np.array(trainable.head)[None]}))
 
 
 def _write_samples(path: Path, config: Config, task: Task, trainable: Trainable) -> None:

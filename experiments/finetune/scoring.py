@@ -1,7 +1,7 @@
 """Scores of whole data sets: the reference's log-probs, kept on disk, and held-out utilities."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -9,52 +9,64 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import rel_entr, softmax
 
-from experiments.common import run_folder, sources
+from experiments.common import cache, sources
 from experiments.common.binary import UsageError
-from experiments.common.chunks import compiler_options
 from experiments.common.frozen import weights_hash
 from experiments.finetune import baselines
 from experiments.finetune.config import Config
-from experiments.finetune.learning import Numbers, Trainable, assemble, numbers, score
+from experiments.finetune.learning import (
+    Numbers,
+    Trainable,
+    assemble,
+    compiler_options,
+    numbers,
+    score,
+)
 from experiments.finetune.objectives import OBJECTIVES
+from experiments.finetune.plan import Plan, devices, first_epoch, spread
 from experiments.finetune.task import Pretrained
 from shatter import data, losses
 from shatter.types import Array, Params
 
 
 def _over_rows(
-    config: Config,
     encoded: Sequence[data.Encoded],
+    plan: Plan,
     function: Callable[[Numbers], Array],
     ref_log_probs: np.ndarray | None = None,
 ) -> np.ndarray:
-    """`function` of every row, `[rows, K]`, by batches of few shapes; 0 in empty slots."""
-    num_slots = _num_slots(encoded)
-    result = np.zeros((len(encoded), num_slots), np.float32)
+    """`function` of the rows of a plan, `[rows, K]`; 0 in other rows and in empty slots."""
+    most = _num_slots(encoded)
+    result = np.zeros((len(encoded), most), np.float32)
     ref = np.zeros_like(result) if ref_log_probs is None else ref_log_probs
-    for batch in _batches(config, encoded, num_slots):
+    for length, rows in plan:
+        batch = data.collate(encoded, rows, length=length, num_slots=most)
         real = batch.row >= 0
         result[batch.row[real]] = np.asarray(function(numbers(batch, ref)))[real]
     slots = np.asarray([len(row.completions) for row in encoded])
-    return np.where(np.arange(num_slots) < slots[:, None], result, 0.0).astype(np.float32)
+    return np.where(np.arange(most) < slots[:, None], result, 0.0).astype(np.float32)
 
 
 def _num_slots(encoded: Sequence[data.Encoded]) -> int:
     return max(len(row.completions) for row in encoded)
 
 
-def _batches(
-    config: Config, encoded: Sequence[data.Encoded], num_slots: int
-) -> Iterator[data.Batch]:
-    plan = data.plan_batches(
+def _ranks(encoded: Sequence[data.Encoded]) -> np.ndarray:
+    """The rows' ranks, int `[rows, K]`; -1 in empty slots."""
+    ranks = np.full((len(encoded), _num_slots(encoded)), -1)
+    for number, row in enumerate(encoded):
+        ranks[number, : len(row.ranks)] = row.ranks
+    return ranks
+
+
+def _held_out_plan(config: Config, encoded: Sequence[data.Encoded]) -> Plan:
+    return data.plan_batches(
         [row.length for row in encoded],
         batch_size=config.per_device_eval_batch_size,
         seed=0,
         epoch=0,
         buckets=data.length_buckets(config.max_length),
     )
-    for length, rows in plan:
-        yield data.collate(encoded, rows, length=length, num_slots=num_slots)
 
 
 def held_out_scores(encoded: Sequence[data.Encoded], utilities: np.ndarray) -> dict[str, float]:
@@ -63,7 +75,7 @@ def held_out_scores(encoded: Sequence[data.Encoded], utilities: np.ndarray) -> d
     Of rankings: log_loss is the mean of -log of their Plackett-Luce probability, nats a ranking
     (ties are unresolved orders); accuracy the share of their strictly ordered pairs that the
     utilities order so, equal ones counting one half; share_kl the mean of KL(shares of the votes ||
-    model) over comparisons with vote counts, nats.
+    model) over comparisons with votes, nats. A mean over nothing is absent.
 
     Args:
       encoded: the rows.
@@ -74,23 +86,19 @@ def held_out_scores(encoded: Sequence[data.Encoded], utilities: np.ndarray) -> d
     """
     if all(len(row.completions) == 2 and min(row.ranks) >= 0 for row in encoded):
         return baselines.score([row.row for row in encoded], utilities)
-    ranks = np.full(utilities.shape, -1)
-    for number, row in enumerate(encoded):
-        ranks[number, : len(row.ranks)] = row.ranks
-    weight = np.asarray([row.weight for row in encoded])
+    ranks, weight = _ranks(encoded), np.asarray([row.weight for row in encoded])
+    if ranks.shape[1] < 2:
+        return {}
     each = np.asarray(losses.ilhf_ranking_loss(jnp.asarray(utilities), jnp.asarray(ranks)))
     shown = ranks >= 0
     ordered = (ranks[:, :, None] < ranks[:, None, :]) & shown[:, :, None] & shown[:, None, :]
     is_right = 0.5 + 0.5 * np.sign(utilities[:, :, None] - utilities[:, None, :])
     num_ordered = ordered.sum(axis=(1, 2))
-    total = weight[num_ordered > 0].sum()
-    found = {
-        "log_loss": float((weight * each)[num_ordered > 0].sum() / total),
-        "accuracy": float(
-            (weight @ (ordered * is_right).sum(axis=(1, 2))) / (weight @ num_ordered)
-        ),
-    }
-    voted = {row.row.source: n for n, row in enumerate(encoded) if row.votes is not None}
+    found = baselines.means(
+        log_loss=(weight @ np.where(num_ordered > 0, each, 0.0), weight @ (num_ordered > 0)),
+        accuracy=(weight @ (ordered * is_right).sum(axis=(1, 2)), weight @ num_ordered),
+    )
+    voted = {row.row.source: n for n, row in enumerate(encoded) if _num_votes(row) > 0}
     if voted:
         found["share_kl"] = float(
             np.mean([_share_kl(encoded[n], utilities[n]) for n in voted.values()])
@@ -98,12 +106,42 @@ def held_out_scores(encoded: Sequence[data.Encoded], utilities: np.ndarray) -> d
     return found
 
 
+def demonstration_scores(
+    encoded: Sequence[data.Encoded], log_probs: np.ndarray
+) -> dict[str, float]:
+    """Judges log-probs by held-out demonstrations, or by the best completions of comparisons.
+
+    Args:
+      encoded: the rows.
+      log_probs: `[rows, K]`, summed over a completion's tokens, nats.
+
+    Returns:
+      token_log_loss: the loss of sft, mean of minus the mean log-prob of a completion's token,
+      nats. Absent where no row has weight.
+    """
+    ranks, weight = _ranks(encoded), np.asarray([row.weight for row in encoded])
+    lengths = np.ones(ranks.shape)
+    for number, row in enumerate(encoded):
+        skipped = row.skipped or (0,) * len(row.completions)
+        counted = [len(ids) - n for ids, n in zip(row.completions, skipped, strict=True)]
+        lengths[number, : len(counted)] = counted
+    shown = np.where(ranks >= 0, ranks, np.iinfo(ranks.dtype).max)
+    best = (ranks >= 0) & (shown == shown.min(axis=1, keepdims=True))
+    num_best = best.sum(axis=1)
+    each = np.where(best, -log_probs.astype(float) / lengths, 0.0).sum(axis=1)
+    each = each / np.maximum(num_best, 1)
+    return baselines.means(token_log_loss=(weight @ each, weight @ (num_best > 0)))
+
+
+def _num_votes(row: data.Encoded) -> float:
+    return 0.0 if row.votes is None else float(sum(row.votes[: len(row.completions)]))
+
+
 def _share_kl(row: data.Encoded, utilities: np.ndarray) -> float:
     assert row.votes is not None
     num = len(row.completions)
     votes, own = np.asarray(row.votes[:num]), utilities[:num].astype(float)
-    shares = votes / max(votes.sum(), 1e-9)
-    return float(np.sum(rel_entr(shares, softmax(own))))
+    return float(np.sum(rel_entr(votes / votes.sum(), softmax(own))))
 
 
 def reference_log_probs(
@@ -111,8 +149,11 @@ def reference_log_probs(
 ) -> dict[str, np.ndarray]:
     """The frozen model's log-prob of every completion, computed once and kept in the user's cache.
 
-    The file's name is a hash of weights, tokenizer, tokens and type of computation, so that the
-    log-probs of another model or file are never taken for these.
+    The rows to learn from ("train") are scored in the batches of the first epoch, so that the first
+    steps compare a model with its reference as computed in the same shapes: the margins are 0, and
+    not what bfloat16 or a sum in another order makes of them. The file's name is a hash of all that
+    decides the bits: weights, tokenizer, tokens, batches, devices, type of computation, version of
+    the compiler.
 
     Args:
       config: the config.
@@ -121,28 +162,41 @@ def reference_log_probs(
 
     Returns:
       `[rows, K]` by name, nats, summed over a completion's tokens; 0 in empty slots.
-
-    Raises:
-      UsageError: if a file of the cache is damaged.
     """
-    weights = weights_hash(model.params)
-    jitted = jax.jit(
-        lambda params, batch: score(model, params, None, batch).log_probs,
-        compiler_options=compiler_options(),
-    )
+    facts = f"{weights_hash(model.params)}{model.tokenizer.fingerprint()}{model.config}"
+    facts += f"{jax.__version__}{[device.device_kind for device in devices(config)]}"
+    score_rows = _make_scorer(config, model)
     found = {}
     for name, encoded in splits.items():
-        digest = hashlib.sha256(f"{weights}{model.tokenizer.fingerprint()}".encode())
-        digest.update(f"{model.config}{config.per_device_eval_batch_size}".encode())
+        is_train = name == "train"
+        plan = first_epoch(config, encoded) if is_train else _held_out_plan(config, encoded)
+        digest = hashlib.sha256(facts.encode())
+        for length, rows in plan:
+            digest.update(f"{length} {rows.tolist()}".encode())
         for row in encoded:
+            digest.update(f"{row.skipped}".encode())
             for ids in (row.prompt, *row.completions):
                 digest.update(len(ids).to_bytes(8, "little") + ids.tobytes())
-        file = sources.cache_dir() / "reference" / f"{digest.hexdigest()}.npz"
-        if not file.exists():
-            log_probs = _over_rows(config, encoded, lambda batch: jitted(model.params, batch))
-            run_folder.save_arrays(file, {"log_probs": log_probs})
-        found[name] = run_folder.load_arrays(file)["log_probs"]
+        file = f"reference/{digest.hexdigest()}.npz"
+        make = lambda e=encoded, p=plan: {"log_probs": score_rows(e, p)}
+        found[name] = cache.kept_arrays(file, make)["log_probs"]
     return found
+
+
+def _make_scorer(
+    config: Config, model: Pretrained
+) -> Callable[[Sequence[data.Encoded], Plan], np.ndarray]:
+    """`(encoded, plan) -> log_probs[rows, K]` of the frozen model, on the devices that train."""
+    jitted = jax.jit(
+        lambda params, batch: score(model, params, None, batch).log_probs,
+        compiler_options=compiler_options(model),
+    )
+    params = spread(config, model.params, everywhere=True)
+
+    def score_rows(encoded: Sequence[data.Encoded], plan: Plan) -> np.ndarray:
+        return _over_rows(encoded, plan, lambda batch: jitted(params, spread(config, batch)))
+
+    return score_rows
 
 
 def no_reference(encoded: Sequence[data.Encoded]) -> np.ndarray:
@@ -151,22 +205,24 @@ def no_reference(encoded: Sequence[data.Encoded]) -> np.ndarray:
 
 
 def check_reference(
-    config: Config, model: Pretrained, encoded: Sequence[data.Encoded], ref_log_probs: np.ndarray
+    config: Config, model: Pretrained, encoded: list[data.Encoded], ref_log_probs: np.ndarray
 ) -> None:
     """Refuses log-probs of the reference that are not those of the model before the first step.
+
+    The first batch is compared, computed anew.
 
     Raises:
       UsageError: naming the row and both values.
     """
-    some = list(encoded[: config.per_device_eval_batch_size])
-    jitted = jax.jit(lambda params, batch: score(model, params, None, batch).log_probs)
-    again = _over_rows(config, some, lambda batch: jitted(model.params, batch))
-    gap = np.abs(again - ref_log_probs[: len(some)]).max(axis=1)
-    limit = 1e-3 if not config.bf16 else 1.0
-    if gap.max() > limit:
-        row = int(gap.argmax())
+    first = first_epoch(config, encoded)[:1]
+    again = _make_scorer(config, model)(encoded, first)
+    rows = first[0][1][first[0][1] >= 0]
+    gap = np.abs(again - ref_log_probs)[rows].max(axis=1)
+    is_near = gap <= (1.0 if config.bf16 else 1e-3)  # false for NaN
+    if not is_near.all():
+        row = int(rows[is_near.argmin()])
         raise UsageError(
-            f"the reference's log-probs of {some[row].row.source} are {ref_log_probs[row]}, the "
+            f"the reference's log-probs of {encoded[row].row.source} are {ref_log_probs[row]}, the "
             f"model's before training {again[row]}: the margin at step 0 would not be 0; delete "
             f"{sources.cache_dir() / 'reference'}"
         )
@@ -183,7 +239,7 @@ def make_utilities(config: Config, model: Pretrained) -> Callable[..., np.ndarra
       `(trainable, pretrained params or None, encoded, ref_log_probs) -> [rows, K]`, nats.
     """
 
-    @partial(jax.jit, compiler_options=compiler_options())
+    @partial(jax.jit, compiler_options=compiler_options(model))
     def run(trainable: Trainable, pretrained: Params | None, batch: Numbers) -> Array:
         params = assemble(model, trainable, pretrained)
         scores = score(model, params, trainable.head, batch)
@@ -196,6 +252,6 @@ def make_utilities(config: Config, model: Pretrained) -> Callable[..., np.ndarra
         ref_log_probs: np.ndarray,
     ) -> np.ndarray:
         call = lambda batch: run(trainable, pretrained, batch)
-        return _over_rows(config, encoded, call, ref_log_probs)
+        return _over_rows(encoded, _held_out_plan(config, encoded), call, ref_log_probs)
 
     return utilities

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.common import binary, run_folder, sources
 from experiments.common.binary import UsageError
-from experiments.common.frozen import load_frozen
+from experiments.common.frozen import load_frozen, model_folder
 from experiments.finetune.config import Config
 from experiments.finetune.judgements import DATASETS, load_judgements
 from shatter import data, models
@@ -42,6 +42,8 @@ class Pretrained(NamedTuple):
       tokenizer: its tokenizer.
       lm: the language model.
       lora: of the adapters; None = every parameter is trained.
+      folder: where it was opened.
+      commit: of a model of the hub; None = it is a folder of the user's.
     """
 
     config: models.TransformerConfig
@@ -49,6 +51,8 @@ class Pretrained(NamedTuple):
     tokenizer: models.Tokenizer
     lm: models.LanguageModel
     lora: models.LoraConfig | None
+    folder: Path | None = None
+    commit: str | None = None
 
 
 class Split(NamedTuple):
@@ -110,13 +114,10 @@ def load_model(config: Config) -> Pretrained:
         settings["dtype"] = "bfloat16"
     loaded = dataclasses.replace(loaded, **settings)
     lora = _lora(config, loaded, params) if config.use_peft else None
-    return Pretrained(loaded, params, tokenizer, models.transformer(loaded), lora)
-
-
-def end_tokens(model: Pretrained) -> tuple[int, ...]:
-    """The tokens that end a response: the one that closes completions in training is the first."""
-    ids = dict.fromkeys((model.tokenizer.eos, *model.config.eos))
-    return tuple(token for token in ids if token is not None)
+    name = model_folder(config.model_name_or_path, config.data_dir)
+    folder, commit = models.find_pretrained(name, revision=config.model_revision)
+    lm = models.transformer(loaded)
+    return Pretrained(loaded, params, tokenizer, lm, lora, folder, commit)
 
 
 def _template_date(config: Config) -> datetime.datetime:
@@ -182,37 +183,35 @@ def load_task(config: Config) -> Task:
         attribution = found.attribution
     else:
         rows, reports, attribution = {}, {}, ""
-        files = {"train": config.dataset_name, **_named(config.eval_dataset_name)}
-        for name, file in files.items():
-            rows[name], reports[name] = _read(config, file)
+        rows["train"], reports["train"] = _read(config, config.dataset_name)
+        for name, file in _named(config.eval_dataset_name).items():
+            rows[name], reports[name] = _read(config, file, "--eval_dataset_name")
     if config.objective != "sft":  # a tie is an order unresolved: no objective learns from it
-        rows["train"] = [row for row in rows["train"] if len(set(row.ranks)) > 1] or rows["train"]
+        rows["train"] = [row for row in rows["train"] if not data.without_preference([row])]
     splits = {name: _encode(config, model, name, rows[name], reports[name]) for name in rows}
-    train = _merge(splits.pop("train"))
-    most = max(len(row.completions) for row in train.encoded)
-    if most < 2 and config.objective != "sft":
-        raise UsageError(
-            f"{config.dataset_name}: every row has one completion, which {config.objective} cannot "
-            "learn from; pass comparisons, or --objective=sft"
-        )
-    return Task(model, train, splits, attribution)
+    return Task(model, _merge(splits.pop("train")), splits, attribution)
 
 
 def _merge(split: Split) -> Training:
     """Brings together the answers to the same comparison, in the order of its first."""
-    answers: dict[tuple[bytes, ...], dict[tuple[int, ...], float]] = {}
+    answers: dict[tuple[Any, ...], dict[tuple[int, ...], float]] = {}
     firsts: list[data.Encoded] = []
     for row in split.encoded:
-        documents = tuple(ids.tobytes() for ids in (row.prompt, *row.completions))
-        if documents not in answers:
+        comparison = *(ids.tobytes() for ids in (row.prompt, *row.completions)), row.skipped
+        if comparison not in answers:
             firsts.append(row)
-        weights = answers.setdefault(documents, {})
+        weights = answers.setdefault(comparison, {})
         weights[row.ranks] = weights.get(row.ranks, 0.0) + row.weight
     shape = (len(answers), max(map(len, answers.values())))
     ranks = np.full((*shape, max(len(row.completions) for row in firsts)), -1, np.int32)
     weight = np.zeros(shape, np.float32)
     for n, found in enumerate(answers.values()):
         for a, (order, total) in enumerate(found.items()):
+            if total > np.finfo(np.float32).max:
+                raise UsageError(
+                    f"{firsts[n].row.source}: expected weights of one comparison whose sum float32 "
+                    f"holds, found {total:g} in all; divide the weights of the file by a number"
+                )
             ranks[n, a, : len(order)], weight[n, a] = order, total
     return Training(firsts, ranks, weight, split.report)
 
@@ -224,25 +223,36 @@ def _named(files: Sequence[str]) -> dict[str, str]:
     return dict(zip(names, files, strict=True))
 
 
-def _read(config: Config, file: str) -> tuple[list[data.Row], data.Report]:
-    if not Path(file).is_file():
+def _read(
+    config: Config, file: str, flag: str = "--dataset_name"
+) -> tuple[list[data.Row], data.Report]:
+    """The rows that the objective can use, and what the others lack."""
+    if not Path(file).exists():
+        named = f" or one of {', '.join(DATASETS)}, which need --data_dir or "
         raise UsageError(
-            f"--dataset_name: no file {file}. Pass a file of preferences (.jsonl, .jsonl.gz, "
-            f".parquet) or one of {', '.join(DATASETS)}, which need --data_dir or "
-            f"{sources.DATA_DIR_VARIABLE}"
+            f"{flag}: no file {file}. Pass a file of preferences (.jsonl, .jsonl.gz, .parquet)"
+            + (f"{named}{sources.DATA_DIR_VARIABLE}" if flag == "--dataset_name" else "")
         )
+    is_sft = config.objective == "sft"
     try:
         rows, report = data.read_rows(file, on_bad_row=config.on_bad_row)
-        if all(row.ranks in ((1,), (2,)) for row in rows):
-            if config.objective == "sft":
-                rows = [row for row in rows if row.ranks == (1,)]
-            else:
-                rows, paired = data.pair_labels(rows)
-                skipped, problems = report.skipped + paired.skipped, paired.problems
-                report = report._replace(skipped=skipped, problems=report.problems + problems)
-        return rows, report
-    except (ValueError, ImportError) as error:
-        raise UsageError(str(error)) from error
+        rows, useless = (data.demonstrations if is_sft else data.comparisons)(rows)
+    except (OSError, ValueError, ImportError) as error:
+        raise UsageError(f"{flag}: {error}") from error
+    problems = useless.problems
+    if not is_sft and len(without := data.without_preference(rows)) == len(rows):
+        problems += without
+        rows = []
+    if not rows:
+        mend = "" if is_sft else "; pass comparisons, or --objective=sft for demonstrations"
+        raise UsageError(
+            f"{flag}={file}: no row says anything to {config.objective}; the first: {problems[0]}"
+            f"{mend}"
+        )
+    report = report._replace(
+        skipped=report.skipped + useless.skipped, problems=report.problems + useless.problems
+    )
+    return rows, report
 
 
 def _encode(
@@ -258,5 +268,6 @@ def _encode(
             report=report,
         )
     except ValueError as error:
-        raise UsageError(f"{name}: {error}") from error
+        flag = "--dataset_name" if name == "train" else f"--eval_dataset_name ({name})"
+        raise UsageError(f"{flag}: {error}") from error
     return Split(encoded, report)

@@ -1,27 +1,31 @@
 """One run: steps, metrics, evaluations, checkpoints, and the exact way back after a kill."""
 
-import json
-import os
 import time
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
+import optax
 
 from experiments.common.binary import UsageError
-from experiments.common.chunks import compiler_options
-from experiments.finetune import learning, scoring
+from experiments.finetune import checkpoints, history, learning, scoring
+from experiments.finetune.checkpoints import open_checkpoints as _checkpoints
 from experiments.finetune.config import Config
+from experiments.finetune.divergences import make_divergences
+from experiments.finetune.history import Log as _Log
+from experiments.finetune.history import Record, Sums
 from experiments.finetune.learning import Frozen, Sampled, Trainable
+from experiments.finetune.plan import (
+    batch_size,
+    batches_an_epoch,
+    num_steps,
+    plan_facts,
+    spread,
+)
 from experiments.finetune.task import Task
 from shatter import data, training
-
-Record = dict[str, float]
-"""One row of the metrics: `step`, `epoch` and what was measured."""
 
 
 class Result(NamedTuple):
@@ -40,34 +44,13 @@ class Result(NamedTuple):
     tokens: int
 
 
-def devices(config: Config) -> list[jax.Device]:
-    """The devices that share every batch."""
-    return jax.devices()[: config.num_devices]
+class _Loop(NamedTuple):
+    """Where a run stands between two updates; `on_device` are updates not yet in `sums`."""
 
-
-def batch_size(config: Config) -> int:
-    """Comparisons of a batch, over all devices."""
-    return config.per_device_train_batch_size * len(devices(config))
-
-
-def batches_an_epoch(config: Config, task: Task) -> int:
-    """Batches of a pass over the data."""
-    plan = data.plan_batches(
-        [row.length for row in task.train.encoded],
-        batch_size=batch_size(config),
-        seed=config.seed,
-        epoch=0,
-        buckets=data.length_buckets(config.max_length),
-    )
-    return len(plan)
-
-
-def num_steps(config: Config, task: Task) -> int:
-    """Steps of the optimiser of the whole run."""
-    if config.max_steps > 0:
-        return config.max_steps
-    batches = config.num_train_epochs * batches_an_epoch(config, task)
-    return max(1, round(batches / config.gradient_accumulation_steps))
+    step: int
+    tokens: int
+    sums: Sums
+    on_device: list[tuple[list[Any], float]]
 
 
 def unique_prompts(task: Task) -> list[np.ndarray]:
@@ -82,7 +65,7 @@ def train(
     *,
     progress: Callable[[str, int], None] = lambda message, steps: None,
 ) -> Result:
-    """Trains, or goes on from the newest checkpoint.
+    """Trains, or goes on from the newest sound checkpoint.
 
     A checkpoint holds the learner's state, the iterator's and the metrics since the last row, so
     that a resumed run is the uninterrupted one to the bit (on a CPU). A save that is interrupted
@@ -98,81 +81,109 @@ def train(
       The result.
 
     Raises:
-      UsageError: if the loss or the gradient is not finite, or a checkpoint cannot be read.
+      UsageError: if the loss or the gradient is not finite, no checkpoint is sound, or one was made
+        by another plan.
     """
-    total, accumulation = num_steps(config, task), config.gradient_accumulation_steps
+    total, facts = num_steps(config, task), plan_facts(config, task)
+    accumulation, an_epoch = config.gradient_accumulation_steps, batches_an_epoch(config, task)
     judge, refs, frozen = _prepare(config, task, progress)
     schedule = learning.make_schedule(config, total)
-    learner = training.learner(
-        learning.make_objective(config, task.model), learning.make_optimizer(config, schedule)
-    )
-    mesh = jax.sharding.Mesh(np.asarray(devices(config)), ("data",))
-    spread = partial(jax.device_put, device=_sharding(mesh, "data"))
-    everywhere = partial(jax.device_put, device=_sharding(mesh))
-
-    init_key, train_key = jax.random.split(jax.random.key(config.seed))
-    state = everywhere(learner.init(learning.start(config, task.model, init_key), train_key))
-    frozen = everywhere(frozen)
-    step = jax.jit(learner.step, donate_argnums=0, compiler_options=compiler_options())
+    state, update = _make_update(config, task, refs, frozen, schedule)
     iterator = data.batches(
         task.train.encoded,
         batch_size=batch_size(config),
         seed=config.seed,
         max_length=config.max_length,
     )
-    an_epoch = batches_an_epoch(config, task)
     log = _Log(folder)
-    pending: list[Record] = []
-    began, done, tokens = time.perf_counter(), 0, 0
+    at_step = lambda step: {"step": step, "epoch": step * accumulation / an_epoch}
     with _checkpoints(config, folder) as manager:
-        first = _step_to_resume(config, manager)
-        if first is not None:
-            state, loop = _restore(manager, first, state, folder)
-            iterator.set_state(loop["iterator"])
-            log.truncate(loop["rows"])
-            pending, done, tokens = loop["pending"], first * accumulation, loop["tokens"]
-            progress(f"resumed after step {first}", first)
+        loop = _Loop(0, 0, {}, [])
+        if found := checkpoints.resume(config, manager, state, facts, log):
+            state = found.state
+            iterator.set_state(found.loop["iterator"])
+            loop = _Loop(found.step, found.loop["tokens"], found.loop["sums"], [])
+            progress(f"resumed after step {found.step}", found.step)
         else:
-            log.truncate(0)
             progress("evaluating before training", 0)
-            log.add({"step": 0, "epoch": 0.0, **judge(state.params)})
-            began = time.perf_counter()
-        first_done, first_tokens, on_device = done, tokens, []
-        while done < total * accumulation:
-            batch = next(iterator)
-            state, metrics = step(state, frozen, spread(learning.numbers(batch, refs, task.train)))
-            on_device.append(metrics)
-            done, tokens = done + 1, tokens + int(batch.valid[batch.ranks >= 0].sum())
-            at, is_whole = done // accumulation, done % accumulation == 0
-            due = lambda every, at=at, whole=is_whole: whole and (at % every == 0 or at == total)
-            saving = due(config.save_steps) and at < total
-            if saving or due(config.logging_steps):
-                pending += _fetch(on_device, done)
-                on_device = []
-            if due(config.logging_steps):
-                row = {k: float(np.mean([p[k] for p in pending])) for k in pending[0]}
-                rate = {"learning_rate": float(schedule(at - 1)), "num_tokens": tokens}
-                log.add({"step": at, "epoch": done / an_epoch, **row, **rate})
-                passed = time.perf_counter() - began
-                left = passed * (total * accumulation - done) / (done - first_done)
-                speed = f"{(tokens - first_tokens) / passed:,.0f} tokens/s"
-                progress(
-                    f"loss {row['loss']:.4f}, {speed}, {left / 60:.1f} min left",
-                    at - (at - 1) // config.logging_steps * config.logging_steps,
-                )
-                pending = []
-            if config.eval_steps > 0 and due(config.eval_steps) and at < total:
-                log.add({"step": at, "epoch": done / an_epoch, **judge(state.params)})
+            log.add(at_step(0) | judge(state.params))
+        began, first = time.perf_counter(), loop
+        while loop.step < total:
+            batches = [next(iterator) for _ in range(accumulation)]
+            state, metrics, weight = update(state, batches)
+            loop = loop._replace(
+                step=loop.step + 1,
+                tokens=loop.tokens + sum(int(b.valid[b.ranks >= 0].sum()) for b in batches),
+                on_device=[*loop.on_device, (metrics, weight)],
+            )
+            step, is_last = loop.step, loop.step == total
+            due = lambda every, step=step: every > 0 and step % every == 0
+            saving, logging = due(config.save_steps) and not is_last, due(config.logging_steps)
+            if saving or logging or is_last:
+                loop = _fetched(loop, accumulation)
+            if logging or is_last:
+                row = history.means(config, loop.sums)
+                rate = {"learning_rate": float(schedule(step - 1)), "num_tokens": loop.tokens}
+                log.add(at_step(step) | row | rate)
+                speed = _speed(first, loop, time.perf_counter() - began, total)
+                done = step - (step - 1) // config.logging_steps * config.logging_steps
+                progress(f"loss {row['loss']:.4f}, {speed}" if "loss" in row else speed, done)
+                loop = loop._replace(sums={})
+            if due(config.eval_steps) and not is_last:
+                log.add(at_step(step) | judge(state.params))
             if saving:
-                loop = {"iterator": iterator.get_state(), "rows": len(log.rows)}
-                loop |= {"pending": pending, "tokens": tokens}
-                args = {"state": ocp.args.StandardSave(state), "loop": ocp.args.JsonSave(loop)}
-                manager.save(at, args=ocp.args.Composite(**args))
+                rest = {"iterator": iterator.get_state(), "facts": facts}
+                rest |= {"sums": loop.sums, "tokens": loop.tokens}
+                checkpoints.save(manager, step, state, rest, log)
         seconds = time.perf_counter() - began
         progress("evaluating after training", 0)
-        log.add({"step": total, "epoch": done / an_epoch, **judge(state.params)})
+        log.add(at_step(total) | judge(state.params))
     log.close()
-    return Result(state.params, log.rows, seconds, tokens - first_tokens)
+    return Result(state.params, log.rows, seconds, loop.tokens - first.tokens)
+
+
+def _make_update(
+    config: Config, task: Task, refs: np.ndarray, frozen: Frozen, schedule: optax.Schedule
+) -> tuple[training.TrainState, Callable[..., tuple[Any, list[Any], float]]]:
+    """The state to begin with, and an update by its batches.
+
+    It is `(state, batches) -> (state, the batches' metrics, what all their answers weigh)`.
+    """
+    learner = training.learner(
+        learning.make_objective(config, task.model),
+        learning.make_optimizer(config, schedule),
+        num_batches=config.gradient_accumulation_steps,
+    )
+    init_key, train_key = jax.random.split(jax.random.key(config.seed))
+    begin = learner.init(learning.start(config, task.model, init_key), train_key)
+    frozen = spread(config, frozen, everywhere=True)
+    options = learning.compiler_options(task.model)
+    step = jax.jit(learner.step, donate_argnums=0, compiler_options=options)
+
+    def update(state: Any, batches: list[data.Batch]) -> tuple[Any, list[Any], float]:
+        weights = [learning.answer_weights(batch, task.train).sum() for batch in batches]
+        total, found = float(sum(weights)), []
+        for part, batch in enumerate(batches):
+            numbers = learning.numbers(batch, refs, task.train, total, part)
+            state, metrics = step(state, frozen, spread(config, numbers))
+            found.append(metrics)
+        return state, found, total
+
+    return spread(config, begin, everywhere=True), update
+
+
+def _fetched(loop: _Loop, accumulation: int) -> _Loop:
+    """The metrics on the device, added to the sums."""
+    sums, first = loop.sums, (loop.step - len(loop.on_device)) * accumulation + 1
+    for on_device, weight in loop.on_device:
+        sums = history.add_update(sums, history.fetch(on_device, first), weight)
+        first += accumulation
+    return loop._replace(sums=sums, on_device=[])
+
+
+def _speed(first: _Loop, now: _Loop, passed: float, total: int) -> str:
+    left = passed * (total - now.step) / (now.step - first.step)
+    return f"{(now.tokens - first.tokens) / passed:,.0f} tokens/s, {left / 60:.1f} min left"
 
 
 def _prepare(
@@ -207,7 +218,14 @@ def _judge(
         pretrained = None if model.lora is None else model.params
         for name, split in task.held_out.items():
             values = utilities(trainable, pretrained, split.encoded, refs[name])
+            if not np.isfinite(values).all():
+                raise UsageError(
+                    f"the model's scores of {name} are not finite: the run went astray; lower "
+                    "--learning_rate, or go on from an earlier checkpoint with another"
+                )
             scores = scoring.held_out_scores(split.encoded, values)
+            if config.objective == "sft":
+                scores |= scoring.demonstration_scores(split.encoded, values)
             found |= {f"eval_{name}/{measure}": value for measure, value in scores.items()}
         return found
 
@@ -222,7 +240,7 @@ def _distances(config: Config, task: Task) -> tuple[Callable[[Trainable], Record
     draw = learning.make_sampler(
         model, num_samples=-(-config.kl_samples // len(some)), max_length=config.kl_length
     )
-    divergences = learning.make_divergences(config, model)
+    divergences = make_divergences(config, model)
     ref_key, own_key = jax.random.split(jax.random.key(config.seed))
     samples = draw(model.params, ref_key, some)
 
@@ -231,120 +249,3 @@ def _distances(config: Config, task: Task) -> tuple[Callable[[Trainable], Record
         return divergences(params, samples, draw(params, own_key, some))
 
     return distances, samples
-
-
-def _fetch(on_device: list[dict[str, jax.Array]], done: int) -> list[Record]:
-    """Metrics of the last batches as numbers; refuses the first that is not finite, by name."""
-    fetched = [{k: float(v) for k, v in m.items()} for m in jax.device_get(on_device)]
-    for number, metrics in enumerate(fetched, start=done - len(fetched) + 1):
-        for name in sorted(metrics, key=lambda name: name != "loss"):
-            value = metrics[name]
-            if not np.isfinite(value):
-                raise UsageError(
-                    f"{name} is {value} at batch {number}: the run went astray; lower "
-                    "--learning_rate, or go on from the last checkpoint with another"
-                )
-    return fetched
-
-
-class _Log:
-    """metrics.jsonl: a row a line, on disk before the next step; and the rows so far."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "metrics.jsonl"
-        self._board = _tensorboard(folder)
-        self.rows: list[Record] = []
-
-    def truncate(self, num_rows: int) -> None:
-        """Keeps the first rows of an earlier process."""
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        if len(lines) < num_rows:
-            raise UsageError(
-                f"{self._path} has {len(lines)} rows and its checkpoint was made after {num_rows}: "
-                "delete the folder to begin again"
-            )
-        self.rows = [json.loads(line) for line in lines[:num_rows]]
-        temporary = self._path.with_name(self._path.name + ".tmp")
-        temporary.write_text("".join(line + "\n" for line in lines[:num_rows]))
-        os.replace(temporary, self._path)
-
-    def add(self, row: Record) -> None:
-        """Appends a row."""
-        self.rows.append(row)
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        if self._board is not None:
-            for name, value in row.items():
-                self._board.add_scalar(name, value, int(row["step"]))
-
-    def close(self) -> None:
-        """Ends the TensorBoard file."""
-        if self._board is not None:
-            self._board.close()
-
-
-def _tensorboard(folder: Path) -> Any:
-    """A writer where tensorboardX is installed."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder / "tensorboard"))
-
-
-def csv_rows(config: Config, history: Iterable[Record]) -> Iterable[tuple]:
-    """The history as rows of `run_folder.CSV_COLUMNS`."""
-    for row in history:
-        for name, value in row.items():
-            if name != "step":
-                start = (config.dataset_name, config.objective, "", config.seed)
-                yield *start, int(row["step"]), name, f"{value:.8g}"
-
-
-def _sharding(mesh: jax.sharding.Mesh, *axes: str) -> jax.sharding.NamedSharding:
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
-
-
-def _checkpoints(config: Config, folder: Path) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(
-        (folder / "checkpoints").absolute(),
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=config.save_total_limit, enable_async_checkpointing=False
-        ),
-        item_names=("state", "loop"),
-    )
-
-
-def _step_to_resume(config: Config, manager: ocp.CheckpointManager) -> int | None:
-    """The checkpoint to go on from; later ones are deleted."""
-    steps = sorted(manager.all_steps())
-    if config.resume_from_checkpoint == "auto":
-        return steps[-1] if steps else None
-    if config.resume_from_checkpoint == "never":
-        return None
-    if config.resume_from_checkpoint not in steps:
-        raise UsageError(
-            f"--resume_from_checkpoint={config.resume_from_checkpoint}: there are checkpoints of "
-            f"the steps {steps}"
-        )
-    for step in steps:
-        if step > config.resume_from_checkpoint:
-            manager.delete(step)
-    return config.resume_from_checkpoint
-
-
-def _restore(
-    manager: ocp.CheckpointManager, step: int, state: Any, folder: Path
-) -> tuple[Any, dict[str, Any]]:
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-    args = {"state": ocp.args.StandardRestore(abstract), "loop": ocp.args.JsonRestore()}
-    try:
-        found = manager.restore(step, args=ocp.args.Composite(**args))
-    except Exception as error:
-        raise UsageError(
-            f"the checkpoint of step {step} in {folder / 'checkpoints'} cannot be read ({error}): "
-            "delete it to go on from an older one, or the folder to begin again"
-        ) from error
-    return found["state"], found["loop"]

@@ -1,6 +1,5 @@
 """`python -m experiments.rlhf.run`: see README.md beside this file."""
 
-import json
 import time
 from functools import partial
 from pathlib import Path
@@ -167,7 +166,7 @@ def _seconds(
 ) -> float | None:
     """Seconds a gradient step of one run, from the chunks after the first, which compiles."""
     if file.exists():
-        return json.loads(file.read_text())
+        return run_folder.read_json(file, float)
     if len(ends) < 2:
         return None
     rounds = sum(done for _, done in ends[1:])

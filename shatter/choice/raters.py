@@ -152,9 +152,8 @@ def dichotomy_rater(types: Callable[[Query], Array], share: Array | float) -> Ra
 
     def rater(key: Key, query: Query) -> Array:
         type_key, choice_key = jax.random.split(key)
-        wanted = jnp.where(
-            jax.random.bernoulli(type_key, at_least_float32(jnp.asarray(share))), 1, 2
-        )
+        wants_first = jax.random.bernoulli(type_key, at_least_float32(share))
+        wanted = jnp.where(wants_first, 1, 2)
         liked = (types(query) == wanted) & query.valid
         shown = jnp.where(jnp.any(liked), liked, query.valid)
         choice = jax.random.categorical(choice_key, jnp.where(shown, 0.0, -jnp.inf))

@@ -3,7 +3,8 @@
 from shatter.data.batches import Batch, batches, collate, length_buckets, plan_batches
 from shatter.data.encoding import Encoded, TextTokenizer, encode_rows
 from shatter.data.report import DataError, Problem, Report
-from shatter.data.rows import Row, pair_labels, read_rows, write_rows
+from shatter.data.rows import Row, read_rows, write_rows
+from shatter.data.selection import comparisons, demonstrations, pair_labels, without_preference
 from shatter.data.truncation import truncate_prompt
 
 __all__ = [
@@ -16,11 +17,14 @@ __all__ = [
     "TextTokenizer",
     "batches",
     "collate",
+    "comparisons",
+    "demonstrations",
     "encode_rows",
     "length_buckets",
     "pair_labels",
     "plan_batches",
     "read_rows",
     "truncate_prompt",
+    "without_preference",
     "write_rows",
 ]

@@ -22,7 +22,8 @@ class Batch(NamedTuple):
 
     Attributes:
       tokens: int32 `[B, K, T]`, prompt, completion, padding.
-      mask: bool `[B, K, T]`, true on the completion, EOS included.
+      mask: bool `[B, K, T]`, true on the tokens that the loss counts: the completion, EOS included,
+        without the turns that `Encoded.skipped` leaves out.
       valid: bool `[B, K, T]`, false on padding.
       ranks: int32 `[B, K]`, smaller is better; < 0 = not shown, or an empty slot (-1).
       weight: float32 `[B]`.
@@ -71,6 +72,10 @@ def plan_batches(
 ) -> list[tuple[int, np.ndarray]]:
     """Which rows make each batch of an epoch: every row once, rows of one bucket together.
 
+    Rows that are too few for a batch of their bucket go to the next one, so that at most one batch
+    of an epoch is partly filled: no row has a larger say for being in a nearly empty batch. That
+    pads no more than a partly filled batch in every bucket would.
+
     The order is a hash of seed, epoch and row, so that it is the same in every version of every
     library, for as long as a run may be resumed.
 
@@ -96,11 +101,15 @@ def plan_batches(
         raise ValueError(f"row {row} has {lengths[row]} tokens, the largest bucket {buckets[-1]}")
     order = _shuffled(lengths.size, seed, epoch, 0).astype(np.int32)
     bucket_of = np.searchsorted(buckets, lengths[order])
-    batches = []
+    batches, left = [], order[:0]
     for number, bucket in enumerate(buckets):
-        rows = order[bucket_of == number]
-        rows = np.pad(rows, (0, -len(rows) % batch_size), constant_values=-1)
-        batches += [(bucket, part) for part in rows.reshape(-1, batch_size)]
+        rows = np.concatenate([order[bucket_of == number], left])  # what is left over is short
+        num_whole = len(rows) - len(rows) % batch_size
+        batches += [(bucket, part) for part in rows[:num_whole].reshape(-1, batch_size)]
+        left = rows[num_whole:]
+    if len(left):
+        longest = buckets[np.searchsorted(buckets, lengths[left].max())]
+        batches.append((longest, np.pad(left, (0, batch_size - len(left)), constant_values=-1)))
     return [batches[n] for n in _shuffled(len(batches), seed, epoch, 1)]
 
 
@@ -157,8 +166,10 @@ def collate(
                 f"found {len(row.completions)} and {row.length}"
             )
         for k in range(num_slots):
-            completion = row.completions[k if k < len(row.completions) else 0]
-            starts[b, k], ends[b, k] = len(row.prompt), len(row.prompt) + len(completion)
+            slot = k if k < len(row.completions) else 0
+            completion = row.completions[slot]
+            starts[b, k] = len(row.prompt) + (row.skipped[slot] if row.skipped else 0)
+            ends[b, k] = len(row.prompt) + len(completion)
             tokens[b, k, : ends[b, k]] = np.concatenate([row.prompt, completion])
         if number >= 0:
             weight[b], ranks[b, : len(row.ranks)] = row.weight, row.ranks

@@ -1,8 +1,10 @@
 """Files of rows: JSON lines, plain or gzipped, and parquet tables."""
 
+import errno
 import gzip
 import json
 import os
+import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,16 +21,16 @@ def records(path: str | Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
 
     Yields:
       The row's number, from 1, and its bytes, or its dict where it comes from a table. Blank lines
-      count but are left out.
+      count but are left out, and so are the nulls by which a table fills up its structures.
 
     Raises:
       FileNotFoundError: if there is no such file.
       ImportError: if the file is a table and pyarrow is not installed.
-      ValueError: on another ending, or a damaged archive or table.
+      ValueError: on a folder, a pipe or a device, another ending, a file that may not be read, or a
+        damaged archive or table.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a file of rows, found none at {path}")
+    _assert_readable(path)
     if path.name.endswith(".parquet"):
         yield from _table_rows(path)
         return
@@ -45,11 +47,31 @@ def records(path: str | Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
                     yield number, line.rstrip(b"\r\n")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: the gzip archive is damaged: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _assert_readable(path: Path) -> None:
+    """Refuses what is no file of rows, so that nothing waits at a pipe or a device for ever."""
+    name = ascii(str(path)) if "\0" in str(path) else str(path)
+    try:
+        mode = os.stat(path).st_mode
+    except PermissionError as error:
+        raise ValueError(f"{name}: cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise FileNotFoundError(
+            f"expected a file of rows, found none at {name}: {reason}"
+        ) from error
+    if not stat.S_ISREG(mode):
+        found = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise ValueError(f"{path}: expected a file of rows, found {found}")
+    if not os.access(path, os.R_OK):
+        raise ValueError(f"{path}: cannot be read: {os.strerror(errno.EACCES)}")
 
 
 def _table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError(
@@ -61,9 +83,25 @@ def _table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             for batch in table.iter_batches():
                 for row in batch.to_pylist():
                     number += 1
-                    yield number, row
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a readable parquet table: {error}") from error
+                    yield number, _without_padding(row)
+    except Exception as error:  # Arrow's layers each have errors of their own for damaged bytes
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path}: not a readable parquet table: {reason}") from error
+
+
+def _without_padding(value: Any) -> Any:
+    """A table's value as JSON lines would have it: a structure's nulls are fields left out.
+
+    All structures of a column have the fields of each, null where a row had none. A null in a list
+    was written there and stays.
+    """
+    if isinstance(value, dict):
+        return {name: _without_padding(part) for name, part in value.items() if part is not None}
+    if isinstance(value, list):
+        if value and all(isinstance(part, tuple) for part in value):  # how Arrow shows a map
+            return _without_padding(dict(value))
+        return [_without_padding(part) for part in value]
+    return value
 
 
 def json_line(record: dict[str, Any]) -> bytes:
@@ -74,11 +112,14 @@ def json_line(record: dict[str, Any]) -> bytes:
 
     Returns:
       The line, with its newline.
+
+    Raises:
+      ValueError: if a number is NaN or infinite, which JSON does not have.
     """
     try:
-        return json.dumps(record, ensure_ascii=False, default=str).encode() + b"\n"
+        return json.dumps(record, ensure_ascii=False, default=str, allow_nan=False).encode() + b"\n"
     except UnicodeEncodeError:
-        return json.dumps(record, default=str).encode() + b"\n"
+        return json.dumps(record, default=str, allow_nan=False).encode() + b"\n"
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
@@ -89,15 +130,17 @@ def write_atomically(path: str | Path, content: bytes) -> None:
       content: what goes into it.
 
     Raises:
+      OSError: if it cannot be written, on a full disk for example.
       ValueError: if the name does not end as JSON lines do.
     """
     path = Path(os.path.realpath(path))
     if not path.name.endswith(JSON_LINES):
         raise ValueError(f"{path}: expected a name ending in {', '.join(JSON_LINES)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # A name that no other process has, nor another thread of this one.
+    partial = path.with_name(f".{path.name[:40]}.{os.getpid()}.{os.urandom(6).hex()}.part")
     try:
-        with partial.open("wb") as file:
+        with partial.open("xb") as file:
             file.write(gzip.compress(content, mtime=0) if path.name.endswith(".gz") else content)
             file.flush()
             os.fsync(file.fileno())

@@ -2,19 +2,19 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from shatter.data.report import BadRow
+from shatter.data.texts import Text, checked_text, shown, text_key
 
-Message = dict[str, Any]
-Text = str | tuple[Message, ...]
-"""A text, or a conversation: messages with a role and a content."""
+__all__ = ["LAYOUTS", "Answers", "Text", "answers_of", "parsed", "shown", "text_key"]
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
 LAYOUTS = (
     "a row is prompt, chosen, rejected (prompt may be left out), or prompt, completion (and "
     "label), or prompt, completions and one of ranks, ratings, votes"
 )
+MAX_COUNT = 1e15
+"""The largest weight or number of votes, and one over the smallest."""
 
 
 class Answers(NamedTuple):
@@ -27,6 +27,8 @@ class Answers(NamedTuple):
       votes: the counts, `[K]` or `[K + 1]`, if there are any.
       about: annotator and group.
       is_implicit: whether the prompt was cut out of the completions.
+      last_turn: whether of each completion, a conversation of several messages, the last one alone
+        counts in the loss.
     """
 
     prompt: Text
@@ -35,6 +37,7 @@ class Answers(NamedTuple):
     votes: tuple[float, ...] | None
     about: tuple[str | None, str | None]
     is_implicit: bool
+    last_turn: bool
 
 
 def parsed(raw: bytes | dict[str, Any]) -> dict[str, Any]:
@@ -47,12 +50,12 @@ def parsed(raw: bytes | dict[str, Any]) -> dict[str, Any]:
       The object.
 
     Raises:
-      BadRow: if the line holds no JSON object.
+      BadRow: if the line holds no JSON object, or one with a field twice.
     """
     record: Any = raw
     if isinstance(raw, bytes):
         try:
-            record = json.loads(raw.decode())
+            record = json.loads(raw.decode(), object_pairs_hook=_fields_once)
         except UnicodeDecodeError as error:
             found = f"byte {raw[error.start]:#04x} at {error.start}"
             raise BadRow("line", "UTF-8", found, "save the file as UTF-8") from error
@@ -62,6 +65,15 @@ def parsed(raw: bytes | dict[str, Any]) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise BadRow("line", "a JSON object", shown(record), "one object a line, no list around")
     return {name: value for name, value in record.items() if value is not None}
+
+
+def _fields_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for n, name in enumerate(names) if name in names[:n])
+        raise BadRow("line", "an object with each field once", f"{shown(twice)} twice")
+    return fields
 
 
 def answers_of(record: dict[str, Any]) -> Answers:
@@ -77,8 +89,8 @@ def answers_of(record: dict[str, Any]) -> Answers:
       BadRow: if it is of no layout or a field does not hold what belongs there.
     """
     kind, fields = _fields(record)
-    completions = [_text(given, field) for field, given in fields.items()]
-    prompt = _text(record["prompt"], "prompt") if "prompt" in record else None
+    completions = [checked_text(given, field) for field, given in fields.items()]
+    prompt = checked_text(record["prompt"], "prompt") if "prompt" in record else None
     _assert_distinct(completions, list(fields))
     is_told_twice = isinstance(prompt, str) and all(isinstance(c, tuple) for c in completions)
     is_implicit = kind == "chosen" and (prompt is None or is_told_twice)
@@ -95,7 +107,11 @@ def answers_of(record: dict[str, Any]) -> Answers:
         raise BadRow("prompt", "a conversation that ends before the assistant speaks", "it does")
     answers, votes = _answers(record, kind, len(completions))
     about = _name(record, "annotator"), _name(record, "group")
-    return Answers(prompt, tuple(completions), answers, votes, about, is_implicit)
+    last_turn = record.get("last_turn", is_implicit)
+    if not isinstance(last_turn, bool):
+        raise BadRow("last_turn", "true or false", shown(last_turn))
+    last_turn &= any(isinstance(text, tuple) and len(text) > 1 for text in completions)
+    return Answers(prompt, tuple(completions), answers, votes, about, is_implicit, last_turn)
 
 
 def _fields(record: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -126,9 +142,7 @@ def _answers(
     record: dict[str, Any], kind: str, num: int
 ) -> tuple[list[tuple[tuple[int, ...], float]], tuple[float, ...] | None]:
     """Ranks and weight of every row to be made, and the vote counts."""
-    weight = _number(record.get("weight", 1.0), "weight")
-    if weight <= 0:
-        raise BadRow("weight", "a number above 0", str(weight))
+    weight = _count(record.get("weight", 1.0), "weight")
     if kind == "chosen":
         return [((1, 2), weight)], None
     if kind == "completion":
@@ -147,7 +161,10 @@ def _answers(
     choices = [tuple(1 if k == chosen else 2 for k in range(num)) for chosen in range(num)]
     choices.append((1,) * num)  # chose none
     counted = zip(choices, votes, strict=False)
-    return [(ranks, weight * count) for ranks, count in counted if count > 0], votes
+    answers = [(ranks, weight * count) for ranks, count in counted if count > 0]
+    for _, product in answers:
+        _count(product, "weight")
+    return answers, votes
 
 
 def _ranks(given: Any, num: int) -> tuple[int, ...]:
@@ -176,14 +193,25 @@ def _votes(given: Any, num: int) -> tuple[float, ...]:
     votes = tuple(_number(count, f"votes[{k}]") for k, count in enumerate(given))
     if min(votes) < 0 or max(votes) == 0:
         raise BadRow("votes", "counts >= 0, one of them above 0", shown(given))
-    return votes
+    return tuple(_count(n, f"votes[{k}]") if n else 0.0 for k, n in enumerate(votes))
 
 
-def _number(given: Any, field: str) -> float:
+def _number(given: Any, field: str) -> int | float:
     is_number = isinstance(given, int | float) and not isinstance(given, bool)
     if not is_number or not abs(given) < 1e300:
         raise BadRow(field, "a number", shown(given))
-    return float(given)
+    return cast(int | float, given)
+
+
+def _count(given: Any, field: str) -> float:
+    """How much an answer counts: float32 must hold it, its square, and the sum over a file."""
+    number = _number(given, field)
+    if number <= 0:
+        raise BadRow(field, "a number above 0", str(float(number)))
+    if not 1 / MAX_COUNT <= number <= MAX_COUNT:
+        found = f"{number:.3g}, beyond what float32 can add up"
+        raise BadRow(field, f"a number from {1 / MAX_COUNT:g} to {MAX_COUNT:g}", found)
+    return float(number)
 
 
 def _assert_length(given: Any, field: str, lengths: list[int]) -> None:
@@ -194,35 +222,13 @@ def _assert_length(given: Any, field: str, lengths: list[int]) -> None:
 
 
 def _name(record: dict[str, Any], field: str) -> str | None:
+    """A name; a whole number stands for its digits, written as 3 or, by some tables, as 3.0."""
     name = record.get(field)
-    if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
-        raise BadRow(field, "a name or a number", shown(name))
-    return None if name is None else str(_text(str(name), field))
-
-
-def _text(given: Any, field: str) -> Text:
-    """A text as it is, a list of messages as a tuple of checked messages."""
-    if isinstance(given, str):
-        try:
-            given.encode()
-        except UnicodeEncodeError as error:
-            found = f"half a surrogate pair at character {error.start}"
-            raise BadRow(field, "text that UTF-8 can hold", found) from error
-        return given
-    if not isinstance(given, list | tuple):
-        raise BadRow(field, "a text or a list of messages", shown(given))
-    return tuple(_message(message, f"{field}[{n}]") for n, message in enumerate(given))
-
-
-def _message(given: Any, field: str) -> Message:
-    if not isinstance(given, dict) or "role" not in given:
-        raise BadRow(field, 'a message {"role": ..., "content": ...}', shown(given))
-    if given["role"] not in ROLES:
-        raise BadRow(f"{field}.role", f"one of {', '.join(ROLES)}", shown(given["role"]))
-    if not isinstance(given.get("content"), str):
-        raise BadRow(f"{field}.content", "a text", shown(given.get("content")))
-    _text(given["content"], f"{field}.content")
-    return {name: value for name, value in given.items() if value is not None}
+    if isinstance(name, float) and name.is_integer() and abs(name) < 2**53:
+        name = int(name)
+    if isinstance(name, bool) or not isinstance(name, str | int | None):
+        raise BadRow(field, "a name or a whole number", shown(name))
+    return None if name is None else str(checked_text(str(name), field))
 
 
 def _split(chosen: Text, rejected: Text) -> tuple[Text, list[Text]]:
@@ -250,7 +256,7 @@ def _assert_completion(completion: Text, field: str, prompt: Text) -> None:
         kinds = ("a text", "a conversation")[:: 1 if isinstance(prompt, str) else -1]
         mend = 'a text becomes a conversation as [{"role": "assistant", "content": text}]'
         raise BadRow(field, f"{kinds[0]}, as the prompt is", kinds[1], mend)
-    last = completion
+    last: Any = completion
     if isinstance(completion, tuple):
         roles = [message["role"] for message in completion]
         if not roles or roles[-1] != "assistant":
@@ -259,8 +265,8 @@ def _assert_completion(completion: Text, field: str, prompt: Text) -> None:
         if roles[0] not in ("assistant", "tool"):
             mend = "the prompt's messages belong into prompt only, or leave prompt out"
             raise BadRow(f"{field}[0].role", "assistant or tool", roles[0], mend)
-        last = completion[-1]["content"]
-    if not str(last).strip():
+        last = completion[-1]["content"] or completion[-1].get("tool_calls")
+    if not last or not str(last).strip():
         raise BadRow(field, "a completion with something in it", shown(last))
 
 
@@ -271,29 +277,3 @@ def _assert_distinct(completions: Sequence[Text], fields: Sequence[str]) -> None
         if first != field:
             found = f"that of {first} again: {shown(completion)}"
             raise BadRow(field, "a completion of its own", found)
-
-
-def text_key(text: Text) -> str:
-    """A text or conversation as a dict key.
-
-    Args:
-      text: the text or conversation.
-
-    Returns:
-      Its JSON.
-    """
-    return json.dumps(text, sort_keys=True)
-
-
-def shown(value: Any) -> str:
-    """A value and its type, for a message.
-
-    Args:
-      value: anything.
-
-    Returns:
-      At most some 80 characters.
-    """
-    text = repr(value)
-    size = f" of length {len(value)}" if isinstance(value, list | tuple) else ""
-    return f"{type(value).__name__}{size} {text if len(text) <= 60 else text[:57] + '...'}"

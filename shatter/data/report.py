@@ -1,7 +1,8 @@
 """What was wrong with a row, and how many rows, truncations and tokens there were."""
 
+import json
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from shatter.data.files import json_line, write_atomically
 
@@ -37,7 +38,9 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         message = f"{self.source}: {self.field}: expected {self.expected}, found {self.found}"
-        return f"{message}; {self.mend}" if self.mend else message
+        message = f"{message}; {self.mend}" if self.mend else message
+        # The name of a file or of a field may hold what no terminal can show.
+        return message.encode("utf-8", "backslashreplace").decode()
 
 
 class Report(NamedTuple):
@@ -64,6 +67,21 @@ class Report(NamedTuple):
     truncated_tokens: int = 0
     tokens: int = 0
     problems: tuple[Problem, ...] = ()
+
+
+def raw_text(raw: bytes | dict[str, Any]) -> str:
+    """A row of a file as text, for `Problem`.
+
+    Args:
+      raw: the line, or the object.
+
+    Returns:
+      One line, for people to read; damaged bytes are replaced.
+    """
+    if isinstance(raw, bytes):
+        return raw.decode("utf-8", "replace").strip()
+    text = json.dumps(raw, ensure_ascii=False, default=str)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def settle(

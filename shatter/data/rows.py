@@ -1,12 +1,13 @@
 """Comparisons, rankings, votes, labels and demonstrations as text, read and written."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from shatter.data.files import json_line, records, write_atomically
-from shatter.data.layouts import LAYOUTS, Text, answers_of, parsed, text_key
-from shatter.data.report import BadRow, OnBadRow, Problem, Report, settle
+from shatter.data.layouts import LAYOUTS, answers_of, parsed
+from shatter.data.report import BadRow, OnBadRow, Problem, Report, raw_text, settle
+from shatter.data.texts import Text
 
 
 class Row(NamedTuple):
@@ -23,6 +24,8 @@ class Row(NamedTuple):
       source: "file:line".
       votes: how many chose each completion, `[K]`, or `[K + 1]` with those who chose none, where
         the file has such counts; all rows made of one line share them.
+      last_turn: of a conversation, whether the loss counts the last message of each completion
+        alone, and not the turns before it.
     """
 
     prompt: Text
@@ -33,6 +36,7 @@ class Row(NamedTuple):
     group: str | None = None
     source: str = ""
     votes: tuple[float, ...] | None = None
+    last_turn: bool = False
 
 
 def read_rows(
@@ -51,6 +55,11 @@ def read_rows(
     Texts may be conversations, lists of messages {"role", "content"}. Every layout may hold
     `annotator`, `group` and `weight`; other fields are ignored, null is absent.
 
+    Of a conversation without `prompt`, chosen and rejected may part before their last turn. What
+    they have in common is the prompt all the same, but the loss counts only the last message of
+    each, the assistant's: the turns before it answer to nobody's choice. With `prompt` it counts
+    the whole completion. `last_turn`, true or false, says so for a row of any layout.
+
     Args:
       path: ends in .jsonl or .json (one object a line, UTF-8, with or without .gz) or .parquet.
       on_bad_row: "fail" = raise, naming the first bad row; "skip" = leave bad rows out.
@@ -63,7 +72,7 @@ def read_rows(
       DataError: if a row is bad and `on_bad_row` is "fail", or no good row is left.
       FileNotFoundError: if there is no such file.
       ImportError: if the file is a parquet table and pyarrow is not installed.
-      ValueError: if the file is none of these.
+      ValueError: if it is none of these, may not be read, or is a damaged archive or table.
     """
     rows: list[Row] = []
     problems: list[Problem] = []
@@ -72,14 +81,14 @@ def read_rows(
         num_read += 1
         source = f"{path}:{number}"
         try:
-            prompt, completions, answers, votes, about, is_implicit = answers_of(parsed(raw))
+            found = answers_of(parsed(raw))
         except BadRow as error:
-            line = raw if isinstance(raw, bytes) else json_line(raw)
-            problems.append(Problem(source, line.decode("utf-8", "replace").strip(), *error.args))
+            problems.append(Problem(source, raw_text(raw), *error.args))
             continue
-        num_implicit += is_implicit
-        for ranks, weight in answers:
-            rows.append(Row(prompt, completions, ranks, weight, *about, source, votes))
+        num_implicit += found.is_implicit
+        for ranks, weight in found.answers:
+            about = *found.about, source, found.votes, found.last_turn
+            rows.append(Row(found.prompt, found.completions, ranks, weight, *about))
     if not num_read:
         problems.append(Problem(str(path), "", "file", "at least one row", "none", LAYOUTS))
     report = Report(num_read, len(rows), len(problems), num_implicit, problems=tuple(problems))
@@ -97,7 +106,7 @@ def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
       rows: the rows.
 
     Raises:
-      ValueError: if the name ends otherwise.
+      ValueError: if the name ends otherwise, or a number is NaN or infinite.
     """
     write_atomically(path, b"".join(json_line(record_of(row)) for row in rows))
 
@@ -118,53 +127,5 @@ def record_of(row: Row) -> dict[str, Any]:
         record |= {"completions": row.completions, "ranks": row.ranks, "votes": row.votes}
     record |= {"weight": None if row.weight == 1 else row.weight}
     record |= {"annotator": row.annotator, "group": row.group}
+    record |= {"last_turn": row.last_turn or None}
     return {name: value for name, value in record.items() if value is not None}
-
-
-def pair_labels(rows: Sequence[Row]) -> tuple[list[Row], Report]:
-    """Makes comparisons of labelled completions: those of one prompt, true above false.
-
-    Args:
-      rows: rows of a single labelled completion (ranks `(1,)` or `(2,)`); others pass unchanged.
-
-    Returns:
-      One row a prompt that has both labels, at the place of its first row, and the report: a
-      completion labelled both ways and every row of a prompt with one label only is a problem.
-    """
-    prompts: dict[str, list[Row]] = {}
-    for number, row in enumerate(rows):
-        key = text_key(row.prompt) if row.ranks in ((1,), (2,)) else str(number)
-        prompts.setdefault(key, []).append(row)
-    paired: list[Row] = []
-    bad: list[tuple[Row, str]] = []
-    for same in prompts.values():
-        if same[0].ranks not in ((1,), (2,)):
-            paired += same
-            continue
-        labels: dict[str, set[int]] = {}
-        for row in same:
-            labels.setdefault(text_key(row.completions[0]), set()).add(row.ranks[0])
-        torn = [row for row in same if len(labels[text_key(row.completions[0])]) > 1]
-        bad += [(row, "both labels on one completion") for row in torn]
-        clear = {text_key(row.completions[0]): row for row in same if row not in torn}
-        if len({row.ranks for row in clear.values()}) == 2:
-            paired.append(_joined(list(clear.values())))
-        else:
-            bad += [(row, f"no completion labelled {row.ranks == (2,)}") for row in clear.values()]
-    expected = "completions of one prompt labelled true and others labelled false"
-    problems = [
-        Problem(row.source, json_line(record_of(row)).decode().strip(), "label", expected, found)
-        for row, found in bad
-    ]
-    return paired, Report(len(rows), len(paired), len(bad), problems=tuple(problems))
-
-
-def _joined(rows: Sequence[Row]) -> Row:
-    """Several labelled completions of one prompt as one row."""
-    first = rows[0]
-    return first._replace(
-        completions=tuple(row.completions[0] for row in rows),
-        ranks=tuple(row.ranks[0] for row in rows),
-        annotator=first.annotator if len({row.annotator for row in rows}) == 1 else None,
-        group=first.group if len({row.group for row in rows}) == 1 else None,
-    )

@@ -167,12 +167,11 @@ def best_of_n_log_probs(ref_log_probs: Array, rewards: Array, *, num_samples: in
     log_upto = jax.lax.cumlogsumexp(log_p)
     # log(F^n - F_-^n) from the share p / F of the last one, which keeps its digits near F = 1.
     log_share = jnp.minimum(log_p - log_upto, 0.0)
-    below = jnp.where(
-        log_share < 0.0, jnp.log1p(-jnp.exp(jnp.minimum(log_share, -1e-30))), LOG_ZERO
-    )
-    gained = jnp.log(-jnp.expm1(jnp.maximum(num_samples * below, LOG_ZERO)))
+    is_first = log_share >= 0.0  # F_- = 0
     rare = log_share < -60.0  # where exp underflows: 1 - (1 - s)^n is n s
-    gained = jnp.where(rare, jnp.log(num_samples) + log_share, gained)
+    share = jnp.where(is_first | rare, -1.0, log_share)  # any, so that no gradient is NaN
+    gained = jax.nn.log1mexp(-num_samples * jax.nn.log1mexp(-share))
+    gained = jnp.where(rare, jnp.log(num_samples) + log_share, jnp.where(is_first, 0.0, gained))
     won = num_samples * log_upto + gained
     return jnp.zeros_like(won).at[order].set(jnp.maximum(won, LOG_ZERO))
 

@@ -111,7 +111,7 @@ def fdpg_loss(
     b = f'(1) makes every term 0 where pi = p. For KL(p || pi) that is the baseline of DPG: up to
     the factor Z the gain is `P / pi - Z` on-policy and `P / q - Z pi / q` off-policy. The value is
     the weighed slope, not the divergence. A slope that is a power of t takes |log t| > 40 for 40; a
-    term beyond the float's range counts as the largest float.
+    term beyond e^80 in float32 (e^701 in float64), its sign apart, counts as that.
 
     Source: Go et al., Aligning Language Models with Preferences through f-divergence Minimization,
     theorem 1 and table 1, https://arxiv.org/abs/2302.08215; the baselines: Korbak et al., On
@@ -184,9 +184,8 @@ def gdc_loss(
       log_z: log Z of the target or an estimate; it scales the loss.
 
     Returns:
-      `[...]`, nats; 0 where the target has no mass. A weight P / (Z q) above e^80 (in float32; e^701
-      in float64) counts as e^80 in the gradient, a value beyond the float's range as the largest
-      float.
+      `[...]`, nats; 0 where the target has no mass. In float32 a weight P / (Z q) above e^80 (in
+      float64 e^701) counts as that in the gradient, and a loss above it in the value.
 
     Raises:
       AssertionError: if the shapes differ or the log-probs are not floating.
@@ -225,13 +224,12 @@ def adapt_proposal(
 
 
 def _weighed(values: Array, log_weights: Array) -> Array:
-    """`exp(log_weights) values`, finite: the product wherever it is a float, else the largest one.
+    """`exp(log_weights) values`, held where `bounded_exp` is, with the slope of a bounded weight.
 
-    The weight comes in two halves, so that neither overflows where the product does not. The slope
-    is `bounded_exp(log_weights)`.
+    The weight comes in two halves, so that neither overflows where the product does not.
     """
-    largest = jnp.finfo(values.dtype).max
-    half = jnp.exp(jnp.minimum(0.5 * log_weights, jnp.log(largest) - 0.5))
+    largest = bounded_exp(jnp.full((), jnp.inf, values.dtype))
+    half = jnp.exp(jnp.minimum(0.5 * log_weights, jnp.log(largest)))
     product = jnp.clip(values * half * half, -largest, largest)
     slope = bounded_exp(log_weights) * (values - jax.lax.stop_gradient(values))  # 0 in value
     return jax.lax.stop_gradient(product) + slope

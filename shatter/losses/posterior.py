@@ -211,8 +211,8 @@ def kl_k3(log_probs: Array, ref_log_probs: Array) -> Array:
       ref_log_probs: `[...]`, log p0 of the same samples, nats.
 
     Returns:
-      `[...]`, nats, >= 0. Where p0 / pi is above e^80 (in float32; e^701 in float64) it counts as
-      e^80, in the value and in the gradient.
+      `[...]`, nats, >= 0. In float32 a p0 / pi above e^80 (in float64 e^701) counts as that, in
+      value and gradient.
     """
     log_ratio = -kl_k1(log_probs, ref_log_probs)
     near = jnp.expm1(jnp.minimum(log_ratio, 1.0))  # keeps the digits around 0

@@ -219,8 +219,8 @@ def ppo_loss(
       clip: eps.
 
     Returns:
-      `[...]`; 0 where the mask is empty. A ratio above e^80 (in float32; e^701 in float64) counts as
-      e^80, in the value and in the gradient; the gradient of what is clipped is 0 at any ratio.
+      `[...]`; 0 where the mask is empty. In float32 a ratio above e^80 (in float64 e^701) counts as
+      that, in value and gradient; the gradient of what is clipped is 0 at any ratio.
 
     Raises:
       AssertionError: if the shapes or types do not fit.

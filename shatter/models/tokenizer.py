@@ -2,22 +2,23 @@
 
 import dataclasses
 import datetime
-import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-CHAT_TEMPLATES = {
-    "plain": (
-        "{% for message in messages %}{{ message.role | capitalize }}: {{ message.content }}"
-        "{% if not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '\\nAssistant:' }}{% endif %}"
-    )
-}
-"""Chat templates by name, for tokenizers without one: `plain` is a line "Role: content" a message,
-without special tokens."""
+from shatter.models.templates import CHAT_TEMPLATES, TemplateError, check_template, render
+from shatter.models.tokenizer_files import (
+    add_missing_tokens,
+    chat_template,
+    model_token,
+    read_json,
+    special_settings,
+    token_text,
+)
+
+__all__ = ["CHAT_TEMPLATES", "FILES", "Tokenizer", "load_tokenizer", "read_json"]
 
 FILES = (
     "tokenizer.json",
@@ -44,6 +45,8 @@ class Tokenizer:
       vocab_size: 1 + the largest id.
       chat_template: jinja source that renders a conversation; None where there is none.
       date: what a chat template that asks for the date is given; None = the clock's.
+      template_name: what messages call the chat template, with its file.
+      added_tokens: settings by id of the tokens that tokenizer.json lacks and another file adds.
     """
 
     files: dict[str, bytes] = dataclasses.field(repr=False, hash=False)
@@ -56,6 +59,10 @@ class Tokenizer:
     vocab_size: int
     chat_template: str | None = dataclasses.field(default=None, repr=False)
     date: datetime.datetime | None = None
+    template_name: str = dataclasses.field(default="the chat template", repr=False, compare=False)
+    added_tokens: dict[int, dict[str, Any]] = dataclasses.field(
+        default_factory=dict, repr=False, hash=False
+    )
 
     def encode(self, text: str) -> list[int]:
         """Splits a text into tokens; adds no special token, but reads those spelt out in the text.
@@ -67,8 +74,16 @@ class Tokenizer:
 
         Returns:
           Token ids.
+
+        Raises:
+          ValueError: if the tokenizer has no token for a part of the text.
         """
-        return list(self.backend.encode(text, add_special_tokens=False).ids)
+        try:
+            return list(self.backend.encode(text, add_special_tokens=False).ids)
+        except Exception as error:  # tokenizers raises bare Exceptions
+            raise ValueError(
+                f"the tokenizer cannot encode the text {text[:40]!r}: {error}"
+            ) from error
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Joins tokens to a text.
@@ -90,7 +105,8 @@ class Tokenizer:
         """Renders a conversation to one text, by the tokenizer's chat template.
 
         The template runs in jinja's sandbox with the names that transformers gives it:
-        https://huggingface.co/docs/transformers/chat_templating_writing. The text has the special
+        https://huggingface.co/docs/transformers/chat_templating_writing. Its time, memory and the
+        length of its text are bounded (`shatter.models.templates.render`). The text has the special
         tokens spelt out; `encode` reads them.
 
         Args:
@@ -101,7 +117,8 @@ class Tokenizer:
           The text.
 
         Raises:
-          ValueError: if there is no template, or the template refuses the conversation.
+          ValueError: if there is no template, or the template is no jinja, raises anything at all
+            on the conversation, or exceeds the bounds.
           ImportError: without jinja2.
         """
         if self.chat_template is None:
@@ -110,40 +127,38 @@ class Tokenizer:
                 "one by --chat_template=FILE (jinja) or --chat_template=plain ('User: ...' and "
                 "'Assistant: ...' lines); in code Tokenizer.with_chat_template"
             )
-        template = _compile(self.chat_template)
-        import jinja2
-
+        variables = self.special_tokens | {
+            "messages": [dict(message) for message in messages],
+            "add_generation_prompt": add_generation_prompt,
+            "tools": None,
+            "documents": None,
+        }
         try:
-            return template.render(
-                **self.special_tokens,
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                tools=None,
-                documents=None,
-                strftime_now=self._strftime_now,
-            )
-        except (jinja2.TemplateError, TypeError) as error:
+            return render(self.chat_template, variables, self.date or datetime.datetime.now())
+        except TemplateError as error:
             roles = [message.get("role") for message in messages]
-            raise ValueError(
-                f"the chat template refuses a conversation with the roles {roles}: {error}"
-            ) from error
+            reason = f"refuses a conversation with the roles {roles}"
+            reason = reason if error.compiled else "cannot be compiled by jinja"
+            raise ValueError(f"{self.template_name} {reason}: {error}") from error
 
-    def with_chat_template(self, template: str) -> "Tokenizer":
+    def with_chat_template(self, template: str, *, name: str | None = None) -> "Tokenizer":
         """The same tokenizer with another chat template.
 
         Args:
           template: jinja source, or a name in `CHAT_TEMPLATES`: "plain".
+          name: what messages call the template, its file for example.
 
         Returns:
           A tokenizer whose `save` writes the template too, into tokenizer_config.json, where every
           version of transformers finds it.
 
         Raises:
-          ValueError: if `template` is no jinja.
+          ValueError: if `template` is no jinja, or too large to be compiled.
           ImportError: without jinja2.
         """
+        name = "the chat template" if name is None else f"the chat template {name}"
         template = CHAT_TEMPLATES.get(template, template)
-        _compile(template)
+        _assert_jinja(template, name)
         files = {name: data for name, data in self.files.items() if name != "chat_template.jinja"}
         config = json.loads(files.get("tokenizer_config.json", b"{}"))
         named = config.get("chat_template")
@@ -154,7 +169,7 @@ class Tokenizer:
             config["chat_template"] = template
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         files["tokenizer_config.json"] = text.encode()
-        return dataclasses.replace(self, files=files, chat_template=template)
+        return dataclasses.replace(self, files=files, chat_template=template, template_name=name)
 
     def with_date(self, date: datetime.datetime) -> "Tokenizer":
         """The same tokenizer with a date of its own, so that no rendering depends on the clock.
@@ -170,10 +185,9 @@ class Tokenizer:
     @property
     def asks_for_date(self) -> bool:
         """Whether the chat template uses `strftime_now`: then texts depend on the date."""
-        return self.chat_template is not None and _asks_for_date(self.chat_template)
-
-    def _strftime_now(self, form: str) -> str:
-        return (self.date or datetime.datetime.now()).strftime(form)
+        return self.chat_template is not None and _assert_jinja(
+            self.chat_template, self.template_name
+        )
 
     def save(self, folder: str | Path) -> None:
         """Writes the tokenizer's files as they were loaded.
@@ -188,10 +202,12 @@ class Tokenizer:
         """A hash of what decides how texts and conversations become tokens.
 
         Returns:
-          sha256 of tokenizer.json, the chat template and, where that asks for a date that
-          `with_date` has set, the date; in hexadecimal.
+          sha256, in hexadecimal, of tokenizer.json, the tokens that other files add, the chat
+          template and, where that asks for a date that `with_date` has set, the date.
         """
         digest = hashlib.sha256(self.files["tokenizer.json"])
+        if self.added_tokens:
+            digest.update(json.dumps(self.added_tokens).encode())
         if self.chat_template is not None:
             digest.update(b"\0" + self.chat_template.encode())
         if self.date is not None and self.asks_for_date:
@@ -203,40 +219,30 @@ def load_tokenizer(folder: str | Path) -> Tokenizer | None:
     """Reads the tokenizer of a Hugging Face model folder.
 
     Special tokens are those of tokenizer_config.json or special_tokens_map.json; one that neither
-    mentions is taken from config.json, as for GPT-2. Truncation and padding that tokenizer.json may
-    prescribe are switched off.
+    mentions is taken from config.json, as for GPT-2. Tokens of tokenizer_config.json's
+    `added_tokens_decoder` or of added_tokens.json that tokenizer.json lacks are added, as
+    transformers does. Truncation and padding that tokenizer.json may prescribe are switched off.
 
     Args:
       folder: with tokenizer.json, and tokenizer_config.json, special_tokens_map.json,
-        chat_template.jinja and config.json where there are.
+        added_tokens.json, chat_template.jinja and config.json where there are.
 
     Returns:
       The tokenizer; None without tokenizer.json.
 
     Raises:
-      ValueError: if a file cannot be read or bos or eos is not in the vocabulary.
+      ValueError: naming the file, if one cannot be read, a field does not hold what belongs there,
+        bos or eos is not in the vocabulary, or an added token has two ids.
       ImportError: without the package tokenizers.
     """
     folder = Path(folder)
     if not (folder / "tokenizer.json").is_file():
         return None
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise ImportError(
-            "a tokenizer.json needs the package tokenizers: pip install 'shatter[pretrained]'"
-        ) from error
-
-    files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
-    try:
-        backend = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
-    except Exception as error:  # tokenizers raises bare Exceptions
-        raise ValueError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from error
-    backend.no_truncation()
-    backend.no_padding()
-
-    config = _special_settings(folder)
-    texts = {key: text for key, value in config.items() if (text := _token_text(key, value))}
+    files = {name: _read(folder / name) for name in FILES if (folder / name).is_file()}
+    backend = _backend(folder / "tokenizer.json", files["tokenizer.json"])
+    config = special_settings(folder)
+    added = add_missing_tokens(backend, folder, config)
+    texts = {key: text for key, value in config.items() if (text := token_text(key, value))}
     ids: dict[str, int | None] = {}
     for role in ("bos", "eos", "pad"):
         key = f"{role}_token"
@@ -247,14 +253,15 @@ def load_tokenizer(folder: str | Path) -> Tokenizer | None:
                     f"{folder}: {key} is {texts[key]!r}, which tokenizer.json does not have"
                 )
         else:
-            token = _model_token(folder, f"{key}_id")
+            token = model_token(folder, f"{key}_id")
             text = None if token is None else backend.id_to_token(token)
             ids[role] = None if text is None else token
             if text is not None:
                 texts[key] = text
     adds_bos = config.get("add_bos_token")
     if adds_bos is None:
-        adds_bos = backend.encode("a").ids[:1] == [ids["bos"]]
+        adds_bos = _first_token(backend, folder) == ids["bos"]
+    template, name = chat_template(folder, config)
     return Tokenizer(
         files=files,
         backend=backend,
@@ -264,110 +271,48 @@ def load_tokenizer(folder: str | Path) -> Tokenizer | None:
         pad=ids["pad"],
         adds_bos=bool(adds_bos) and ids["bos"] is not None,
         vocab_size=1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1),
-        chat_template=_chat_template(files, config),
+        chat_template=template,
+        template_name=name,
+        added_tokens=added,
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON file that holds one object.
-
-    Args:
-      path: of the file.
-
-    Returns:
-      The object.
-
-    Raises:
-      ValueError: if it is not JSON or no object.
-    """
+def _read(path: Path) -> bytes:
     try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected one JSON object, found {type(value).__name__}")
-    return value
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _special_settings(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, over special_tokens_map.json."""
-    settings: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            settings |= read_json(folder / name)
-    return settings
-
-
-def _token_text(key: str, value: Any) -> str | None:
-    """The text of a special token: a string, or the content of an AddedToken; None for others."""
-    if not key.endswith("_token"):
-        return None
-    value = value.get("content") if isinstance(value, dict) else value
-    return value if isinstance(value, str) and value else None
-
-
-def _model_token(folder: Path, key: str) -> int | None:
-    """A token's id from config.json; of a list the first."""
-    if not (folder / "config.json").is_file():
-        return None
-    value = read_json(folder / "config.json").get(key)
-    value = value[0] if isinstance(value, list) and value else value
-    return value if isinstance(value, int) and value >= 0 else None
-
-
-def _chat_template(files: Mapping[str, bytes], config: Mapping[str, Any]) -> str | None:
-    """That of chat_template.jinja, else of tokenizer_config.json; of several the default."""
-    if "chat_template.jinja" in files:
-        return files["chat_template.jinja"].decode()
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    return template
-
-
-@functools.lru_cache(maxsize=8)
-def _compile(source: str) -> Any:
+def _backend(path: Path, content: bytes) -> Any:
+    """The tokenizer of a tokenizer.json."""
     try:
-        import jinja2
-        import jinja2.ext
-        import jinja2.sandbox
+        import tokenizers
     except ImportError as error:
         raise ImportError(
-            "a chat template needs the package jinja2: pip install 'shatter[pretrained]'"
+            "a tokenizer.json needs the package tokenizers: pip install 'shatter[pretrained]'"
         ) from error
-
-    class Generation(jinja2.ext.Extension):
-        """`{% generation %}` marks what the assistant said; here its body is just rendered."""
-
-        tags = {"generation"}  # noqa: RUF012 - as jinja declares it
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return jinja2.nodes.Scope(body, lineno=line)
-
-    def raise_exception(message: str) -> NoReturn:
-        raise jinja2.TemplateError(message)
-
-    def tojson(value: Any, ensure_ascii: bool = False, **settings: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, **settings)
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
     try:
-        return environment.from_string(source)
-    except jinja2.TemplateSyntaxError as error:
-        raise ValueError(
-            f"the chat template is no jinja: line {error.lineno}: {error.message}"
-        ) from error
+        backend = tokenizers.Tokenizer.from_str(content.decode())
+    except Exception as error:  # tokenizers raises bare Exceptions
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
 
 
-@functools.lru_cache(maxsize=8)
-def _asks_for_date(source: str) -> bool:
-    import jinja2.meta
+def _first_token(backend: Any, folder: Path) -> int | None:
+    """The token that the post-processor puts before a text."""
+    try:
+        return next(iter(backend.encode("a").ids), None)
+    except Exception as error:  # a word that the vocabulary has no token for
+        path = folder / "tokenizer.json"
+        raise ValueError(f"{path} cannot encode the text 'a': {error}") from error
 
-    tree = _compile(source).environment.parse(source)
-    return "strftime_now" in jinja2.meta.find_undeclared_variables(tree)
+
+def _assert_jinja(source: str, name: str) -> bool:
+    """Whether a template asks for the date; refuses one that is no jinja."""
+    try:
+        return check_template(source)
+    except TemplateError as error:
+        raise ValueError(f"{name} cannot be compiled by jinja: {error}") from error

@@ -8,10 +8,11 @@ from shatter.training.interaction import (
     run_rounds,
 )
 from shatter.training.members import Members, MembersLearner, members_learner
-from shatter.training.step import Learner, Objective, TrainState, learner
+from shatter.training.step import Accumulated, Learner, Objective, TrainState, learner
 from shatter.training.store import Store, add_comparisons, empty_store, sample_comparisons
 
 __all__ = [
+    "Accumulated",
     "Interaction",
     "InteractionState",
     "Learner",

@@ -80,18 +80,34 @@ def plan(lengths=LENGTHS, **changes):
     return plan_batches(lengths, **(settings | changes))
 
 
-def test_an_epoch_has_every_row_once_in_the_smallest_bucket_it_fits():
+def test_an_epoch_has_every_row_once_and_at_most_one_batch_is_partly_filled():
     buckets = length_buckets(96)
-    found = plan()
-    real = np.concatenate([part[part >= 0] for _, part in found])
-    np.testing.assert_array_equal(np.sort(real), np.arange(53))
-    for bucket, part in found:
-        assert part.shape == (4,) and part[0] >= 0
-        for row in part[part >= 0]:
-            assert bucket == min(length for length in buckets if length >= LENGTHS[row])
-    # One incomplete batch a bucket at most.
-    incomplete = [bucket for bucket, part in found if part.min() < 0]
-    assert len(incomplete) == len(set(incomplete))
+    for epoch in range(3):
+        found = plan(epoch=epoch)
+        real = np.concatenate([part[part >= 0] for _, part in found])
+        np.testing.assert_array_equal(np.sort(real), np.arange(53))
+        assert len(found) == -(-53 // 4)
+        for bucket, part in found:
+            assert part.shape == (4,) and part[0] >= 0
+            longest = max(LENGTHS[row] for row in part[part >= 0])
+            assert bucket == min(length for length in buckets if length >= longest)
+        assert sum(part.min() < 0 for _, part in found) == 1
+
+
+def test_no_more_is_padded_than_by_a_partly_filled_batch_in_every_bucket():
+    """Rows in the smallest bucket they fit, but for those too few for a batch of it."""
+    buckets, rng = length_buckets(96), np.random.default_rng(0)
+    for _ in range(50):
+        lengths = rng.integers(1, 97, rng.integers(1, 40))
+        size = int(rng.integers(1, 9))
+        own = np.searchsorted(buckets, lengths)
+        found = plan(lengths, batch_size=size)
+        padded = size * sum(bucket for bucket, _ in found)
+        counts = np.bincount(own, minlength=len(buckets))
+        assert padded <= size * np.dot(-(-counts // size), buckets)
+        above = [np.sum(buckets[own[row]] < b) for b, part in found for row in part if row >= 0]
+        assert np.sum(above) <= len(buckets) * (size - 1)
+        assert len(found) == -(-len(lengths) // size)
 
 
 def as_lists(found):

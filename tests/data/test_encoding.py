@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shatter.data import DataError, Report, Row, encode_rows, read_rows
+from shatter.data import DataError, Report, Row, collate, encode_rows, read_rows
+from shatter.models import load_tokenizer
 
 USER = {"role": "user", "content": "hi"}
 ANSWER = {"role": "assistant", "content": "hello you"}
@@ -242,6 +243,90 @@ def test_an_answer_of_several_turns_keeps_the_eos_between_them():
     (encoded,), _ = encode_rows([row], tokenizer, max_length=99)
     expected = "hello you</s>\nuser:\nhi</s>\nassistant:\nhey</s>"
     assert tokenizer.spelt(encoded.completions[0]) == expected
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
+
+
+# Chosen and rejected part at their first answer; what follows it is other in each.
+PARTED = Row(
+    (USER,),
+    ((ANSWER, turn("user", "more"), OTHER), (OTHER, turn("tool", "x y"), ANSWER)),
+    (1, 2),
+    source="parted:1",
+)
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+@pytest.mark.parametrize("last_turn", [False, True])
+def test_the_mask_of_a_batch_shows_the_turns_that_count(adds_bos, last_turn):
+    tokenizer = Pieces(adds_bos=adds_bos, chat_template="|:\n|</s>\n|")
+    rows = [PARTED._replace(last_turn=last_turn), TALK]
+    encoded, _ = encode_rows(rows, tokenizer, max_length=99)
+    batch = collate(encoded, [0, 1], length=40, num_slots=3)
+    spelt = [
+        [tokenizer.spelt(ids[mask]) for ids, mask in zip(*pair, strict=True)]
+        for pair in zip(batch.tokens, batch.mask, strict=True)
+    ]
+    last = ["hey</s>", "hello you</s>"]
+    whole = [
+        "hello you</s>\nuser:\nmore</s>\nassistant:\nhey</s>",
+        "hey</s>\ntool:\nx y</s>\nassistant:\nhello you</s>",
+    ]
+    expected = last if last_turn else whole
+    assert spelt[0] == [*expected, expected[0]]  # an empty slot repeats the first document
+    assert spelt[1] == ["hello you</s>", "hey</s>", "hello you</s>"]
+    # The document is the same, whatever counts in it, and every token counts once.
+    pairs = zip(batch.tokens[0], batch.valid[0], strict=True)
+    documents = [tokenizer.spelt(ids[valid]) for ids, valid in pairs]
+    begin = "<s>" * adds_bos + "user:\nhi</s>\nassistant:\n"
+    assert documents == [begin + text for text in (*whole, whole[0])]
+    assert encoded[1].skipped == ()
+
+
+def test_a_last_turn_that_is_cut_away_is_a_bad_row():
+    row = PARTED._replace(last_turn=True)
+    tokenizer = Pieces(chat_template="|:\n|</s>\n|")
+    (whole,), _ = encode_rows([row], tokenizer, max_length=99)
+    for max_length in range(6, whole.length):
+        encoded = []
+        try:
+            encoded = encode_rows([row], tokenizer, max_length=max_length)[0]
+        except DataError as error:
+            assert re.search(r"parted:1: completions?.*: expected", str(error))
+        for one in encoded:
+            for ids, skipped in zip(one.completions, one.skipped, strict=True):
+                assert len(ids) - skipped >= 2 and ids[-1] == tokenizer.eos
+                assert len(one.prompt) + len(ids) <= max_length
+    message = problem_of(row, tokenizer, max_length=10)
+    assert "expected room for its last turn in max_length = 10" in message
+
+
+def test_a_call_of_a_tool_is_a_completion(data_dir):
+    pytest.importorskip("jinja2")
+    tokenizer = load_tokenizer(data_dir / "stories260k").with_chat_template("plain")
+    calls = [{"name": "find", "arguments": {"what": what}} for what in ("ball", "hat")]
+    chosen, rejected = (
+        ({"role": "assistant", "content": None, "tool_calls": [call]},) for call in calls
+    )
+    row = Row((USER,), (chosen, rejected), (1, 2), source="f:1")
+    (encoded,), _ = encode_rows([row], tokenizer, max_length=200)
+    said = [tokenizer.decode(ids[:-1]) for ids in encoded.completions]
+    assert [json.loads(text) for text in said] == calls
+    silent = tokenizer.with_chat_template("{{ messages[0].content }}")  # shows no calls
+    with pytest.raises(DataError, match="f:1: completion: expected at least one token before EOS"):
+        encode_rows([row], silent, max_length=200)
+
+
+def test_what_a_tokenizer_or_template_raises_names_the_row():
+    def refuse(*_, **__):
+        raise ValueError("no token for 'x'")
+
+    tokenizer = Pieces()
+    tokenizer.encode = refuse
+    with pytest.raises(DataError, match=r"f:7: row: expected texts that .* no token for 'x'"):
+        encode_rows([Row("p", ("x",), (0,), source="f:7")], tokenizer, max_length=9)
 
 
 def test_conversations_that_the_template_does_not_fit():

@@ -46,8 +46,8 @@ def ranked(*ranks):
         (THREE | {"completions": "abc", "ranks": [1]}, "completions", "a list of texts", "str"),
         (THREE | {"completions": [], "ranks": []}, "completions", "a list of texts", "list"),
         (THREE | {"completions": ["a", 1], "ranks": [1, 2]}, r"completions\[1\]", "a text", "int"),
-        (PAIR | {"annotator": ["x"]}, "annotator", "a name or a number", "list"),
-        (PAIR | {"group": True}, "group", "a name or a number", "bool True"),
+        (PAIR | {"annotator": ["x"]}, "annotator", "a name or a whole number", "list"),
+        (PAIR | {"group": True}, "group", "a name or a whole number", "bool True"),
         (PAIR | {"weight": 0}, "weight", "a number above 0", "0.0"),
         (PAIR | {"weight": 10**400}, "weight", "a number", "int 1000"),
         (PAIR | {"weight": "2"}, "weight", "a number", "str '2'"),
@@ -84,6 +84,18 @@ def ranked(*ranks):
         (THREE | {"votes": [1, 2, -1]}, "votes", "counts >= 0, one of them above 0", "list"),
         (THREE | {"votes": [0, 0, 0]}, "votes", "counts >= 0, one of them above 0", "list"),
         (THREE | {"completions": ["a"], "votes": [1, 2]}, "completions", "at least two", "1"),
+        # numbers that float32 cannot add up
+        (PAIR | {"weight": 1e39}, "weight", "a number from 1e-15 to 1e.15", "1e.39, beyond"),
+        (PAIR | {"weight": 2e-46}, "weight", "a number from 1e-15", "2e-46, beyond"),
+        (PAIR | {"weight": 10**40}, "weight", "a number from 1e-15", "1e.40, beyond"),
+        (PAIR | {"weight": 10**400}, "weight", "a number", "int 1000"),
+        (THREE | {"votes": [1, 2, 5e38]}, r"votes\[2\]", "a number from 1e-15", "5e.38"),
+        (THREE | {"votes": [3e-40, 0, 0]}, r"votes\[0\]", "a number from 1e-15", "3e-40"),
+        (THREE | {"votes": [1e9, 0, 0], "weight": 1e9}, "weight", "from 1e-15", "1e.18, beyond"),
+        (THREE | {"ratings": [1, 10**400, 3]}, r"ratings\[1\]", "a number", "int 1000"),
+        (PAIR | {"annotator": 3.5}, "annotator", "a name or a whole number", "float 3.5"),
+        (PAIR | {"annotator": float("nan")}, "annotator", "a name or a whole number", "float nan"),
+        (PAIR | {"group": 1e300}, "group", "a name or a whole number", "float 1e.300"),
         # conversations
         (TALK | {"prompt": ["hi"]}, r"prompt\[0\]", "a message", "str 'hi'"),
         (
@@ -137,3 +149,13 @@ def test_bad_rows_are_named(tmp_path, record, field, expected, found):
     assert message.startswith(f"{path}:2: ") and "\n" not in message
     pattern = rf"{field}: expected .*{expected}.*, found .*{found}"
     assert re.search(pattern, message), message
+
+
+def test_numbers_that_are_names_and_ratings_that_differ_in_the_last_digit(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rated = THREE | {"ratings": [2**60, 2**60 + 1, float(2**60)]}
+    records = [PAIR | {"annotator": name, "group": name} for name in (3, 3.0, "3")] + [rated]
+    path.write_text("\n".join(map(json.dumps, records)))
+    rows, _ = read_rows(path)
+    assert [(row.annotator, row.group) for row in rows[:3]] == [("3", "3")] * 3
+    assert rows[3].ranks == (2, 1, 2)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from shatter.data import DataError, Report, Row, pair_labels, read_rows, write_rows
+from shatter.data import DataError, Report, Row, read_rows, write_rows
 
 USER, ANSWER, OTHER = (
     {"role": "user", "content": "Größe? 🦊"},
@@ -108,8 +108,26 @@ def test_implicit_prompt_of_conversations(tmp_path):
     assert read(tmp_path, pair) == expected
     # As UltraFeedback has it: the prompt is told once more as a text.
     assert read(tmp_path, pair | {"prompt": USER["content"]}) == expected
+
+
+def test_the_last_turn_alone_counts_where_no_prompt_says_otherwise(tmp_path):
     longer = {"chosen": [USER, ANSWER], "rejected": [USER, ANSWER, USER, OTHER]}
-    assert read(tmp_path, longer)[0].prompt == (USER,)
+    completions = ((ANSWER,), (ANSWER, USER, OTHER))
+    (row,) = read(tmp_path, longer)
+    assert row == Row((USER,), completions, (1, 2), last_turn=True)
+    told = longer | {"prompt": USER["content"]}  # cut out of the completions all the same
+    assert read(tmp_path, told, longer | {"last_turn": False}) == [
+        row,
+        row._replace(last_turn=False),
+    ]
+    explicit = {"prompt": [USER], "chosen": [ANSWER], "rejected": [ANSWER, USER, OTHER]}
+    assert read(tmp_path, explicit, explicit | {"last_turn": True}) == [
+        row._replace(last_turn=False),
+        row,
+    ]
+    # Where the last turn is the only one, there is nothing to tell.
+    short = {"chosen": [USER, ANSWER], "rejected": [USER, OTHER], "last_turn": True}
+    assert not read(tmp_path, short, {"chosen": "a b", "rejected": "a c"})[0].last_turn
 
 
 def test_implicit_prompts_are_counted(tmp_path):
@@ -139,6 +157,8 @@ def some_rows():
         Row((USER,), ((ANSWER,), (OTHER,)), (1, 2)),
         Row((USER,), ((ANSWER, USER, OTHER), (OTHER,)), (2, 2)),
         Row((), ((ANSWER,), (OTHER,)), (1, 2)),
+        Row((USER,), ((ANSWER, USER, OTHER), (OTHER,)), (1, 2), last_turn=True),
+        Row((USER,), ((ANSWER, USER, OTHER),), (0,), last_turn=True),
     ]
 
 
@@ -271,40 +291,6 @@ def test_no_good_row_left_is_an_error(tmp_path):
     assert len((tmp_path / "bad.jsonl").read_bytes().splitlines()) == 2
     with pytest.raises(ValueError, match="on_bad_row expects 'fail' or 'skip', found 'ignore'"):
         read_rows(write(path, GOOD), on_bad_row="ignore")
-
-
-def test_labels_of_one_prompt_become_one_row():
-    def label(prompt, completion, rank, annotator="x"):
-        return Row(prompt, (completion,), (rank,), annotator=annotator, source=f"{completion}:1")
-
-    pair = Row("p", ("a", "b"), (1, 2), source="pair:1")
-    rows = [
-        label("p", "good", 1),
-        label("only", "fine", 1),
-        pair,
-        label("p", "bad", 2),
-        label("torn", "both", 1),
-        label("p", "good", 1),  # twice the same says no more
-        label("torn", "both", 2),
-        label("torn", "worse", 2),
-        label((USER,), (ANSWER,), 2),
-        label((dict(USER),), (OTHER,), 1, annotator="y"),
-        Row("p", ("a",), (0,)),
-    ]
-    paired, report = pair_labels(rows)
-    assert paired == [
-        Row("p", ("good", "bad"), (1, 2), annotator="x", source="good:1"),
-        pair,
-        Row((USER,), ((ANSWER,), (OTHER,)), (2, 1), source=rows[8].source),
-        rows[-1],
-    ]
-    assert (report.read, report.kept, report.skipped) == (11, 4, 4)
-    assert [(problem.source, problem.found) for problem in report.problems] == [
-        ("fine:1", "no completion labelled False"),
-        ("both:1", "both labels on one completion"),
-        ("both:1", "both labels on one completion"),
-        ("worse:1", "no completion labelled True"),
-    ]
 
 
 def test_real_preferences(data_dir):

@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shatter.data import truncate_prompt
+from shatter.data.report import BadRow
+from shatter.data.truncation import truncate_document
 
 cheap = settings(derandomize=True, deadline=None, max_examples=100)
 
@@ -43,3 +45,31 @@ def test_never_empty_never_too_long_always_the_end(ids, limit, bos):
 def test_what_cannot_be_shortened_is_refused(ids, limit):
     with pytest.raises(ValueError, match=rf"limit >= 1, found {len(ids)} tokens .* of {limit}"):
         truncate_prompt(ids, limit, bos=1)
+
+
+lengths = st.integers(1, 20)
+
+
+@cheap
+@given(
+    lengths,
+    st.lists(st.integers(2, 20), min_size=1, max_size=3),
+    st.integers(3, 24),
+    st.none() | lengths,
+)
+def test_no_document_overruns_and_every_one_is_closed(prompt, completions, limit, prompt_limit):
+    bos, eos = 0, 1
+    ids = [bos, *range(2, prompt + 1)]
+    whole = [[*range(30, 29 + num), eos] for num in completions]
+    limits = {"max_length": limit, "max_prompt_length": prompt_limit}
+    try:
+        short, cut = truncate_document(ids, whole, **limits, bos=bos, eos=eos)
+    except BadRow:
+        assert prompt_limit is not None and prompt_limit > limit - 2
+        return
+    assert short[0] == bos and short == truncate_prompt(ids, len(short), bos=bos)
+    assert len(short) <= (prompt_limit or limit)
+    for before, after in zip(whole, cut, strict=True):
+        assert len(short) + len(after) <= limit
+        assert after[-1] == eos and after[:-1] == before[: len(after) - 1]
+        assert after == before or len(short) + len(after) == limit

@@ -1,4 +1,3 @@
-import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -6,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shatter.models.tokenizer import CHAT_TEMPLATES, load_tokenizer
+from shatter.models.tokenizer import load_tokenizer
 
 tokenizers = pytest.importorskip("tokenizers", reason="it is an extra")
 pytest.importorskip("jinja2", reason="it is an extra")
@@ -181,74 +180,13 @@ def test_no_chat_template(tmp_path: Path):
         tokenizer.render_chat(MESSAGES)
 
 
-def test_plain_template(tmp_path: Path):
-    tokenizer = load_tokenizer(write(tmp_path)).with_chat_template("plain")
-    assert tokenizer.chat_template == CHAT_TEMPLATES["plain"]
-    assert tokenizer.render_chat(MESSAGES) == "User: a b\nAssistant: b"
-    prompt = tokenizer.render_chat(MESSAGES[:1], add_generation_prompt=True)
-    assert prompt == "User: a b\nAssistant:"
-    assert tokenizer.render_chat(MESSAGES).startswith(prompt)
-
-
-def test_template_refuses(tmp_path: Path):
-    template = "{{ raise_exception('turns must alternate') }}"
-    tokenizer = load_tokenizer(write(tmp_path)).with_chat_template(template)
-    with pytest.raises(ValueError, match=r"\['user', 'assistant'\]: turns must alternate"):
-        tokenizer.render_chat(MESSAGES)
-
-
-def test_template_runs_in_a_sandbox(tmp_path: Path):
-    template = "{{ messages.append(1) }}"
-    tokenizer = load_tokenizer(write(tmp_path)).with_chat_template(template)
-    with pytest.raises(ValueError, match="is unsafe"):
-        tokenizer.render_chat(MESSAGES)
-
-
-def test_template_is_no_jinja(tmp_path: Path):
-    with pytest.raises(ValueError, match="the chat template is no jinja: line 2"):
-        load_tokenizer(write(tmp_path)).with_chat_template("\n{% for %}")
-
-
-def test_template_reads_the_date(tmp_path: Path):
-    tokenizer = load_tokenizer(write(tmp_path)).with_chat_template("{{ strftime_now('%Y') }}")
-    assert 2025 < int(tokenizer.render_chat([])) < 2200
-
-
-DATED = [
-    "{{ strftime_now('%d %b') }}",
-    "{% if not date is defined %}{% set date = strftime_now('%d %b') %}{% endif %}{{ date }}",
-    "{% macro head(form) %}{{ strftime_now(form) }}{% endmacro %}{{ head('%d %b') }}",
-]
-
-
-@pytest.mark.parametrize("template", DATED)
-def test_a_date_of_its_own_takes_the_clock_away(template: str, tmp_path: Path):
-    tokenizer = load_tokenizer(write(tmp_path)).with_chat_template(template)
-    assert tokenizer.asks_for_date
-    winter = tokenizer.with_date(datetime.datetime(2019, 1, 31, 23, 59))
-    assert winter.render_chat(MESSAGES) == "31 Jan"
-    assert winter.with_date(datetime.datetime(2020, 2, 1)).render_chat(MESSAGES) == "01 Feb"
-    dates = [datetime.datetime(2019, 1, 31, 23, 59), datetime.datetime(2020, 2, 1)]
-    hashes = {tokenizer.with_date(date).fingerprint() for date in dates}
-    assert len(hashes | {tokenizer.fingerprint()}) == 3
-    assert winter.fingerprint() == tokenizer.with_date(dates[0]).fingerprint()
-
-
-@pytest.mark.parametrize("template", ["plain", "strftime_now", "{{ 'strftime_now' }}", None])
-def test_a_template_that_asks_for_no_date_has_none_in_its_fingerprint(
-    template: str | None, tmp_path: Path
-):
-    tokenizer = load_tokenizer(write(tmp_path))
-    tokenizer = tokenizer if template is None else tokenizer.with_chat_template(template)
-    assert not tokenizer.asks_for_date
-    dated = tokenizer.with_date(datetime.datetime(2019, 1, 31))
-    assert dated.fingerprint() == tokenizer.fingerprint()
-
-
 @pytest.mark.parametrize("name", ["tokenizer_config", "special_tokens_map", "added_tokens"])
 def test_save_keeps_every_byte(name: str, tmp_path: Path):
     (tmp_path / "new").mkdir()
-    write(tmp_path, begins=True, **{name: {"x": "\u00e9", "chat_template": TEMPLATE}})
+    content = (
+        {"\u00e9": 6} if name == "added_tokens" else {"x": "\u00e9", "chat_template": TEMPLATE}
+    )
+    write(tmp_path, begins=True, **{name: content})
     (tmp_path / "chat_template.jinja").write_bytes(b"a\r\nb\n")
     tokenizer = load_tokenizer(tmp_path)
     tokenizer.save(tmp_path / "new")
@@ -296,3 +234,158 @@ def test_real_tokenizer(data_dir: Path):
     text = "Once upon a time, there was a café."
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.encode("Once") + tokenizer.encode("upon") != tokenizer.encode("Onceupon")
+
+
+NEXT = len(PIECES)
+FLAGS = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+
+
+def token(text: str, **flags: bool) -> dict[str, Any]:
+    return {"content": text, **FLAGS, "special": True, **flags}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer_config": {"added_tokens_decoder": {str(NEXT): token("<|end|>")}}},
+        {"added_tokens": {"<|end|>": NEXT}, "tokenizer_config": {"eos_token": "<|end|>"}},
+        {
+            "added_tokens": {"<|end|>": NEXT},
+            "tokenizer_config": {"added_tokens_decoder": {str(NEXT): token("<|end|>")}},
+        },
+    ],
+)
+def test_a_token_that_stands_beside_tokenizer_json_is_one_token(
+    files: dict[str, Any], tmp_path: Path
+):
+    tokenizer = load_tokenizer(write(tmp_path, **files))
+    assert tokenizer.encode("a<|end|>b") == [3, NEXT, 4]
+    assert tokenizer.vocab_size == NEXT + 1
+    assert tokenizer.decode([3, NEXT]) == "a"  # it is special
+    assert tokenizer.decode([3, NEXT], skip_special=False) == "a<|end|>"
+    (tmp_path / "new").mkdir()
+    tokenizer.save(tmp_path / "new")
+    again = load_tokenizer(tmp_path / "new")
+    assert again == tokenizer and again.encode("a<|end|>b") == [3, NEXT, 4]
+    assert again.fingerprint() == tokenizer.fingerprint()
+    (tmp_path / "bare").mkdir()
+    assert load_tokenizer(write(tmp_path / "bare")).fingerprint() != tokenizer.fingerprint()
+
+
+def test_the_settings_of_added_tokens_hold(tmp_path: Path):
+    decoder = {
+        str(NEXT + 1): token("<r>", rstrip=True, special=False),
+        "0": token("<s>"),  # tokenizer.json has it
+        str(NEXT): token("<l>", lstrip=True),
+        "4": token("b", special=False),  # a word of the vocabulary keeps its id
+    }
+    tokenizer = load_tokenizer(
+        write(tmp_path, tokenizer_config={"added_tokens_decoder": decoder, "eos_token": "<l>"})
+    )
+    assert tokenizer.eos == NEXT and tokenizer.vocab_size == NEXT + 2
+    assert tokenizer.encode("a <l>b<r> a") == [3, NEXT, 4, NEXT + 1, 3]
+    assert tokenizer.decode([3, NEXT, NEXT + 1]) == "a<r>"
+    assert sorted(tokenizer.added_tokens) == [4, NEXT, NEXT + 1]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"tokenizer_config": {"added_tokens_decoder": {str(NEXT + 3): token("<x>")}}},
+            rf"tokenizer_config.json: token '<x>': expected the id {NEXT}, .* found {NEXT + 3}",
+        ),
+        (
+            {"tokenizer_config": {"added_tokens_decoder": {"3": token("b")}}},
+            r"token 'b': expected the id 4, .* found 3: are the files of two models mixed",
+        ),
+        (
+            {
+                "added_tokens": {"<x>": NEXT + 1, "<y>": NEXT},
+                "tokenizer_config": {"added_tokens_decoder": {str(NEXT): token("<x>")}},
+            },
+            r"added_tokens.json: token '<y>': expected the id 7",
+        ),
+        ({"added_tokens": {"<x>": "6"}}, r"added_tokens.json: '<x>': .* found str '6'"),
+        ({"added_tokens": {"<x>": True}}, r"added_tokens.json: '<x>': .* found bool True"),
+        ({"added_tokens": {"": 6}}, r"added_tokens.json: '': expected a token's text"),
+        ({"added_tokens": {"\ud800": 6}}, r"added_tokens.json: .* UTF-8 can hold"),
+        ({"added_tokens": []}, r"added_tokens.json: expected one JSON object, found list"),
+        ({"tokenizer_config": {"added_tokens_decoder": [1]}}, "expected an object, found list"),
+        (
+            {"tokenizer_config": {"added_tokens_decoder": {"6": "<x>"}}},
+            r"added_tokens_decoder\['6'\]: expected an id and .* found str '<x>'",
+        ),
+        ({"tokenizer_config": {"added_tokens_decoder": {"six": token("<x>")}}}, r"\['six'\]"),
+        ({"tokenizer_config": {"added_tokens_decoder": {"6": {"content": 5}}}}, r"\['6'\]"),
+        (
+            {"tokenizer_config": {"added_tokens_decoder": {"6": token("<x>") | {"lstrip": 1}}}},
+            "lstrip, rstrip, normalized, special: true or false",
+        ),
+        ({"tokenizer_config": {"eos_token": 5}}, r"config.json: eos_token: .* found int 5"),
+        ({"special_tokens_map": {"bos_token": ["<s>"]}}, r"map.json: bos_token: .* found list"),
+        ({"special_tokens_map": {"pad_token": {"id": 2}}}, r"map.json: pad_token: .* found dict"),
+        ({"tokenizer_config": {"add_bos_token": "false"}}, r"add_bos_token: .* found str 'false'"),
+        ({"config": {"eos_token_id": "2"}}, r"config.json: eos_token_id: .* found str '2'"),
+        ({"config": {"bos_token_id": 1.5}}, r"config.json: bos_token_id: .* found float 1.5"),
+        ({"config": {"bos_token_id": 2**40}}, r"bos_token_id: expected a whole number below 2\^31"),
+        ({"config": {"eos_token_id": [True]}}, r"eos_token_id: .* found list \[True\]"),
+        ({"tokenizer_config": {"chat_template": 7}}, r"config.json: chat_template: .* found int 7"),
+        ({"tokenizer_config": {"chat_template": ["a"]}}, r"chat_template: expected a text, a list"),
+        (
+            {"tokenizer_config": {"chat_template": [{"name": "default"}]}},
+            r"chat_template: expected a text, a list of .*, found list",
+        ),
+        ({"tokenizer_config": {"chat_template": "\udc00"}}, "chat_template: .* UTF-8 can hold"),
+    ],
+)
+def test_what_does_not_belong_there_is_named(files: dict[str, Any], message: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=message):
+        load_tokenizer(write(tmp_path, **files))
+
+
+BAD_BYTES = [b"", b"\xff\xfe\x00", b"null", b"[" * 100000, b'{"a": "\x80"}', b"\x00" * 64]
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json"]
+)
+@pytest.mark.parametrize("content", BAD_BYTES)
+def test_damaged_files_are_named(name: str, content: bytes, tmp_path: Path):
+    (write(tmp_path) / name).write_bytes(content)
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+        load_tokenizer(tmp_path)
+
+
+def test_a_template_file_that_is_no_text_is_named(tmp_path: Path):
+    (write(tmp_path) / "chat_template.jinja").write_bytes(b"\xff{{ 1 }}")
+    with pytest.raises(ValueError, match=r"chat_template\.jinja cannot be read as UTF-8"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[7].content }}")
+    with pytest.raises(ValueError, match=r"^the chat template .*/chat_template\.jinja refuses"):
+        load_tokenizer(tmp_path).render_chat([{"role": "user", "content": "a"}])
+    (tmp_path / "chat_template.jinja").unlink()
+    write(tmp_path, tokenizer_config={"chat_template": "{{ 1 / 0 }}"})
+    with pytest.raises(ValueError, match=r"^the chat template of .*tokenizer_config\.json refuses"):
+        load_tokenizer(tmp_path).render_chat([{"role": "user", "content": "a"}])
+
+
+def test_parts_of_a_tokenizer_of_wrong_types_are_refused(tmp_path: Path):
+    whole = json.loads((write(tmp_path) / "tokenizer.json").read_text())
+    for part in whole:
+        for value in (5, "x", [7], {"type": "Nothing"}):
+            (tmp_path / "tokenizer.json").write_text(json.dumps(whole | {part: value}))
+            try:
+                load_tokenizer(tmp_path)
+            except ValueError as error:
+                assert "tokenizer.json" in str(error)
+
+
+def test_a_text_that_has_no_tokens_is_named(tmp_path: Path):
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="?"))
+    (tmp_path / "tokenizer.json").write_text(words.to_str())
+    tokenizer = load_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match="the tokenizer cannot encode the text 'b b'"):
+        tokenizer.encode("b b")
+    with pytest.raises(ValueError, match="cannot encode the text"):
+        tokenizer.encode("\ud800")

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from jax.experimental import checkify
 
 from shatter.training import learner
@@ -99,3 +100,54 @@ def test_a_bad_loss_is_found_on_demand():
     assert message([1.0, 4.0], [1.0, 1.0]) is None
     assert "the loss is nan" in message([1.0, -4.0], [1.0, 1.0])
     assert "the gradient's norm is inf" in message([1.0, 0.0], [1.0, 1.0])
+
+
+@pytest.mark.parametrize("num_batches", [2, 3])
+def test_an_update_of_several_batches_is_that_of_one(float64, num_batches):
+    """Of any weighted mean, of what all batches draw by their key, and with clipping and AdamW."""
+    rows, weights = np.array(BATCHES[:2].reshape(12, 4)), np.linspace(0.0, 3.0, 12)
+
+    def weighted(params, frozen, key, batch):
+        rows, shares = batch
+        each = jnp.log(jnp.cosh(rows @ params - frozen))
+        draw = jax.random.normal(key, params.shape)  # the same in all batches of an update
+        loss = jnp.sum(shares * each) + jnp.sum(shares) * jnp.vdot(draw, params)
+        return loss, {"draw": draw[0]}
+
+    def run(num_batches):
+        member = learner(weighted, optimizer(), num_batches=num_batches)
+        step, found = jax.jit(member.step), []
+        state = member.init(jnp.asarray(STARTS[0]), jax.random.key(3))
+        for _ in range(3):  # updates
+            total = weights.sum()
+            for part in np.array_split(np.arange(12), num_batches):
+                state, metrics = step(state, 0.3, (rows[part], weights[part] / total))
+                found.append(metrics)
+        return state, jax.tree.map(lambda *leaves: np.asarray(leaves), *found)
+
+    (one, expected), (state, metrics) = run(1), run(num_batches)
+    np.testing.assert_allclose(state.params, one.params, rtol=1e-12)
+    assert state.step == one.step == 3
+    np.testing.assert_allclose(
+        metrics["grad_norm"][num_batches - 1 :: num_batches], expected["grad_norm"]
+    )
+    np.testing.assert_allclose(metrics["loss"].reshape(3, -1).sum(axis=1), expected["loss"])
+    np.testing.assert_array_equal(metrics["draw"][::num_batches], expected["draw"])
+    for leaf in jax.tree.leaves(state.opt_state.gradient):
+        np.testing.assert_array_equal(leaf, 0.0)
+
+
+def test_parameters_stand_still_until_the_last_batch_of_an_update():
+    member = learner(lambda params, *_: (jnp.sum(params**2), {}), optax.sgd(0.1), num_batches=3)
+    state = member.init(jnp.array([1.0, -2.0]), jax.random.key(0))
+    step, seen = jax.jit(member.step), []
+    for _ in range(4):
+        state, _ = step(state, None, None)
+        seen.append((state.params.tolist(), int(state.step), int(state.opt_state.num_batches)))
+    still = [1.0, -2.0]
+    after = np.float32([1.0 - 0.6, -2.0 + 1.2]).tolist()
+    assert [s[1:] for s in seen] == [(0, 1), (0, 2), (1, 0), (1, 1)]
+    assert seen[0][0] == seen[1][0] == still
+    np.testing.assert_allclose(seen[2][0], after, rtol=1e-6)
+    with pytest.raises(ValueError, match="expected num_batches >= 1, found 0"):
+        learner(objective, optax.sgd(0.1), num_batches=0)

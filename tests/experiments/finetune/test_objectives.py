@@ -110,14 +110,23 @@ def test_metrics_of_comparisons_with_a_best_and_a_worst(scores: Scores):
     }
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-12, err_msg=name)
+        total, weights = found[name]
+        assert weights == 6.0
+        np.testing.assert_allclose(total / weights, value, rtol=1e-12, err_msg=name)
+
+
+def test_ties_alone_have_no_metrics(scores: Scores):
+    """A mean over nothing has no weight, which is where it is left out."""
+    found = metrics(CONFIG, scores, jnp.ones(SHAPE, int), jnp.ones(len(RANKS)))
+    assert all(mean.weight == 0 == mean.total for mean in found.values())
 
 
 def test_a_model_that_is_its_reference_has_margins_and_accuracies_of_zero(scores: Scores):
     """Also where the log-probs differ by what a sum of them is rounded by."""
     same = scores._replace(ref_log_probs=scores.log_probs + 1e-5)
     found = metrics(CONFIG, same, jnp.asarray(RANKS), jnp.ones(len(RANKS)))
-    assert abs(found["rewards/margins"]) < 1e-12
-    assert found["rewards/accuracies"] == 0.0
+    assert abs(found["rewards/margins"].total) < 1e-12
+    assert found["rewards/accuracies"].total == 0.0
     slightly = same._replace(ref_log_probs=scores.log_probs - jnp.asarray([[1e-5, 2e-5, 0.0]]))
-    assert metrics(CONFIG, slightly, jnp.asarray(RANKS), jnp.ones(5))["rewards/accuracies"] == 0.0
+    found = metrics(CONFIG, slightly, jnp.asarray(RANKS), jnp.ones(5))
+    assert found["rewards/accuracies"].total == 0.0

@@ -1,0 +1,112 @@
+"""Texts and conversations, checked: what every later part may rely on."""
+
+import json
+import math
+from typing import Any
+
+from shatter.data.report import BadRow
+
+Message = dict[str, Any]
+Text = str | tuple[Message, ...]
+"""A text, or a conversation: messages with a role and a content."""
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+MAX_DEPTH = 64
+"""How deeply the arguments of a tool may be nested."""
+
+
+def checked_text(given: Any, field: str) -> Text:
+    """Reads a text as it is, and a list of messages as a tuple of checked messages.
+
+    A message has a role and a content, a text; that of an assistant who calls tools may be missing,
+    and is None then. Other fields that are null are left out.
+
+    Args:
+      given: what the file holds.
+      field: where, for messages.
+
+    Returns:
+      The text or conversation.
+
+    Raises:
+      BadRow: if it is neither, or holds what UTF-8 or JSON cannot.
+    """
+    if isinstance(given, str):
+        _assert_json(given, field)
+        return given
+    if not isinstance(given, list | tuple):
+        raise BadRow(field, "a text or a list of messages", shown(given))
+    return tuple(_message(message, f"{field}[{n}]") for n, message in enumerate(given))
+
+
+def _message(given: Any, field: str) -> Message:
+    if not isinstance(given, dict) or "role" not in given:
+        raise BadRow(field, 'a message {"role": ..., "content": ...}', shown(given))
+    if given["role"] not in ROLES:
+        raise BadRow(f"{field}.role", f"one of {', '.join(ROLES)}", shown(given["role"]))
+    message = {name: value for name, value in given.items() if value is not None}
+    calls = message.get("tool_calls")
+    if calls is not None and not (
+        isinstance(calls, list | tuple) and all(isinstance(call, dict) for call in calls)
+    ):
+        raise BadRow(f"{field}.tool_calls", "a list of objects, one a call", shown(calls))
+    if message["role"] == "assistant" and calls:
+        message.setdefault("content", None)
+    elif not isinstance(message.get("content"), str):
+        is_absent = given.get("content") is None
+        mend = "only an assistant's tool_calls stand without one" if is_absent else ""
+        raise BadRow(f"{field}.content", "a text", shown(given.get("content")), mend)
+    if not isinstance(message["content"], str | None):
+        raise BadRow(f"{field}.content", "a text or null", shown(message["content"]))
+    _assert_json(message, field)
+    return message
+
+
+def _assert_json(value: Any, field: str, depth: int = 0) -> None:
+    """Refuses what no file of ours could hold: half characters, NaN, and nesting without end."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            found = f"half a surrogate pair at character {error.start}"
+            raise BadRow(field, "text that UTF-8 can hold", found) from error
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise BadRow(field, "a finite number", shown(value))
+    elif isinstance(value, dict | list | tuple):
+        if depth == MAX_DEPTH:
+            raise BadRow(field, f"at most {MAX_DEPTH} levels of nesting", "more")
+        inner = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, part in inner:
+            is_name = isinstance(key, str)
+            if is_name:
+                _assert_json(key, field)
+            _assert_json(part, f"{field}.{key}" if is_name else f"{field}[{key}]", depth + 1)
+
+
+def text_key(text: Text) -> str:
+    """A text or conversation as a dict key.
+
+    Args:
+      text: the text or conversation.
+
+    Returns:
+      Its JSON.
+    """
+    return json.dumps(text, sort_keys=True, default=str)
+
+
+def shown(value: Any) -> str:
+    """A value and its type, for a message.
+
+    Args:
+      value: anything.
+
+    Returns:
+      At most some 80 characters.
+    """
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = "(nested too deeply to be shown)"
+    size = f" of length {len(value)}" if isinstance(value, list | tuple) else ""
+    return f"{type(value).__name__}{size} {text if len(text) <= 60 else text[:57] + '...'}"
