@@ -75,7 +75,6 @@ def finetune(
     facts: dict[str, Any] = {"weights": weights_hash(task.model.params), "data": _data_hash(task)}
     if task.model.commit is not None:
         facts["commit"] = task.model.commit
-    facts |= {"devices": len(plan.devices(config)), "processes": jax.process_count()}
     if tokenizer.asks_for_date and tokenizer.date is not None:
         facts["template_date"] = tokenizer.date.isoformat()
     with run_folder.open_run_folder(

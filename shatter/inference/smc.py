@@ -248,7 +248,9 @@ def _extending(
             ~jnp.any(jnp.isnan(log_twists) | jnp.isposinf(log_twists)),
             "log twists hold a NaN or +inf",
         )
-        raw, log_twists = jax.nn.log_softmax(finite_logs(logits)), finite_logs(log_twists)
+        # The weights, which a scan carries, are default floats whatever the model's type is.
+        raw = jax.nn.log_softmax(finite_logs(logits)).astype(float)
+        log_twists = finite_logs(log_twists).astype(float)
         log_normaliser = jax.nn.logsumexp(raw + log_twists, axis=1)
         law = raw + log_twists - log_normaliser[:, None] if twisted else raw
         token = jax.random.categorical(key, law)

@@ -1,4 +1,9 @@
-"""Arrays of log-probs -> one loss a comparison or sample; never a model."""
+"""Arrays of log-probs -> one loss a comparison or sample; never a model.
+
+Half precision is computed, and returned, in float32 (see `shatter.numerics`). A probability ratio
+that is exponentiated is held where its docstring says, so that values and gradients stay finite at
+any log-ratio.
+"""
 
 from shatter.losses.distributional import (
     adapt_proposal,

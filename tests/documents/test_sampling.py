@@ -551,3 +551,25 @@ def test_checkify_finds_bad_values(kind: str):
     assert "is out of range" in checked(params, jnp.array([V]))[0].get()
     spoilt = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)
     assert "logits hold a NaN" in checked(spoilt, jnp.array([1]))[0].get()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_logits_are_drawn_and_scored_in_float32(dtype):
+    """What is reported is what scoring says of the same logits; a sum of float16 errs by 1e-3."""
+    lm, prompt = MODELS["tabular"], jnp.array(PROMPT)
+
+    @jax.jit
+    def run(params):
+        drawn = sample(
+            lm, params, jax.random.key(1), prompt, num_samples=50, max_length=L, temperature=0.7
+        )
+        logits = lm.apply(params, drawn.tokens)
+        tempered = sampling_logits(logits, temperature=0.7)
+        scores = [log_prob(x, drawn.tokens, drawn.mask) for x in (tempered, logits)]
+        return drawn, scores
+
+    drawn, scores = run(make_params(lm).astype(dtype))
+    exact, _ = run(make_params(lm).astype(dtype).astype(jnp.float32))
+    assert drawn.log_probs.dtype == drawn.raw_log_probs.dtype == jnp.float32
+    np.testing.assert_allclose([drawn.log_probs, drawn.raw_log_probs], scores, rtol=2e-6)
+    np.testing.assert_array_equal(drawn.tokens, exact.tokens)

@@ -416,3 +416,35 @@ def test_tables_of_an_exact_twist_must_fit():
         exact_twist(levels, values[::-1], levels, prompt_length=P)
     with pytest.raises(ValueError, match="shorter"):
         exact_twist(levels, values[:2], levels, prompt_length=P)
+
+
+@pytest.mark.parametrize("function", [smc, weighted_decoding])
+def test_a_response_of_l_tokens_after_p_needs_p_plus_l_minus_1_positions(function):
+    """Nothing follows the last token: a model of that many positions must do."""
+    seen = []
+
+    def apply(params, tokens, *, valid=None):
+        seen.append(tokens.shape[1])
+        return LM.apply(params, tokens)
+
+    number = {"num_particles" if function is smc else "num_samples": 4}
+    jax.eval_shape(
+        functools.partial(
+            function, LM._replace(apply=apply), twist=forbidding_twist, max_length=L, **number
+        ),
+        PARAMS,
+        jax.random.key(0),
+        jnp.array(PROMPT),
+    )
+    assert max(seen) == P + L - 1
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
+def test_a_model_of_another_type_than_the_default_float(float64, dtype):
+    particles = jax.eval_shape(
+        functools.partial(smc, LM, twist=forbidding_twist, num_particles=4, max_length=L),
+        jnp.asarray(PARAMS, dtype),
+        jax.random.key(0),
+        jnp.array(PROMPT),
+    )
+    assert particles.log_weights.dtype == jnp.float64

@@ -1,0 +1,219 @@
+"""Every flag of both products times absurd values: refused by its name, or harmless."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import finetune, label
+from experiments.common.binary import UsageError
+from experiments.finetune import config as finetune_config
+from experiments.finetune import run as finetune_run
+from experiments.label import config as label_config
+from experiments.label import run as label_run
+from tests.campaigns.tally import Tally, fault_of
+from tests.campaigns.worker import ROOT
+from tests.strategies import absurd_flags
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+# A flag is tried together with those without which nothing reads it.
+COMPANIONS: dict[str, dict[str, Any]] = {
+    "utility_scale": {"utility": "mean"},
+    "beta": {"objective": "dpo"},
+    "label_smoothing": {"objective": "dpo"},
+    "delta": {"objective": "slic"},
+    "kl_samples": {"kl_weight": 0.1},
+    "kl_batch_size": {"kl_weight": 0.1},
+    "kl_length": {"kl_weight": 0.1},
+    "lora_r": {"use_peft": True},
+    "lora_alpha": {"use_peft": True},
+    "lora_target_modules": {"use_peft": True},
+}
+NEVER_REACHED = ("logging_steps", "save_steps", "eval_steps", "save_total_limit", "max_steps")
+"""A step that never comes may have any number, below the largest of 64 bits."""
+
+
+def is_beyond(name: str, value: Any) -> bool:
+    """Whether a number cannot be meant, or held by what computes with it."""
+    values = value if isinstance(value, tuple) else (value,)
+    for one in values:
+        if isinstance(one, float) and abs(one) > 3e38:
+            return True
+        if isinstance(one, float) and one != one:
+            return True
+        if isinstance(one, int) and one >= (2**63 if name in NEVER_REACHED else 2**31):
+            return True
+    return False
+
+
+def try_flag(tally: Tally, config: Any, check: Any, run: Any, name: str, value: Any) -> bool:
+    """Counts one flag's value; true if it was accepted.
+
+    Without a check of its own the command itself decides. With one, numbers beyond what can be held
+    must not pass it, and are not run: they might take all memory.
+    """
+    accepted = []
+
+    def call() -> None:
+        if check is not None:
+            check(config)
+        if check is None or not is_beyond(name, value):
+            run(config)
+        accepted.append(True)
+
+    texts = [value] if isinstance(value, str) and len(value) > 5 else []
+    fault = fault_of(call, refusals=UsageError, naming=(f"--{name}", *texts))
+    if fault is None and accepted and is_beyond(name, value):
+        fault = "a number beyond what can be held is accepted"
+    tally.add((type(config).__name__, name, _short(value)), fault)
+    return fault is None and bool(accepted)
+
+
+def _short(value: Any) -> Any:
+    return value if len(repr(value)) < 80 else f"{value!r:.20}... ({len(repr(value))})"
+
+
+@pytest.fixture
+def tuning(model_folder: Path, files: Path, tmp_path: Path) -> finetune_config.Config:
+    return finetune_config.Config(
+        model_name_or_path=str(model_folder),
+        dataset_name=str(files / "pairs.jsonl"),
+        output_dir=str(tmp_path / "run"),
+        num_devices=1,
+        per_device_train_batch_size=4,
+        per_device_eval_batch_size=4,
+        max_length=16,
+        max_steps=1,
+        kl_samples=4,
+        kl_batch_size=4,
+        kl_length=4,
+        max_completion_length=4,
+        num_generations=1,
+    )
+
+
+@pytest.fixture
+def labelling(model_folder: Path, files: Path, tmp_path: Path) -> label_config.Loop:
+    return label_config.Loop(
+        project=str(tmp_path / "project"),
+        pool=str(files / "pairs.jsonl"),
+        model_name_or_path=str(model_folder),
+        num_members=2,
+        num_steps=1,
+        batch_size=4,
+        max_length=16,
+        max_completion_length=4,
+        num_queries=2,
+        num_candidates=8,
+        num_rounds=1,
+    )
+
+
+def test_flags_of_finetune(tuning: finetune_config.Config, tally: Tally):
+    """By the check and the dry run, which together are all that comes before the expensive part."""
+    for name, value in absurd_flags(tuning):
+        config = dataclasses.replace(
+            tuning, **{**COMPANIONS.get(name, {}), "dry_run": True, name: value}
+        )
+        try_flag(tally, config, finetune_config.check, finetune_run.experiment, name, value)
+    tally.settle()
+
+
+def test_flags_of_label(labelling: label_config.Loop, tally: Tally):
+    """By the check and what opens the model and the pool."""
+    from experiments.label.inputs import read_inputs
+
+    for name, value in absurd_flags(labelling):
+        config = dataclasses.replace(labelling, **{name: value})
+        if name.startswith("lora") or name in ("adapted_layers", "utility_scale"):
+            config = dataclasses.replace(config, ensemble="adapters")
+        try_flag(tally, config, label_config.check, read_inputs, name, value)
+    tally.settle()
+
+
+def test_flags_of_the_other_subcommands(labelling: label_config.Loop, tmp_path: Path, tally: Tally):
+    """Of answer, learn, import and export, on a project that has queries and no answer."""
+    fields = {f.name: getattr(labelling, f.name) for f in dataclasses.fields(label_config.Propose)}
+    label_run.experiment(label_config.Propose(**fields))
+    project = labelling.project
+    calls = (
+        label_config.Learn(project=project),
+        label_config.Import(project=project, file=labelling.pool),
+        label_config.Export(project=project, answers=str(tmp_path / "answers.jsonl")),
+    )
+    for given in calls:
+        for name, value in absurd_flags(given):
+            config = dataclasses.replace(given, **{name: value})
+            try_flag(tally, config, None, label_run.experiment, name, value)
+    tally.settle()
+
+
+@pytest.mark.slow
+def test_accepted_flags_of_finetune_run_to_their_end(
+    tuning: finetune_config.Config, tmp_path: Path, tally: Tally
+):
+    """What check and dry run let pass trains a step and is saved, or is refused by name."""
+    for number, (name, value) in enumerate(absurd_flags(tuning)):
+        own = {"output_dir": str(tmp_path / f"run{number}"), **COMPANIONS.get(name, {})}
+        config = dataclasses.replace(tuning, **{**own, name: value})
+        dry = dataclasses.replace(config, dry_run=True)
+        passed = Tally("", lambda name, value: None)
+        if try_flag(passed, dry, finetune_config.check, finetune_run.experiment, name, value):
+            if name == "max_steps" or (name == "num_train_epochs" and value > 1e3):
+                continue  # it is meant as it is said, and takes for ever
+            try_flag(tally, config, finetune_config.check, finetune_run.experiment, name, value)
+    tally.settle()
+
+
+@pytest.mark.slow
+def test_accepted_flags_of_label_run_to_their_end(
+    labelling: label_config.Loop, tmp_path: Path, tally: Tally
+):
+    """What the check lets pass goes through a round of propose, answer and learn, or is refused."""
+    for number, (name, value) in enumerate(absurd_flags(labelling)):
+        own = {"project": str(tmp_path / f"project{number}"), name: value}
+        config = dataclasses.replace(labelling, **own)
+        if is_beyond(name, value) or name == "num_rounds":
+            continue
+        try_flag(tally, config, label_config.check, label_run.experiment, name, value)
+    tally.settle()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("product", [finetune, label], ids=["finetune", "label"])
+def test_command_lines(product, files: Path, tmp_path: Path, tally: Tally):
+    """Through the shell: the flag is named, and there is no traceback."""
+    module = f"{product.__name__}.run"
+    head = [] if product is finetune else ["propose", f"--pool={files / 'pool.jsonl'}"]
+    for flag in (
+        "--seed=99999999999999999999",
+        "--learning_rate=nan",
+        "--max_length=1e9",
+        "--no_such_flag=1",
+        "--model_name_or_path=",
+        b"--model_name_or_path=\xff\xfe",
+        "--chat_template=/",
+        f"--data_dir={tmp_path / 'none'}",
+    ):
+        child = subprocess.run(
+            [sys.executable, "-m", module, *head, flag],
+            capture_output=True,
+            cwd=ROOT,
+            env={**os.environ, "SHATTER_DATA_DIR": str(tmp_path), "JAX_PLATFORMS": "cpu"},
+            stdin=subprocess.DEVNULL,
+            timeout=120,
+        )
+        said = child.stderr.decode(errors="replace")
+        name = os.fsdecode(flag).partition("=")[0]
+        fault = None
+        if "Traceback" in said:
+            fault = f"a traceback: {said.strip().splitlines()[-1][:80]}"
+        elif child.returncode not in (1, 2) or name[2:] not in said.replace("-", "_"):
+            fault = f"status {child.returncode}, the flag is not named"
+        tally.add(flag, fault)
+    tally.settle()
