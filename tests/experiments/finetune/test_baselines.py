@@ -61,7 +61,7 @@ def test_measures_of_nothing_are_absent():
     found = score(even, np.zeros((2, 2)))
     assert found == pytest.approx({"log_loss": math.log(2), "calibration_error": 0.0})
     decided = voted("a", "b", 2, 0) + voted("a", "c", 0, 0, 3)
-    assert score(decided, np.zeros((3, 2)))["accuracy"] == 0.5
+    assert score(decided, np.zeros((len(decided), 2)))["accuracy"] == 0.5
 
 
 def test_the_calibration_error_is_within_bins():
