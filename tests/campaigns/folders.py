@@ -39,7 +39,7 @@ def attempt(case: dict[str, Any]) -> str | None:
         except REFUSALS as error:
             known = (case.get("field") or case["file"], *_names(folder))
             named = any(name in str(error) for name in known)
-            return None if named else f"the refusal names neither field nor file: {error}"[:120]
+            return None if named else "the refusal names neither field nor file"
         except Exception as error:
             return kind_of(error)
         if case.get("must_refuse"):

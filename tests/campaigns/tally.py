@@ -25,6 +25,7 @@ class Tally:
         """Counts an input, which held if there is no fault."""
         self.tried += 1
         if fault is not None:
+            print(f"\ncampaign {self.name}: {fault}: {given!r:.300}")
             self.faults.setdefault(fault, []).append(f"{given!r}")
 
     def settle(self) -> None:

@@ -5,6 +5,8 @@ import base64
 import json
 import shutil
 import struct
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +20,20 @@ from tests.campaigns.worker import try_apart
 from tests.strategies import SIZE, absurd_settings
 
 ATTEMPT = ("tests.campaigns.folders", "attempt")
-SPARE = 12  # every so many cases the default run tries one; all with a larger size
-MANY = pytest.param(1, marks=pytest.mark.slow, id="all")
-SOME = pytest.param(SPARE, id="some")
+SPARE = 24  # every so many cases the default run tries one; all with a larger size
+
+Case = dict[str, Any]
+"""As of `tests.campaigns.folders.attempt`."""
 
 
-def settle(tally: Tally, cases: list[dict[str, Any]], every: int) -> None:
-    some = cases[:: max(1, every // SIZE)]
-    for case, fault in zip(some, try_apart(*ATTEMPT, some), strict=True):
+def settle(tally: Tally, cases: list[Case]) -> None:
+    for case, fault in zip(cases, try_apart(*ATTEMPT, cases), strict=True):
         shown = {k: v for k, v in case.items() if k not in ("folder", "base", "content")}
         tally.add(shown, fault)
     tally.settle()
 
 
-def fields_of(folder: Path, file: str, more: dict[str, Any], **about: Any) -> list[dict[str, Any]]:
+def fields_of(folder: Path, file: str, more: dict[str, Any], **about: Any) -> list[Case]:
     """A case for every field of a JSON file, and for fields that it might have."""
     found = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
     return [
@@ -57,36 +59,27 @@ MIGHT = {
 }
 
 
-@pytest.mark.parametrize("every", [SOME, MANY])
-def test_fields_of_configs(model_folder: Path, tally: Tally, every: int):
-    cases = fields_of(model_folder, "config.json", MIGHT)
-    cases += fields_of(model_folder, "generation_config.json", {"eos_token_id": 2})
+def fields_of_configs(model: Path, adapters: Path) -> list[Case]:
+    """Of config.json and generation_config.json, and of the ways to scale rotary positions."""
+    cases = fields_of(model, "config.json", MIGHT)
+    cases += fields_of(model, "generation_config.json", {"eos_token_id": 2})
     for kind in ("linear", "dynamic", "yarn", "llama3", "longrope", "nonsense"):
         whole = {"rope_type": kind, "factor": 2.0, "original_max_position_embeddings": 8}
         whole |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
         for name in whole:
             for value in (None, 0, -1, "2", float("nan"), float("inf"), [], 1e30):
                 about = {"file": "config.json", "field": "rope_scaling"}
-                cases.append({"folder": str(model_folder), **about, "value": whole | {name: value}})
-    settle(tally, cases, every)
+                cases.append({"folder": str(model), **about, "value": whole | {name: value}})
+    return cases
 
 
-@pytest.mark.parametrize("every", [SOME, MANY])
-def test_fields_of_tokenizers(model_folder: Path, tally: Tally, every: int):
+def fields_of_tokenizers(model: Path, adapters: Path) -> list[Case]:
+    """Of tokenizer_config.json, special_tokens_map.json and tokenizer.json."""
     special = {f"{role}_token": "<s>" for role in ("bos", "eos", "pad", "unk")}
-    cases = fields_of(model_folder, "tokenizer_config.json", special | {"added_tokens_decoder": {}})
-    cases += fields_of(model_folder, "special_tokens_map.json", special)
-    cases += fields_of(model_folder, "tokenizer.json", {})
-    settle(tally, cases, every)
-
-
-@pytest.fixture(scope="module")
-def adapter_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("adapters") / "lora"
-    config, params, _ = models.load_pretrained(model_folder)
-    lora = models.LoraConfig(2, 4.0, ("query", "mlp_out"))
-    models.save_lora(folder, config, models.init_lora(jax.random.key(0), params, lora), lora)
-    return folder
+    cases = fields_of(model, "tokenizer_config.json", special | {"added_tokens_decoder": {}})
+    cases += fields_of(model, "special_tokens_map.json", special)
+    cases += fields_of(model, "tokenizer.json", {})
+    return cases
 
 
 CHANGES_THE_MEANING = {
@@ -102,20 +95,19 @@ CHANGES_THE_MEANING = {
     "trainable_token_indices": [1],
     "alora_invocation_tokens": [1],
     "use_qalora": True,
-    "fan_in_fan_out": True,
     "use_bdlora": {"nblocks": 2},
     "arrow_config": {"top_k": 2},
 }
 """Fields of PEFT that our forward pass does not know, with values that change what it gives."""
 
 
-@pytest.mark.parametrize("every", [SOME, MANY])
-def test_fields_of_adapters(model_folder: Path, adapter_folder: Path, tally: Tally, every: int):
-    about = {"folder": str(adapter_folder), "file": "adapter_config.json"}
-    about |= {"base": str(model_folder), "must_refuse": True}
+def fields_of_adapters(model: Path, adapters: Path) -> list[Case]:
+    """Of adapter_config.json, those first that change the meaning."""
+    about = {"folder": str(adapters), "file": "adapter_config.json"}
+    about |= {"base": str(model), "must_refuse": True}
     cases = [{**about, "field": k, "value": v} for k, v in CHANGES_THE_MEANING.items()]
-    values = fields_of(adapter_folder, "adapter_config.json", {}, base=str(model_folder))
-    settle(tally, cases * (every == 1) + values, every)
+    values = fields_of(adapters, "adapter_config.json", {}, base=str(model))
+    return cases + values
 
 
 # --- bytes ----------------------------------------------------------------------------------------
@@ -166,38 +158,68 @@ def damaged_weights(file: Path, seed: int) -> list[tuple[str, bytes, bool]]:
     return found
 
 
-@pytest.mark.parametrize("every", [SOME, MANY])
-def test_bytes_of_weights(model_folder: Path, adapter_folder: Path, tally: Tally, every: int):
+def bytes_of_weights(model: Path, adapters: Path) -> list[Case]:
+    """Of both files of weights, as they are and in float32."""
     cases = []
     for folder, file in (
-        (model_folder, "model.safetensors"),
-        (adapter_folder, "adapter_model.safetensors"),
+        (model, "model.safetensors"),
+        (adapters, "adapter_model.safetensors"),
     ):
         for name, content, must_refuse in damaged_weights(folder / file, 1):
-            about = {"folder": str(folder), "base": str(model_folder), "file": file, "what": name}
+            about = {"folder": str(folder), "base": str(model), "file": file, "what": name}
             about |= {"content": base64.b64encode(content).decode(), "must_refuse": must_refuse}
-            kinds = (None, "float32") if folder == model_folder else (None,)
+            kinds = (None, "float32") if folder == model else (None,)
             cases += [{**about, "dtype": kind} for kind in kinds]
-    settle(tally, cases, every)
+    return cases
 
 
-@pytest.mark.parametrize("every", [SOME, MANY])
-def test_bytes_of_other_files(model_folder: Path, adapter_folder: Path, tally: Tally, every: int):
+def bytes_of_other_files(model: Path, adapters: Path) -> list[Case]:
     """Each JSON file cut, emptied, or another kind of value."""
     cases = []
-    files = [(model_folder, path.name) for path in model_folder.glob("*.json")]
-    for folder, file in [*files, (adapter_folder, "adapter_config.json")]:
+    files = [(model, path.name) for path in model.glob("*.json")]
+    for folder, file in [*files, (adapters, "adapter_config.json")]:
         whole = (folder / file).read_bytes()
         for content in (b"", whole[: len(whole) // 2], whole[:-3], b"null", b"[]", b"3", b'"a"'):
             cases.append((folder, file, content))
         for content in (b"\xff\xfe" + whole, b"[" * 100_000, b"{}", bytes(256), b'{"a": 1' * 9):
             cases.append((folder, file, content))
-    made = [
-        {"folder": str(folder), "base": str(model_folder), "file": file}
+    return [
+        {"folder": str(folder), "base": str(model), "file": file}
         | {"content": base64.b64encode(content).decode(), "what": f"{content[:20]!r}"}
         for folder, file, content in sorted(cases)
     ]
-    settle(tally, made, every)
+
+
+@pytest.fixture(scope="module")
+def adapter_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapters") / "lora"
+    config, params, _ = models.load_pretrained(model_folder)
+    lora = models.LoraConfig(2, 4.0, ("query", "mlp_out"))
+    models.save_lora(folder, config, models.init_lora(jax.random.key(0), params, lora), lora)
+    return folder
+
+
+KINDS: dict[str, Callable[[Path, Path], list[Case]]] = {
+    "fields of configs": fields_of_configs,
+    "fields of tokenizers": fields_of_tokenizers,
+    "fields of adapters": fields_of_adapters,
+    "bytes of weights": bytes_of_weights,
+    "bytes of other files": bytes_of_other_files,
+}
+
+
+def test_some_damaged_folders(model_folder: Path, adapter_folder: Path, tally: Tally):
+    """A few of each kind, in one process."""
+    cases = [
+        make(model_folder, adapter_folder)[:: max(1, SPARE // SIZE)] for make in KINDS.values()
+    ]
+    settle(tally, list(chain(*cases)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_damaged_folders(model_folder: Path, adapter_folder: Path, tally: Tally, kind: str):
+    settle(tally, KINDS[kind](model_folder, adapter_folder))
 
 
 def test_indices_of_shards(model_folder: Path, tmp_path: Path, tally: Tally):
@@ -217,10 +239,10 @@ def test_indices_of_shards(model_folder: Path, tmp_path: Path, tally: Tally):
     cases = [{**about, "value": whole["weight_map"] | {first: value}} for value in values]
     cases += [{**about, "value": value} for value in (None, [], 3, "a", {})]
     cases += [{k: v for k, v in about.items() if k != "value"}]
-    settle(tally, cases, 1)
+    settle(tally, cases)
 
 
-TEMPLATES = (
+QUICK = (
     "{{ 1 / 0 }}",
     "{{ messages[0].content[9] }}{{ messages[7].role }}",
     "{{ messages | map(attribute='none.of.it') | list }}",
@@ -239,6 +261,13 @@ TEMPLATES = (
     "{% extends 'other' %}",
     "{% import 'os' as os %}{{ os }}",
     "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{" * 10_000,
+    "{{ " + "(" * 2000 + "1" + ")" * 2000 + " }}",
+    "{% if " + "not " * 5000 + "1 %}{% endif %}",
+    "{% generation %}",
+    "{{ 'half \ud83d emoji' }}",
+)
+LONG = (
     "{% for i in range(10 ** 9) %}{% endfor %}",
     "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "{{ 'a' * 10 ** 10 }}",
@@ -249,18 +278,18 @@ TEMPLATES = (
     "{{ '{:>9999999999}'.format(1) }}",
     "{{ (range(99999) | list) * 99999 }}",
     "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
-    "{" * 10_000,
-    "{{ " + "(" * 2000 + "1" + ")" * 2000 + " }}",
-    "{% if " + "not " * 5000 + "1 %}{% endif %}",
-    "{% generation %}",
-    "{{ 'half \ud83d emoji' }}",
 )
+"""Those that a careless renderer follows for minutes, or into all memory."""
 
 
-def test_templates(model_folder: Path, tally: Tally):
+@pytest.mark.parametrize(
+    "templates",
+    [pytest.param(QUICK, id="quick"), pytest.param(LONG, marks=pytest.mark.slow, id="long")],
+)
+def test_templates(model_folder: Path, tally: Tally, templates: tuple[str, ...]):
     """A template that fails, or would render for ever or without end, is an error that says so."""
     about = {"folder": str(model_folder), "file": "tokenizer_config.json", "field": "chat_template"}
-    cases: list[dict[str, Any]] = [{**about, "value": template} for template in TEMPLATES]
+    cases: list[dict[str, Any]] = [{**about, "value": template} for template in templates]
     faults = try_apart("tests.campaigns.templates", "attempt", cases, seconds=15)
     for case, fault in zip(cases, faults, strict=True):
         tally.add(case["value"][:100], fault)
