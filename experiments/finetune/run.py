@@ -97,7 +97,13 @@ def _run(
         return run_folder.read_json(done)
     result = train.train(config, task, folder, progress=progress)
     run_folder.write_csv(folder / "metrics.csv", history.csv_rows(config, result.history))
-    _save_model(folder / "model", config, task, result.trainable)
+    try:
+        _save_model(folder / "model", config, task, result.trainable)
+    except ValueError as error:  # of parameters that are not finite
+        raise UsageError(
+            f"the model cannot be saved: {error}; the run went astray after its last metrics: "
+            "lower --learning_rate in another --output_dir"
+        ) from error
     if config.objective != "reward_model" and config.num_generations:
         _write_samples(folder / "samples.txt", config, task, result.trainable)
     evaluations = [row for row in result.history if history.is_evaluation(row)]
