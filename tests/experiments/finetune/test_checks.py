@@ -13,8 +13,8 @@ import pytest
 from experiments.common.binary import UsageError
 from experiments.common.locks import alone
 from experiments.common.progress import open_console
-from experiments.finetune import config as flags
 from experiments.finetune import compare, plan, run
+from experiments.finetune import config as flags
 from experiments.finetune.config import Config, check
 from experiments.finetune.task import load_task
 
@@ -221,7 +221,7 @@ def test_a_damaged_summary_is_named_and_nothing_is_removed(config, damaged):
         run.finetune(config, task)
     assert (folder / "checkpoints").exists()
     (folder / "summary.json").write_text(json.dumps(whole))
-    with pytest.raises(UsageError, match="from_checkpoint=3: .*is complete, so that its checkp"):
+    with pytest.raises(UsageError, match=r"from_checkpoint=3: .*is complete, so that its checkp"):
         run.finetune(dataclasses.replace(config, resume_from_checkpoint=3), task)
     assert run.finetune(config, task) == whole
     assert not (folder / "checkpoints").exists()
