@@ -185,7 +185,7 @@ def _measure(parts: list[Part], config: Config, console: Console) -> list[tuple[
             advance(f"{part.name}: compiling", 0)
             fit, exhausted = measure.warm_up(part.make())
             for name in exhausted:
-                console.print(f"{part.name}: {name} ran out of memory", markup=False)
+                console.print(f"{part.name}: {name} ran out of memory")
             advance(part.name, config.repeats * len(exhausted))
             if fit:
                 seconds = measure.time_in_turn(fit, config.repeats, partial(advance, part.name))
@@ -197,7 +197,7 @@ def _pinned(part: Part, console: Console) -> tuple[Group, np.ndarray]:
     assert part.pinned is not None
     answer = part.pinned()
     for note in answer["notes"]:
-        console.print(f"{part.name}: {note}", markup=False)
+        console.print(f"{part.name}: {note}")
     made = [Way(run=lambda: None, **fields) for fields in answer["ways"]]
     return Group(part.name, part.unit, made), np.asarray(answer["seconds"])
 

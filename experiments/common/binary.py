@@ -216,7 +216,7 @@ def check_texts(config: Any) -> None:
             raise UsageError(f"--{field.name} must be {expected}, found {found}")
 
 
-def date(name: str, given: str) -> datetime.datetime:
+def date(name: str, given: Any) -> datetime.datetime:
     """The date that a flag gives.
 
     Args:
@@ -231,7 +231,7 @@ def date(name: str, given: str) -> datetime.datetime:
     """
     try:
         return datetime.datetime.fromisoformat(given)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UsageError(
             f"--{name} must be a date such as 2026-01-31 or 2026-01-31T23:59:00, found {given!r}"
         ) from error

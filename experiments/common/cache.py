@@ -7,8 +7,10 @@ import numpy as np
 from absl import logging
 
 from experiments.common.binary import UsageError
-from experiments.common.run_folder import load_arrays, save_arrays
+from experiments.common.run_folder import load_arrays, remove_temporaries, save_arrays
 from experiments.common.sources import CACHE_DIR_VARIABLE, cache_dir
+
+A_DAY = 86400.0  # seconds; what has been half written for so long is of a process that was killed
 
 
 def kept_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -33,6 +35,7 @@ def kept_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[st
     arrays = make()
     try:
         save_arrays(file, arrays)
+        remove_temporaries(file.parent, age=A_DAY)
     except OSError as error:
         logging.warning(
             "%s. The run goes on without its cache; set %s to a folder that can be written to "

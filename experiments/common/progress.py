@@ -15,9 +15,12 @@ from rich.progress import (
 
 
 def open_console() -> Console:
-    """A console for tables and progress; wide where it is no terminal: tables stay whole."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
+    """A console for tables and progress; wide where it is no terminal: tables stay whole.
+
+    Square brackets are text, in tables too, because names of files and folders may hold them.
+    """
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=160)
 
 
 @contextmanager
@@ -32,7 +35,7 @@ def progress_bar(console: Console, total: int) -> Iterator[Callable[[str, int], 
       `(name, done)`, which names what runs and adds units.
     """
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -45,7 +48,7 @@ def progress_bar(console: Console, total: int) -> Iterator[Callable[[str, int], 
         def advance(name: str, done: int) -> None:
             nonlocal current, finished
             if name != current and not console.is_terminal:
-                console.print(f"[{finished}/{total}] {name}", markup=False)
+                console.print(f"[{finished}/{total}] {name}")
             current, finished = name, finished + done
             bar.update(task, description=name, advance=done)
 

@@ -6,8 +6,10 @@ import io
 import json
 import math
 import os
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,9 @@ import numpy as np
 
 from experiments.common.binary import UsageError
 from experiments.common.locks import LOCK, alone
+
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
+"""The names that `replaced` gives: process and a random number."""
 
 CSV_COLUMNS = ("setting", "objective", "arm", "seed", "step", "metric", "value")
 
@@ -73,8 +78,7 @@ def begin_or_resume(
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob("*.tmp"):
-        left.unlink()
+    remove_temporaries(folder)
     wanted = json.loads(json.dumps(dataclasses.asdict(config)))
     wanted = {name: value for name, value in wanted.items() if name not in free} | facts
     file = folder / "config.json"
@@ -186,6 +190,18 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
         raise UsageError(
             f"{path} is damaged ({error}): delete it, and the run makes it anew"
         ) from error
+
+
+def remove_temporaries(folder: Path, *, age: float = 0.0) -> None:
+    """Removes what killed processes had half written in a folder by `replaced`, and nothing else.
+
+    Args:
+      folder: the folder.
+      age: files touched within so many seconds stay, for another process may be writing them.
+    """
+    for left in folder.iterdir():
+        if _TEMPORARY.fullmatch(left.name) and time.time() - left.stat().st_mtime >= age:
+            left.unlink(missing_ok=True)
 
 
 def remove_folder(path: Path) -> None:

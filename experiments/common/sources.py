@@ -209,7 +209,10 @@ SOURCES: dict[str, Source] = {
 def cache_dir() -> Path:
     """Where downloaded files are kept: `$XDG_CACHE_HOME/shatter` or `~/.cache/shatter`."""
     base = os.environ.get(CACHE_DIR_VARIABLE)
-    return (Path(base) if base else Path.home() / ".cache") / "shatter"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "shatter"
+    except RuntimeError:  # a user without a home
+        return _temporary_folder()
 
 
 def locate(name: str, data_dir: str | Path | None = None) -> Path:

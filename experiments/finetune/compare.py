@@ -12,11 +12,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from experiments.common import binary, run_folder
+from experiments.common.binary import UsageError
 from experiments.common.intervals import format_interval, mean_interval
 from experiments.common.locks import alone
 from experiments.common.progress import open_console, progress_bar
 from experiments.finetune import baselines, run
 from experiments.finetune.config import Config as RunConfig
+from experiments.finetune.config import check as check_run
 from experiments.finetune.judgements import DATASETS, load_judgements
 from experiments.finetune.task import load_task
 
@@ -90,7 +92,13 @@ def check(config: Config) -> None:
     """
     binary.choose("data set", (config.dataset_name,), DATASETS)
     binary.choose("method", config.methods, tuple(METHODS))
-    binary.at_least(config, num_seeds=1, first_seed=0)
+    if not config.methods:
+        raise UsageError(f"--methods must name one at least of {', '.join(METHODS)}, found none")
+    most = binary.LARGEST_WHOLE - config.first_seed + 1
+    ranges = {"first_seed": binary.whole(0), "num_seeds": binary.whole(1, most)}
+    binary.check_ranges(config, ranges)
+    for method in config.methods:  # the other flags are those of a run, under the same names
+        check_run(run_config(config, method, config.first_seed))
 
 
 def run_config(config: Config, method: str, seed: int) -> RunConfig:
@@ -150,7 +158,7 @@ def _compare(config: Config, folder: Path) -> None:
     _draw(config, measured, folder / "compare.png")
     console.print(_table(config, rows))
     console.print(f"Results in {folder}: summary.json, metrics.csv, compare.png, a folder a run")
-    console.print(f"Data: {task.attribution}", markup=False)
+    console.print(f"Data: {task.attribution}")
 
 
 def _baselines(config: Config, folder: Path, seed: int) -> dict[str, dict[str, float]]:

@@ -345,8 +345,8 @@ def export(config: Config) -> None:
     console = open_console()
     for part in ("train", "known", "new"):
         num = len(getattr(found, part))
-        console.print(f"{Path(config.folder) / part}.jsonl: {num:,} rows", markup=False)
-    console.print(f"Data: {found.attribution}", markup=False)
+        console.print(f"{Path(config.folder) / part}.jsonl: {num:,} rows")
+    console.print(f"Data: {found.attribution}")
 
 
 if __name__ == "__main__":

@@ -49,12 +49,16 @@ def batches_an_epoch(config: Config, task: Task) -> int:
     return len(first_epoch(config, task.train.encoded))
 
 
-def num_steps(config: Config, task: Task) -> int:
-    """Steps of the optimiser of the whole run."""
+def num_batches(config: Config, task: Task) -> int:
+    """Batches of the whole run: those of its epochs, or of its steps."""
     if config.max_steps > 0:
-        return config.max_steps
-    batches = config.num_train_epochs * batches_an_epoch(config, task)
-    return max(1, round(batches / config.gradient_accumulation_steps))
+        return config.max_steps * config.gradient_accumulation_steps
+    return max(1, round(config.num_train_epochs * batches_an_epoch(config, task)))
+
+
+def num_steps(config: Config, task: Task) -> int:
+    """Steps of the optimiser of the whole run; the last may have fewer batches than the others."""
+    return -(-num_batches(config, task) // config.gradient_accumulation_steps)
 
 
 def plan_facts(config: Config, task: Task) -> dict[str, str]:

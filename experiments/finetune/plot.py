@@ -48,8 +48,10 @@ def draw(config: Config, history: Sequence[Record], path: Path) -> None:
     for axis in axes.flat:
         axis.set_xlabel("step")
         if axis.has_data() and axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8)
-    figure.suptitle(f"{config.objective} on {Path(config.dataset_name).name}")
+            for text in axis.legend(fontsize=8).get_texts():
+                text.set_parse_math(False)  # a file's name may hold $
+    title = figure.suptitle(f"{config.objective} on {Path(config.dataset_name).name}")
+    title.set_parse_math(False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

@@ -41,10 +41,9 @@ def experiment(config: Config) -> None:
         f"{summary['steps']} steps, {summary['seconds']:.0f} s, "
         f"{summary['tokens_per_second']:,.0f} tokens/s. Results in {config.output_dir}: model/, "
         "metrics.jsonl, metrics.csv, summary.json, samples.txt, finetune.png",
-        markup=False,
     )
     if task.attribution:
-        console.print(f"Data: {task.attribution}", markup=False)
+        console.print(f"Data: {task.attribution}")
 
 
 def finetune(
@@ -92,9 +91,16 @@ def _run(
             run_folder.write_text(folder / f"bad_rows_{name}.jsonl", "\n".join(lines) + "\n")
     done = folder / "summary.json"
     if done.exists():
+        if isinstance(config.resume_from_checkpoint, int):
+            raise UsageError(
+                f"--resume_from_checkpoint={config.resume_from_checkpoint}: {folder} holds a run "
+                "that is complete, so that its checkpoints are gone: leave the flag out to see "
+                "its results, or choose another --output_dir"
+            )
+        summary = _read_summary(done)
         run_folder.remove_folder(folder / "checkpoints")
         progress("complete already", plan.num_steps(config, task))
-        return run_folder.read_json(done)
+        return summary
     result = train.train(config, task, folder, progress=progress)
     run_folder.write_csv(folder / "metrics.csv", history.csv_rows(config, result.history))
     try:
@@ -124,6 +130,24 @@ def _run(
     return summary
 
 
+def _read_summary(path: Path) -> dict[str, Any]:
+    """The summary of a complete run, with everything that is printed of it."""
+    summary = run_folder.read_json(path)
+    evaluations = [summary.get("before"), summary.get("after")]
+    numbers = [summary.get(name) for name in ("steps", "seconds", "tokens_per_second")]
+    numbers += [n for row in evaluations if isinstance(row, dict) for n in row.values()]
+    if (
+        not all(isinstance(row, dict) for row in evaluations)
+        or evaluations[0].keys() != evaluations[1].keys()
+        or not all(isinstance(n, int | float) for n in numbers)
+    ):
+        raise UsageError(
+            f"{path} is damaged (expected evaluations before and after of the same measures, "
+            "steps, seconds and tokens_per_second): delete it, and the run makes it anew"
+        )
+    return summary
+
+
 def num_steps(config: Config, task: Task) -> int:
     """Steps of the optimiser of the whole run.
 
@@ -146,7 +170,6 @@ def _report_useless(config: Config, task: Task, console: Console) -> None:
             more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
             console.print(
                 f"{name}: {problems[0]}{more}: see {config.output_dir}/bad_rows_{name}.jsonl",
-                markup=False,
             )
 
 
@@ -164,17 +187,15 @@ def describe(config: Config, task: Task, console: Console) -> None:
         table.add_row(name, *(f"{number:,}" for number in numbers))
     console.print(table)
     for problem in task.train.report.problems[:5]:
-        console.print(f"bad row: {problem}", markup=False)
+        console.print(f"bad row: {problem}")
     first = task.train.encoded[0]
-    console.print(
-        "\nThe first comparison, token by token; [brackets] are what the loss counts:", markup=False
-    )
+    console.print("\nThe first comparison, token by token; [brackets] are what the loss counts:")
     skipped = first.skipped or (0,) * len(first.completions)
     for rank, completion, num in zip(first.ranks, first.completions, skipped, strict=True):
         before = np.concatenate([first.prompt, completion[:num]])
         text = "".join(_shown(model.tokenizer, token) for token in before)
         marked = "".join(f"[{_shown(model.tokenizer, token)}]" for token in completion[num:])
-        console.print(f"  rank {rank}: {text}{marked}", markup=False)
+        console.print(f"  rank {rank}: {text}{marked}")
     if any(row.skipped for row in task.train.encoded):
         console.print(
             "Of conversations without a prompt of their own the loss counts the last turn alone."

@@ -72,7 +72,8 @@ def _held_out_plan(config: Config, encoded: Sequence[data.Encoded]) -> Plan:
 def held_out_scores(encoded: Sequence[data.Encoded], utilities: np.ndarray) -> dict[str, float]:
     """Judges utilities by held-out comparisons; `baselines.score` where all of them are pairs.
 
-    Of rankings: log_loss is the mean of -log of their Plackett-Luce probability, nats a ranking
+    Rows of which fewer than two completions were shown compare nothing and are left out. Of
+    rankings: log_loss is the mean of -log of their Plackett-Luce probability, nats a ranking
     (ties are unresolved orders); accuracy the share of their strictly ordered pairs that the
     utilities order so, equal ones counting one half; share_kl the mean of KL(shares of the votes ||
     model) over comparisons with votes, nats. A mean over nothing is absent.
@@ -84,11 +85,14 @@ def held_out_scores(encoded: Sequence[data.Encoded], utilities: np.ndarray) -> d
     Returns:
       Measures by name.
     """
-    if all(len(row.completions) == 2 and min(row.ranks) >= 0 for row in encoded):
+    compared = [n for n, row in enumerate(encoded) if sum(rank >= 0 for rank in row.ranks) > 1]
+    if not compared:
+        return {}
+    encoded = [encoded[n] for n in compared]
+    utilities = utilities[compared, : _num_slots(encoded)]
+    if utilities.shape[1] == 2:
         return baselines.score([row.row for row in encoded], utilities)
     ranks, weight = _ranks(encoded), np.asarray([row.weight for row in encoded])
-    if ranks.shape[1] < 2:
-        return {}
     each = np.asarray(losses.ilhf_ranking_loss(jnp.asarray(utilities), jnp.asarray(ranks)))
     shown = ranks >= 0
     ordered = (ranks[:, :, None] < ranks[:, None, :]) & shown[:, :, None] & shown[:, None, :]

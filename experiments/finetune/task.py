@@ -122,13 +122,16 @@ def load_model(config: Config) -> Pretrained:
 
 def _template_date(config: Config) -> datetime.datetime:
     """What chat templates read as the date: a flag's, that of the run to resume, or the clock's."""
-    given, file = config.template_date, Path(config.output_dir) / "config.json"
-    if given is None and file.is_file():
-        found = run_folder.read_json(file, mend="delete the folder, or choose another --output_dir")
-        given = found.get("template_date")
-    if given is None:
+    if config.template_date is not None:
+        return binary.date("template_date", config.template_date)
+    file, mend = Path(config.output_dir) / "config.json", "choose another --output_dir"
+    recorded = run_folder.read_json(file, mend=mend) if file.is_file() else {}
+    if recorded.get("template_date") is None:
         return datetime.datetime.now().replace(microsecond=0)
-    return binary.date("template_date", given)
+    try:
+        return binary.date("template_date", recorded["template_date"])
+    except UsageError as error:
+        raise UsageError(f"{file} is damaged ({error}): {mend}") from error
 
 
 def _check_lengths(config: Config, positions: int) -> None:
@@ -207,11 +210,6 @@ def _merge(split: Split) -> Training:
     weight = np.zeros(shape, np.float32)
     for n, found in enumerate(answers.values()):
         for a, (order, total) in enumerate(found.items()):
-            if total > np.finfo(np.float32).max:
-                raise UsageError(
-                    f"{firsts[n].row.source}: expected weights of one comparison whose sum float32 "
-                    f"holds, found {total:g} in all; divide the weights of the file by a number"
-                )
             ranks[n, a, : len(order)], weight[n, a] = order, total
     return Training(firsts, ranks, weight, split.report)
 

@@ -20,6 +20,7 @@ from experiments.finetune.learning import Frozen, Sampled, Trainable
 from experiments.finetune.plan import (
     batch_size,
     batches_an_epoch,
+    num_batches,
     num_steps,
     plan_facts,
     spread,
@@ -86,6 +87,7 @@ def train(
     """
     total, facts = num_steps(config, task), plan_facts(config, task)
     accumulation, an_epoch = config.gradient_accumulation_steps, batches_an_epoch(config, task)
+    num_in_all = num_batches(config, task)
     judge, refs, frozen = _prepare(config, task, progress)
     schedule = learning.make_schedule(config, total)
     state, update = _make_update(config, task, refs, frozen, schedule)
@@ -96,7 +98,8 @@ def train(
         max_length=config.max_length,
     )
     log = _Log(folder)
-    at_step = lambda step: {"step": step, "epoch": step * accumulation / an_epoch}
+    batches_of = lambda step: min(step * accumulation, num_in_all)
+    at_step = lambda step: {"step": step, "epoch": batches_of(step) / an_epoch}
     with _checkpoints(config, folder) as manager:
         loop = _Loop(0, 0, {}, [])
         if found := checkpoints.resume(config, manager, state, facts, log):
@@ -109,7 +112,9 @@ def train(
             log.add(at_step(0) | judge(state.params))
         began, first = time.perf_counter(), loop
         while loop.step < total:
-            batches = [next(iterator) for _ in range(accumulation)]
+            num_left = num_in_all - batches_of(loop.step)
+            batches = [next(iterator) for _ in range(min(accumulation, num_left))]
+            batches += [data.blank(batches[-1])] * (accumulation - len(batches))
             state, metrics, weight = update(state, batches)
             loop = loop._replace(
                 step=loop.step + 1,

@@ -92,7 +92,7 @@ def experiment(config: Config) -> None:
             except ValueError as error:
                 raise binary.UsageError(f"{setting_name}: {error}") from error
             for line in lines:
-                console.print(f"warning: {line}", markup=False)
+                console.print(f"warning: {line}")
             shown = {name: methods[name] for name in names}
             results |= _train(
                 config, world, setting_name, setting, levels, keys, shown, folder, console

@@ -1,6 +1,6 @@
 """Files of preferences to token batches."""
 
-from shatter.data.batches import Batch, batches, collate, length_buckets, plan_batches
+from shatter.data.batches import Batch, batches, blank, collate, length_buckets, plan_batches
 from shatter.data.encoding import Encoded, TextTokenizer, encode_rows
 from shatter.data.report import DataError, Problem, Report
 from shatter.data.rows import Row, read_rows, write_rows
@@ -16,6 +16,7 @@ __all__ = [
     "Row",
     "TextTokenizer",
     "batches",
+    "blank",
     "collate",
     "comparisons",
     "demonstrations",

@@ -179,6 +179,22 @@ def collate(
     return Batch(tokens, mask, valid, ranks, weight, rows)
 
 
+def blank(batch: Batch) -> Batch:
+    """Returns a batch of the same shapes from which nothing is learned: all its rows fill it up.
+
+    Args:
+      batch: any batch.
+
+    Returns:
+      The batch without its rows.
+    """
+    return batch._replace(
+        ranks=np.full_like(batch.ranks, -1),
+        weight=np.zeros_like(batch.weight),
+        row=np.full_like(batch.row, -1),
+    )
+
+
 def batches(
     encoded: Sequence[Encoded],
     *,

@@ -8,19 +8,21 @@ from shatter.data.texts import text_key
 
 
 def demonstrations(rows: Sequence[Row]) -> tuple[list[Row], Report]:
-    """Leaves out completions labelled false, which nobody wants to be imitated.
+    """Leaves out what nobody wants to be imitated: labelled false, or by people who chose none.
 
     Args:
       rows: rows of any layout.
 
     Returns:
-      The rows whose best completion may be imitated, and the report: every completion that is
-      labelled false is a problem.
+      The rows whose best completion may be imitated, and the report: every other row is a problem.
     """
-    expected = "a completion to imitate: without a label, or labelled true"
-    return _split(
-        rows, {n: ("label", expected, "false") for n, row in enumerate(rows) if row.ranks == (2,)}
-    )
+    bad: dict[int, tuple[str, str, str]] = {}
+    for n, row in enumerate(rows):
+        if row.ranks == (2,):
+            bad[n] = "label", "a completion to imitate: without a label, or labelled true", "false"
+        elif len(row.votes or ()) > len(row.completions) and len(set(row.ranks)) == 1:
+            bad[n] = "votes", "votes for a completion to imitate", f"{row.weight:g} for none"
+    return _split(rows, bad)
 
 
 def comparisons(rows: Sequence[Row]) -> tuple[list[Row], Report]:

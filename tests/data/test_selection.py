@@ -52,6 +52,17 @@ def test_what_has_no_partner_is_named_by_line(size):
         assert (report.read, report.kept, report.skipped) == (size, len(kept), len(lone))
 
 
+def test_people_who_chose_none_ask_nobody_to_imitate_anything():
+    chose = Row("q", ("a", "b"), (1, 2), 3.0, votes=(3.0, 0.0, 2.0), source="a:8")
+    chose_none = chose._replace(ranks=(1, 1), weight=2.0)
+    equally_good = chose_none._replace(votes=None)
+    kept, report = demonstrations([chose, chose_none, equally_good])
+    assert kept == [chose, equally_good] and report.skipped == 1
+    assert str(report.problems[0]) == (
+        "a:8: votes: expected votes for a completion to imitate, found 2 for none"
+    )
+
+
 def test_what_a_lone_completion_lacks_is_said():
     (_, report) = comparisons([SHOWN, PAIR])
     assert str(report.problems[0]) == (

@@ -1,5 +1,7 @@
 """What is kept is made once; a cache that fails costs time, not the run."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,17 @@ def test_arrays_are_made_once(calls, tmp_path):
     kept(calls)
     assert len(calls) == 1
     assert (tmp_path / "cache" / "shatter" / "reference" / "abc.npz").exists()
+
+
+def test_what_a_killed_process_had_half_written_goes_after_a_day(calls, tmp_path):
+    folder = tmp_path / "cache" / "shatter" / "reference"
+    folder.mkdir(parents=True)
+    old, new = folder / ".a.npz.7-aabbccdd.tmp", folder / ".b.npz.7-aabbccdd.tmp"
+    for file in (old, new):  # the new one may be another process's
+        file.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    kept(calls)
+    assert not old.exists() and new.exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 cut"])

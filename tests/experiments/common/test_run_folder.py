@@ -71,6 +71,15 @@ def test_what_a_killed_process_had_half_written_is_removed(tmp_path):
     assert not left.exists()
 
 
+def test_temporary_files_of_the_user_are_left(tmp_path):
+    mine = [tmp_path / name for name in ("thesis.tmp", ".draft.tmp", ".x.12-abc.tmp")]
+    for file in mine:
+        file.write_text("ten years of work")
+    with pytest.raises(UsageError, match=r"holds files but no config\.json"):
+        opened(tmp_path)
+    assert all(file.exists() for file in mine)
+
+
 def test_a_write_that_fails_leaves_the_file_before_and_no_other(tmp_path):
     file = tmp_path / "summary.json"
     run_folder.write_text(file, "good")

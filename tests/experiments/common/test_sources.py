@@ -32,6 +32,15 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
+def test_a_user_without_a_home_has_a_cache_for_this_process(monkeypatch: pytest.MonkeyPatch):
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert sources.cache_dir().is_dir() and sources.cache_dir() == sources.cache_dir()
+
+
 @pytest.mark.parametrize("place", ["sample.csv", "folder/sample.csv"])
 def test_the_data_folder_comes_first(tmp_path: Path, published: Path, place: str):
     path = write(tmp_path / "data" / place, CONTENT)

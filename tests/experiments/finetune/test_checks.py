@@ -13,8 +13,8 @@ import pytest
 from experiments.common.binary import UsageError
 from experiments.common.locks import alone
 from experiments.common.progress import open_console
+from experiments.finetune import compare, plan, run
 from experiments.finetune import config as flags
-from experiments.finetune import run
 from experiments.finetune.config import Config, check
 from experiments.finetune.task import load_task
 
@@ -108,6 +108,42 @@ def test_what_the_model_and_the_machine_lack_is_refused(config, changes, message
     assert not Path(config.output_dir).exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": ()}, "--methods must name one at least of ilhf_mean, .* found none"),
+        ({"beta": float("nan")}, "--beta must be positive, found nan"),
+        ({"num_train_epochs": -1.0}, "--num_train_epochs must be positive, found -1.0"),
+        ({"max_length": 0}, "--max_length must be at least 3, found 0"),
+        ({"first_seed": -1}, "--first_seed must be at least 0, found -1"),
+        ({"first_seed": 2**31 - 2, "num_seeds": 3}, "--num_seeds must be at most 2, found 3"),
+    ],
+)
+def test_comparisons_of_methods_check_the_flags_of_their_runs(changes, message):
+    with pytest.raises(UsageError, match=message):
+        compare.check(dataclasses.replace(compare.Config(), **changes))
+    compare.check(compare.Config())
+
+
+@pytest.mark.parametrize(
+    ("epochs", "accumulation", "steps", "batches"),
+    [
+        (1.0, 1, 5, 5),
+        (1.0, 2, 3, 5),
+        (1.0, 9, 1, 5),
+        (2.0, 4, 3, 10),
+        (0.5, 2, 1, 2),
+        (0.1, 1, 1, 1),
+    ],
+)
+def test_epochs_are_whole_whatever_an_update_holds(config, epochs, accumulation, steps, batches):
+    write(Path(config.dataset_name), [pair("a" * (n + 1), " c", " d") for n in range(9)])
+    changes = {"num_train_epochs": epochs, "gradient_accumulation_steps": accumulation}
+    config = dataclasses.replace(config, per_device_train_batch_size=2, num_devices=1, **changes)
+    task = load_task(config)
+    assert (plan.num_steps(config, task), plan.num_batches(config, task)) == (steps, batches)
+
+
 def test_lengths_of_what_is_not_sampled_are_free(config):
     changes = {"kl_length": 64, "max_completion_length": 64, "objective": "reward_model"}
     load_task(dataclasses.replace(config, **changes))
@@ -151,6 +187,44 @@ def test_the_date_of_a_template_is_frozen_with_the_run_and_settable(config, tmp_
     other = dataclasses.replace(config, template_date="2026-02-01")
     with pytest.raises(UsageError, match="template_date: found '2026-01-31T23:59:00', wanted '20"):
         run.finetune(other, load_task(other))
+
+
+@pytest.mark.parametrize("found", [5, [1], "soon"])
+def test_a_recorded_date_that_is_none_is_named_with_its_file(config, found):
+    folder = Path(config.output_dir)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"template_date": found}))
+    with pytest.raises(UsageError, match=r"run/config\.json is damaged \(--template_date must"):
+        load_task(config)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {},
+        {"before": None},
+        {"after": [1]},
+        {"after": {"step": 2}},
+        {"before": {"step": "x", "epoch": 0}},
+        {"seconds": None},
+    ],
+)
+def test_a_damaged_summary_is_named_and_nothing_is_removed(config, damaged):
+    whole = {"before": {"step": 0, "epoch": 0}, "after": {"step": 2, "epoch": 1.0}}
+    whole |= {"steps": 2, "seconds": 1.5, "tokens_per_second": 10}
+    task, folder = load_task(config), Path(config.output_dir)
+    with pytest.raises(AssertionError, match="something is compiled"):
+        run.finetune(config, task)
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    (folder / "summary.json").write_text(json.dumps(whole | damaged if damaged else {}))
+    with pytest.raises(UsageError, match=r"summary\.json is damaged \(expected evaluations"):
+        run.finetune(config, task)
+    assert (folder / "checkpoints").exists()
+    (folder / "summary.json").write_text(json.dumps(whole))
+    with pytest.raises(UsageError, match=r"from_checkpoint=3: .*is complete, so that its checkp"):
+        run.finetune(dataclasses.replace(config, resume_from_checkpoint=3), task)
+    assert run.finetune(config, task) == whole
+    assert not (folder / "checkpoints").exists()
 
 
 def test_flags_that_change_nothing_learned_may_change_on_resumption(config):

@@ -105,6 +105,19 @@ def test_held_out_measures_of_nothing_are_absent(rows: list, present: set[str]):
         assert found == pytest.approx({"log_loss": np.log(2), "accuracy": 0.5})
 
 
+def test_rows_that_compare_nothing_do_not_change_how_pairs_are_measured():
+    pairs = encoded(((1, 1), (1, 2), 3.0, None), ((1, 1), (2, 1), 1.0, None))
+    utilities = np.array([[0.3, -0.4], [0.1, 0.2]])
+    alone = scoring.held_out_scores(pairs, utilities)
+    assert "calibration_error" in alone
+    others = encoded(((4,), (0,), 1.0, None), ((1, 1, 1), (-1, 1, -1), 1.0, None))
+    among = scoring.held_out_scores(
+        [others[0], *pairs, others[1]],
+        np.array([[9.0, 0.0, 0.0], [0.3, -0.4, 0.0], [0.1, 0.2, 0.0], [9.0, 9.0, 9.0]]),
+    )
+    assert among == alone
+
+
 def test_demonstrations_are_judged_by_the_loss_of_sft():
     """The mean of a token of the best completions, weighted over rows as in training."""
     rows = encoded(
@@ -153,16 +166,22 @@ def test_a_model_is_its_own_reference_before_the_first_step(config: Config, bf16
     np.testing.assert_allclose(first["loss"], np.log(2), rtol=1e-6)
 
 
-def test_an_update_is_the_same_by_devices_and_accumulated_batches(config: Config, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("num_devices", "batch_size", "accumulation"),
+    [(2, 2, 4), (1, 4, 6)],  # the second has fewer batches in an epoch than in an update
+)
+def test_an_update_is_the_same_by_devices_and_accumulated_batches(
+    config: Config, tmp_path: Path, num_devices: int, batch_size: int, accumulation: int
+):
     """Metrics and evaluations of a run, which has votes, ties, a ranking and a regulariser."""
     base = dataclasses.replace(
-        config, kl_weight=0.5, per_device_train_batch_size=16, kl_batch_size=5, max_steps=3
+        config, kl_weight=0.5, per_device_train_batch_size=16, kl_batch_size=5, max_steps=-1
     )
     cut = dataclasses.replace(
         base,
-        num_devices=2,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=4,
+        num_devices=num_devices,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
         output_dir=str(tmp_path / "cut"),
     )
     for one in (base, cut):
