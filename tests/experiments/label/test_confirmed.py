@@ -123,7 +123,7 @@ def test_a_linked_answer_file_is_known_by_the_project(path, tmp_path):
             pass
     assert ids(path) == ids(elsewhere) == ["e0", "e1", "e2", "e3"]
     elsewhere.write_bytes(b"".join(lines(elsewhere)[:2]))
-    with pytest.raises(UsageError, match="has [0-9]+ of") as error, open_writer(path):
+    with pytest.raises(UsageError, match=r"has [0-9]+ of") as error, open_writer(path):
         pass
     follow(error)
     assert ids(path) == ["e0", "e1"] and path.is_symlink()
