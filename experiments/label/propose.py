@@ -69,10 +69,12 @@ def propose(bench: Bench, config: Propose, *, recorded: bool = False) -> list[As
         recorded=recorded,
     )
     if len(found) < config.num_queries:
+        lower = "lower --num_queries, or " if found else ""
+        lower = lower or ("lower --num_responses, or " if config.num_responses > 2 else "")
         raise UsageError(
             f"--num_queries={config.num_queries}: {config.pool} has {len(found)} comparisons of "
-            f"{config.num_responses} that were not asked ({len(asked)} were): lower --num_queries, "
-            "or begin another project with more candidates"
+            f"{config.num_responses} that were not asked ({len(asked)} were): "
+            f"{lower}begin another project with more candidates"
         )
     chosen, gains = _choose(bench, config, found, number)
     batch = [

@@ -220,6 +220,22 @@ def test_a_pool_that_a_loop_would_exhaust_is_refused_at_the_start(config, tmp_pa
     run.experiment(dataclasses.replace(three, num_queries=2))
 
 
+def test_a_pool_that_has_too_few_or_none_left(config, tmp_path):
+    pool = write(tmp_path / "small.jsonl", [{"prompt": "a", "completions": ["b", "c", "d"]}])
+    config = dataclasses.replace(config, pool=pool)
+    with pytest.raises(UsageError, match=r"has 3 comparisons .*: lower --num_queries, or begin an"):
+        run.experiment(config)
+    config = dataclasses.replace(config, num_queries=3)
+    run.experiment(config)
+    answer_all(config)
+    with pytest.raises(UsageError, match=r"has 0 comparisons .* \(3 were\): begin another project"):
+        run.experiment(dataclasses.replace(config, num_queries=1))
+    four = dataclasses.replace(config, num_queries=1, num_responses=4)
+    with pytest.raises(UsageError, match=r"has 0 comparisons of 4 .*: lower --num_responses, or"):
+        run.experiment(four)
+    run.experiment(dataclasses.replace(four, num_responses=3))
+
+
 def test_what_a_missing_project_says(config, tmp_path):
     absent = str(tmp_path / "absent")
     with pytest.raises(UsageError, match="no labelling project"):  # a folder of something else
