@@ -12,7 +12,6 @@ from absl import logging
 
 from experiments.common import binary, checksums, run_folder
 from experiments.common.binary import UsageError
-from experiments.common.frozen import Item
 from experiments.label.config import RANGES, Project
 from experiments.label.confirmed import confirmed_file
 from experiments.label.queries import Asked, read_queries
@@ -70,10 +69,9 @@ def proposed(queries: dict[str, Asked]) -> dict[str, Asked]:
     return {name: query for name, query in queries.items() if isinstance(query.round, int)}
 
 
-def imported_items(folder: Path) -> list[Item]:
-    """The texts that imported queries are about."""
-    queries = [q for q in known_queries(folder).values() if not isinstance(q.round, int)]
-    return [(query.prompt, text) for query in queries for text in query.completions]
+def imported(queries: dict[str, Asked]) -> list[Asked]:
+    """Those that an import has added."""
+    return [query for query in queries.values() if not isinstance(query.round, int)]
 
 
 def seal_if_old(path: Path) -> None:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import checksums, run_folder
+from experiments.common.binary import UsageError
 from experiments.common.frozen import (
     Frozen,
     Item,
@@ -33,7 +34,8 @@ from experiments.label.config import Project, project_of, setting_of
 from experiments.label.folder import (
     PATHS,
     check,
-    imported_items,
+    imported,
+    known_queries,
     mend_by_import,
     query_folder,
     recorded_facts,
@@ -41,7 +43,7 @@ from experiments.label.folder import (
     seal_if_old,
     with_known_paths,
 )
-from experiments.label.inputs import Inputs, assert_unchanged, read_inputs
+from experiments.label.inputs import Inputs, assert_encodable_imports, assert_unchanged, read_inputs
 from experiments.label.pool import Pool, draw_queries, make_pool
 from shatter import training
 from shatter.data.files import write_atomically
@@ -161,13 +163,19 @@ def open_project(config: Project, like: Bench | None = None) -> Bench:
     numbers = {item_key(item): number for number, item in enumerate(items)}
     rows = (row for rows in inputs.held_out.values() for row in rows)
     wanted = [(row.prompt, text) for row in rows for text in row.completions]
-    for item in (*wanted, *imported_items(folder)):
+    queries = imported(known_queries(folder))
+    wanted += [(query.prompt, text) for query in queries for text in query.completions]
+    for item in wanted:
         if numbers.setdefault(item_key(item), len(items)) == len(items):
             items.append(item)
     if like and (like.items, like.pool.items) == (items, pool.items):
         table = like.start.shared[1]
     else:
-        table = jax.device_put(_table(config, setting, model, folder, items, len(pool.items)))
+        try:
+            table = jax.device_put(_table(config, setting, model, folder, items, len(pool.items)))
+        except UsageError:
+            assert_encodable_imports(config, model, queries)
+            raise
     prior_scale = _prior_scale(config, setting, model, pool, folder, inputs.base, table)
     start = _start(config, setting, model, inputs.base, table, prior_scale)
     ensemble = restored(folder, start)

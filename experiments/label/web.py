@@ -227,8 +227,8 @@ def _given(*fields: str) -> dict[str, Any]:
         if not isinstance(text, str) or not text.strip() or len(text) > 256:
             raise BadRequest(f"{field}: expected a text, found {str(text)[:80]!r}")
     event_id = given.get("event_id")
-    is_id = isinstance(event_id, str) and EVENT_ID.fullmatch(event_id)
-    if not is_id or event_id.startswith(OF_MANY):  # of which any number would stand
+    is_id = isinstance(event_id, str) and EVENT_ID.fullmatch(event_id) is not None
+    if not is_id or str(event_id).startswith(OF_MANY):  # of those any number may stand
         expected = f"{ID_FORM}, not beginning with {OF_MANY}"
         raise BadRequest(f"event_id: expected {expected}, found {str(event_id)[:80]!r}")
     return given

@@ -17,7 +17,7 @@ from experiments.common.binary import UsageError
 from experiments.label import run
 from experiments.label.answers import current_answers
 from experiments.label.checkpoints import Ensemble, save
-from experiments.label.config import Accept, Export, Learn
+from experiments.label.config import Accept, Export, Import, Learn
 from experiments.label.folder import answer_file
 from experiments.label.learn import learn, standing_answers
 from experiments.label.project import open_project
@@ -133,6 +133,31 @@ def test_members_that_went_astray(answered, tmp_path, monkeypatch):
     run.experiment(slower)
     follow(error.value, ANOTHER=slower.project)
     run.experiment(Learn(project=slower.project))
+
+
+def test_an_imported_text_that_cannot_be_encoded(answered, tmp_path):
+    """The import needs no model, so that it is noticed later; nothing is shut in."""
+    say = lambda text: [{"role": "assistant", "content": text}]
+    row = {"prompt": [{"role": "user", "content": "a"}], "chosen": say("b"), "rejected": say("c")}
+    run.experiment(Import(project=answered.project, file=write(tmp_path / "rows.jsonl", [row])))
+    with pytest.raises(UsageError, match=r"no chat template: .*\nThis text was imported") as error:
+        run.experiment(Learn(project=answered.project))
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    another = dataclasses.replace(
+        answered, project=str(tmp_path / "another"), chat_template=str(template)
+    )
+    run.experiment(another)
+    follow(error.value, ANOTHER=another.project)
+    run.experiment(Learn(project=another.project))
+    assert open_project(another).ensemble.history[-1]["answers"] == 5
+    # A template that refuses it: the line is named.
+    template.write_text("{{ raise_exception('no') }}")
+    refusing = dataclasses.replace(another, project=str(tmp_path / "refusing"))
+    run.experiment(refusing)
+    follow(error.value, ANOTHER=refusing.project)
+    with pytest.raises(UsageError, match=r"import_\w+.jsonl:1: prompt: .*refuses a conversation"):
+        run.experiment(Learn(project=refusing.project))
 
 
 def test_a_query_file_that_is_gone(answered, tmp_path, capsys):

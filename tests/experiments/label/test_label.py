@@ -348,7 +348,7 @@ BAD_POOLS = {
     "one candidate": ([*POOL, {"prompt": "x", "completions": ["y"]}], r"pool.jsonl:6.*found one"),
     "no text": ([{"prompt": "x", "completions": ["y", 3]}], r"pool.jsonl:1: completions\[1\]"),
     "mixed": ([POOL[0], {"prompt": "x"}], "one or the other in all rows"),
-    "no prompt": ([{"completions": ["y", "z"]}], "pool.jsonl:1"),
+    "no prompt": ([{"completions": ["y", "z"]}], r"pool.jsonl:1: prompt: .*fields completions;"),
     "empty": ([], "found no row"),
 }
 
