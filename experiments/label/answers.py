@@ -151,11 +151,11 @@ def current_answers(path: str | Path) -> list[Answer]:
     ]
 
 
-def check_known(answers: Iterable[Answer], queries: Mapping[str, Asked]) -> None:
+def check_known(answers: Iterable[Answer | Event], queries: Mapping[str, Asked]) -> None:
     """Refuses answers to queries that nobody asked.
 
     Args:
-      answers: the answers.
+      answers: the answers, or answers and skips.
       queries: all queries, by their id.
 
     Raises:

@@ -33,6 +33,8 @@ from experiments.label.compiled import programs
 from experiments.label.config import Project, project_of, setting_of
 from experiments.label.folder import (
     PATHS,
+    assert_answers_there,
+    assert_config_there,
     check,
     imported,
     known_queries,
@@ -140,6 +142,8 @@ def open_project(config: Project, like: Bench | None = None) -> Bench:
       UsageError: if a file cannot be used, or the folder is that of another project, or the model
         or the pool has changed since. A project that cannot begin leaves no folder.
     """
+    assert_config_there(config.project)
+    assert_answers_there(Path(config.project))
     config = _as_begun(with_known_paths(project_of(config)))
     setting, folder = setting_of(config), Path(config.project)
     if like and replace(config, seed=0, project="") != replace(like.config, seed=0, project=""):
@@ -206,8 +210,14 @@ def _begin(config: Project, folder: Path, inputs: Inputs) -> None:
     free = ("project", *PATHS)
     run_folder.begin_or_resume(config.project, config, free=free, flag="--project", **facts)
     remember_paths(config, folder, inputs.held_out_facts)
-    for pattern in (".*.part", "queries/.*.part", "tables/*.tmp"):
-        for left in folder.glob(pattern):
+    for name in (
+        ".*.part",
+        "queries/.*.part",
+        "queries/.*.tmp",
+        "tables/*.tmp",
+        "ensemble/*/.*.tmp",
+    ):
+        for left in folder.glob(name):
             left.unlink()
     for half_saved in folder.glob("ensemble/*.orbax-checkpoint-tmp*"):
         shutil.rmtree(half_saved)

@@ -17,7 +17,7 @@ from experiments.common.binary import UsageError
 from experiments.label import run
 from experiments.label.answers import current_answers
 from experiments.label.checkpoints import Ensemble, save
-from experiments.label.config import Accept, Export, Import, Learn
+from experiments.label.config import Accept, Answer, Export, Import, Learn
 from experiments.label.folder import answer_file
 from experiments.label.learn import learn, standing_answers
 from experiments.label.project import open_project
@@ -210,15 +210,51 @@ def test_a_query_that_is_there_twice(config):
     run.experiment(config)
 
 
-def test_both_the_answers_and_their_note_are_gone(answered):
+def test_both_the_answers_and_their_note_are_gone(answered, tmp_path):
+    """Then no command begins another file in their place, which would then be learned from."""
     run.experiment(Learn(project=answered.project))
     for file in Path(answered.project).glob("answers.jsonl*"):
         file.unlink()
-    with pytest.raises(UsageError, match="has learned from 4 answers, and nothing says") as error:
-        run.experiment(Learn(project=answered.project))
+    rows = write(tmp_path / "rows.jsonl", [{"prompt": "a ", "chosen": "a", "rejected": "bb"}])
+    commands = (
+        Learn(project=answered.project),
+        Answer(project=answered.project),
+        Import(project=answered.project, file=rows),
+        Export(project=answered.project, answers=str(tmp_path / "export.jsonl")),
+        answered,
+    )
+    for config in commands:
+        with pytest.raises(UsageError, match=r"answers, and nothing says that they were") as error:
+            run.experiment(config)
+        assert not answer_file(Path(answered.project)).exists()
     follow(error.value)
     run.experiment(Learn(project=answered.project))
     assert open_project(answered).ensemble.history[-1]["answers"] == 0
+
+
+def test_the_names_of_queries_that_are_gone_are_not_free(answered):
+    """Otherwise another question would have an answer already."""
+    file = Path(answered.project) / "queries" / "round_0000.jsonl"
+    kept = file.read_bytes()
+    file.unlink()
+    other = dataclasses.replace(answered, arm="random", num_queries=3)
+    with pytest.raises(UsageError, match=r"answers.jsonl:1: query_id: .* put the query file back"):
+        run.experiment(other)
+    assert not file.exists()
+    file.write_bytes(kept)
+    run.experiment(other)
+    assert file.read_bytes() == kept
+
+
+def test_a_config_that_is_gone(answered, tmp_path):
+    (Path(answered.project) / "config.json").unlink()
+    another = dataclasses.replace(answered, project=str(tmp_path / "another"))
+    run.experiment(another)
+    for config in (Learn(project=answered.project), answered):
+        with pytest.raises(UsageError, match=r"config.json is missing: put it back .*, or") as e:
+            run.experiment(config)
+        follow(e.value, ANOTHER=another.project)
+    assert num_answers(another) == 4
 
 
 def test_lines_that_are_gone_are_never_learned_from(answered):

@@ -334,10 +334,10 @@ def test_one_process_at_a_time_and_leftovers_of_a_killed_one(config: Propose):
         pytest.raises(UsageError, match=f"process {os.getpid()} works"),
     ):
         run.experiment(config)
-    (folder / "config.json.tmp").write_text("{")  # killed while it was written
+    (folder / ".config.json.4194305-00badf00.tmp").write_text("{")  # killed while it was written
     run.experiment(config)
     (folder / "paths.json").unlink()
-    with pytest.raises(UsageError, match="propose first"):
+    with pytest.raises(UsageError, match=r"paths.json is missing: propose with the flags that say"):
         run.experiment(Learn(project=config.project))
     run.experiment(config)
     answer_all(config)
