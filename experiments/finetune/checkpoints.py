@@ -95,6 +95,11 @@ def resume(
         except _OtherFacts:
             raise
         except UsageError as error:
+            if config.resume_from_checkpoint != "auto":
+                raise UsageError(
+                    f"{error}. Leave out --resume_from_checkpoint to go on from the newest that is "
+                    "as it was saved"
+                ) from error
             if step == steps[-1]:
                 raise UsageError(
                     f"{error}. There is no other checkpoint to go on from: delete "
@@ -126,11 +131,16 @@ def _restore(manager: ocp.CheckpointManager, step: int, state: Any, facts: dict[
         _assert_same(path, loop["facts"], facts)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        return Found(step, manager.restore(step, args=args)["state"], loop)
+        found = manager.restore(step, args=args)["state"]
     except UsageError:
         raise
     except Exception as error:
         raise UsageError(f"the checkpoint {path} cannot be read ({error})") from error
+    if found.step != step:
+        raise UsageError(
+            f"the checkpoint {path} was saved after step {found.step}, by another name"
+        )
+    return Found(step, found, loop)
 
 
 def _assert_same(path: Path, found: dict[str, str], wanted: dict[str, str]) -> None:
