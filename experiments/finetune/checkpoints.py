@@ -52,7 +52,7 @@ def save(
       loop: what else a resumed run needs, as JSON.
       log: the metrics.
     """
-    loop = loop | {"rows": len(log.rows), "metrics": log.digest()}
+    loop = loop | {"step": step, "rows": len(log.rows), "metrics": log.digest()}
     args = {"state": ocp.args.StandardSave(state), "loop": ocp.args.JsonSave(loop)}
     manager.save(step, args=ocp.args.Composite(**args))
     checksums.seal(_path(manager, step))
@@ -128,19 +128,16 @@ def _restore(manager: ocp.CheckpointManager, step: int, state: Any, facts: dict[
     checksums.verify(path)
     try:
         loop = manager.restore(step, args=ocp.args.Composite(loop=ocp.args.JsonRestore()))["loop"]
+        if loop["step"] != step:
+            raise UsageError(f"the checkpoint {path} is that of step {loop['step']}, renamed")
         _assert_same(path, loop["facts"], facts)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        found = manager.restore(step, args=args)["state"]
+        return Found(step, manager.restore(step, args=args)["state"], loop)
     except UsageError:
         raise
     except Exception as error:
         raise UsageError(f"the checkpoint {path} cannot be read ({error})") from error
-    if found.step != step:
-        raise UsageError(
-            f"the checkpoint {path} was saved after step {found.step}, by another name"
-        )
-    return Found(step, found, loop)
 
 
 def _assert_same(path: Path, found: dict[str, str], wanted: dict[str, str]) -> None:
