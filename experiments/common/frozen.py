@@ -80,7 +80,7 @@ def model_folder(name: str, data_dir: str | None = None) -> str:
     """The folder that `--model_name_or_path` means, or the name on the hub as it is.
 
     Raises:
-      DataError: if it is "stories260k" and the data folder has it not.
+      DataError: if it is "stories260k", which the data folder lacks.
     """
     if name != "stories260k" or Path(name).exists():
         return name

@@ -186,8 +186,9 @@ def describe(config: Config, task: Task, console: Console) -> None:
         numbers = (*counts, int(np.median(lengths)), max(lengths))
         table.add_row(name, *(f"{number:,}" for number in numbers))
     console.print(table)
-    for problem in task.train.report.problems[:5]:
-        console.print(f"bad row: {problem}")
+    for split in _splits(task).values():
+        for problem in split.report.problems[:5]:
+            console.print(f"bad row: {problem}")
     first = task.train.encoded[0]
     console.print("\nThe first comparison, token by token; [brackets] are what the loss counts:")
     skipped = first.skipped or (0,) * len(first.completions)
