@@ -134,6 +134,8 @@ def _run(
 def _read_summary(path: Path) -> dict[str, Any]:
     """Returns the summary of a complete run, as it was written."""
     summary = run_folder.read_json(path)
+    if not checksums.is_sealed(path):  # a kill came between
+        checksums.seal(path)
     try:
         checksums.verify(path)
     except UsageError as error:
