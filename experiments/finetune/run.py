@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import binary, run_folder
+from experiments.common import binary, checksums, run_folder
 from experiments.common.binary import UsageError
 from experiments.common.frozen import weights_hash
 from experiments.common.progress import open_console, progress_bar
@@ -126,12 +126,17 @@ def _run(
     }
     plot.draw(config, result.history, folder / "finetune.png")
     run_folder.write_json(done, summary)
+    checksums.seal(done)
     run_folder.remove_folder(folder / "checkpoints")
     return summary
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
     """The summary of a complete run, with everything that is printed of it."""
+    try:
+        checksums.verify(path)
+    except UsageError as error:
+        raise UsageError(f"{error}: delete {path}, and the run makes it anew") from error
     summary = run_folder.read_json(path)
     evaluations = [summary.get("before"), summary.get("after")]
     numbers = [summary.get(name) for name in ("steps", "seconds", "tokens_per_second")]
