@@ -22,6 +22,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NAME_BYTES, PATH_BYTES = 255, 4095
 """The longest name of a file, and of a path to it, that file systems take."""
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -68,7 +69,7 @@ def main(config_class: type[Config], experiment: Callable[[Config], None]) -> No
             raise
 
     def fail(message: str) -> NoReturn:
-        printable = message.encode(errors="backslashreplace").decode()
+        printable = _CONTROL.sub(lambda one: one[0].encode("unicode_escape").decode(), message)
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         console.print(f"error: {printable}", markup=False)
         sys.exit(1)

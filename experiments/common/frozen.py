@@ -66,7 +66,8 @@ def load_frozen(
             folder, dtype="float32", revision=revision
         )
     except (OSError, ImportError, ValueError) as error:
-        raise UsageError(f"--model_name_or_path={name}: {error}") from error
+        at = "" if revision is None else f" --model_revision={revision}"
+        raise UsageError(f"--model_name_or_path={name}{at}: {error}") from error
     if tokenizer is None:
         raise UsageError(
             f"{folder} has no tokenizer.json: put that of the model beside its config.json"

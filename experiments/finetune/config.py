@@ -244,6 +244,7 @@ def check(config: Config) -> None:
     Raises:
       UsageError: with the flag's name, what was expected and what was found.
     """
+    binary.check_texts(config)
     binary.check_ranges(config, RANGES)
     if config.template_date is not None:
         binary.date("template_date", config.template_date)

@@ -134,13 +134,13 @@ def _run(
 def _read_summary(path: Path) -> dict[str, Any]:
     """Returns the summary of a complete run, as it was written."""
     summary = run_folder.read_json(path)
-    if not checksums.is_sealed(path):  # a kill came between
+    if not checksums.is_sealed(path):  # the process was killed before it sealed the file
         checksums.seal(path)
     try:
         checksums.verify(path)
     except UsageError as error:
         raise UsageError(
-            f"{error}. Delete {path} and {path.name}.sha256, and the run makes them anew"
+            f"{error}: delete {path} and {path.name}.sha256, and the run makes them anew"
         ) from error
     return summary
 

@@ -1,63 +1,24 @@
-"""Queries put to people, and the file of their answers, to which lines are only ever added.
+"""The file of people's answers, to which lines are only ever added.
 
-Both are JSON lines. A line of a query file has the fields of `Asked`. A line of the answer file is
-an event: an answer, a skip, or an undo of an earlier one of the two.
+A line is an event: an answer, a skip, or an undo of an earlier one of the two. How much of the file
+was confirmed to people stands beside it (`confirmed.py`), so that a line that has gone is missed.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.common.binary import UsageError
-from shatter.data.files import json_line, records, write_atomically
-from shatter.data.layouts import Text, answers_of, parsed, shown
-from shatter.data.report import BadRow, Problem
+from experiments.label.confirmed import accept_command, confirmed_file, content_of
+from experiments.label.queries import Asked, are_whole, name_in, texts_digest, usage_error
+from shatter.data.files import json_line
+from shatter.data.layouts import parsed, shown
+from shatter.data.report import BadRow
 
 EVENTS = ("answer", "skip", "undo")
-
-_WHOLE = (int,), "a whole number"
-_TEXT = (str,), "a text"
-_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "prompt_id": _WHOLE,
-    "round": ((int, str), "a whole number, or a name"),
-    "arm": _TEXT,
-    "score": ((int, float), "a number"),
-    "model": _TEXT,
-    "seed": _WHOLE,
-    "budget": _WHOLE,
-}  # what the fields of a query file that may be left out hold
-
-
-class Asked(NamedTuple):
-    """A query: K completions of one prompt, of which the best is asked for.
-
-    Attributes:
-      query_id: its name, unique among all query files.
-      prompt: a text or a conversation.
-      completions: K texts or conversations.
-      prompt_id: number of the prompt in the pool; -1 = of no pool.
-      item_ids: `[K]`, numbers of the completions in the pool; empty = of no pool.
-      round: the round it was proposed in; "import" if somebody else asked it.
-      arm: how it was chosen.
-      score: by what it was chosen, in the units of the arm.
-      model: sha256 of the model that chose.
-      seed: seed of the run that proposed it.
-      budget: number of queries of its round.
-      source: "file:line"; not written.
-    """
-
-    query_id: str
-    prompt: Text
-    completions: tuple[Text, ...]
-    prompt_id: int = -1
-    item_ids: tuple[int, ...] = ()
-    round: int | str = 0
-    arm: str = ""
-    score: float = 0.0
-    model: str = ""
-    seed: int = 0
-    budget: int = 0
-    source: str = ""
+EVENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""What an event may be called."""
+ID_FORM = "1 to 128 letters, digits, dots, dashes and underscores"
 
 
 class Event(NamedTuple):
@@ -65,7 +26,7 @@ class Event(NamedTuple):
 
     Attributes:
       event: one of `EVENTS`.
-      event_id: its name, unique in the file.
+      event_id: its name, unique in the file, of the form `EVENT_ID`.
       query_id: the query it is about.
       annotator: whose it is.
       ranks: of an answer, `[K]`: smaller is better, equal = unresolved.
@@ -73,7 +34,8 @@ class Event(NamedTuple):
       undoes: of an undo: the event_id of the answer or skip that it takes back.
       order: `[K]`: the completion shown at each place; None = unknown.
       seconds: from the showing to the key; None = unknown.
-      time: when it was recorded, ISO 8601, UTC.
+      time: when it was recorded, ISO 8601, UTC; empty = unknown.
+      texts: `texts_digest` of the query's prompt and completions; None = unknown.
       source: "file:line"; not written.
     """
 
@@ -87,6 +49,7 @@ class Event(NamedTuple):
     order: tuple[int, ...] | None = None
     seconds: float | None = None
     time: str = ""
+    texts: str | None = None
     source: str = ""
 
 
@@ -99,70 +62,11 @@ class Answer(NamedTuple):
     ranks: tuple[int, ...]
     weight: float = 1.0
     source: str = ""
+    time: str = ""
+    texts: str | None = None
 
 
-def read_queries(path: str | Path) -> dict[str, Asked]:
-    """Reads queries.
-
-    Args:
-      path: a query file, or a folder: all its .jsonl files in the order of their names.
-
-    Returns:
-      The queries by their id, in order.
-
-    Raises:
-      UsageError: if there is no file, a line is bad, or an id comes twice.
-    """
-    path = Path(path)
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    if not files or not files[0].exists():
-        raise UsageError(f"expected query files (.jsonl) at {path}, found none: propose some first")
-    queries: dict[str, Asked] = {}
-    for file in files:
-        for number, raw in records(file):
-            source = f"{file}:{number}"
-            try:
-                query = _query(parsed(raw), source)
-                if query.query_id in queries:
-                    found = f"{query.query_id!r} again, as in {queries[query.query_id].source}"
-                    mend = "remove one of the two"
-                    raise BadRow("query_id", "a name of its own", found, mend)
-            except BadRow as error:
-                raise _usage_error(source, error) from None
-            queries[query.query_id] = query
-    return queries
-
-
-def write_queries(path: str | Path, queries: Iterable[Asked]) -> None:
-    """Writes queries, all or nothing; a file that holds just them already is left as it is.
-
-    Args:
-      path: the file, ending in .jsonl; its folder is made where it is missing.
-      queries: the queries.
-
-    Raises:
-      UsageError: if the file exists with other content.
-      ValueError: if a query would not be read back, a numpy number in it for example.
-    """
-    path = Path(path)
-    lines = [json_line(_query_record(query)) for query in queries]
-    for number, line in enumerate(lines, start=1):
-        try:
-            _query(parsed(line), "")
-        except BadRow as error:
-            raise ValueError(str(_usage_error(f"{path}:{number}", error))) from None
-    content = b"".join(lines)
-    if path.exists():
-        if path.read_bytes() != content:
-            raise UsageError(
-                f"{path} holds other queries, which people may have answered: choose another "
-                "folder, or move the file away together with its answers"
-            )
-        return
-    write_atomically(path, content)
-
-
-def read_events(path: str | Path) -> list[Event]:
+def read_events(path: str | Path, *, is_checked: bool = True) -> list[Event]:
     """Reads an answer file.
 
     What stands after the last newline was being written when its process ended, and was never
@@ -170,15 +74,18 @@ def read_events(path: str | Path) -> list[Event]:
 
     Args:
       path: the file; none there = nothing was answered yet.
+      is_checked: whether what was confirmed must be in it.
 
     Returns:
       All events, in order.
 
     Raises:
-      UsageError: if a line is damaged, or an undo names no event that it could take back.
+      UsageError: if a line that was confirmed has gone or has changed, a line is damaged, or an
+        undo names no event that it could take back.
     """
     path = Path(path)
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    content = content_of(path) if is_checked else path.read_bytes()
+    lines = content.split(b"\n")[:-1]
     events: dict[str, Event] = {}
     undone: set[str] = set()
     for number, line in enumerate(lines, start=1):
@@ -188,32 +95,43 @@ def read_events(path: str | Path) -> list[Event]:
             known = events.setdefault(event.event_id, event)
             if not is_same(known, event):
                 found = f"{event.event_id!r}, as in {known.source}, which says something else"
-                raise BadRow("event_id", "a name of its own", found, "give one of the two another")
+                raise BadRow("event_id", "a name of its own", found)
             if known is event and event.undoes is not None:
                 _assert_undoable(event, events, undone)
                 undone.add(event.undoes)
         except BadRow as error:
-            raise _usage_error(source, error) from None
+            field, expected, found, *mend = error.args
+            if confirmed_file(path).exists():
+                accept = accept_command(path)
+                mend = [f"put back a copy of the file, or take this line out, then: {accept}"]
+            raise usage_error(source, BadRow(field, expected, found, *mend)) from None
     return list(events.values())
 
 
 def standing_events(events: Sequence[Event]) -> list[Event]:
-    """The answers and skips that were not taken back, in order.
+    """The answers and skips that stand, in order: of one annotator and query the last.
 
     Args:
       events: of `read_events`.
 
     Returns:
-      Those that stand.
+      Those that were neither taken back nor, in files of older versions, followed by another of the
+      same annotator to the same query. Answers of many people under one name (`is_of_many`) all
+      stand.
     """
     undone = {event.undoes for event in events}
-    return [event for event in events if event.undoes is None and event.event_id not in undone]
+    left = [event for event in events if event.undoes is None and event.event_id not in undone]
+    last = {(e.query_id, e.annotator): e.event_id for e in left if not is_of_many(e)}
+    return [e for e in left if is_of_many(e) or last[e.query_id, e.annotator] == e.event_id]
+
+
+def is_of_many(event: Event | Answer) -> bool:
+    """Whether a name may stand for many people, as in an imported row that names nobody."""
+    return event.event_id.startswith("import-")
 
 
 def current_answers(path: str | Path) -> list[Answer]:
-    """The answers that stand: one for each that was given and not taken back.
-
-    Several answers to one query, by one or several people, are all there.
+    """The answers that stand: one for each query and annotator at most.
 
     Args:
       path: the answer file.
@@ -225,11 +143,9 @@ def current_answers(path: str | Path) -> list[Answer]:
       UsageError: if the file is damaged.
     """
     return [
-        Answer(
-            event.event_id, event.query_id, event.annotator, event.ranks, event.weight, event.source
-        )
-        for event in standing_events(read_events(path))
-        if event.ranks is not None
+        Answer(e.event_id, e.query_id, e.annotator, e.ranks, e.weight, e.source, e.time, e.texts)
+        for e in standing_events(read_events(path))
+        if e.ranks is not None
     ]
 
 
@@ -241,18 +157,30 @@ def check_known(answers: Iterable[Answer], queries: Mapping[str, Asked]) -> None
       queries: all queries, by their id.
 
     Raises:
-      UsageError: naming the first answer to an unknown query, or with ranks that are not its own.
+      UsageError: naming the first answer to an unknown query, or to one with other texts.
     """
     for answer in answers:
-        query = queries.get(answer.query_id)
-        if query is None:
-            mend = "put the query file back, or take the answer's line out"
-            bad = BadRow("query_id", "a query of the query files", repr(answer.query_id), mend)
-            raise _usage_error(answer.source, bad)
-        if len(answer.ranks) != len(query.completions):
-            expected = f"{len(query.completions)} ranks, as {query.source} has completions"
-            mend = "answers and queries are of different runs"
-            raise _usage_error(answer.source, BadRow("ranks", expected, shown(answer.ranks), mend))
+        bad = stranger(answer, queries)
+        if bad is not None:
+            raise usage_error(answer.source, bad)
+
+
+def stranger(answer: Answer | Event, queries: Mapping[str, Asked]) -> BadRow | None:
+    """Returns what is wrong with the query of an answer; None = it is the one that was asked."""
+    query = queries.get(answer.query_id)
+    mend = (
+        "put the query file back; `export --answers` writes the answers whose queries are there, "
+        "which `import` takes into another --project"
+    )
+    if query is None:
+        return BadRow("query_id", "a query of the query files", repr(answer.query_id), mend)
+    if answer.ranks is not None and len(answer.ranks) != len(query.completions):
+        expected = f"{len(query.completions)} ranks, as {query.source} has completions"
+        return BadRow("ranks", expected, shown(answer.ranks), mend)
+    if answer.texts not in (None, texts_digest(query.prompt, query.completions)):
+        expected = f"an answer about the texts of {query.source}"
+        return BadRow("texts", expected, f"one about others (sha256 {answer.texts})", mend)
+    return None
 
 
 def event_line(event: Event) -> bytes:
@@ -271,6 +199,18 @@ def event_line(event: Event) -> bytes:
     return json_line({name: value for name, value in record.items() if value is not None})
 
 
+def check_event(event: Event) -> None:
+    """Refuses an event that would not be read back.
+
+    Raises:
+      ValueError: naming the field, what was expected and what was found.
+    """
+    try:
+        _event(parsed(event_line(event)), "")
+    except BadRow as error:
+        raise ValueError(str(usage_error(event.event_id, error))) from None
+
+
 def is_same(first: Event, second: Event) -> bool:
     """Whether two events say the same, whenever they were sent."""
     return all(
@@ -279,70 +219,36 @@ def is_same(first: Event, second: Event) -> bool:
     )
 
 
-def _usage_error(source: str, error: BadRow) -> UsageError:
-    return UsageError(str(Problem(source, "", *error.args)))
-
-
-def _query(record: dict[str, Any], source: str) -> Asked:
-    """One line of a query file."""
-    for field in ("query_id", "prompt", "completions"):
-        if field not in record:
-            found = f"the fields {', '.join(sorted(record)) or '(none)'}"
-            raise BadRow(field, "this field", found)
-    given = record["completions"]
-    if not isinstance(given, list) or len(given) < 2:
-        raise BadRow("completions", "a list of at least two", shown(given))
-    texts = {"prompt": record["prompt"], "completions": given, "ranks": [1] * len(given)}
-    prompt, completions, *_ = answers_of(texts)
-    item_ids = record.get("item_ids", [])
-    if item_ids != [] and not _are_whole(item_ids, len(given)):
-        expected = f"{len(given)} whole numbers, one a completion"
-        raise BadRow("item_ids", expected, shown(item_ids))
-    others: dict[str, Any] = {}
-    for field, (kind, expected) in _KINDS.items():
-        if field in record:
-            others[field] = record[field]
-            if not isinstance(record[field], kind) or isinstance(record[field], bool):
-                raise BadRow(field, expected, shown(record[field]))
-    query_id = _name(record, "query_id")
-    return Asked(query_id, prompt, completions, item_ids=tuple(item_ids), source=source, **others)
-
-
-def _query_record(query: Asked) -> dict[str, Any]:
-    record = query._asdict()
-    del record["source"]
-    return record
-
-
 def _event(record: dict[str, Any], source: str) -> Event:
-    """One line of the answer file."""
+    """Reads one line of the answer file."""
     event = record.get("event")
     if event not in EVENTS:
         raise BadRow("event", f"one of {', '.join(EVENTS)}", shown(event))
-    seconds, time = record.get("seconds"), record.get("time", "")
+    seconds = record.get("seconds")
     if seconds is not None and not _is_number(seconds):
         raise BadRow("seconds", "a number of at least 0", shown(seconds))
-    if not isinstance(time, str):
-        raise BadRow("time", "a time as ISO 8601 has it", shown(time))
-    event_id, query_id = _name(record, "event_id"), _name(record, "query_id")
-    base = Event(event, event_id, query_id, _name(record, "annotator"))
+    time = name_in(record, "time") if record.get("time") else ""
+    texts = name_in(record, "texts") if "texts" in record else None
+    base = Event(event, _id(record, "event_id"), name_in(record, "query_id"), "")
+    base = base._replace(annotator=name_in(record, "annotator"), texts=texts)
     base = base._replace(seconds=seconds, time=time, source=source)
     if event == "undo":
-        return base._replace(undoes=_name(record, "undoes"))
+        return base._replace(undoes=_id(record, "undoes"))
     order: Any = record.get("order")
-    if order is not None and not (_are_whole(order) and sorted(order) == list(range(len(order)))):
+    if order is not None and not (are_whole(order) and sorted(order) == list(range(len(order)))):
         raise BadRow("order", "the numbers from 0 to K - 1, each once", shown(order))
     base = base._replace(order=None if order is None else tuple(order))
     if event == "skip":
         return base
     ranks: Any = record.get("ranks")
     num = None if order is None else len(order)
-    if not _are_whole(ranks, num) or len(ranks) < 2 or min(ranks) < 0:
-        expected = f"{num or 'at least two'} whole numbers of at least 0, one a completion"
+    is_list = are_whole(ranks, num) and len(ranks) > 1
+    if not is_list or not 0 <= min(ranks) <= max(ranks) < 2**31:
+        expected = f"{num or 'at least two'} whole numbers from 0 to 2^31 - 1, one a completion"
         raise BadRow("ranks", expected, shown(ranks))
     weight = record.get("weight", 1.0)
-    if not _is_number(weight) or weight == 0:
-        raise BadRow("weight", "a number above 0", shown(weight))
+    if not _is_number(weight) or not 1e-37 <= weight <= 1e37:
+        raise BadRow("weight", "a number above 0, from 1e-37 to 1e37", shown(weight))
     return base._replace(ranks=tuple(ranks), weight=float(weight))
 
 
@@ -352,25 +258,16 @@ def _assert_undoable(undo: Event, events: Mapping[str, Event], undone: set[str])
     is_own = target is not None and target.annotator == undo.annotator
     if target is None or not is_own or target.event == "undo" or target.event_id in undone:
         expected = f"an earlier answer or skip of {undo.annotator!r} that stands"
-        raise BadRow("undoes", expected, repr(undo.undoes), "take this line out")
+        raise BadRow("undoes", expected, repr(undo.undoes))
 
 
-def _name(record: dict[str, Any], field: str) -> str:
-    name = record.get(field)
-    if not isinstance(name, str) or not name.strip():
-        raise BadRow(field, "a text that is not empty", shown(name))
+def _id(record: dict[str, Any], field: str) -> str:
+    name = name_in(record, field)
+    if not EVENT_ID.fullmatch(name):
+        raise BadRow(field, ID_FORM, shown(name))
     return name
 
 
 def _is_number(value: Any) -> bool:
     """Whether it is a finite number of at least 0."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e300
-
-
-def _are_whole(values: Any, num: int | None = None) -> bool:
-    """Whether it is a list of whole numbers, of a certain length if one is given."""
-    return (
-        isinstance(values, list)
-        and len(values) == (len(values) if num is None else num)
-        and all(isinstance(value, int) and not isinstance(value, bool) for value in values)
-    )

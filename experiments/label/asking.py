@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 from experiments.common.binary import UsageError
-from experiments.label.answers import Asked, Event, standing_events
-from shatter.data.layouts import Text
+from experiments.label.answers import Event, standing_events
+from experiments.label.queries import Asked, texts_digest
 
 MAX_NAME = 64  # characters of an annotator's name
 
@@ -85,6 +85,11 @@ def display_order(query: Asked, *, annotator: str, seed: int) -> tuple[int, ...]
     return tuple(sorted(range(len(query.completions)), key=digest))
 
 
+def shown_digest(query: Asked, order: Sequence[int]) -> str:
+    """Returns a hash of what an annotator sees: the texts of a query in the order shown."""
+    return texts_digest(query.prompt, [query.completions[k] for k in order])
+
+
 def answer(
     query: Asked,
     choice: Choice,
@@ -116,6 +121,7 @@ def answer(
         order=tuple(order),
         seconds=round(seconds, 3),
         time=now(),
+        texts=texts_digest(query.prompt, query.completions),
     )
     if choice == "skip":
         return event
@@ -155,13 +161,6 @@ def annotator_name(given: str) -> str:
             f"an annotator's name has 1 to {MAX_NAME} printable characters, found {given[:80]!r}"
         )
     return name
-
-
-def turns(text: Text) -> list[tuple[str, str]]:
-    """A text or conversation as pairs of a role and what it says; the role of a text is empty."""
-    if isinstance(text, str):
-        return [("", text)]
-    return [(message["role"], message["content"]) for message in text]
 
 
 def now() -> str:

@@ -44,12 +44,19 @@ class Project:
     """Folder with config.json, model.safetensors and tokenizer.json, or a name on the Hugging Face
     hub. "stories260k" is the folder of that name in the data folder."""
 
+    model_revision: str | None = None
+    """Branch, tag or commit of a model on the hub."""
+
     data_dir: str | None = None
     """Folder with stories260k; SHATTER_DATA_DIR if not given."""
 
     chat_template: str | None = None
     """File with a jinja chat template, where pool or answers are conversations and the tokenizer
     has none."""
+
+    template_date: str | None = None
+    """The date that a chat template with a date reads, YYYY-MM-DD with or without THH:MM:SS. The
+    time at which the project began if not given, in every later call too."""
 
     ensemble: Kind = "heads"
     """What represents what is not yet known. heads: linear heads on features of the frozen model;
@@ -186,7 +193,8 @@ class Import:
     """Take in answers that were given elsewhere."""
 
     file: str = ""
-    """File of preferences in any layout of experiments.finetune."""
+    """File of preferences in any layout of experiments.finetune, or the answers.jsonl of another
+    project with its folder queries beside it."""
 
     project: str = "runs/label"
     """Project folder."""
@@ -196,6 +204,17 @@ class Import:
 
     on_bad_row: Literal["fail", "skip"] = "fail"
     """What a row that cannot be used does: ends the import, or is left out and counted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Accept:
+    """Take answers.jsonl as it is, after it was mended by hand or lines of it were lost.
+
+    Answers that are not in it any more are not learned from any more.
+    """
+
+    project: str = "runs/label"
+    """Project folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,30 +265,60 @@ def project_of(config: Project) -> Project:
     return Project(**{name: getattr(config, name) for name in names})
 
 
+SIZE = binary.whole(1, 2**20)
+
+RANGES = {
+    "num_members": binary.whole(2, 2**16),
+    "prior_scale": binary.POSITIVE,
+    "utility_scale": binary.POSITIVE,
+    "lora_r": SIZE,
+    "adapted_layers": binary.whole(0),
+    "learning_rate": binary.POSITIVE,
+    "num_steps": binary.whole(1),
+    "batch_size": SIZE,
+    "max_length": binary.whole(3, 2**20),
+    "num_samples": binary.whole(2, 2**16),
+    "max_completion_length": SIZE,
+    "seed": binary.whole(0),
+    "num_queries": SIZE,
+    "num_responses": binary.whole(2, 2**10),
+    "num_candidates": SIZE,
+    "temperature": binary.POSITIVE,
+    "rater_scale": binary.POSITIVE,
+    "num_rounds": binary.whole(1, 2**20),
+    "num_seeds": binary.whole(1, 2**16),
+    "seeds_at_once": binary.whole(1, other=(None,)),
+    "port": binary.whole(0, 2**16 - 1),
+    "member": binary.whole(0, other=(-1,)),
+}
+"""What every flag that is a number may be."""
+
+
 def check(config: Project) -> None:
     """Refuses values that cannot be.
 
     Raises:
       UsageError: with the flag's name, what was expected and what was found.
     """
+    binary.check_texts(config)
+    binary.check_ranges(config, RANGES)
     if not config.pool:
         raise UsageError("--pool: expected a file of prompts with candidate completions")
-    least = {"num_members": 2, "lora_r": 1, "adapted_layers": 0, "num_steps": 1, "batch_size": 1}
-    least |= {"max_length": 3, "num_samples": 2, "max_completion_length": 1, "seed": 0}
-    binary.positive(config, "prior_scale", "utility_scale", "learning_rate")
-    if isinstance(config, Propose):
-        least |= {"num_queries": 1, "num_responses": 2, "num_candidates": 1}
-        binary.positive(config, "temperature")
-        if config.num_candidates < config.num_queries:
-            raise UsageError(
-                f"--num_candidates must be at least --num_queries, found {config.num_candidates} "
-                f"and {config.num_queries}"
-            )
+    if not config.lora_target_modules:
+        raise UsageError("--lora_target_modules: expected names of projections, found none")
+    if config.template_date is not None:
+        binary.date("template_date", config.template_date)
+    if isinstance(config, Propose) and config.num_candidates < config.num_queries:
+        raise UsageError(
+            f"--num_candidates must be at least --num_queries, found {config.num_candidates} "
+            f"and {config.num_queries}"
+        )
     if isinstance(config, Loop):
-        least |= {"num_rounds": 1, "num_seeds": 1}
-        if config.seeds_at_once is not None:
-            least["seeds_at_once"] = 1
-        binary.positive(config, "rater_scale")
+        last = config.seed + config.num_seeds - 1
+        if last > binary.LARGEST_WHOLE:
+            raise UsageError(
+                f"--seed={config.seed} and --num_seeds={config.num_seeds}: the last seed must be "
+                f"at most {binary.LARGEST_WHOLE}, found {last}"
+            )
         if config.rater == "model" and not config.rater_model:
             raise UsageError("--rater=model: expected --rater_model, a model folder; found none")
-    binary.at_least(config, **least)

@@ -1,22 +1,33 @@
-"""The folder of a project: where its files are, one process at a time, what it was begun with."""
+"""The folder of a project: where its files are, and what it was begun with."""
 
 import dataclasses
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import datetime
+import shlex
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from experiments.common import run_folder
+from absl import logging
+
+from experiments.common import binary, checksums, run_folder
 from experiments.common.binary import UsageError
 from experiments.common.frozen import Item
-from experiments.label.answers import Asked, read_queries
-from experiments.label.config import Project
-from experiments.label.writer import take_lock
+from experiments.label.config import RANGES, Project
+from experiments.label.confirmed import confirmed_file
+from experiments.label.queries import Asked, read_queries
+from shatter.data.layouts import shown
 
-PATHS = ("pool", "eval_files", "model_name_or_path", "data_dir", "chat_template")
-"""Flags that say where files are: kept apart from the config, for their contents count."""
+PATHS = (
+    "pool",
+    "eval_files",
+    "model_name_or_path",
+    "model_revision",
+    "data_dir",
+    "chat_template",
+    "template_date",
+)
+"""Flags that are kept apart from the config, because only what they lead to counts."""
 
 
 def query_folder(folder: Path) -> Path:
@@ -29,10 +40,29 @@ def answer_file(folder: Path) -> Path:
     return folder / "answers.jsonl"
 
 
+def is_project(folder: Path) -> bool:
+    """Whether a folder has anything of a project, however much of it has gone."""
+    files = [query_folder(folder), answer_file(folder), confirmed_file(answer_file(folder))]
+    return any(file.exists() for file in (*files, folder / "config.json"))
+
+
 def known_queries(folder: Path) -> dict[str, Asked]:
-    """All queries of a project, imported ones included; none before the first."""
+    """Returns all queries of a project, imported ones included; none before the first.
+
+    Raises:
+      UsageError: if a file cannot be read, or lacks queries of its round.
+    """
     files = query_folder(folder)
-    return read_queries(files) if any(files.glob("*.jsonl")) else {}
+    queries = read_queries(files) if any(files.glob("*.jsonl")) else {}
+    there = Counter(query.source.rpartition(":")[0] for query in queries.values())
+    for query in proposed(queries).values():
+        file = query.source.rpartition(":")[0]
+        if query.budget and there[file] != query.budget:
+            raise UsageError(
+                f"{file}: expected the {query.budget} queries of its round, found {there[file]}: "
+                "put the file back, or delete it if nobody has answered them"
+            )
+    return queries
 
 
 def proposed(queries: dict[str, Asked]) -> dict[str, Asked]:
@@ -46,47 +76,55 @@ def imported_items(folder: Path) -> list[Item]:
     return [(query.prompt, text) for query in queries for text in query.completions]
 
 
-@contextmanager
-def alone(project: str) -> Iterator[None]:
-    """Holds a project for this process, until it ends: two would destroy what each other saves.
+def seal_if_old(path: Path) -> None:
+    """Gives checksums to a file or folder of an older version, which wrote none, and says so."""
+    if not checksums.is_sealed(path):
+        logging.warning(
+            "%s has no checksums, as older versions wrote none: it is taken as it is", path
+        )
+        checksums.seal(path)
 
-    Answering has a lock of its own, so that people may answer meanwhile.
+
+def check(path: Path, mend: str) -> None:
+    """Compares a file with its checksum.
 
     Args:
-      project: its folder, which need not exist yet; the lock is beside it.
-
-    Yields:
-      Nothing.
+      path: the file.
+      mend: how to go on without it, for the message.
 
     Raises:
-      UsageError: if another process holds it.
+      UsageError: if they differ.
     """
-    folder = Path(os.path.realpath(project))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder.with_name(f".{folder.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    seal_if_old(path)
     try:
-        if process := take_lock(lock):
-            raise UsageError(
-                f"--project: process {process} works on {project}: wait until it has ended"
-            )
-        yield
-    finally:
-        os.close(lock)
+        checksums.verify(path)
+    except UsageError as error:
+        raise UsageError(f"{error}: {mend}") from error
+
+
+def import_command(folder: str | Path) -> str:
+    """Returns the command that takes the answers of a project into another."""
+    file = shlex.quote(str(answer_file(Path(folder))))
+    return f"python -m experiments.label.run import --project=ANOTHER --file={file}"
 
 
 def with_known_paths(config: Project) -> Project:
-    """A config whose paths are absolute, with the held-out files of an earlier call if it has none.
+    """Returns a config with absolute paths, and with what an earlier call has recorded.
 
     Args:
       config: the flags of a call.
 
     Returns:
-      The config.
+      The config. Held-out files and the date of the chat template are those of an earlier call if
+      this one gives none; without an earlier call the date is now.
+
+    Raises:
+      UsageError: if the record of an earlier call is damaged.
     """
     file = Path(config.project) / "paths.json"
-    eval_files = config.eval_files
-    if not eval_files and file.exists():
-        eval_files = tuple(run_folder.read_json(file)["eval_files"])
+    known = _flags_in(file, _MEND_PATHS) if file.exists() else {}
+    eval_files = config.eval_files or known.get("eval_files", ())
+    date = config.template_date or recorded_date(config.project)
     absolute = lambda path: str(Path(path).absolute()) if path and Path(path).exists() else path
     return replace(
         config,
@@ -95,27 +133,105 @@ def with_known_paths(config: Project) -> Project:
         model_name_or_path=absolute(config.model_name_or_path),
         data_dir=absolute(config.data_dir),
         chat_template=absolute(config.chat_template),
+        template_date=date or datetime.datetime.now().isoformat(timespec="seconds"),
     )
 
 
-def remember_paths(config: Project, folder: Path) -> None:
-    """Keeps where the files of a project are, for calls that name its folder only."""
-    run_folder.write_json(folder / "paths.json", {name: getattr(config, name) for name in PATHS})
+def remember_paths(config: Project, folder: Path, held_out: dict[str, str]) -> None:
+    """Keeps where the files of a project are, for calls that name its folder only.
+
+    Args:
+      config: the flags.
+      folder: the project.
+      held_out: sha256 of the held-out files, by name.
+    """
+    held_out = recorded_held_out(folder) | held_out
+    paths = {name: getattr(config, name) for name in PATHS}
+    run_folder.write_json(folder / "paths.json", paths | {"eval_sha256": held_out})
+
+
+def recorded_facts(project: str | Path) -> dict[str, Any] | None:
+    """Returns what a project was begun with; None = it has not begun."""
+    file = Path(project) / "config.json"
+    return run_folder.read_json(file, mend=mend_by_import(project)) if file.exists() else None
+
+
+def recorded_date(project: str | Path) -> str | None:
+    """Returns the date of a project's chat template; None = it has none yet.
+
+    Raises:
+      UsageError: if the record is damaged.
+    """
+    config, paths = (Path(project) / name for name in ("config.json", "paths.json"))
+    for file, mend in ((config, mend_by_import(project)), (paths, _MEND_PATHS)):
+        # The config of an older version has none.
+        date = _flags_in(file, mend).get("template_date") if file.exists() else None
+        if date is not None:
+            return str(date)
+    return None
+
+
+def recorded_held_out(folder: str | Path) -> dict[str, str]:
+    """Returns the sha256 of held-out files of earlier calls, by name; older versions kept none."""
+    file = Path(folder) / "paths.json"
+    if not file.exists():
+        return {}
+    found = run_folder.read_json(file, mend=_MEND_PATHS).get("eval_sha256", {})
+    if not isinstance(found, dict):
+        raise UsageError(f"{file} is damaged (eval_sha256: expected an object): {_MEND_PATHS}")
+    return found
 
 
 def read_project(folder: str) -> Project:
-    """The flags of a project that exists.
+    """Returns the flags of a project that exists.
 
     Raises:
-      UsageError: if there is none.
+      UsageError: if there is none, or the record of its flags is damaged.
     """
-    files = [Path(folder) / name for name in ("config.json", "paths.json")]
-    if not all(file.is_file() for file in files):
+    config, paths = (Path(folder) / name for name in ("config.json", "paths.json"))
+    if not (config.is_file() and paths.is_file()):
         raise UsageError(f"--project: {folder} is no labelling project, or not yet: propose first")
-    found: dict[str, Any] = {}
-    for file in files:
-        found |= run_folder.read_json(file)
-    names = {field.name for field in dataclasses.fields(Project)}
-    values = {name: value for name, value in found.items() if name in names}
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return Project(**{**values, "project": folder})
+    mend = mend_by_import(folder)
+    values = _flags_in(paths, _MEND_PATHS) | _flags_in(config, mend)
+    names = {field.name for field in dataclasses.fields(Project)} - {*PATHS, "project"}
+    if missing := sorted(names - values.keys()):
+        raise UsageError(f"{config} is damaged (it lacks {', '.join(missing)}): {mend}")
+    project = Project(**{**values, "project": folder})
+    try:
+        binary.check_ranges(project, RANGES)
+    except UsageError as error:
+        raise UsageError(f"{config} is damaged ({error}): {mend}") from error
+    return project
+
+
+def mend_by_import(folder: str | Path) -> str:
+    """Returns what to do where a file that nothing can make anew is damaged."""
+    return f"put it back from a copy, or begin another project and: {import_command(folder)}"
+
+
+_MEND_PATHS = "delete it, and propose with the flags that say where the files are"
+
+
+def _flags_in(file: Path, mend: str) -> dict[str, Any]:
+    """Reads those flags of a project that a file holds, each of its type."""
+    values: dict[str, Any] = {}
+    found = run_folder.read_json(file, mend=mend)
+    for name, hint in get_type_hints(Project).items():
+        if name not in found:
+            continue
+        value = found[name]
+        if not _fits(value, hint):
+            raise UsageError(f"{file} is damaged ({name}: found {shown(value)}): {mend}")
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return values
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether JSON holds a value of a type of `Project`."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is tuple:
+        return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    kinds = get_args(hint) or (hint,)
+    kinds += (int,) if float in kinds else ()
+    return isinstance(value, kinds) and not isinstance(value, bool)

@@ -7,11 +7,17 @@ from typing import NamedTuple
 
 import jax
 
-from experiments.common import run_folder
+from experiments.common import binary
 from experiments.common.binary import UsageError
 from experiments.common.frozen import Frozen, load_frozen, weights_hash
 from experiments.common.learners import Setting, layers_of
 from experiments.label.config import Project, setting_of
+from experiments.label.folder import (
+    import_command,
+    recorded_date,
+    recorded_facts,
+    recorded_held_out,
+)
 from experiments.label.pool import HINT, PoolFile, pool_hash, read_pool
 from shatter import data, models
 from shatter.types import Params
@@ -26,6 +32,7 @@ class Inputs(NamedTuple):
       pool_file: what the pool file holds.
       held_out: the held-out comparisons by name.
       facts: the checksums by which a change is noticed.
+      held_out_facts: those of the held-out files, by name.
     """
 
     model: Frozen
@@ -33,6 +40,7 @@ class Inputs(NamedTuple):
     pool_file: PoolFile
     held_out: dict[str, list[data.Row]]
     facts: dict[str, str]
+    held_out_facts: dict[str, str]
 
 
 def read_inputs(config: Project) -> Inputs:
@@ -41,45 +49,74 @@ def read_inputs(config: Project) -> Inputs:
     Raises:
       UsageError: if one cannot be used, or does not fit the others.
     """
+    name = config.model_name_or_path
+    if config.model_revision is not None and (Path(name).exists() or name == "stories260k"):
+        raise UsageError(
+            f"--model_revision: expected none, because {name} is a folder, found "
+            f"{config.model_revision!r}"
+        )
+    date = config.template_date and binary.date("template_date", config.template_date)
     model = load_frozen(
-        config.model_name_or_path, config.data_dir, chat_template=config.chat_template
+        config.model_name_or_path,
+        config.data_dir,
+        chat_template=config.chat_template,
+        revision=config.model_revision,
+        date=date or None,
     )
     base, found = _base_of(setting_of(config), model), read_pool(config.pool)
     _assert_fits(config, model, found)
-    held_out = {Path(file).name.split(".")[0]: _read_held_out(file) for file in config.eval_files}
-    if len(held_out) < len(config.eval_files):
-        raise UsageError(f"--eval_files: names must differ, found {config.eval_files}")
+    files = {Path(file).name.split(".")[0]: file for file in config.eval_files}
+    if len(files) < len(config.eval_files):
+        raise UsageError(f"--eval_files: names must differ, found {' '.join(config.eval_files)}")
+    held_out = {name: _read_held_out(file) for name, file in files.items()}
     _assert_encodable(config, model, [found.rows, *held_out.values()])
     template = model.tokenizer.chat_template or ""
     facts = {
         "weights": weights_hash(model.params),
         "pool_sha256": pool_hash(config.pool),
         "template_sha256": hashlib.sha256(template.encode()).hexdigest(),
+        "tokenizer_sha256": model.tokenizer.fingerprint(),
     }
-    return Inputs(model, base, found, held_out, facts)
+    sums = {name: pool_hash(file) for name, file in files.items()}
+    return Inputs(model, base, found, held_out, facts, sums)
 
 
-def assert_unchanged(config: Project, facts: dict[str, str]) -> None:
-    """Refuses another model or pool than the queries came from.
+def assert_unchanged(config: Project, inputs: Inputs) -> None:
+    """Refuses another model, encoding, pool or held-out file than the project was begun with.
 
     Raises:
-      UsageError: naming what has changed, and both checksums.
+      UsageError: naming what has changed, and both values.
     """
-    file = Path(config.project) / "config.json"
-    if not file.exists():
+    found = recorded_facts(config.project)
+    if found is None:
         return
-    found = run_folder.read_json(file)
+    begun, facts = f"since {config.project} was begun", inputs.facts
+    date = recorded_date(config.project)
+    if date and date != config.template_date and inputs.model.tokenizer.asks_for_date:
+        raise UsageError(
+            f"--template_date: the chat template reads the date, which is {date} {begun}, found "
+            f"{config.template_date}: leave the flag out"
+        )
     names = {
         "weights": f"the model {config.model_name_or_path}",
         "pool_sha256": config.pool,
         "template_sha256": "the chat template",
+        "tokenizer_sha256": f"the tokenizer of {config.model_name_or_path}",
     }
     for fact, name in names.items():
         if found.get(fact, facts[fact]) != facts[fact]:
             raise UsageError(
-                f"{name} has changed since {config.project} was begun: its sha256 was "
-                f"{found[fact][:12]}..., is {facts[fact][:12]}...: put the old one back, or choose "
-                "another --project and import the answers there; they are safe"
+                f"{name} has changed {begun}: its sha256 was {str(found[fact])[:12]}..., is "
+                f"{facts[fact][:12]}...: put the old one back; or begin another project, into "
+                f"which the answers go, they are safe: {import_command(config.project)}"
+            )
+    for name, old in recorded_held_out(config.project).items():
+        new = inputs.held_out_facts.get(name, old)
+        if new != old:
+            raise UsageError(
+                f"--eval_files: {name} has changed {begun}, so that its measures before and after "
+                f"could not be compared: its sha256 was {old[:12]}..., is {new[:12]}...: put the "
+                "old one back, or give the new one another name"
             )
 
 
@@ -90,6 +127,11 @@ def _assert_fits(config: Project, model: Frozen, found: PoolFile) -> None:
       UsageError: naming the flags and the model's length.
     """
     sampled = config.max_completion_length if found.prompts else 0
+    if sampled >= config.max_length:
+        raise UsageError(
+            f"--max_completion_length={sampled}: expected less than --max_length="
+            f"{config.max_length}, which holds the prompt too"
+        )
     if config.max_length + sampled > model.config.max_length:
         more = f" and --max_completion_length={sampled}" if sampled else ""
         raise UsageError(

@@ -8,21 +8,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import log_softmax, logsumexp, softmax
 
 from experiments.common import run_folder
 from experiments.common.binary import UsageError
+from experiments.common.chunks import assert_same_software
 from experiments.common.learners import table_comparisons
-from experiments.finetune import baselines
 from experiments.label import plot
-from experiments.label.answers import Answer, Asked, check_known, current_answers
-from experiments.label.folder import answer_file, known_queries
-from experiments.label.project import Bench, Ensemble, item_key, save, utilities
+from experiments.label.answers import Answer, check_known, current_answers, read_events
+from experiments.label.checkpoints import Ensemble, checkpoint_folder, save
+from experiments.label.confirmed import accept_command, read_confirmed
+from experiments.label.folder import answer_file, import_command, known_queries
+from experiments.label.measures import measures_of, write_scores
+from experiments.label.project import Bench, item_key, utilities
 from experiments.label.project import learn as learn_members
-from shatter import data, evaluation, training
-from shatter.data.files import json_line, write_atomically
-
-JOINT_DRAWS = 256
+from experiments.label.queries import Asked
+from shatter import training
 
 
 def standing_answers(folder: Path) -> tuple[dict[str, Asked], list[Answer]]:
@@ -78,10 +78,15 @@ def learn_side_by_side(benches: Sequence[Bench], which: Sequence[bool]) -> list[
     """
     benches = [_begun(bench) for bench in benches]
     found = [standing_answers(bench.folder) for bench in benches]
+    for bench, (_, answers) in zip(benches, found, strict=True):
+        _assert_whole(bench, answers)
     due = [
         wanted and bench.ensemble.history[-1]["answers_sha256"] != _digest(answers)
         for bench, wanted, (_, answers) in zip(benches, which, found, strict=True)
     ]
+    for bench in benches if any(due) else ():
+        if bench.ensemble.number:
+            assert_same_software(checkpoint_folder(bench.folder, bench.ensemble.number))
     after = _taught(benches, found) if any(due) else benches
     return [
         _kept(taught, answers) if new else bench
@@ -98,6 +103,18 @@ def _begun(bench: Bench) -> Bench:
             f"{answer_file(bench.folder)} has no answer that stands: answer some queries first"
         )
     return bench._replace(ensemble=bench.ensemble._replace(history=[measure(bench, [])]))
+
+
+def _assert_whole(bench: Bench, answers: Sequence[Answer]) -> None:
+    """Refuses a file without a line and without a note where there were answers to learn from."""
+    file = answer_file(bench.folder)
+    taught = bench.ensemble.history[-1]["answers"]
+    if taught and not answers and read_confirmed(file) is None and not read_events(file):
+        raise UsageError(
+            f"{file} has no line, but the ensemble has learned from {taught} answers, and nothing "
+            "says that they were taken back: put the file back from a copy; or, to go on without "
+            f"them: {accept_command(file)}"
+        )
 
 
 def _taught(
@@ -129,45 +146,31 @@ def _kept(bench: Bench, answers: Sequence[Answer]) -> Bench:
     if not np.isfinite(utilities(bench, np.arange(len(bench.pool.items)))).all():
         raise UsageError(
             f"after {len(answers)} answers the members' utilities are not finite; nothing of "
-            f"{bench.folder} was saved: begin a project with a lower --learning_rate and import "
-            "the answers there"
+            f"{bench.folder} was saved: begin another project with a lower --learning_rate, and: "
+            f"{import_command(bench.folder)}"
         )
     history = [*bench.ensemble.history, measure(bench, answers)]
-    bench = save(bench, Ensemble(bench.ensemble.members, bench.ensemble.number + 1, history))
+    ensemble = Ensemble(bench.ensemble.members, bench.ensemble.number + 1, history)
+    save(bench.folder, ensemble)
+    bench = bench._replace(ensemble=ensemble)
     _write_metrics(bench)
     return bench
 
 
 def measure(bench: Bench, answers: Sequence[Answer]) -> dict[str, Any]:
-    """How the members judge the held-out comparisons, and how far they are apart.
-
-    Of each held-out file: log_loss (nats a vote that decides), accuracy and calibration_error of
-    the members' mixture (`experiments.finetune.baselines.score`); joint_log_loss, the dyadic joint
-    log-loss of 10 labels, nats; disagreement, nats. Of the pool disagreement alone.
-
-    Args:
-      bench: the project.
-      answers: what was learned from.
-
-    Returns:
-      One row of the metrics.
-    """
+    """One row of the metrics: what was learned from, and `measures_of` the members after it."""
     row: dict[str, Any] = {
         "answers": len(answers),
         "annotators": len({answer.annotator for answer in answers}),
         "answers_sha256": _digest(answers),
-        "disagreement": _disagreement(bench, _pool_pairs(bench)),
     }
-    for name, rows in bench.inputs.held_out.items():
-        found = _scores(bench, rows)
-        row |= {f"{name}/{measure}": v for measure, v in found.items() if np.isfinite(v)}
-    return row
+    return row | measures_of(bench)
 
 
 def report(bench: Bench) -> None:
     """Writes metrics.csv, summary.json, scores.jsonl and label.png from the ensemble's history."""
     _write_metrics(bench)
-    _write_scores(bench)
+    write_scores(bench)
     plot.draw(bench.ensemble.history, bench.folder / "label.png")
 
 
@@ -181,43 +184,6 @@ def _write_metrics(bench: Bench) -> None:
     )
     run_folder.write_csv(folder / "metrics.csv", rows)
     run_folder.write_json(folder / "summary.json", {"before": history[0], "after": history[-1]})
-
-
-def _scores(bench: Bench, rows: Sequence[data.Row]) -> dict[str, float]:
-    items = np.array(
-        [[bench.numbers[item_key((row.prompt, text))] for text in row.completions] for row in rows]
-    )
-    members = utilities(bench, items)
-    # The mixture's log-probs of the choice are utilities that give its probabilities.
-    mixture = logsumexp(log_softmax(members, axis=-1), axis=0) - np.log(len(members))
-    found = baselines.score(rows, mixture)
-    pairs = baselines.to_pairs(rows)
-    decided = pairs.votes[:, :2].sum(axis=1) > 0
-    members = members[:, pairs.rows[decided]]
-    with np.errstate(divide="ignore"):
-        votes = pairs.votes[decided, :2]
-        law = np.log(votes / votes.sum(axis=1, keepdims=True))
-    keys = jax.random.split(jax.random.key(0), JOINT_DRAWS)
-    joint = _joint_log_losses(
-        keys, jnp.asarray(members), jnp.asarray(np.maximum(law, -1e30), jnp.float32)
-    )
-    found |= {"joint_log_loss": float(jnp.mean(joint))}
-    return found | {"disagreement": float(evaluation.disagreement(jnp.asarray(members)))}
-
-
-_joint_log_losses = jax.jit(jax.vmap(evaluation.dyadic_joint_log_loss, in_axes=(0, None, None)))
-
-
-def _pool_pairs(bench: Bench) -> np.ndarray:
-    """Some pairs of the pool, always the same."""
-    rng = np.random.default_rng(bench.config.seed)
-    able = [items for items in bench.pool.by_prompt if len(items) > 1]
-    chosen = [able[rng.integers(len(able))] for _ in range(256)]
-    return np.array([rng.choice(items, 2, replace=False) for items in chosen])
-
-
-def _disagreement(bench: Bench, pairs: np.ndarray) -> float:
-    return float(evaluation.disagreement(jnp.asarray(utilities(bench, pairs))))
 
 
 def _store(
@@ -251,28 +217,6 @@ def _store(
     blank = jax.tree.map(lambda leaf: leaf[0], comparisons)
     store = training.empty_store(blank, num_members=bench.config.num_members, capacity=capacity)
     return training.add_comparisons(store, comparisons, weights)
-
-
-def _write_scores(bench: Bench) -> None:
-    """scores.jsonl: of every text of the pool what the members think, and how sure they are."""
-    members = utilities(bench, np.arange(len(bench.pool.items)))
-    lines = []
-    for prompt_id, numbers in enumerate(bench.pool.by_prompt):
-        shares = softmax(members[:, numbers], axis=1)
-        best = members[:, numbers] == members[:, numbers].max(axis=1, keepdims=True)
-        centred = members[:, numbers] - members[:, numbers].mean(axis=1, keepdims=True)
-        for k, number in enumerate(numbers):
-            record = {
-                "prompt": bench.items[number][0],
-                "completion": bench.items[number][1],
-                "prompt_id": prompt_id,
-                "utility": float(centred[:, k].mean()),
-                "utility_deviation": float(centred[:, k].std()),
-                "share": float(shares[:, k].mean()),
-                "probability_best": float(best[:, k].mean()),
-            }
-            lines.append(json_line(record))
-    write_atomically(bench.folder / "scores.jsonl", b"".join(lines))
 
 
 def _digest(answers: Sequence[Answer]) -> str:

@@ -9,17 +9,19 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from experiments.common import binary
 from experiments.common.binary import UsageError
 from experiments.common.chunks import compiler_options
-from experiments.common.frozen import load_frozen
+from experiments.common.frozen import Frozen, load_frozen
 from experiments.label import asking
-from experiments.label.answers import Asked, Event
+from experiments.label.answers import Event
 from experiments.label.config import Loop
 from experiments.label.folder import answer_file, known_queries, proposed
 from experiments.label.learn import learn_side_by_side, report
-from experiments.label.pool import Votes
+from experiments.label.pool import Votes, num_comparisons
 from experiments.label.project import Bench, open_project
-from experiments.label.propose import propose
+from experiments.label.propose import asked_items, propose
+from experiments.label.queries import Asked, texts_digest
 from experiments.label.writer import open_writer
 from shatter import data, documents, models
 from shatter.types import Array, Params
@@ -53,13 +55,18 @@ def run(config: Loop, progress: Callable[[str, int], None]) -> list[Bench]:
     ]
     benches: list[Bench] = []
     for one in configs:
+        if benches and one.template_date is None:  # one date for all, so that they share a table
+            one = replace(one, template_date=benches[0].config.template_date)
         benches.append(open_project(one, benches[0] if benches else None))
     if config.rater == "recorded" and not benches[0].pool.rows:
         raise UsageError(
             f"--rater=recorded: {config.pool} has no answers (ranks, ratings, votes, or chosen and "
             "rejected) to draw from: pass such a file, or --rater=model"
         )
-    rater = _rater_model(config) if config.rater == "model" else None
+    for bench in benches:
+        _assert_enough(bench, config)
+    date = benches[0].config.template_date
+    rater = _rater_model(config, date) if config.rater == "model" else None
     size = _seeds_at_once(config, benches)
     for number in range(config.num_rounds):
         for first in range(0, len(benches), size):
@@ -76,6 +83,30 @@ def run(config: Loop, progress: Callable[[str, int], None]) -> list[Bench]:
     for bench in benches:
         report(bench)
     return benches
+
+
+def _assert_enough(bench: Bench, config: Loop) -> None:
+    """Refuses rounds for which the pool has not comparisons enough."""
+    queries, is_recorded = known_queries(bench.folder), config.rater == "recorded"
+    number, asked = bench.ensemble.number, asked_items(bench, queries)
+    begun = [query for query in proposed(queries).values() if query.round == number]
+    num_rounds = config.num_rounds - number - bool(begun)
+    there = num_comparisons(bench.pool, config.num_responses, recorded=is_recorded)
+    left = there - sum(min(items) >= 0 and _is_of_pool(bench, config, items) for items in asked)
+    if num_rounds * config.num_queries > left:
+        raise UsageError(
+            f"--num_rounds={config.num_rounds} with --num_queries={config.num_queries}: "
+            f"{config.pool} has {left} comparisons that were not asked ({len(asked)} were), "
+            f"expected {num_rounds * config.num_queries} for the {num_rounds} rounds to come: "
+            "lower one of the two, or begin another project with more candidates"
+        )
+
+
+def _is_of_pool(bench: Bench, config: Loop, items: tuple[int, ...]) -> bool:
+    """Whether a comparison that was asked is one of those that the loop asks."""
+    if config.rater == "recorded":
+        return items in bench.pool.rows
+    return len(items) == config.num_responses and max(items) < len(bench.pool.items)
 
 
 def _seeds_at_once(config: Loop, benches: Sequence[Bench]) -> int:
@@ -108,7 +139,13 @@ def _event(bench: Bench, config: Loop, query: Asked, rater: RaterModel | None) -
     digest = hashlib.sha256(json.dumps([config.seed, query.query_id]).encode()).hexdigest()
     rng = np.random.default_rng(int(digest[:16], 16))
     if rater is None:
-        ranks = _recorded(bench.pool.rows[tuple(query.item_ids)], rng)
+        votes = bench.pool.rows.get(tuple(query.item_ids))
+        if votes is None:
+            raise UsageError(
+                f"{query.source}: {config.pool} has no recorded answer to {query.query_id}: use "
+                "another --project for --rater=recorded"
+            )
+        ranks = _recorded(votes, rng)
     else:
         ranks = rater(query, rng)
     return Event(
@@ -118,6 +155,7 @@ def _event(bench: Bench, config: Loop, query: Asked, rater: RaterModel | None) -
         config.rater,
         ranks=ranks,
         time=asking.now(),
+        texts=texts_digest(query.prompt, query.completions),
     )
 
 
@@ -127,16 +165,45 @@ def _recorded(votes: Votes, rng: np.random.Generator) -> tuple[int, ...]:
     return list(votes)[rng.choice(len(weights), p=weights / weights.sum())]
 
 
-def _rater_model(config: Loop) -> RaterModel:
-    """Choices by Luce's rule on a model's mean log-prob of a token, or on its rewards."""
-    frozen = load_frozen(config.rater_model, config.data_dir)
-    lm = models.transformer(frozen.config)
-    head_file = Path(config.rater_model) / "reward_head.safetensors"
-    head = None
-    if head_file.is_file():
-        from safetensors.numpy import load_file
+def _opened_rater(config: Loop, date: str | None) -> tuple[Frozen, np.ndarray | None]:
+    """The model of --rater_model, and its reward head if it has one.
 
-        head = load_file(head_file)["score.weight"][0]
+    Raises:
+      UsageError: if one cannot be read, or has no positions for --max_length.
+    """
+    when = date and binary.date("template_date", date)
+    try:
+        frozen = load_frozen(config.rater_model, config.data_dir, date=when or None)
+    except UsageError as error:
+        message = str(error).replace("--model_name_or_path", "--rater_model", 1)
+        raise UsageError(message) from error
+    if config.max_length > frozen.config.max_length:
+        raise UsageError(
+            f"--max_length={config.max_length}: expected at most the {frozen.config.max_length} "
+            f"tokens of --rater_model={config.rater_model}"
+        )
+    file = Path(config.rater_model) / "reward_head.safetensors"
+    if not file.is_file():
+        return frozen, None
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        head = load_file(file)["score.weight"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UsageError(f"--rater_model: {file} cannot be read: {error}") from error
+    if head.shape != (1, frozen.config.width) or not np.isfinite(head).all():
+        raise UsageError(
+            f"--rater_model: {file}: score.weight: expected finite numbers [1, "
+            f"{frozen.config.width}], found {head.dtype} {list(head.shape)}"
+        )
+    return frozen, head[0]
+
+
+def _rater_model(config: Loop, date: str | None) -> RaterModel:
+    """Choices by Luce's rule on a model's mean log-prob of a token, or on its rewards."""
+    frozen, head = _opened_rater(config, date)
+    lm = models.transformer(frozen.config)
 
     def score(params: Params, tokens: Array, mask: Array, valid: Array) -> Array:
         if head is None:
@@ -159,6 +226,8 @@ def _rater_model(config: Loop) -> RaterModel:
         batch = data.collate(encoded, [0], length=config.max_length, num_slots=num)
         arrays = (batch.tokens[0], batch.mask[0], batch.valid[0])
         utilities = config.rater_scale * np.asarray(jitted(frozen.params, *arrays))
+        if not np.isfinite(utilities).all():
+            raise UsageError(f"--rater_model: its utilities of {query.query_id} are not finite")
         chosen = int(np.argmax(utilities + rng.gumbel(size=num)))
         return tuple(1 if k == chosen else 2 for k in range(num))
 

@@ -22,12 +22,13 @@ def draw(history: Sequence[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), constrained_layout=True)
     names = [name for name in history[-1] if name.endswith("/log_loss")]
     for name in names:
-        label = name.removesuffix("/log_loss")
+        label = f" {name.removesuffix('/log_loss')}"  # one that begins with _ would not be shown
         axes[0].plot(answers, [row.get(name, np.nan) for row in history], ".-", label=label)
     axes[0].axhline(np.log(2), color="0.7", linewidth=0.8)
     axes[0].set_ylabel("held-out log-loss a vote, nats (line: a coin)")
     if names:
-        axes[0].legend(frameon=False)
+        for text in axes[0].legend(frameon=False).get_texts():
+            text.set_parse_math(False)  # a file's name is no formula
     else:
         axes[0].text(0.5, 0.5, "no --eval_files", transform=axes[0].transAxes, ha="center")
     axes[1].plot(answers, [row["disagreement"] for row in history], ".-", color="tab:orange")

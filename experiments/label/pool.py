@@ -7,22 +7,22 @@ from math import comb
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from experiments.common.binary import UsageError
-from experiments.common.chunks import compiler_options
-from experiments.common.frozen import Frozen, Item
-from experiments.label.config import Project
-from shatter import data, documents, models
+from experiments.common.frozen import Item
+from shatter import data
 from shatter.data.files import json_line, records
 from shatter.data.layouts import Text, answers_of, parsed, text_key
 from shatter.data.report import BadRow, Problem
-from shatter.types import Array, Key, Params
 
 Votes = dict[tuple[int, ...], float]
 """The weight of each answer, by its ranks."""
 
+
+SAID = {"ranks", "ratings", "votes"}
+SAYS_MORE = {"completions", "completion", "chosen", "rejected", "label", *SAID}
+"""Fields of a row that is more than a prompt; whatever else a row holds is not read."""
 
 HINT = "\non_bad_row"  # what the reader of rows advises, which is no flag here
 
@@ -104,22 +104,23 @@ def _read(path: Path) -> tuple[list[Text], list[data.Row]]:
     """Prompts alone, and rows with completions."""
     prompts: list[Text] = []
     rows: list[data.Row] = []
+    source = str(path)
     try:
         for number, raw in records(path):
             source = f"{path}:{number}"
             try:
                 record = parsed(raw)
-                if set(record) <= {"prompt", "annotator", "group"} and "prompt" in record:
+                if "prompt" in record and not SAYS_MORE & set(record):
                     blank = {"role": "assistant", "content": "."}
                     other = "." if isinstance(record["prompt"], str) else [blank]
                     found = answers_of({"prompt": record["prompt"], "completion": other})
                     prompts.append(found.prompt)
                     continue
-                is_silent = not {"ranks", "ratings", "votes"} & set(record)
-                if "completions" in record and is_silent:
-                    num = len(record["completions"])
-                    record = {**record, "ranks": [0] * num} if num else record
-                    found = answers_of(record)._replace(answers=[((0,) * num, 0.0)])
+                given = record.get("completions")
+                if given and isinstance(given, list) and not SAID & set(record):
+                    num = len(given)
+                    found = answers_of({**record, "ranks": [0] * num})
+                    found = found._replace(answers=[((0,) * num, 0.0)])
                 else:
                     found = answers_of(record)
             except BadRow as error:
@@ -129,8 +130,12 @@ def _read(path: Path) -> tuple[list[Text], list[data.Row]]:
             for ranks, weight in found.answers:
                 row = data.Row(found.prompt, found.completions, ranks, weight, source=source)
                 rows.append(row)
-    except (ValueError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise UsageError(str(error)) from error
+    except RecursionError as error:
+        raise UsageError(
+            f"{source}: expected texts, found lists that are nested too deep"
+        ) from error
     if not prompts and not rows:
         raise UsageError(f"{path}: expected prompts with completions, found no row")
     return prompts, rows
@@ -170,6 +175,13 @@ def _add_votes(
     votes = compared.setdefault(tuple(numbers[k] for k in order), {})
     said = tuple(ranks[k] for k in order)
     votes[said] = votes.get(said, 0.0) + weight
+
+
+def num_comparisons(pool: Pool, num_responses: int, *, recorded: bool) -> int:
+    """Returns how many comparisons of `num_responses` a pool has; recorded ones may have any K."""
+    if recorded:
+        return len(pool.rows)
+    return sum(comb(len(items), num_responses) for items in pool.by_prompt)
 
 
 def draw_queries(
@@ -214,101 +226,3 @@ def draw_queries(
         if some not in asked:
             found.setdefault(some)
     return sorted(found)
-
-
-def sample_candidates(config: Project, model: Frozen, prompts: Sequence[Text]) -> bytes:
-    """Samples candidates from the pretrained model at temperature 1.
-
-    Four times as many as wanted are drawn; kept are the first that differ, that have ended within
-    `max_completion_length`, and whose text, after the prompt, the tokenizer reads back as the very
-    tokens that were drawn. With utilities other than log-probs, where an end that the model did not
-    write does no harm, those that were cut come after them.
-
-    Args:
-      config: of the project.
-      model: the pretrained model.
-      prompts: the prompts.
-
-    Returns:
-      JSON lines, a pool file.
-
-    Raises:
-      UsageError: if a prompt cannot be encoded, or has not two such responses.
-    """
-    ends = tuple(
-        end for end in dict.fromkeys((model.tokenizer.eos, *model.config.eos)) if end is not None
-    )
-    lm = models.transformer(model.config)
-
-    def sample(params: Params, key: Key, tokens: Array, valid: Array) -> documents.Samples:
-        return documents.sample(
-            lm,
-            params,
-            key,
-            tokens,
-            num_samples=4 * config.num_samples,
-            max_length=config.max_completion_length,
-            eos=ends,
-            valid=valid,
-        )
-
-    jitted = jax.jit(sample, compiler_options=compiler_options())
-    needs_end = config.ensemble == "adapters" and config.utility == "sum"
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    lines = []
-    for number, prompt in enumerate(prompts):
-        place = f"{config.pool}: prompt {number + 1}"
-        row = _encoded(model, config, prompt, _as_completion(prompt, "."), place)
-        length = next(b for b in data.length_buckets(config.max_length) if b >= len(row.prompt))
-        tokens = np.full((1, length), row.prompt[0])
-        tokens[0, length - len(row.prompt) :] = row.prompt
-        valid = np.arange(length)[None] >= length - len(row.prompt)
-        found = jitted(model.params, jax.random.fold_in(key, number), tokens, valid)
-        ended: dict[str, None] = {}
-        cut: dict[str, None] = {}
-        for ids, mask in zip(np.asarray(found.tokens[0]), np.asarray(found.mask[0]), strict=True):
-            said = ids[mask].tolist()
-            is_ended = said[-1] in ends
-            said = said[:-1] if is_ended else said
-            text = _text_after(model, row.prompt.tolist(), said)
-            if text.strip() and _read_back(model, config, prompt, text) == said:
-                (ended if is_ended else cut).setdefault(text)
-        some = list(ended if needs_end else {**ended, **cut})[: config.num_samples]
-        if len(some) < 2:
-            wanted = "that end within" if needs_end else "of at most"
-            raise UsageError(
-                f"{place}: the model gave {len(some)} different responses {wanted} "
-                f"{config.max_completion_length} tokens that its tokenizer reads back: expected at "
-                "least two; raise --max_completion_length or --num_samples, end the prompt where a "
-                "word ends, or give candidates"
-            )
-        given = [_as_completion(prompt, text) for text in some]
-        lines.append(json_line({"prompt": prompt, "completions": given}))
-    return b"".join(lines)
-
-
-def _as_completion(prompt: Text, text: str) -> Text:
-    return text if isinstance(prompt, str) else ({"role": "assistant", "content": text},)
-
-
-def _encoded(model: Frozen, config: Project, prompt: Text, text: Text, place: str) -> data.Encoded:
-    try:
-        row = data.Row(prompt, (text,), (0,), source=place)
-        return data.encode_rows([row], model.tokenizer, max_length=config.max_length)[0][0]
-    except ValueError as error:
-        raise UsageError(str(error).split(HINT)[0]) from error
-
-
-def _text_after(model: Frozen, prompt: list[int], said: list[int]) -> str:
-    """The text of a response with the white space that it begins with, which decoding may eat."""
-    start, whole = model.tokenizer.decode(prompt), model.tokenizer.decode([*prompt, *said])
-    return whole.removeprefix(start) if whole.startswith(start) else model.tokenizer.decode(said)
-
-
-def _read_back(model: Frozen, config: Project, prompt: Text, text: str) -> list[int]:
-    """The tokens of a sampled text after its prompt; none where they cannot be told apart."""
-    try:
-        row = _encoded(model, config, prompt, _as_completion(prompt, text), "")
-    except UsageError:
-        return []
-    return [int(token) for token in row.completions[0][:-1]]

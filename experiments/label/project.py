@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
-from experiments.common import run_folder
-from experiments.common.binary import UsageError
+from experiments.common import checksums, run_folder
 from experiments.common.frozen import (
     Frozen,
     Item,
@@ -27,31 +26,31 @@ from experiments.common.learners import (
     Setting,
     adapter_prior_scale,
 )
+from experiments.label.candidates import sample_candidates
+from experiments.label.checkpoints import Ensemble, restored
 from experiments.label.compiled import programs
 from experiments.label.config import Project, project_of, setting_of
-from experiments.label.folder import PATHS, imported_items, remember_paths, with_known_paths
+from experiments.label.folder import (
+    PATHS,
+    check,
+    imported_items,
+    mend_by_import,
+    query_folder,
+    recorded_facts,
+    remember_paths,
+    seal_if_old,
+    with_known_paths,
+)
 from experiments.label.inputs import Inputs, assert_unchanged, read_inputs
-from experiments.label.pool import Pool, draw_queries, make_pool, sample_candidates
+from experiments.label.pool import Pool, draw_queries, make_pool
 from shatter import training
 from shatter.data.files import write_atomically
 from shatter.data.layouts import text_key
 from shatter.types import Key, Params
 
+SAMPLING = ("num_samples", "max_completion_length")  # flags that count until there are candidates
+ADAPTERS = ("utility", "utility_scale", "lora_r", "lora_target_modules", "adapted_layers")
 SCALE_PAIRS = 64  # of the pool, by which the prior scale of adapters is set
-
-
-class Ensemble(NamedTuple):
-    """The ensemble as it stands.
-
-    Attributes:
-      members: the members and their learners; `shared` is `(the ensemble's shared, table)`.
-      number: how many times it has learned.
-      history: what each time was measured, the start included.
-    """
-
-    members: training.Members
-    number: int
-    history: list[dict[str, Any]]
 
 
 class Bench(NamedTuple):
@@ -139,21 +138,24 @@ def open_project(config: Project, like: Bench | None = None) -> Bench:
       UsageError: if a file cannot be used, or the folder is that of another project, or the model
         or the pool has changed since. A project that cannot begin leaves no folder.
     """
-    config = with_known_paths(project_of(config))
+    config = _as_begun(with_known_paths(project_of(config)))
     setting, folder = setting_of(config), Path(config.project)
     if like and replace(config, seed=0, project="") != replace(like.config, seed=0, project=""):
         like = None
     inputs = like.inputs if like else read_inputs(config)
     model, found = inputs.model, inputs.pool_file
-    assert_unchanged(config, inputs.facts)
+    assert_unchanged(config, inputs)
     kept, sampled = folder / "candidates.jsonl", None
     if found.prompts and not kept.exists():
         sampled = sample_candidates(config, model, found.prompts)
-    free = ("project", *PATHS)
-    run_folder.begin_or_resume(config.project, config, free=free, flag="--project", **inputs.facts)
-    remember_paths(config, folder)
+    _begin(config, folder, inputs)
     if sampled is not None:
         write_atomically(kept, sampled)
+        checksums.seal(kept)
+    if found.prompts:
+        check(kept, mend_by_import(folder))
+    for file in query_folder(folder).glob("*.jsonl"):  # whose reader checks them
+        seal_if_old(file)
     pool = like.pool if like and not found.prompts else make_pool(found, kept)
     items = list(pool.items)
     numbers = {item_key(item): number for number, item in enumerate(items)}
@@ -168,19 +170,39 @@ def open_project(config: Project, like: Bench | None = None) -> Bench:
         table = jax.device_put(_table(config, setting, model, folder, items, len(pool.items)))
     prior_scale = _prior_scale(config, setting, model, pool, folder, inputs.base, table)
     start = _start(config, setting, model, inputs.base, table, prior_scale)
-    ensemble = _restored(folder, start)
+    ensemble = restored(folder, start)
     return Bench(config, folder, inputs, pool, items, numbers, prior_scale, start, ensemble)
 
 
-def save(bench: Bench, ensemble: Ensemble) -> Bench:
-    """Puts the ensemble on disk, whole or not at all, and keeps the one before."""
-    with _checkpoints(bench.folder) as manager:
-        args = {
-            "states": ocp.args.StandardSave(ensemble.members.states),
-            "history": ocp.args.JsonSave({"rows": ensemble.history}),
-        }
-        manager.save(ensemble.number, args=ocp.args.Composite(**args))
-    return bench._replace(ensemble=ensemble)
+def _as_begun(config: Project) -> Project:
+    """Returns a config in which flags that cannot change anything any more are as they were."""
+    found = recorded_facts(config.project) or {}
+    kept = (Path(config.project) / "candidates.jsonl").exists()
+    idle = [*(SAMPLING if kept else ()), *(ADAPTERS if config.ensemble != "adapters" else ())]
+    known: dict[str, Any] = {
+        name: tuple(found[name]) if isinstance(found[name], list) else found[name]
+        for name in idle
+        if name in found
+    }
+    return replace(config, **known)
+
+
+def _begin(config: Project, folder: Path, inputs: Inputs) -> None:
+    """Makes the folder of a project, or compares it, and removes what killed processes left."""
+    found = recorded_facts(folder)
+    facts: dict[str, Any] = dict(inputs.facts)
+    if found is None:
+        facts["template_date"] = config.template_date
+    else:  # an older version recorded fewer
+        facts = {name: fact for name, fact in facts.items() if name in found}
+    free = ("project", *PATHS)
+    run_folder.begin_or_resume(config.project, config, free=free, flag="--project", **facts)
+    remember_paths(config, folder, inputs.held_out_facts)
+    for pattern in (".*.part", "queries/.*.part", "tables/*.tmp"):
+        for left in folder.glob(pattern):
+            left.unlink()
+    for half_saved in folder.glob("ensemble/*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(half_saved)
 
 
 def members_hash(bench: Bench) -> str:
@@ -240,7 +262,9 @@ def _prior_scale(
         key = jax.random.fold_in(jax.random.key(config.seed), 3)
         found = adapter_prior_scale(key, setting, model.config, base, table, jnp.asarray(pairs))
         run_folder.write_json(file, float(found))
-    return float(run_folder.read_json(file))
+        checksums.seal(file)
+    check(file, "delete it, and it is computed anew")
+    return float(run_folder.read_json(file, float))
 
 
 def _start(
@@ -258,32 +282,6 @@ def _start(
     members = init(base, width, prior_scale, key)
     drawn = base if setting.kind == "adapters" else members.shared[0]
     return members._replace(shared=(drawn, table))
-
-
-def _restored(folder: Path, start: training.Members) -> Ensemble:
-    """The ensemble as it was saved last, or as it starts."""
-    with _checkpoints(folder) as manager:
-        number = manager.latest_step()
-        if number is None:
-            return Ensemble(start, 0, [])
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, start.states)
-        args = {"states": ocp.args.StandardRestore(abstract), "history": ocp.args.JsonRestore()}
-        try:
-            found = manager.restore(number, args=ocp.args.Composite(**args))
-        except Exception as error:
-            raise UsageError(
-                f"the ensemble of {folder / 'ensemble' / str(number)} cannot be read ({error}): "
-                "delete that folder to go on from the one before; the answers are safe"
-            ) from error
-    return Ensemble(start._replace(states=found["states"]), number, found["history"]["rows"])
-
-
-def _checkpoints(folder: Path) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(
-        (folder / "ensemble").absolute(),
-        options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False),
-        item_names=("states", "history"),
-    )
 
 
 def _power_of_two(number: int) -> int:

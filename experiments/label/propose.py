@@ -8,11 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common.binary import UsageError
-from experiments.label.answers import Asked, read_events, write_queries
+from experiments.label.answers import read_events
+from experiments.label.checkpoints import checkpoint_folder
 from experiments.label.config import ArmName, Propose, explorer
-from experiments.label.folder import answer_file, known_queries, proposed, query_folder
+from experiments.label.folder import (
+    answer_file,
+    import_command,
+    known_queries,
+    proposed,
+    query_folder,
+)
 from experiments.label.pool import draw_queries
 from experiments.label.project import Bench, item_key, members_hash, utilities
+from experiments.label.queries import Asked, write_queries
 from shatter import exploration
 
 
@@ -50,7 +58,7 @@ def propose(bench: Bench, config: Propose, *, recorded: bool = False) -> list[As
     ):
         return newest
     number += 1
-    asked = _asked(bench, queries)
+    asked = asked_items(bench, queries)
     rng = np.random.default_rng([config.seed, number])
     found = draw_queries(
         bench.pool,
@@ -63,8 +71,8 @@ def propose(bench: Bench, config: Propose, *, recorded: bool = False) -> list[As
     if len(found) < config.num_queries:
         raise UsageError(
             f"--num_queries={config.num_queries}: {config.pool} has {len(found)} comparisons of "
-            f"{config.num_responses} that were not asked ({len(asked)} were): ask fewer, or begin "
-            "a project with more candidates"
+            f"{config.num_responses} that were not asked ({len(asked)} were): lower --num_queries, "
+            "or begin another project with more candidates"
         )
     chosen, gains = _choose(bench, config, found, number)
     batch = [
@@ -87,7 +95,18 @@ def propose(bench: Bench, config: Propose, *, recorded: bool = False) -> list[As
     return batch
 
 
-def _asked(bench: Bench, queries: dict[str, Asked]) -> set[tuple[int, ...]]:
+def _astray(bench: Bench) -> str:
+    """What to do about members whose utilities are not finite."""
+    again = f"begin another project with a lower --prior_scale, and: {import_command(bench.folder)}"
+    if bench.ensemble.number:
+        folder = checkpoint_folder(bench.folder, bench.ensemble.number)
+        again = f"delete {folder} to go on from the ensemble before; or {again}"
+    return (
+        f"--project: the members' utilities are not finite, so that nothing can be chosen: {again}"
+    )
+
+
+def asked_items(bench: Bench, queries: dict[str, Asked]) -> set[tuple[int, ...]]:
     """The comparisons of the pool that were asked, imported ones included, as sorted items."""
     found = set()
     for query in queries.values():
@@ -105,7 +124,10 @@ def _choose(
     for q, some in enumerate(found):
         items[q, : len(some)] = some
     valid = jnp.asarray(items >= 0)
-    log_probs = jnp.asarray(utilities(bench, np.maximum(items, 0)))
+    found_utilities = utilities(bench, np.maximum(items, 0))
+    if not np.isfinite(found_utilities).all():
+        raise UsageError(_astray(bench))
+    log_probs = jnp.asarray(found_utilities)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 5), number)
     arm = _compiled(config.arm, config.temperature)
     chosen = arm(key, log_probs, valid=valid, num_queries=config.num_queries)

@@ -1,21 +1,35 @@
 """`python -m experiments.label.run SUBCOMMAND`: see README.md beside this file."""
 
+import shlex
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from experiments.common import binary
 from experiments.common.binary import UsageError
+from experiments.common.locks import alone
 from experiments.common.progress import open_console, progress_bar
-from experiments.label import asking, loop, terminal
-from experiments.label.config import Answer, Export, Import, Learn, Loop, Propose, check
-from experiments.label.export import export
+from experiments.label import asking, loop, tables, terminal
+from experiments.label.config import (
+    RANGES,
+    Accept,
+    Answer,
+    Export,
+    Import,
+    Learn,
+    Loop,
+    Propose,
+    check,
+)
+from experiments.label.confirmed import is_unconfirmed
+from experiments.label.display import say
+from experiments.label.export import check_export, export_answers, export_model
 from experiments.label.folder import (
-    alone,
     answer_file,
+    is_project,
     known_queries,
     proposed,
     query_folder,
@@ -23,7 +37,7 @@ from experiments.label.folder import (
 )
 from experiments.label.imports import import_answers
 from experiments.label.learn import learn
-from experiments.label.project import Bench, open_project
+from experiments.label.project import open_project
 from experiments.label.propose import propose
 from experiments.label.writer import open_writer
 
@@ -34,16 +48,39 @@ Subcommand = (
     | Annotated[Loop, tyro.conf.subcommand("loop")]
     | Annotated[Import, tyro.conf.subcommand("import")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Accept, tyro.conf.subcommand("accept")]
 )
 
 
 def experiment(config: Any) -> None:
     """Runs a subcommand."""
+    binary.check_texts(config)
+    binary.check_ranges(config, RANGES)
     console = open_console()
+    folder = Path(config.project)
+    if not config.project.strip():
+        raise UsageError("--project: expected a folder, found none")
+    if isinstance(config, Propose):
+        check(config)
+    elif not is_project(folder):
+        raise UsageError(f"--project: {folder} is no labelling project, or not yet: propose first")
+    elif not isinstance(config, Accept) and is_unconfirmed(answer_file(folder)):
+        say(
+            console,
+            f"{answer_file(folder)} has no note of what was confirmed, as older versions wrote "
+            "none: whether lines have gone cannot be told",
+        )
     if isinstance(config, Answer):
         _answer(config, console)
         return
-    with alone(config.project):
+    if isinstance(config, Export):
+        check_export(config)
+        if config.answers:  # which needs no lock, and so no folder that can be written
+            for line in export_answers(folder, config.answers):
+                say(console, line)
+        if not config.model:
+            return
+    with alone(config.project, "--project"):
         match config:
             case Loop():  # a Propose too, so it comes first
                 _loop(config, console)
@@ -54,31 +91,18 @@ def experiment(config: Any) -> None:
             case Import():
                 _import(config, console)
             case Export():
-                _export(config, console)
+                _export_model(config, console)
+            case Accept():
+                _accept(config, console)
 
 
 def _propose(config: Propose, console: Console) -> None:
-    check(config)
     bench = open_project(config)
     batch = propose(bench, config)
-    table = Table(
-        title=f"round {batch[0].round}, {batch[0].arm}; nats: what an answer tells by itself",
-        title_justify="left",
-    )
-    table.add_column("query", no_wrap=True, min_width=10)
-    table.add_column("nats", no_wrap=True, min_width=5, justify="right")
-    for name in ("prompt", "completions"):
-        table.add_column(name, overflow="ellipsis", no_wrap=True)
-    for query in batch[:10]:
-        texts = " | ".join(_shown(text) for text in query.completions)
-        table.add_row(query.query_id, f"{query.score:.3f}", _shown(query.prompt), texts)
-    console.print(table)
+    console.print(tables.queries(batch))
     more = f"{len(batch) - 10} more; " if len(batch) > 10 else ""
-    console.print(
-        f"{more}{len(batch)} queries in {query_folder(bench.folder)}. Next: python -m "
-        f"experiments.label.run answer --project={config.project}",
-        markup=False,
-    )
+    answer = f"python -m experiments.label.run answer --project={shlex.quote(config.project)}"
+    say(console, f"{more}{len(batch)} queries in {query_folder(bench.folder)}. Next: {answer}")
 
 
 def _answer(config: Answer, console: Console) -> None:
@@ -86,6 +110,7 @@ def _answer(config: Answer, console: Console) -> None:
     queries = proposed(known_queries(folder))
     if not queries:
         raise UsageError(f"{folder} has no queries: propose some first")
+    annotator = name_of(config.annotator)
     with open_writer(answer_file(folder)) as writer:
         if config.web:
             try:
@@ -95,13 +120,13 @@ def _answer(config: Answer, console: Console) -> None:
                     f"--web needs flask ({error}): pip install 'shatter[web]'"
                 ) from error
             app = web.make_app(queries, writer, seed=config.seed)
-            web.serve(app, config.port, say=lambda line: console.print(line, markup=False))
+            web.serve(app, config.port, say=partial(say, console))
             return
         with terminal.open_keys() as read_key:
             terminal.answer_in_terminal(
                 queries,
                 writer,
-                annotator=asking.annotator_name(config.annotator),
+                annotator=annotator,
                 seed=config.seed,
                 console=console,
                 read_key=read_key,
@@ -114,67 +139,60 @@ def _learn(config: Learn, console: Console) -> None:
     bench = learn(bench)
     if bench.ensemble.number == before:
         console.print("no answer is new: the ensemble stays as it is")
-    console.print(_metrics_table(bench))
-    console.print(
+    console.print(tables.metrics(bench.folder, bench.ensemble.history))
+    say(
+        console,
         f"Results in {bench.folder}: metrics.csv, summary.json, scores.jsonl (every text of the "
         "pool, and how sure the members are), label.png. Next: propose, or export",
-        markup=False,
     )
 
 
 def _loop(config: Loop, console: Console) -> None:
-    check(config)
     with progress_bar(console, config.num_rounds * config.num_seeds) as advance:
         benches = loop.run(config, advance)
     for bench in benches:
-        console.print(_metrics_table(bench))
-    console.print(f"Results in {config.project}", markup=False)
+        console.print(tables.metrics(bench.folder, bench.ensemble.history))
+    say(console, f"Results in {config.project}")
 
 
 def _import(config: Import, console: Console) -> None:
     if not config.file:
-        raise UsageError("--file: expected a file of preferences, found none")
-    folder = Path(config.project)
+        raise UsageError("--file: expected a file of preferences or of answers, found none")
+    folder, annotator = Path(config.project), name_of(config.annotator)
     read_project(config.project)
     with open_writer(answer_file(folder)) as writer:
         found = import_answers(
             config.file,
             query_folder(folder),
             writer,
-            annotator=config.annotator,
+            annotator=annotator,
             on_bad_row=config.on_bad_row,
         )
-    console.print(
+    say(
+        console,
         f"{found.num_queries} new queries, {found.num_answers} new answers, {found.num_known} "
         f"known already, {len(found.problems)} rows left out",
-        markup=False,
     )
     for problem in found.problems[:5]:
-        console.print(f"left out: {problem}", markup=False)
+        say(console, f"left out: {problem}")
 
 
-def _export(config: Export, console: Console) -> None:
-    bench = open_project(read_project(config.project))
-    for line in export(bench, config):
-        console.print(line, markup=False)
+def _export_model(config: Export, console: Console) -> None:
+    say(console, export_model(open_project(read_project(config.project)), config))
 
 
-def _metrics_table(bench: Bench) -> Table:
-    history = bench.ensemble.history
-    table = Table(title=f"{bench.folder}: before and after", title_justify="left")
-    for name in ("", "before", "after"):
-        table.add_column(name, justify="right" if name else "left")
-    for name, value in history[-1].items():
-        if not isinstance(value, str):
-            form = "d" if isinstance(value, int) else ".4f"
-            before = f"{history[0][name]:{form}}" if name in history[0] else ""
-            table.add_row(name, before, f"{value:{form}}")
-    return table
+def _accept(config: Accept, console: Console) -> None:
+    file = answer_file(Path(config.project))
+    with open_writer(file, accept=True) as writer:
+        say(console, f"{file} is taken as it is, with {len(writer.events)} lines")
 
 
-def _shown(text: Any) -> str:
-    text = text if isinstance(text, str) else " ".join(f"{m['content']}" for m in text)
-    return terminal.visible(" ".join(text.split()))[:60]
+def name_of(annotator: str) -> str:
+    """The name that --annotator gives."""
+    try:
+        return asking.annotator_name(annotator)
+    except UsageError as error:
+        raise UsageError(f"--annotator: {error}") from error
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """A person answers in the terminal."""
 
 import os
-import re
 import sys
 import termios
 import time
@@ -16,8 +15,9 @@ from rich.text import Text as Styled
 
 from experiments.common.binary import UsageError
 from experiments.label import asking
-from experiments.label.answers import Asked
 from experiments.label.asking import Choice, Standing
+from experiments.label.display import say, turns, visible
+from experiments.label.queries import Asked
 from experiments.label.writer import NotRecorded, Writer
 from shatter.data.layouts import Text
 
@@ -68,7 +68,7 @@ def answer_in_terminal(
             break
         place = asking.standing(queries, writer.events, annotator)
     over = "All done" if place.query is None else "Stopped"
-    console.print(f"{over}: {place}. Answers in {writer.path}", markup=False)
+    say(console, f"{over}: {place}. Answers in {writer.path}")
     return place
 
 
@@ -104,7 +104,7 @@ def _answered(
                 writer.append(asking.undo(place.last))
                 return True
         except NotRecorded as error:
-            console.print(f"error: {error}", markup=False, style="bold red")
+            console.print(visible(f"error: {error}"), markup=False, style="bold red")
             continue
         unknown = "Nothing to undo. " if key == "u" else ""
         console.print(f"{unknown}{_help(len(order))}", markup=False)
@@ -140,25 +140,11 @@ def _show(console: Console, place: Standing, order: tuple[int, ...]) -> None:
 
 def _styled(text: Text) -> Styled:
     parts = Styled()
-    for n, (role, content) in enumerate(asking.turns(text)):
+    for n, (role, content) in enumerate(turns(text)):
         parts.append("\n\n" if n else "")
         parts.append(f"{role}\n" if role else "", style="bold cyan")
         parts.append(visible(content))
     return parts
-
-
-def visible(text: str) -> str:
-    """A text whose control characters are shown instead of obeyed by the terminal.
-
-    Args:
-      text: any text.
-
-    Returns:
-      The text; its lines and tabs as they are.
-    """
-    text = text.replace("\r\n", "\n")
-    text = re.sub(r"[\x00-\x08\x0b-\x1f]", lambda m: chr(0x2400 + ord(m[0])), text)
-    return re.sub(r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "\ufffd", text)
 
 
 @contextmanager

@@ -13,11 +13,14 @@ from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from experiments.common.binary import UsageError
 from experiments.label import asking
-from experiments.label.answers import Asked
-from experiments.label.asking import Choice
+from experiments.label.answers import EVENT_ID, ID_FORM
+from experiments.label.asking import Choice, shown_digest
+from experiments.label.display import turns
+from experiments.label.queries import Asked
 from experiments.label.writer import Conflict, NotRecorded, Writer
 
 LOOPBACK = "127.0.0.1"
+MAX_BODY = 1 << 16  # bytes of a request
 _HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d+)?", re.IGNORECASE)
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -35,12 +38,15 @@ def make_app(queries: Mapping[str, Asked], writer: Writer, *, seed: int) -> Flas
 
     - `GET /`: the page;
     - `GET /api/standing?annotator=NAME`: the query to answer now and how far the annotator is;
-    - `POST /api/answer` `{annotator, query_id, event_id, choice, seconds}`: records a choice, the
-      place of a response from 0, "tie" or "skip";
-    - `POST /api/undo` `{annotator, event_id}`: takes the annotator's last event back.
+    - `POST /api/answer` `{annotator, query_id, digest, event_id, choice, seconds}`: records a
+      choice, the place of a response from 0, "tie" or "skip"; `digest` is that of the query;
+    - `POST /api/undo` `{annotator, event_id, undoes}`: takes the annotator's last event back, which
+      the standing names.
 
     Both posts return the new standing, when the event is on the disk. An event_id that came before
-    is recorded once. Status 507: nothing was recorded; 409: the event_id stands for something else.
+    is recorded once. Status 507: nothing was recorded, for want of space; 409: nothing was, for the
+    page showed other texts or another order than what is asked here, or the query was answered, or
+    the event undone, in another tab.
 
     Args:
       queries: what is asked, in order.
@@ -51,6 +57,7 @@ def make_app(queries: Mapping[str, Asked], writer: Writer, *, seed: int) -> Flas
       The application.
     """
     app = Flask(__name__, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     lock = threading.Lock()  # around the writer and its events
 
@@ -88,12 +95,15 @@ def make_app(queries: Mapping[str, Asked], writer: Writer, *, seed: int) -> Flas
 
     @app.post("/api/answer")
     def answer() -> Response:
-        given = _given("annotator", "query_id", "event_id")
+        given = _given("annotator", "query_id")
         annotator = asking.annotator_name(given["annotator"])
         query = queries.get(given["query_id"])
-        if query is None:
-            raise BadRequest(f"no query {given['query_id']!r} is asked here: reload the page")
-        order = asking.display_order(query, annotator=annotator, seed=seed)
+        order = query and asking.display_order(query, annotator=annotator, seed=seed)
+        if query is None or order is None or given.get("digest") != shown_digest(query, order):
+            raise Conflict(
+                f"This page showed something else than what is asked here, for {writer.path}: "
+                "another project, an earlier round or another order"
+            )
         event = asking.answer(
             query,
             _choice(given.get("choice"), len(order)),
@@ -108,12 +118,14 @@ def make_app(queries: Mapping[str, Asked], writer: Writer, *, seed: int) -> Flas
 
     @app.post("/api/undo")
     def undo() -> Response:
-        given = _given("annotator", "event_id")
+        given = _given("annotator", "undoes")
         annotator = asking.annotator_name(given["annotator"])
         with lock:
             last = asking.standing(queries, writer.events, annotator).last
             is_new = all(event.event_id != given["event_id"] for event in writer.events)
-            if last is not None and is_new:
+            if is_new:
+                if last is None or last.event_id != given["undoes"]:
+                    raise Conflict("What this page would undo is not your last answer here")
                 writer.append(asking.undo(last, event_id=given["event_id"]))
             return jsonify(_standing(queries, writer, annotator, seed))
 
@@ -188,28 +200,35 @@ def _standing(
         order = asking.display_order(place.query, annotator=annotator, seed=seed)
         query = {
             "query_id": place.query.query_id,
-            "prompt": asking.turns(place.query.prompt),
-            "responses": [asking.turns(place.query.completions[k]) for k in order],
+            "digest": shown_digest(place.query, order),
+            "prompt": turns(place.query.prompt),
+            "responses": [turns(place.query.completions[k]) for k in order],
         }
     return {
         "query": query,
         "answered": place.num_answered,
         "skipped": place.num_skipped,
         "queries": place.num_queries,
-        "can_undo": place.last is not None,
+        "undoes": place.last and place.last.event_id,
         "file": str(writer.path),
     }
 
 
 def _given(*fields: str) -> dict[str, Any]:
-    """The object that was posted, with texts in some fields."""
-    given = request.get_json()  # refuses all but application/json, which no form can send
+    """Returns the object that was posted, with texts in some fields and the name of an event."""
+    try:
+        given = request.get_json()  # refuses all but application/json, which no form can send
+    except RecursionError as error:
+        raise BadRequest("expected a JSON object, found one that is nested too deep") from error
     if not isinstance(given, dict):
         raise BadRequest("expected a JSON object")
     for field in fields:
         text = given.get(field)
         if not isinstance(text, str) or not text.strip() or len(text) > 256:
             raise BadRequest(f"{field}: expected a text, found {str(text)[:80]!r}")
+    event_id = given.get("event_id")
+    if not isinstance(event_id, str) or not EVENT_ID.fullmatch(event_id):
+        raise BadRequest(f"event_id: expected {ID_FORM}, found {str(event_id)[:80]!r}")
     return given
 
 

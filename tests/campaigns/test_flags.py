@@ -149,6 +149,7 @@ def test_flags_of_the_other_subcommands(labelling: label_config.Loop, tmp_path: 
     for given in calls:
         for name, value in absurd_flags(given):
             config = dataclasses.replace(given, **{name: value})
+            (tmp_path / "answers.jsonl").unlink(missing_ok=True)  # which no export writes over
             try_flag(tally, config, None, label_run.experiment, name, value)
     tally.settle()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments.common import checksums
+from experiments.common import checksums, run_folder
 from experiments.common.binary import UsageError
 from experiments.common.locks import alone
 from experiments.common.progress import open_console
@@ -226,6 +226,20 @@ def test_flags_that_change_nothing_learned_may_change_on_resumption(config):
             run.finetune(dataclasses.replace(config, **changes), task)
     with pytest.raises(UsageError, match=r"beta: found 0.1, wanted 0.2"):
         run.finetune(dataclasses.replace(config, beta=0.2), task)
+
+
+def test_a_flipped_bit_of_a_summary_is_named(config):
+    task, folder = load_task(config), Path(config.output_dir)
+    with pytest.raises(AssertionError, match="something is compiled"):
+        run.finetune(config, task)
+    file, values = folder / "summary.json", {"step": 0, "kl": 0.25}
+    summary = {"before": values, "after": values, "steps": 1, "seconds": 1.0}
+    run_folder.write_json(file, summary | {"tokens_per_second": 3.0})
+    checksums.seal(file)
+    assert run.finetune(config, task)["after"]["kl"] == 0.25
+    file.write_text(file.read_text().replace("0.25", "0.35"))
+    with pytest.raises(UsageError, match=r"summary\.json is damaged: its sha256 .*: delete .*anew"):
+        run.finetune(config, task)
 
 
 def test_a_dry_run_compiles_and_writes_nothing(config):

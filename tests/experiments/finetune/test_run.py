@@ -117,7 +117,8 @@ def test_a_run_writes_its_folder(
     run.experiment(tiny)
     folder = Path(tiny.output_dir)
     names = {path.name for path in folder.iterdir()}
-    expected = {"config.json", "metrics.jsonl", "metrics.csv", "summary.json", "samples.txt"}
+    expected = {"config.json", "metrics.jsonl", "metrics.csv", "samples.txt"}
+    expected |= {"summary.json", "summary.json.sha256"}
     assert expected | {"finetune.png", "model"} <= names
     assert "checkpoints" not in names
     assert (folder / "finetune.png").stat().st_size > 10_000

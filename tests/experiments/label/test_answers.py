@@ -11,22 +11,19 @@ import pytest
 
 from experiments.common.binary import UsageError
 from experiments.label import answers, asking
-from experiments.label.answers import Answer, Asked, Event
+from experiments.label.answers import Answer, Event
+from experiments.label.queries import Asked
 from experiments.label.writer import Conflict, NotRecorded, open_writer
 
-USER = {"role": "user", "content": "Größe? 🦊"}
-TURNS = tuple(({"role": "assistant", "content": text},) for text in ("zwei\nMeter", "2 m\u2028"))
-FULL = Asked(
-    "r0001-q000", (USER,), TURNS, 3, (7, 9), 1, "infomax", 0.25, "ab" * 32, 5, 50, "ignored:1"
-)
+FULL = Asked("r0001-q000", "p", ("one", "two"), source="ignored:1")
 
 
-def answer(number, query_id="q", annotator="Ann", ranks=(1, 2), **fields):
-    return Event("answer", f"e{number}", query_id, annotator, ranks, **fields)
+def answer(number, query_id=None, annotator="Ann", ranks=(1, 2), **fields):
+    return Event("answer", f"e{number}", query_id or f"q{number}", annotator, ranks, **fields)
 
 
 def undo(number, target, annotator="Ann"):
-    return Event("undo", f"e{number}", "q", annotator, undoes=f"e{target}")
+    return Event("undo", f"e{number}", f"q{target}", annotator, undoes=f"e{target}")
 
 
 def written(path, *events):
@@ -36,91 +33,6 @@ def written(path, *events):
 
 def ids(found):
     return [one.event_id for one in found]
-
-
-# Queries.
-
-
-def test_queries_come_back(tmp_path, queries):
-    path = tmp_path / "queries" / "round_0000.jsonl"
-    answers.write_queries(path, [*queries.values(), FULL])
-    found = answers.read_queries(path.parent)
-    assert list(found) == [*queries, FULL.query_id]
-    assert found[FULL.query_id] == FULL._replace(source=f"{path}:6")
-    assert found["r0000-q002"].item_ids == ()
-    assert answers.read_queries(path) == found
-    record = json.loads(path.read_bytes().splitlines()[-1])
-    assert record["completions"][1] == [TURNS[1][0]] and "source" not in record
-
-
-def test_a_query_needs_three_fields_only(tmp_path):
-    path = tmp_path / "q.jsonl"
-    path.write_text('{"query_id": "a", "prompt": "", "completions": ["x", "y"]}\n')
-    assert answers.read_queries(path)["a"] == Asked("a", "", ("x", "y"), source=f"{path}:1")
-
-
-def test_files_are_read_in_order_and_ids_are_unique(tmp_path):
-    for number in (1, 0):
-        answers.write_queries(
-            tmp_path / f"round_{number}.jsonl", [FULL._replace(query_id=f"q{number}")]
-        )
-    assert list(answers.read_queries(tmp_path)) == ["q0", "q1"]
-    answers.write_queries(tmp_path / "round_2.jsonl", [FULL._replace(query_id="q0")])
-    with pytest.raises(UsageError, match=r"round_2.jsonl:1: query_id: .*'q0'.*round_0.jsonl:1"):
-        answers.read_queries(tmp_path)
-
-
-def test_queries_are_never_overwritten(tmp_path, queries):
-    path = tmp_path / "q.jsonl"
-    answers.write_queries(path, queries.values())
-    before = path.read_bytes()
-    answers.write_queries(path, queries.values())
-    with pytest.raises(UsageError, match=r"q.jsonl holds other queries"):
-        answers.write_queries(path, [FULL])
-    assert path.read_bytes() == before and os.listdir(tmp_path) == ["q.jsonl"]
-
-
-def test_what_would_not_be_read_is_not_written(tmp_path):
-    import numpy as np
-
-    with pytest.raises(ValueError, match=r"q.jsonl:1: prompt_id: expected a whole number, found"):
-        answers.write_queries(tmp_path / "q.jsonl", [FULL._replace(prompt_id=np.int64(3))])
-    assert not os.listdir(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"query_id": None}, "query_id: expected this field"),
-        ({"query_id": 3}, "query_id: expected a text"),
-        ({"prompt": None}, "prompt: expected this field"),
-        ({"completions": ["one"]}, "completions: expected a list of at least two"),
-        ({"completions": ["a", "a"]}, r"completions\[1\]: expected a completion of its own"),
-        ({"completions": ["a", " "]}, r"completions\[1\]: expected a completion with something"),
-        ({"completions": ["a", [{"role": "x"}]]}, r"completions\[1\]\[0\].role: expected one"),
-        ({"item_ids": [1]}, "item_ids: expected 2 whole numbers"),
-        ({"item_ids": [1, True]}, "item_ids: expected 2 whole numbers"),
-        ({"prompt_id": "3"}, "prompt_id: expected a whole number, found str '3'"),
-        ({"score": "high"}, "score: expected a number, found str 'high'"),
-        ({"seed": 1.5}, "seed: expected a whole number, found float 1.5"),
-        ({"model": 4}, "model: expected a text, found int 4"),
-    ],
-)
-def test_bad_queries_are_named(tmp_path, change, message):
-    good = {"query_id": "a", "prompt": "p", "completions": ["x", "y"], "item_ids": [1, 2]}
-    path = tmp_path / "q.jsonl"
-    path.write_text("\n" + json.dumps(good) + "\n" + json.dumps(good | {"query_id": "b"} | change))
-    with pytest.raises(UsageError, match=rf"q.jsonl:3: {message}"):
-        answers.read_queries(path)
-
-
-def test_no_query_file(tmp_path):
-    for path in (tmp_path, tmp_path / "none.jsonl"):
-        with pytest.raises(UsageError, match="expected query files"):
-            answers.read_queries(path)
-    (tmp_path / "bad.jsonl").write_text("[1]\n")
-    with pytest.raises(UsageError, match=r"bad.jsonl:1: line: expected a JSON object"):
-        answers.read_queries(tmp_path)
 
 
 # Reading answers.
@@ -141,14 +53,36 @@ def test_events_come_back(tmp_path):
 
 def test_current_answers_keep_order_and_contradictions(tmp_path):
     skip = Event("skip", "e3", "p", "Ann")
-    events = [answer(0), answer(1, annotator="Bo", ranks=(2, 1)), answer(2), skip]
-    events += [undo(4, 2), answer(5, ranks=(1, 1), weight=2.0), undo(6, 0)]
+    events = [answer(0, "q"), answer(1, "q", "Bo", ranks=(2, 1)), answer(2, "r"), skip]
+    events += [undo(4, 2), answer(5, "r", ranks=(1, 1), weight=2.0, texts="ab"), undo(6, 0)]
     path = written(tmp_path / "answers.jsonl", *events)
     assert answers.current_answers(path) == [
         Answer("e1", "q", "Bo", (2, 1), 1.0, f"{path}:2"),
-        Answer("e5", "q", "Ann", (1, 1), 2.0, f"{path}:6"),
+        Answer("e5", "r", "Ann", (1, 1), 2.0, f"{path}:6", texts="ab"),
     ]
     assert answers.current_answers(tmp_path / "none.jsonl") == []
+
+
+def test_of_two_answers_in_an_older_file_the_last_stands(tmp_path):
+    """One annotator, two tabs: versions before recorded both."""
+    events = [answer(0, "q"), answer(1, "q", ranks=(2, 1)), answer(2, "q", "Bo")]
+    path = written(tmp_path / "answers.jsonl", *events)
+    assert ids(answers.current_answers(path)) == ["e1", "e2"]
+    with open_writer(path) as file, pytest.raises(Conflict, match="'Ann' has answered or skipped"):
+        file.append(answer(3, "q"))
+    written(path, *events, undo(3, 1))
+    (tmp_path / "answers.jsonl.confirmed").unlink()
+    assert ids(answers.current_answers(path)) == ["e0", "e2"]
+    written(path, *events, Event("skip", "e3", "q", "Ann"))
+    assert ids(answers.current_answers(path)) == ["e2"]
+
+
+def test_rows_of_many_people_under_one_name_all_stand(tmp_path):
+    events = [answer(n, "q", "import")._replace(event_id=f"import-{n}") for n in range(3)]
+    path = tmp_path / "answers.jsonl"
+    with open_writer(path) as file:
+        assert file.append(*events) == 3
+    assert len(answers.current_answers(path)) == 3
 
 
 def test_answers_given_so_far_stay_as_they_are(tmp_path):
@@ -186,6 +120,12 @@ def test_readers_ignore_a_torn_last_line_only(tmp_path):
     [
         ({"event": "maybe"}, "event: expected one of answer, skip, undo, found str 'maybe'"),
         ({"event_id": ""}, "event_id: expected a text that is not empty"),
+        ({"event_id": "\udfff"}, "event_id: expected text that UTF-8 can hold, found half"),
+        ({"event_id": "a b"}, "event_id: expected 1 to 128 letters, digits"),
+        ({"query_id": "\ud83e"}, "query_id: expected text that UTF-8 can hold"),
+        ({"annotator": "\ud800"}, "annotator: expected text that UTF-8 can hold"),
+        ({"ranks": [1, 2**31]}, r"ranks: expected at least two whole numbers from 0 to 2\^31 - 1"),
+        ({"weight": 1e39}, "weight: expected a number above 0, from 1e-37 to 1e37"),
         ({"annotator": 7}, "annotator: expected a text"),
         ({"ranks": None}, "ranks: expected at least two whole numbers"),
         ({"ranks": [1]}, "ranks: expected at least two"),
@@ -248,9 +188,9 @@ def test_every_event_is_synced_before_append_returns(tmp_path, monkeypatch):
     with open_writer(tmp_path / "a.jsonl") as file:
         monkeypatch.setattr(os, "fsync", lambda _: synced.append(file.path.read_bytes()))
         file.append(answer(0))
-        assert synced == [answers.event_line(answer(0))]
+        assert synced == [answers.event_line(answer(0))] * 2  # of the file, then of its note
         file.append(answer(1), answer(2))
-        assert len(synced) == 2 and synced[1].count(b"\n") == 3
+        assert len(synced) == 4 and synced[2].count(b"\n") == 3
 
 
 def test_an_event_that_is_sent_twice_is_recorded_once(tmp_path):
@@ -260,9 +200,19 @@ def test_an_event_that_is_sent_twice_is_recorded_once(tmp_path):
         assert file.append(answer(0, time="3", seconds=2.0)) == 0
     with open_writer(path) as file:
         assert file.append(answer(0, time="4")) == 0
-        with pytest.raises(Conflict, match="'e0' already, as answer to query 'q'"):
+        with pytest.raises(Conflict, match="'e0' already, as answer to query 'q0'"):
             file.append(answer(1), answer(0, ranks=(2, 1)))
     assert path.read_bytes() == answers.event_line(answer(0, time="1"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"weight": 1e-45}, {"event_id": "a b"}, {"ranks": (1,)}, {"annotator": " "}]
+)
+def test_what_would_not_be_read_is_not_recorded(tmp_path, change):
+    with open_writer(tmp_path / "a.jsonl") as file:
+        with pytest.raises(ValueError, match=f"{next(iter(change))}: expected"):
+            file.append(answer(0), answer(1)._replace(**change))
+        assert file.path.read_bytes() == b"" and file.events == []
 
 
 def test_a_torn_line_is_moved_aside(tmp_path):
@@ -286,7 +236,7 @@ def test_a_damaged_file_is_left_alone(tmp_path):
     assert path.read_bytes() == b"{\n"
     path.unlink()
     path.mkdir()
-    with pytest.raises(UsageError, match=r"a.jsonl cannot be opened for answers"):
+    with pytest.raises(UsageError, match=r"a.jsonl cannot be read: Is a directory"):
         with open_writer(path):
             pass
 
@@ -316,6 +266,26 @@ def test_one_process_writes(tmp_path):
         with pytest.raises(UsageError, match=str(os.getpid())), open_writer(path):
             pass
     assert ids(answers.read_events(path)) == ["e0"]
+
+
+def test_one_answer_or_skip_a_query_and_annotator(tmp_path):
+    path = tmp_path / "a.jsonl"
+    with open_writer(path) as file:
+        file.append(answer(0, "q"))
+        for second in (
+            answer(1, "q"),
+            answer(1, "q", ranks=(2, 1)),
+            Event("skip", "e1", "q", "Ann"),
+        ):
+            with pytest.raises(Conflict, match="'Ann' has answered or skipped query 'q' already"):
+                file.append(answer(9), second)  # all or none
+        for target in (answer(0, "q", "Bo"), answer(7)):
+            with pytest.raises(Conflict, match="is no answer or skip of"):
+                file.append(asking.undo(target))
+        file.append(answer(2, "q", "Bo"), undo(3, 0), answer(4, "q"), undo(5, 4), answer(6, "q"))
+        with pytest.raises(Conflict, match="'e4' is no answer or skip of 'Ann' that stands"):
+            file.append(undo(8, 4))
+    assert ids(answers.current_answers(path)) == ["e2", "e6"]
 
 
 @pytest.mark.parametrize("num_bytes", [0, 1, 40, None])
@@ -366,7 +336,7 @@ def test_a_file_that_may_not_grow(tmp_path):
             resource.setrlimit(resource.RLIMIT_FSIZE, (500, resource.RLIM_INFINITY))
             for n in range(100):
                 try:
-                    file.append(Event("answer", f"e{{n}}", "q", "Ann", (1, 2)))
+                    file.append(Event("answer", f"e{{n}}", f"q{{n}}", "Ann", (1, 2)))
                 except NotRecorded as error:
                     message = str(error)
                     break
@@ -374,7 +344,7 @@ def test_a_file_that_may_not_grow(tmp_path):
             assert before.endswith(b"\\n") and 400 < len(before) <= 500, before
             assert len(file.events) == before.count(b"\\n") == n
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-            file.append(Event("answer", f"e{{n}}", "q", "Ann", (1, 2)))
+            file.append(Event("answer", f"e{{n}}", f"q{{n}}", "Ann", (1, 2)))
             print(n + 1, message)
     """
     done = subprocess.run(

@@ -13,7 +13,7 @@ pytest.importorskip("playwright", reason="driving a browser needs playwright")
 from playwright import sync_api as playwright
 
 from experiments.label import answers, asking, web
-from experiments.label.answers import Asked
+from experiments.label.queries import Asked
 from experiments.label.writer import open_writer
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -252,6 +252,58 @@ def test_an_answer_whose_confirmation_is_lost_is_not_doubled(site, open_page):
     wait_until_read(page)
     page.keyboard.press("2")  # another choice than what is recorded: said, not overwritten
     playwright.expect(page.get_by_role("alert")).to_contain_text("undo it to change it")
-    page.get_by_role("button", name="Try again").click()
-    wait_for(page, "1 of 5 answered", "Be brief.")
+    wait_for(page, "1 of 5 answered", "Be brief.")  # what is next
     assert len(answers.read_events(path)) == 1
+    playwright.expect(page.get_by_role("button", name="Try again")).to_be_hidden()
+    page.keyboard.press("t")
+    wait_for(page, "2 of 5 answered")
+    playwright.expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_two_tabs_of_one_annotator(site, open_page):
+    address, _, path = site
+    page = open_page(f"{address}?annotator=Ann")
+    tab = page.context.new_page()
+    tab.goto(f"{address}?annotator=Ann")
+    for one in (page, tab):
+        wait_for(one, "0 of 5 answered", "prompt 0")
+    page.keyboard.press("1")
+    wait_for(page, "1 of 5 answered", "Be brief.")
+    tab.keyboard.press("2")
+    trouble = tab.get_by_role("alert")
+    playwright.expect(trouble).to_contain_text("has answered or skipped query")
+    playwright.expect(trouble).to_contain_text("Nothing was recorded. Below is what is asked now.")
+    wait_for(tab, "1 of 5 answered", "Be brief.")
+    tab.keyboard.press("u")  # takes back the first tab's answer, as the standing says
+    wait_for(tab, "0 of 5 answered", "prompt 0")
+    page.keyboard.press("u")
+    playwright.expect(page.get_by_role("alert")).to_contain_text("is not your last answer here")
+    wait_for(page, "0 of 5 answered", "prompt 0")
+    assert [event.event for event in answers.read_events(path)] == ["answer", "undo"]
+
+
+def test_a_page_of_another_project_on_the_same_port(site, open_page, tmp_path):
+    """Left open while the program was started again for another project."""
+    address, asked, path = site
+    page = open_page(f"{address}?annotator=Ann")
+    wait_for(page, "0 of 5 answered", "prompt 0")
+    other = {name: query._replace(prompt="Which tea?") for name, query in asked.items()}
+    with open_writer(tmp_path / "other" / "answers.jsonl") as file:
+        client = web.make_app(other, file, seed=3).test_client()
+
+        def to_the_other(route):
+            request = route.request
+            options = {"base_url": address, "headers": {"Content-Type": "application/json"}}
+            where = request.url.removeprefix(address.rstrip("/"))
+            found = client.open(where, method=request.method, data=request.post_data, **options)
+            route.fulfill(status=found.status_code, json=found.get_json())
+
+        page.route("**/api/*", to_the_other)
+        page.keyboard.press("1")
+        trouble = page.get_by_role("alert")
+        playwright.expect(trouble).to_contain_text("something else than what is asked here")
+        wait_for(page, "0 of 5 answered", "Which tea?")
+        assert file.events == [] and answers.read_events(path) == []
+        page.keyboard.press("1")
+        wait_for(page, "1 of 5 answered")
+        assert [event.query_id for event in file.events] == ["r0000-q000"]

@@ -5,9 +5,11 @@ import pytest
 from experiments.common.binary import UsageError
 from experiments.label import answers
 from experiments.label.imports import import_answers
+from experiments.label.queries import Asked, read_queries, write_queries
 from experiments.label.writer import open_writer
 
 PAIR = {"prompt": "p", "chosen": " good", "rejected": " bad", "annotator": "Ann"}
+UNNAMED = {name: value for name, value in PAIR.items() if name != "annotator"}
 USER, GOOD, BAD = (
     {"role": role, "content": text}
     for role, text in (("user", "Größe?"), ("assistant", "2 m"), ("assistant", "zwei"))
@@ -23,7 +25,7 @@ def load(tmp_path):
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
         with open_writer(tmp_path / "answers.jsonl") as file:
             imported = import_answers(path, tmp_path / "queries", file, **options)
-        found = answers.read_queries(tmp_path / "queries")
+        found = read_queries(tmp_path / "queries")
         current = answers.current_answers(tmp_path / "answers.jsonl")
         answers.check_known(current, found)
         return imported, found, current
@@ -79,22 +81,33 @@ def test_labels_are_compared_within_their_prompt(load):
 
 
 def test_the_same_file_again_adds_nothing(load, tmp_path):
-    rows = [PAIR, PAIR, PAIR | {"annotator": "Bo"}, PAIR | {"prompt": "q"}]
+    rows = [UNNAMED, UNNAMED, PAIR, PAIR, PAIR | {"annotator": "Bo"}, PAIR | {"prompt": "q"}]
     first = load(*rows)
-    assert first[0] == (2, 4, 0, ())  # whoever says the same twice is heard twice
+    assert first[0] == (2, 5, 1, ())  # nobody counts as often as there are rows, Ann once
     files = {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")}
     again = load(*rows)
-    assert again[0] == (0, 0, 4, ()) and again[1:] == first[1:]
+    assert again[0] == (0, 0, 6, ()) and again[1:] == first[1:]
     assert files == {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")}
 
 
 def test_of_a_file_that_has_grown_only_what_is_new_is_added(load, tmp_path):
-    before = load(PAIR, PAIR, name="export_1.jsonl")[2]
-    rows = [PAIR | {"prompt": "q"}, PAIR, PAIR, PAIR, PAIR | {"annotator": "Bo"}]
+    before = load(UNNAMED, UNNAMED, PAIR, name="export_1.jsonl")[2]
+    rows = [PAIR | {"prompt": "q"}, *[UNNAMED] * 3, PAIR, PAIR | {"annotator": "Bo"}]
     imported, queries, found = load(*rows, name="export_2.jsonl")
-    assert imported == (1, 3, 2, ())
-    assert found[:2] == before and len(found) == 5 and len(queries) == 2
-    assert len(list((tmp_path / "queries").iterdir())) == 2
+    assert imported == (1, 3, 3, ())
+    assert found[:3] == before and len(found) == 6 and len(queries) == 2
+    assert len(list((tmp_path / "queries").glob("*.jsonl"))) == 2
+
+
+def test_a_weight_that_no_answer_can_have_is_a_bad_row(load):
+    with pytest.raises(UsageError, match=r"other.jsonl:2: weight: expected a number"):
+        load(PAIR, PAIR | {"prompt": "q", "weight": 1e-40})
+
+
+@pytest.mark.parametrize("name", ["a\nb", "x" * 65, "\x1b[31mred"])
+def test_names_that_nobody_could_type_are_bad_rows(load, name):
+    with pytest.raises(UsageError, match=r"other.jsonl:2: annotator: expected a name of 1 to 64"):
+        load(PAIR, PAIR | {"annotator": name})
 
 
 def test_answers_to_one_comparison_share_its_query(load):
@@ -112,7 +125,7 @@ def test_answers_to_one_comparison_share_its_query(load):
 
 def test_answers_to_queries_that_were_asked_here(load, tmp_path, queries):
     """Answered with another tool."""
-    answers.write_queries(tmp_path / "queries" / "round_0000.jsonl", queries.values())
+    write_queries(tmp_path / "queries" / "round_0000.jsonl", queries.values())
     row = {"prompt": "prompt 2", "completions": [f"response 2.{k}" for k in (2, 0, 1)]}
     imported, found, (answer,) = load(row | {"ranks": [1, 2, 2]})
     assert imported.num_queries == 0 and len(found) == 5
@@ -121,8 +134,8 @@ def test_answers_to_queries_that_were_asked_here(load, tmp_path, queries):
 
 def test_a_query_of_the_same_texts_that_is_asked_later_changes_nothing(load, tmp_path):
     _, _, before = load(PAIR)
-    later = answers.Asked("r0000-q000", "p", (" bad", " good"))
-    answers.write_queries(tmp_path / "queries" / "round_0000.jsonl", [later])
+    later = Asked("r0000-q000", "p", (" bad", " good"))
+    write_queries(tmp_path / "queries" / "round_0000.jsonl", [later])
     imported, _, after = load(PAIR)
     assert imported.num_known == 1 and after == before
 
@@ -177,5 +190,6 @@ def test_an_import_that_was_interrupted_goes_on(load, tmp_path):
     load(PAIR, PAIR | {"prompt": "q"})
     path = tmp_path / "answers.jsonl"
     path.write_bytes(path.read_bytes()[:-9])
+    path.with_name("answers.jsonl.confirmed").unlink()  # it comes after the lines
     imported, _, found = load(PAIR, PAIR | {"prompt": "q"})
     assert imported == (0, 1, 1, ()) and len(found) == 2

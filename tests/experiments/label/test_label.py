@@ -3,11 +3,6 @@
 import dataclasses
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -15,70 +10,19 @@ import numpy as np
 import pytest
 
 from experiments.common.binary import UsageError
-from experiments.label import asking, loop, run
-from experiments.label.answers import current_answers, read_queries
-from experiments.label.config import Export, Import, Learn, Loop, Propose, check
-from experiments.label.folder import alone
+from experiments.common.locks import alone
+from experiments.label import asking, run
+from experiments.label.config import Accept, Export, Import, Learn, Propose, check
 from experiments.label.learn import learn, standing_answers
 from experiments.label.pool import draw_queries
-from experiments.label.project import Bench, open_project, save, utilities
+from experiments.label.project import open_project, utilities
 from experiments.label.propose import propose
+from experiments.label.queries import read_queries
 from experiments.label.writer import open_writer
 from shatter import data, documents, models
+from tests.experiments.label.projects import POOL, answer_all, as_loop, write
 
 ROOT = Path(__file__).resolve().parents[3]
-SIZES = {"num_members": 3, "num_steps": 4, "batch_size": 4, "max_length": 24, "lora_r": 2}
-
-
-@pytest.fixture(scope="module")
-def model_folder(make_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    make_model(folder, 2)
-    return folder
-
-
-def write(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-POOL = [
-    {"prompt": f"{'abcde'[n]} ", "completions": ["a", "bb", "ab c", "d" * (n + 1)]}
-    for n in range(5)
-]
-VOTES = [{"prompt": "", "completions": [f"a{x}", f"b{x}"], "votes": [3, 1]} for x in "abcdefgh"]
-
-
-@pytest.fixture
-def config(tmp_path: Path, model_folder: Path) -> Propose:
-    return Propose(
-        project=str(tmp_path / "project"),
-        pool=write(tmp_path / "pool.jsonl", POOL),
-        eval_files=(write(tmp_path / "held.jsonl", VOTES[:4]),),
-        model_name_or_path=str(model_folder),
-        num_queries=4,
-        num_candidates=40,
-        **SIZES,
-    )
-
-
-def as_loop(config: Propose, tmp_path: Path, **changes) -> Loop:
-    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(Propose)}
-    fields |= {"pool": write(tmp_path / "votes.jsonl", VOTES), "num_queries": 2, "num_rounds": 2}
-    return Loop(**{**fields, **changes})
-
-
-def answer_all(config: Propose, choose: Callable[[int], int | str] = lambda n: 0) -> int:
-    folder = Path(config.project)
-    with open_writer(folder / "answers.jsonl") as writer:
-        queries = read_queries(folder / "queries")
-        answered = {event.query_id for event in writer.events}
-        left = [query for name, query in queries.items() if name not in answered]
-        for n, query in enumerate(left):
-            order = range(len(query.completions))
-            event = asking.answer(query, choose(n), annotator="ann", order=order, seconds=1.0)
-            writer.append(event._replace(event_id=f"{query.query_id}-ann"))
-    return len(left)
 
 
 @pytest.mark.parametrize(
@@ -120,12 +64,16 @@ def test_learning_again_from_the_same_answers_changes_nothing(config: Propose):
     assert once.ensemble.history == twice.ensemble.history
 
 
-def test_members_that_went_astray_are_not_saved(config: Propose):
-    config = dataclasses.replace(config, learning_rate=1e38)
+def test_members_that_went_astray_are_not_saved(config: Propose, monkeypatch):
     propose(open_project(config), config)
     answer_all(config)
-    with pytest.raises(UsageError, match=r"not finite; nothing of .*project was saved"):
-        learn(open_project(config))
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.label.learn.utilities", lambda _, items: np.full(2, np.inf))
+        patch.setattr(
+            "experiments.label.learn.measure", lambda *_: {"answers": 0, "answers_sha256": ""}
+        )
+        with pytest.raises(UsageError, match=r"not finite; nothing of .*project was saved"):
+            learn(open_project(config))
     assert open_project(config).ensemble.number == 0
 
 
@@ -133,7 +81,7 @@ def test_a_batch_stays_until_somebody_has_answered(config: Propose):
     first = propose(open_project(config), config)
     again = propose(open_project(config), config)
     assert [q.query_id for q in again] == [q.query_id for q in first]
-    assert len(list((Path(config.project) / "queries").iterdir())) == 1
+    assert len(list((Path(config.project) / "queries").glob("*.jsonl"))) == 1
 
 
 def test_learning_is_warm_and_follows_the_answers(config: Propose):
@@ -240,180 +188,6 @@ def test_every_arm_and_three_responses(config: Propose, arm: str):
         assert query.prompt == POOL[query.prompt_id]["prompt"]
 
 
-def test_a_loop_with_recorded_votes_is_the_same_after_a_stop(config: Propose, tmp_path: Path):
-    whole = as_loop(config, tmp_path, project=str(tmp_path / "whole"), num_rounds=3)
-    found = loop.run(whole, lambda message, done: None)[0]
-    assert found.ensemble.history[-1]["answers"] == 6
-    halves = dataclasses.replace(whole, project=str(tmp_path / "halves"))
-    loop.run(dataclasses.replace(halves, num_rounds=1), lambda message, done: None)
-    # Killed after the proposal and one answer of the second round.
-    bench = open_project(halves)
-    batch = propose(bench, halves, recorded=True)
-    with open_writer(bench.folder / "answers.jsonl") as writer:
-        writer.append(loop._event(bench, halves, batch[0], None))
-    again = loop.run(halves, lambda message, done: None)[0]
-    params = [bench.ensemble.members.states.params for bench in (found, again)]
-    jax.tree.map(np.testing.assert_array_equal, *params)
-    answers = [current_answers(b.folder / "answers.jsonl") for b in (found, again)]
-    ids = [[(a.event_id, a.ranks) for a in some] for some in answers]
-    assert ids[0] == ids[1]
-    assert len(set(ids[0])) == 6
-
-
-def test_recorded_answers_are_the_recorded_ones(config: Propose, tmp_path: Path):
-    once = as_loop(config, tmp_path, num_queries=8, num_rounds=1, arm="random")
-    bench = loop.run(once, lambda message, done: None)[0]
-    with pytest.raises(UsageError, match="has 0 comparisons of 2 that were not asked"):
-        loop.run(dataclasses.replace(once, num_rounds=2), lambda message, done: None)
-    votes = bench.pool.rows[(0, 1)]
-    assert votes == {(1, 2): 3.0, (2, 1): 1.0}
-    rng = np.random.default_rng(0)
-    drawn = np.mean([loop._recorded(votes, rng) == (1, 2) for _ in range(4000)])
-    np.testing.assert_allclose(drawn, 0.75, atol=4 * np.sqrt(0.75 * 0.25 / 4000))
-
-
-@pytest.mark.parametrize(
-    "kind", ["heads", *(pytest.param(k, marks=pytest.mark.slow) for k in ("epinet", "adapters"))]
-)
-def test_seeds_side_by_side_are_seeds_in_turn(config: Propose, tmp_path: Path, kind: str):
-    def after(seeds_at_once: int) -> list[Bench]:
-        one = as_loop(
-            config,
-            tmp_path,
-            project=str(tmp_path / f"at_once{seeds_at_once}"),
-            ensemble=kind,
-            num_seeds=3,
-            seeds_at_once=seeds_at_once,
-        )
-        return loop.run(one, lambda message, done: None)
-
-    together, in_turn = after(2), after(1)
-    assert [bench.ensemble.number for bench in together] == [2, 2, 2]
-    # The same files and one table serve all seeds; the members are each seed's own.
-    assert len({id(bench.start.shared[1]) for bench in together}) == 1
-    assert len({id(bench.inputs) for bench in together}) == 1
-    found = [
-        [utilities(bench, np.arange(16)) for bench in benches] for benches in (together, in_turn)
-    ]
-    np.testing.assert_allclose(*found, atol=1e-4)  # Adam makes much of small gradients' rounding
-    assert np.abs(found[0][0] - found[0][1]).max() > 0.01
-    answers = [
-        [
-            (a.event_id, a.ranks)
-            for b in benches
-            for a in current_answers(b.folder / "answers.jsonl")
-        ]
-        for benches in (together, in_turn)
-    ]
-    assert answers[0] == answers[1]
-
-
-def test_seeds_side_by_side_are_the_same_after_a_stop(
-    config: Propose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    whole = as_loop(config, tmp_path, project=str(tmp_path / "whole"), num_seeds=2)
-    expected = loop.run(whole, lambda message, done: None)
-    halves = dataclasses.replace(whole, project=str(tmp_path / "halves"))
-    saved = []
-
-    def save_three(bench: Bench, *rest) -> Bench:  # two of the first round, one of the second
-        if len(saved) == 3:
-            raise KeyboardInterrupt
-        saved.append(bench.folder.name)
-        return save(bench, *rest)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("experiments.label.learn.save", save_three)
-        loop.run(halves, lambda message, done: None)
-    assert saved == ["seed0", "seed1", "seed0"]
-    rows = json.loads((tmp_path / "halves" / "seed0" / "summary.json").read_text())
-    assert rows["after"]["answers"] == 4  # what a killed loop has measured is on disk
-    found = loop.run(halves, lambda message, done: None)
-    for one, other in zip(expected, found, strict=True):
-        assert one.ensemble.number == other.ensemble.number == 2
-        states = [bench.ensemble.members.states for bench in (one, other)]
-        states = [state._replace(key=jax.random.key_data(state.key)) for state in states]
-        jax.tree.map(np.testing.assert_array_equal, *states)
-
-
-def test_a_seed_that_has_had_its_rounds_learns_nothing_more(config: Propose, tmp_path: Path):
-    two = as_loop(config, tmp_path, num_seeds=2, num_rounds=1)
-    folder = loop.run(two, lambda message, done: None)[0].folder
-    query, *_ = read_queries(folder / "queries").values()
-    with open_writer(folder / "answers.jsonl") as writer:
-        writer.append(asking.answer(query, 0, annotator="ann", order=range(2), seconds=1.0))
-    benches = loop.run(dataclasses.replace(two, num_seeds=3), lambda message, done: None)
-    assert [bench.ensemble.number for bench in benches] == [1, 1, 1]
-    benches = loop.run(dataclasses.replace(two, num_rounds=2), lambda message, done: None)
-    assert [bench.ensemble.number for bench in benches] == [2, 2]
-    assert [bench.ensemble.history[-1]["answers"] for bench in benches] == [5, 4]
-
-
-def test_seeds_side_by_side_take_comparisons_of_any_number(config: Propose, tmp_path: Path):
-    rows = [*VOTES[:4], {"prompt": "", "completions": ["ac", "bc", "cc"], "ranks": [1, 2, 3]}]
-    four = as_loop(config, tmp_path, num_seeds=4, num_rounds=1, arm="random")
-    four = dataclasses.replace(four, pool=write(tmp_path / "mixed.jsonl", rows))
-    benches = loop.run(four, lambda message, done: None)
-    sizes = [
-        max(len(query.completions) for query in read_queries(bench.folder / "queries").values())
-        for bench in benches
-    ]
-    assert {2, 3} == set(sizes)
-    assert [bench.ensemble.number for bench in benches] == [1] * 4
-
-
-def test_seeds_whose_candidates_differ_learn_in_turn(
-    config: Propose, tmp_path: Path, model_folder: Path
-):
-    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": text} for text in ("ab", "ch", "bad")])
-    two = as_loop(
-        config,
-        tmp_path,
-        pool=prompts,
-        rater="model",
-        rater_model=str(model_folder),
-        max_completion_length=4,
-        num_seeds=2,
-        num_rounds=1,
-    )
-    benches = loop.run(two, lambda message, done: None)
-    assert benches[0].pool.items != benches[1].pool.items
-    assert [len(bench.ensemble.history) for bench in benches] == [2, 2]
-
-
-def test_a_rater_model_and_two_seeds(config: Propose, tmp_path: Path, model_folder: Path):
-    two = as_loop(
-        config,
-        tmp_path,
-        rater="model",
-        rater_model=str(model_folder),
-        rater_scale=1000.0,
-        num_seeds=2,
-        pool=config.pool,
-        num_rounds=1,
-    )
-    run.experiment(two)
-    for seed in (0, 1):
-        folder = Path(two.project) / f"seed{seed}"
-        queries, answers = standing_answers(folder)
-        assert len(answers) == 2
-        loaded, params, tokenizer = models.load_pretrained(model_folder, dtype="float32")
-        for answer in answers:  # the scale is large: the likelier text is chosen
-            query = queries[answer.query_id]
-            means = []
-            for text in query.completions:
-                encoded, _ = data.encode_rows(
-                    [data.Row(query.prompt, (text,), (0,))], tokenizer, max_length=24
-                )
-                batch = data.collate(encoded, [0], length=24, num_slots=1)
-                logits = models.transformer(loaded).apply(
-                    params, batch.tokens[0], valid=batch.valid[0]
-                )
-                log_prob = documents.log_prob(logits, batch.tokens[0], batch.mask[0])
-                means.append(float(log_prob[0]) / batch.mask.sum())
-            assert np.argmax(means) == np.argmin(answer.ranks)
-
-
 def test_queries_are_drawn_from_all_that_can_be_asked(config: Propose, tmp_path: Path):
     bench = open_project(config)
     rng = np.random.default_rng(0)
@@ -484,6 +258,22 @@ def test_sampled_candidates_are_read_back_and_end_where_that_counts(
     assert max(len(text) for _, text in both.pool.items) == 7
 
 
+def test_candidates_follow_the_prompt_as_it_is_encoded(config: Propose, tmp_path: Path):
+    """Of a prompt that is too long: its BOS and its end, as many tokens as its encoding keeps."""
+    long = "abcdefgh" * 5
+    found = []
+    for name, text in (("long", long), ("short", long[-16:])):  # 24 - (6 and the end) - BOS
+        some = dataclasses.replace(
+            config,
+            project=str(tmp_path / name),
+            pool=write(tmp_path / f"{name}.jsonl", [{"prompt": text}]),
+            num_samples=3,
+            max_completion_length=6,
+        )
+        found.append([text for _, text in open_project(some).pool.items])
+    assert found[0] == found[1] and len(found[0]) == 3
+
+
 def test_held_out_files_may_come_later_and_stay(config: Propose):
     files, config = config.eval_files, dataclasses.replace(config, eval_files=())
     run.experiment(config)
@@ -496,21 +286,6 @@ def test_held_out_files_may_come_later_and_stay(config: Propose):
     summary = json.loads((Path(config.project) / "summary.json").read_text())
     assert "held/log_loss" in summary["after"]
     assert "held/log_loss" not in summary["before"]
-
-
-def test_a_loop_goes_on_after_an_import(config: Propose, tmp_path: Path):
-    once = as_loop(config, tmp_path, num_rounds=1)
-    loop.run(once, lambda message, done: None)
-    others = write(tmp_path / "others.jsonl", [{"prompt": "h", "chosen": "g", "rejected": "f f"}])
-    run.experiment(Import(file=others, project=once.project))
-    bench = loop.run(dataclasses.replace(once, num_rounds=2), lambda message, done: None)[0]
-    assert bench.ensemble.history[-1]["answers"] == 5
-
-
-def test_a_pool_that_says_nothing_has_no_recorded_answers(config: Propose, tmp_path: Path):
-    silent = as_loop(config, tmp_path, pool=config.pool)
-    with pytest.raises(UsageError, match="has no answers"):
-        loop.run(silent, lambda message, done: None)
 
 
 def test_other_flags_or_other_members_make_another_batch(config: Propose):
@@ -554,9 +329,11 @@ def test_paths_are_known_from_another_folder(
 
 def test_one_process_at_a_time_and_leftovers_of_a_killed_one(config: Propose):
     folder = Path(config.project)
-    with alone(config.project), pytest.raises(UsageError, match=f"process {os.getpid()} works"):
+    with (
+        alone(config.project, "--project"),
+        pytest.raises(UsageError, match=f"process {os.getpid()} works"),
+    ):
         run.experiment(config)
-    folder.mkdir()
     (folder / "config.json.tmp").write_text("{")  # killed while it was written
     run.experiment(config)
     (folder / "paths.json").unlink()
@@ -590,7 +367,7 @@ def test_bad_flags(config: Propose, tmp_path: Path):
         ({"pool": ""}, "--pool"),
         ({"num_members": 1}, "--num_members must be at least 2"),
         ({"num_candidates": 2}, "--num_candidates must be at least --num_queries"),
-        ({"prior_scale": float("nan")}, "--prior_scale must be positive"),
+        ({"prior_scale": float("nan")}, "--prior_scale must be"),
     ):
         with pytest.raises(UsageError, match=message):
             check(dataclasses.replace(config, **changes))
@@ -645,32 +422,6 @@ def test_an_answer_to_an_unknown_query(config: Propose):
     answer_all(config)
     answers = Path(config.project) / "answers.jsonl"
     answers.write_text(answers.read_text().replace("r0000-q002", "r0009-q002"))
+    run.experiment(Accept(project=config.project))
     with pytest.raises(UsageError, match=r"answers.jsonl:3.*r0009-q002"):
         run.experiment(Learn(project=config.project))
-
-
-@pytest.mark.slow
-def test_a_loop_killed_at_any_moment_ends_the_same(config: Propose, tmp_path: Path):
-    whole = as_loop(config, tmp_path, project=str(tmp_path / "whole"), num_rounds=4)
-    expected = loop.run(whole, lambda message, done: None)[0]
-    flags = [
-        f"--{name}={value}"
-        for name, value in dataclasses.asdict(whole).items()
-        if isinstance(value, str | int | float) and not isinstance(value, bool)
-    ]
-    killed = tmp_path / "killed"
-    flags = [flag for flag in flags if not flag.startswith(("--project", "--data_dir"))]
-    flags += [f"--project={killed}", "--eval_files", *whole.eval_files]
-    flags += ["--lora_target_modules", *whole.lora_target_modules]
-    command = [sys.executable, "-m", "experiments.label.run", "loop", *flags]
-    for seconds in (6, 7, 8, 9, 10, 12):
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-        time.sleep(seconds)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    found = open_project(dataclasses.replace(whole, project=str(killed)))
-    params = [bench.ensemble.members.states.params for bench in (expected, found)]
-    jax.tree.map(np.testing.assert_array_equal, *params)
-    ids = [answer.event_id for answer in current_answers(killed / "answers.jsonl")]
-    assert len(ids) == len(set(ids)) == 8

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from experiments.common.binary import UsageError
 from experiments.label import answers, asking, terminal
+from experiments.label.queries import Asked, write_queries
 from experiments.label.writer import open_writer
 
 IDS = [f"r0000-q{n:03}" for n in range(5)]
@@ -145,7 +146,7 @@ def test_conversations_long_texts_and_control_characters(session):
     )
     responses = ("\x1b[2Jred\x07\r\nalert\u202e", "two\tthree\x9b0m")
     turns = tuple(({"role": "assistant", "content": text},) for text in responses)
-    query = answers.Asked("q", prompt, turns)
+    query = Asked("q", prompt, turns)
     shown = session([], asked={"q": query}, width=130)[1]
     for text in ("system", "user", "assistant", "[bold]brief[/bold]", "␛[2Jred␇", "alert\ufffd"):
         assert text in shown
@@ -156,7 +157,7 @@ def test_conversations_long_texts_and_control_characters(session):
 
 
 def test_more_responses_than_keys(session):
-    many = answers.Asked("q", "p", tuple(f"r{k}" for k in range(10)), source="q.jsonl:1")
+    many = Asked("q", "p", tuple(f"r{k}" for k in range(10)), source="q.jsonl:1")
     with pytest.raises(UsageError, match=r"q.jsonl:1: .* at most 9 responses, found 10: .*--web"):
         session([], asked={"q": many})
 
@@ -172,10 +173,11 @@ def test_lines_when_there_is_no_terminal(monkeypatch):
 PROGRAM = """
 import sys
 from experiments.common.progress import open_console
-from experiments.label import answers, terminal
+from experiments.label import terminal
+from experiments.label.queries import read_queries
 from experiments.label.writer import open_writer
 with open_writer(sys.argv[2]) as file, terminal.open_keys() as read_key:
-    terminal.answer_in_terminal(answers.read_queries(sys.argv[1]), file, annotator="Ann", seed=3,
+    terminal.answer_in_terminal(read_queries(sys.argv[1]), file, annotator="Ann", seed=3,
                                 console=open_console(), read_key=read_key)
 """
 
@@ -221,7 +223,7 @@ class Terminal:
 def test_killed_and_resumed_in_a_terminal(tmp_path, queries):
     """No answer is lost or doubled, and the terminal is as it was."""
     asked, path = tmp_path / "round_0000.jsonl", tmp_path / "answers.jsonl"
-    answers.write_queries(asked, queries.values())
+    write_queries(asked, queries.values())
     killed = Terminal(asked, path)
     killed.wait_for("prompt 0")
     killed.wait_for("q = quit")

@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ pytest.importorskip("flask", reason="the page needs flask: pip install 'shatter[
 
 from experiments.common.binary import UsageError
 from experiments.label import answers, asking, web
+from experiments.label.queries import Asked
 from experiments.label.writer import open_writer
 
 IDS = [f"r0000-q{n:03}" for n in range(5)]
@@ -47,9 +49,22 @@ def ask(app):
 
 
 def choice(number, chosen, query_id=IDS[0], annotator="Ann", **more):
-    more = {"seconds": 1.5} | more
+    more = {"seconds": 1.5, "digest": digest_of(query_id, annotator.strip())} | more
     posted = {"annotator": annotator, "query_id": query_id, "event_id": f"e{number}"}
     return posted | {"choice": chosen} | more
+
+
+def digest_of(query_id, annotator, seed=3):
+    """Of what the page shows, computed here."""
+    n = int(query_id[-3:])
+    texts = tuple(f"response {n}.{k}" for k in range(3 if n == 2 else 2))
+    order = asking.display_order(Asked(query_id, "", texts), annotator=annotator, seed=seed)
+    shown = json.dumps([f"prompt {n}", [texts[k] for k in order]])
+    return hashlib.sha256(shown.encode()).hexdigest()
+
+
+def undo(name, undoes):
+    return {"annotator": "Ann", "event_id": name, "undoes": undoes}
 
 
 def standing(ask, annotator="Ann"):
@@ -63,10 +78,12 @@ def test_standing_shows_responses_in_the_order_of_the_terminal(ask, queries):
     order = asking.display_order(queries[IDS[0]], annotator="Ann", seed=3)
     assert found["query"] == {
         "query_id": IDS[0],
+        "digest": digest_of(IDS[0], "Ann"),
         "prompt": [["", "prompt 0"]],
         "responses": [[["", f"response 0.{k}"]] for k in order],
     }
-    assert [found[name] for name in ("answered", "skipped", "queries", "can_undo")] == [0, 0, 5, 0]
+    assert [found[name] for name in ("answered", "skipped", "queries")] == [0, 0, 5]
+    assert found["undoes"] is None
 
 
 def test_choices_are_on_the_disk_when_the_next_query_comes(ask, file, queries):
@@ -75,7 +92,7 @@ def test_choices_are_on_the_disk_when_the_next_query_comes(ask, file, queries):
         assert status == 200
         assert (found["query"] or {"query_id": None})["query_id"] == [*IDS, None][n + 1]
         assert len(answers.read_events(file.path)) == n + 1
-    assert (found["answered"], found["skipped"], found["can_undo"]) == (4, 1, True)
+    assert (found["answered"], found["skipped"], found["undoes"]) == (4, 1, "e4")
     events = answers.read_events(file.path)
     orders = [asking.display_order(query, annotator="Ann", seed=3) for query in queries.values()]
     for event, chosen, order in zip(events, [1, "tie", 2, "skip", 0], orders, strict=True):
@@ -92,8 +109,8 @@ def test_the_same_event_id_is_recorded_once(ask, file):
     status, found = ask("/api/answer", choice(0, 0))
     assert status == 409 and "'e0' already" in found["error"]
     for _ in range(2):
-        status, found = ask("/api/undo", {"annotator": "Ann", "event_id": "u"})
-        assert status == 200 and found["query"]["query_id"] == IDS[0] and not found["can_undo"]
+        status, found = ask("/api/undo", undo("u", "e0"))
+        assert status == 200 and found["query"]["query_id"] == IDS[0] and not found["undoes"]
     assert [event.event for event in answers.read_events(file.path)] == ["answer", "undo"]
 
 
@@ -101,11 +118,13 @@ def test_undo_sent_twice_undoes_one(ask, file):
     ask("/api/answer", choice(0, 1))
     ask("/api/answer", choice(1, 1, IDS[1]))
     for _ in range(2):
-        found = ask("/api/undo", {"annotator": "Ann", "event_id": "u"})[1]
+        found = ask("/api/undo", undo("u", "e1"))[1]
         assert (found["query"]["query_id"], found["answered"]) == (IDS[1], 1)
-    found = ask("/api/undo", {"annotator": "Ann", "event_id": "v"})[1]
+    found = ask("/api/undo", undo("v", "e0"))[1]
     assert found["query"]["query_id"] == IDS[0]
-    assert ask("/api/undo", {"annotator": "Ann", "event_id": "w"}) == (200, found)
+    for undoes in ("e0", "e1", "e9"):  # of another tab, or another project's page
+        status, found = ask("/api/undo", undo("w", undoes))
+        assert status == 409 and "is not your last answer here" in found["error"]
     assert len(answers.read_events(file.path)) == 4
 
 
@@ -114,7 +133,7 @@ def test_everybody_has_their_own_progress(ask, file):
     ask("/api/answer", choice(1, 1, annotator=" Bo "))
     ask("/api/answer", choice(2, "skip", IDS[1], annotator="Bo"))
     assert (standing(ask)["answered"], standing(ask, "Bo")["skipped"]) == (1, 1)
-    ask("/api/undo", {"annotator": "Ann", "event_id": "u"})
+    ask("/api/undo", undo("u", "e0"))
     assert standing(ask)["answered"] == 0 and standing(ask, "Bo")["answered"] == 1
     (answer,) = answers.current_answers(file.path)
     assert answer.annotator == "Bo"
@@ -163,9 +182,13 @@ def test_a_full_disk_is_507_and_can_be_tried_again(ask, file, monkeypatch):
         ({"annotator": "  "}, "annotator: expected a text"),
         ({"annotator": "a\nb"}, "1 to 64 printable characters"),
         ({"annotator": "\ud800"}, "1 to 64 printable characters"),
-        ({"event_id": None}, "event_id: expected a text, found 'None'"),
-        ({"event_id": " "}, "event_id: expected a text"),
-        ({"query_id": "other"}, "no query 'other' is asked here: reload"),
+        ({"event_id": None}, "event_id: expected 1 to 128 letters, digits"),
+        ({"event_id": " "}, "event_id: expected 1 to 128 letters"),
+        ({"event_id": "\ud800"}, "event_id: expected 1 to 128 letters"),
+        ({"event_id": "a/b"}, "event_id: expected 1 to 128 letters"),
+        ({"event_id": "-a"}, "event_id: expected 1 to 128 letters"),
+        ({"event_id": "e" * 129}, "event_id: expected 1 to 128 letters"),
+        ({"query_id": ["q"]}, "query_id: expected a text"),
         ({"choice": 2}, "choice: expected a number from 0 to 1, tie or skip, found '2'"),
         ({"choice": -1}, "choice: expected a number"),
         ({"choice": True}, "choice: expected a number"),
@@ -180,8 +203,69 @@ def test_bad_requests_record_nothing(ask, file, change, message):
     assert file.path.read_bytes() == b""
 
 
-def test_odd_names_and_ids_are_read_back(ask, file):
-    ask("/api/answer", choice("\ud800 \u2028\n", 1, annotator="Zoë 🦊"))
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"query_id": "other"},  # another project's page
+        {"query_id": "\ud800"},
+        {"query_id": IDS[1]},  # the same project, another round
+        {"digest": None},
+        {"digest": 7},
+        {"digest": digest_of(IDS[0], "Ann", seed=7)},  # the same texts in another order
+        {"annotator": "E"},  # who is shown another order
+    ],
+)
+def test_a_page_that_shows_something_else_records_nothing(ask, file, change):
+    assert digest_of(IDS[0], "E") != digest_of(IDS[0], "Ann") != digest_of(IDS[0], "Ann", seed=7)
+    status, found = ask("/api/answer", choice(0, 1) | change)
+    assert status == 409 and "showed something else than what is asked here" in found["error"]
+    assert file.path.read_bytes() == b""
+
+
+def test_one_answer_a_query_and_annotator_in_however_many_tabs(ask, file):
+    assert ask("/api/answer", choice("tab1", 0))[0] == 200
+    for chosen in (0, 1, "tie", "skip"):
+        status, found = ask("/api/answer", choice(f"tab2-{chosen}", chosen))
+        assert status == 409 and "'Ann' has answered or skipped query" in found["error"]
+    assert ask("/api/answer", choice("bo", 1, annotator="Bo"))[0] == 200
+    assert ask("/api/answer", choice("s1", "skip", IDS[1]))[0] == 200
+    assert ask("/api/answer", choice("s2", 0, IDS[1]))[0] == 409
+    assert ask("/api/undo", undo("u1", "es1"))[0] == 200
+    assert ask("/api/answer", choice("s3", 0, IDS[1]))[0] == 200
+    found = [(one.annotator, one.event_id) for one in answers.current_answers(file.path)]
+    assert found == [("Ann", "etab1"), ("Bo", "ebo"), ("Ann", "es3")]
+
+
+def test_answers_know_the_texts_they_are_about(ask, file, queries):
+    ask("/api/answer", choice(0, 0))
+    (answer,) = answers.current_answers(file.path)
+    answers.check_known([answer], queries)
+    other = queries | {IDS[0]: queries[IDS[0]]._replace(prompt="another")}
+    with pytest.raises(UsageError, match=r"answers.jsonl:1: texts: expected an answer about"):
+        answers.check_known([answer], other)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"[" * 60_000, 400),
+        (b'{"annotator": ' * 4_000, 400),
+        (b'{"seconds": ' + b"9" * 5_000 + b"}", 400),
+        (b" " * (web.MAX_BODY + 1), 413),
+        (json.dumps(choice(0, 1, annotator="A" * web.MAX_BODY)).encode(), 413),
+        (b"\xff\xfe", 400),
+    ],
+)
+def test_bodies_that_are_too_large_or_too_deep(app, file, body, status):
+    response = app.test_client().post(
+        "/api/answer", data=body, content_type="application/json", base_url=ADDRESS
+    )
+    assert response.status_code == status and response.get_json()["error"]
+    assert file.path.read_bytes() == b""
+
+
+def test_odd_names_are_read_back(ask, file):
+    ask("/api/answer", choice(0, 1, annotator="Zoë 🦊"))
     (answer,) = answers.current_answers(file.path)
     assert answer.annotator == "Zoë 🦊"
 
