@@ -79,7 +79,7 @@ def main(config_class: type[Config], experiment: Callable[[Config], None]) -> No
 
 
 def full_disk(error: BaseException) -> str | None:
-    """What a full disk had to say, if that is why an error arose.
+    """Returns what the system said if an error arose because a disk is full.
 
     Libraries that write files in their own way wrap the system's words into errors of their own,
     so that the words have to be looked for.

@@ -51,7 +51,9 @@ def verify(path: Path) -> None:
         if name not in found:
             raise UsageError(f"{root / name} is missing: {sums.name} has its checksum")
         if name not in known:
-            raise UsageError(f"{root / name} was not saved with the rest: {sums.name} has it not")
+            raise UsageError(
+                f"{root / name} was not saved with the rest: {sums.name} does not list it"
+            )
         try:
             digest = _digest(found[name])
         except OSError as error:

@@ -23,7 +23,7 @@ from experiments.common.run_folder import (
 )
 
 SOFTWARE = "software.json"
-"""The file of a checkpoint that says what computed it."""
+"""The file of a checkpoint that says what computed it, and the checkpoint's name."""
 
 
 class Chunk(NamedTuple):
@@ -148,8 +148,8 @@ def software() -> dict[str, Any]:
 
 
 def seal_checkpoint(folder: Path) -> None:
-    """Adds to a checkpoint what it was computed with, and checksums of all its files."""
-    write_json(folder / SOFTWARE, software())
+    """Adds to a checkpoint its name, what it was computed with, and checksums of all its files."""
+    write_json(folder / SOFTWARE, {"name": folder.name, **software()})
     checksums.seal(folder)
 
 
@@ -179,7 +179,7 @@ def assert_same_software(folder: Path) -> None:
 
 
 def newest_sound_step(manager: ocp.CheckpointManager, folder: Path) -> int:
-    """The newest checkpoint that is as it was saved; those after it are deleted, and said.
+    """Returns the newest checkpoint that is as it was saved; those after it are deleted, and said.
 
     Args:
       manager: of the checkpoints.
@@ -195,6 +195,7 @@ def newest_sound_step(manager: ocp.CheckpointManager, folder: Path) -> int:
     for step in steps:
         try:
             checksums.verify(folder / str(step))
+            _assert_not_renamed(folder / str(step))
         except UsageError as error:
             if step == steps[-1]:
                 raise UsageError(
@@ -205,6 +206,13 @@ def newest_sound_step(manager: ocp.CheckpointManager, folder: Path) -> int:
         else:
             return step
     return 0
+
+
+def _assert_not_renamed(folder: Path) -> None:
+    file = folder / SOFTWARE
+    name = read_json(file).get("name", folder.name) if file.is_file() else folder.name
+    if name != folder.name:
+        raise UsageError(f"the checkpoint {folder} is the one that was saved as {name}, renamed")
 
 
 @cache

@@ -66,7 +66,8 @@ def load_frozen(
             folder, dtype="float32", revision=revision
         )
     except (OSError, ImportError, ValueError) as error:
-        raise UsageError(f"--model_name_or_path={name}: {error}") from error
+        at = "" if revision is None else f" --model_revision={revision}"
+        raise UsageError(f"--model_name_or_path={name}{at}: {error}") from error
     if tokenizer is None:
         raise UsageError(
             f"{folder} has no tokenizer.json: put that of the model beside its config.json"
@@ -80,7 +81,7 @@ def model_folder(name: str, data_dir: str | None = None) -> str:
     """The folder that `--model_name_or_path` means, or the name on the hub as it is.
 
     Raises:
-      DataError: if it is "stories260k" and the data folder has it not.
+      DataError: if it is "stories260k", which the data folder lacks.
     """
     if name != "stories260k" or Path(name).exists():
         return name

@@ -98,8 +98,8 @@ def begin_or_resume(
     ]
     if differing:
         raise UsageError(
-            f"{folder} holds a run with another config ({'; '.join(differing)}): choose another "
-            f"{flag}, or give the same flags to resume it"
+            f"{folder} holds a run with another config ({'; '.join(differing)}; found in {file}): "
+            f"choose another {flag}, or give the same flags to resume it"
         )
     return folder
 

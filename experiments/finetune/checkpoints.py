@@ -52,7 +52,7 @@ def save(
       loop: what else a resumed run needs, as JSON.
       log: the metrics.
     """
-    loop = loop | {"rows": len(log.rows), "metrics": log.digest()}
+    loop = loop | {"step": step, "rows": len(log.rows), "metrics": log.digest()}
     args = {"state": ocp.args.StandardSave(state), "loop": ocp.args.JsonSave(loop)}
     manager.save(step, args=ocp.args.Composite(**args))
     checksums.seal(_path(manager, step))
@@ -95,6 +95,11 @@ def resume(
         except _OtherFacts:
             raise
         except UsageError as error:
+            if config.resume_from_checkpoint != "auto":
+                raise UsageError(
+                    f"{error}. Leave out --resume_from_checkpoint to go on from the newest that is "
+                    "as it was saved"
+                ) from error
             if step == steps[-1]:
                 raise UsageError(
                     f"{error}. There is no other checkpoint to go on from: delete "
@@ -123,6 +128,8 @@ def _restore(manager: ocp.CheckpointManager, step: int, state: Any, facts: dict[
     checksums.verify(path)
     try:
         loop = manager.restore(step, args=ocp.args.Composite(loop=ocp.args.JsonRestore()))["loop"]
+        if loop["step"] != step:
+            raise UsageError(f"the checkpoint {path} is that of step {loop['step']}, renamed")
         _assert_same(path, loop["facts"], facts)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))

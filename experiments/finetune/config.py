@@ -124,7 +124,7 @@ class Config:
     """Comparisons at a time in evaluation."""
 
     gradient_accumulation_steps: int = 1
-    """Batches a step of the optimiser."""
+    """Batches a step of the optimiser; the last step of the run may have fewer."""
 
     num_train_epochs: float = 1.0
     """Passes over the data; may be a fraction."""
@@ -180,7 +180,7 @@ class Config:
     """Steps between checkpoints."""
 
     save_total_limit: int = 2
-    """How many checkpoints are kept; with two, the one before is there where one is damaged."""
+    """How many checkpoints are kept; with two, a run can go on from the other if one is damaged."""
 
     resume_from_checkpoint: Literal["auto", "never"] | int = "auto"
     """auto: from the newest checkpoint in --output_dir, if there is one. never: refuse a folder
@@ -244,6 +244,7 @@ def check(config: Config) -> None:
     Raises:
       UsageError: with the flag's name, what was expected and what was found.
     """
+    binary.check_texts(config)
     binary.check_ranges(config, RANGES)
     if config.template_date is not None:
         binary.date("template_date", config.template_date)

@@ -112,42 +112,43 @@ class Log:
           digest: sha256 of these rows when they were written; None = unknown.
 
         Raises:
-          UsageError: naming the file, and the line if there are fewer or a row is damaged.
+          UsageError: naming the file, if it cannot be read, has fewer rows or a damaged one.
         """
-        mend = "go on from an older checkpoint, or begin again in another folder"
-        content = self._path.read_bytes() if num_rows and self._path.exists() else b""
+        try:
+            content = self._path.read_bytes() if num_rows and self._path.exists() else b""
+        except OSError as error:
+            raise UsageError(f"{self._path} cannot be read: {error.strerror}") from error
         lines = content.splitlines(keepends=True)[:num_rows]
         if len(lines) < num_rows:
             raise UsageError(
-                f"{self._path} has {len(lines)} rows and its checkpoint was made after {num_rows}: "
-                f"{mend}"
+                f"{self._path} has {len(lines)} rows and the checkpoint was made after {num_rows}"
             )
-        rows = [self._read(number, line, mend) for number, line in enumerate(lines, start=1)]
+        rows = [self._read(number, line) for number, line in enumerate(lines, start=1)]
         found = hashlib.sha256(b"".join(lines)).hexdigest()
         if digest is not None and found != digest:
             raise UsageError(
                 f"{self._path} is damaged: the sha256 of its first {num_rows} rows was {digest} "
-                f"when they were written, and is {found}: {mend}"
+                f"when they were written, and is {found}"
             )
         with run_folder.replaced(self._path) as file:
             file.write(b"".join(lines))
         self._lines, self.rows = lines, rows
 
-    def _read(self, number: int, line: bytes, mend: str) -> Record:
+    def _read(self, number: int, line: bytes) -> Record:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UsageError(f"{self._path}:{number} is damaged ({error}): {mend}") from error
+            raise UsageError(f"{self._path}:{number} is damaged ({error})") from error
         if not isinstance(row, dict) or not {"step", "epoch"} <= row.keys():
             raise UsageError(
                 f"{self._path}:{number} is damaged: expected an object with step and epoch, found "
-                f"{line[:40]!r}: {mend}"
+                f"{line[:40]!r}"
             )
         for name, value in row.items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise UsageError(
                     f"{self._path}:{number} is damaged: expected a number for {name}, found "
-                    f"{value!r}: {mend}"
+                    f"{value!r}"
                 )
         return row
 

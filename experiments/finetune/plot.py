@@ -26,10 +26,13 @@ def draw(config: Config, history: Sequence[Record], path: Path) -> None:
     held_out = [row for row in history if is_evaluation(row)]
     files = sorted({name.split("/")[0] for row in held_out for name in row if "/" in name})
     _curves(axes[0, 0], training, {"loss": "training"})
-    _curves(axes[0, 0], held_out, {f"{f}/log_loss": f"{f}: choice log-loss" for f in files}, "o--")
+    for kind in ("", "ranking_"):
+        losses = {f"{f}/{kind}log_loss": f"{f}: {kind or 'choice '}log-loss" for f in files}
+        shares = {f"{f}/{kind}accuracy": f"{f} {kind.strip('_')}" for f in files}
+        _curves(axes[0, 0], held_out, losses, "o--")
+        _curves(axes[0, 1], held_out, shares, "o--")
     axes[0, 0].set_ylabel(f"nats a comparison ({config.objective})")
     _curves(axes[0, 1], training, {"rewards/accuracies": "training"})
-    _curves(axes[0, 1], held_out, {f"{f}/accuracy": f for f in files}, "o--")
     axes[0, 1].axhline(0.5, color="0.7", linewidth=0.8)
     axes[0, 1].set_ylabel("share of comparisons ordered right")
     if config.objective == "reward_model":

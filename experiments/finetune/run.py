@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import binary, run_folder
+from experiments.common import binary, checksums, run_folder
 from experiments.common.binary import UsageError
 from experiments.common.frozen import weights_hash
 from experiments.common.progress import open_console, progress_bar
@@ -126,25 +126,22 @@ def _run(
     }
     plot.draw(config, result.history, folder / "finetune.png")
     run_folder.write_json(done, summary)
+    checksums.seal(done)
     run_folder.remove_folder(folder / "checkpoints")
     return summary
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
-    """The summary of a complete run, with everything that is printed of it."""
+    """Returns the summary of a complete run, as it was written."""
     summary = run_folder.read_json(path)
-    evaluations = [summary.get("before"), summary.get("after")]
-    numbers = [summary.get(name) for name in ("steps", "seconds", "tokens_per_second")]
-    numbers += [n for row in evaluations if isinstance(row, dict) for n in row.values()]
-    if (
-        not all(isinstance(row, dict) for row in evaluations)
-        or evaluations[0].keys() != evaluations[1].keys()
-        or not all(isinstance(n, int | float) for n in numbers)
-    ):
+    if not checksums.is_sealed(path):  # the process was killed before it sealed the file
+        checksums.seal(path)
+    try:
+        checksums.verify(path)
+    except UsageError as error:
         raise UsageError(
-            f"{path} is damaged (expected evaluations before and after of the same measures, "
-            "steps, seconds and tokens_per_second): delete it, and the run makes it anew"
-        )
+            f"{error}: delete {path} and {path.name}.sha256, and the run makes them anew"
+        ) from error
     return summary
 
 
@@ -186,8 +183,9 @@ def describe(config: Config, task: Task, console: Console) -> None:
         numbers = (*counts, int(np.median(lengths)), max(lengths))
         table.add_row(name, *(f"{number:,}" for number in numbers))
     console.print(table)
-    for problem in task.train.report.problems[:5]:
-        console.print(f"bad row: {problem}")
+    for split in _splits(task).values():
+        for problem in split.report.problems[:5]:
+            console.print(f"bad row: {problem}")
     first = task.train.encoded[0]
     console.print("\nThe first comparison, token by token; [brackets] are what the loss counts:")
     skipped = first.skipped or (0,) * len(first.completions)

@@ -70,13 +70,14 @@ def _held_out_plan(config: Config, encoded: Sequence[data.Encoded]) -> Plan:
 
 
 def held_out_scores(encoded: Sequence[data.Encoded], utilities: np.ndarray) -> dict[str, float]:
-    """Judges utilities by held-out comparisons; `baselines.score` where all of them are pairs.
+    """Judges utilities by held-out comparisons, each kind of row by measures of its own.
 
-    Rows of which fewer than two completions were shown compare nothing and are left out. Of
-    rankings: log_loss is the mean of -log of their Plackett-Luce probability, nats a ranking
-    (ties are unresolved orders); accuracy the share of their strictly ordered pairs that the
-    utilities order so, equal ones counting one half; share_kl the mean of KL(shares of the votes ||
-    model) over comparisons with votes, nats. A mean over nothing is absent.
+    Rows of two completions are pairs, which `baselines.score` judges. Of rows of more,
+    ranking_log_loss is the mean of -log of their Plackett-Luce probability, nats a ranking (ties
+    are unresolved orders); ranking_accuracy the share of their strictly ordered pairs that the
+    utilities order so, equal ones counting one half; ranking_share_kl the mean of KL(shares of the
+    votes || model) over comparisons with votes, nats. A mean over nothing is absent. Rows of which
+    fewer than two completions were shown compare nothing and are left out.
 
     Args:
       encoded: the rows.
@@ -86,28 +87,32 @@ def held_out_scores(encoded: Sequence[data.Encoded], utilities: np.ndarray) -> d
       Measures by name.
     """
     compared = [n for n, row in enumerate(encoded) if sum(rank >= 0 for rank in row.ranks) > 1]
-    if not compared:
-        return {}
-    encoded = [encoded[n] for n in compared]
-    utilities = utilities[compared, : _num_slots(encoded)]
-    if utilities.shape[1] == 2:
-        return baselines.score([row.row for row in encoded], utilities)
+    pairs = [n for n in compared if len(encoded[n].completions) == 2]
+    rankings = [n for n in compared if len(encoded[n].completions) > 2]
+    found = {}
+    if pairs:
+        found = baselines.score([encoded[n].row for n in pairs], utilities[pairs, :2])
+    if rankings:
+        measures = _ranking_scores([encoded[n] for n in rankings], utilities[rankings])
+        found |= {f"ranking_{name}": value for name, value in measures.items()}
+    return found
+
+
+def _ranking_scores(encoded: Sequence[data.Encoded], utilities: np.ndarray) -> dict[str, float]:
     ranks, weight = _ranks(encoded), np.asarray([row.weight for row in encoded])
+    utilities = utilities[:, : ranks.shape[1]]
     each = np.asarray(losses.ilhf_ranking_loss(jnp.asarray(utilities), jnp.asarray(ranks)))
     shown = ranks >= 0
     ordered = (ranks[:, :, None] < ranks[:, None, :]) & shown[:, :, None] & shown[:, None, :]
     is_right = 0.5 + 0.5 * np.sign(utilities[:, :, None] - utilities[:, None, :])
     num_ordered = ordered.sum(axis=(1, 2))
-    found = baselines.means(
+    voted = {row.row.source: n for n, row in enumerate(encoded) if _num_votes(row) > 0}
+    share_kl = [_share_kl(encoded[n], utilities[n]) for n in voted.values()]
+    return baselines.means(
         log_loss=(weight @ np.where(num_ordered > 0, each, 0.0), weight @ (num_ordered > 0)),
         accuracy=(weight @ (ordered * is_right).sum(axis=(1, 2)), weight @ num_ordered),
+        share_kl=(sum(share_kl), len(share_kl)),
     )
-    voted = {row.row.source: n for n, row in enumerate(encoded) if _num_votes(row) > 0}
-    if voted:
-        found["share_kl"] = float(
-            np.mean([_share_kl(encoded[n], utilities[n]) for n in voted.values()])
-        )
-    return found
 
 
 def demonstration_scores(

@@ -111,8 +111,10 @@ def _shares(
         order = np.argsort(laws["people (judges)"][p, : len(options)])[-12:]
         for i, (label, table) in enumerate(laws.items()):
             axis.barh(np.arange(len(order)) - 0.28 * (i - 1), table[p, order], 0.26, label=label)
-        axis.set_yticks(range(len(order)), [_two_lines(options[k]) for k in order])
-        axis.set_title(textwrap.fill(textwrap.shorten(population.prompts[p], 110), 26), fontsize=8)
+        text = {"parse_math": False}  # prices are no formulas
+        axis.set_yticks(range(len(order)), [_two_lines(options[k]) for k in order], **text)
+        title = textwrap.fill(textwrap.shorten(population.prompts[p], 110), 26)
+        axis.set_title(title, fontsize=8, **text)
         axis.tick_params(labelsize=7)
     bottom.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 

@@ -99,6 +99,11 @@ def _ask(
     if len(source) > MAX_SOURCE:
         found = f"it has {len(source)} characters, at most {MAX_SOURCE} are expected"
         raise TemplateError(found, compiled=False)
+    try:
+        source.encode()
+    except UnicodeEncodeError as error:
+        found = f"half a surrogate pair at character {error.start}"
+        raise TemplateError(found, compiled=False) from error
     request = {"source": source, "variables": variables, "now": now and now.isoformat()}
     try:
         line = json.dumps(request, default=str).encode() + b"\n"

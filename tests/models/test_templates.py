@@ -161,6 +161,7 @@ DEEP = 30000
         "{{ 'a' | no_such_filter }}",
         "{{ 'a' | random }}",
         "{% endraw %}",
+        "half \ud83d",
         "a" * (templates.MAX_SOURCE + 1),
         "\ud800{{",
     ],

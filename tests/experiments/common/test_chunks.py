@@ -136,6 +136,20 @@ def test_a_flipped_bit_is_named_and_the_checkpoint_before_is_used(tmp_path, capl
         np.testing.assert_array_equal(whole[name], resumed[name])
 
 
+def test_a_renamed_checkpoint_is_not_gone_on_from(tmp_path, caplog):
+    """Rounds that were never run would else be zeros in the result."""
+    plan = chunks.equal_chunks(8, 2, 2)
+    whole = chunks.run_seeds(walk(), keys(), tmp_path / "whole", plan)
+    with pytest.raises(Killed):
+        chunks.run_seeds(walk(), keys(), tmp_path / "killed", plan, progress=killer(4))
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    (checkpoints / "4").rename(checkpoints / "60")
+    resumed = chunks.run_seeds(walk(), keys(), tmp_path / "killed", plan)
+    assert "checkpoints/60 is the one that was saved as 4, renamed" in caplog.text
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], resumed[name])
+
+
 def test_where_no_checkpoint_is_sound_the_way_on_is_said(tmp_path):
     plan = chunks.equal_chunks(4, 2, 2)
     with pytest.raises(Killed):

@@ -32,7 +32,7 @@ def test_a_folder_is_made_and_opened_again_with_the_same_config(tmp_path):
 
 def test_another_config_is_refused_with_both_values(tmp_path):
     opened(tmp_path)
-    with pytest.raises(UsageError, match=r"num_seeds: found 3, wanted 5.*another --run_dir"):
+    with pytest.raises(UsageError, match=r"num_seeds: found 3, wanted 5; found in .*config\.json"):
         opened(tmp_path, Config(num_seeds=5))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from experiments.common import checksums, run_folder
 from experiments.common.binary import UsageError
 from experiments.common.locks import alone
 from experiments.common.progress import open_console
@@ -198,32 +199,23 @@ def test_a_recorded_date_that_is_none_is_named_with_its_file(config, found):
         load_task(config)
 
 
-@pytest.mark.parametrize(
-    "damaged",
-    [
-        {},
-        {"before": None},
-        {"after": [1]},
-        {"after": {"step": 2}},
-        {"before": {"step": "x", "epoch": 0}},
-        {"seconds": None},
-    ],
-)
+@pytest.mark.parametrize("damaged", ["{}", "null", '{"before": ', '{"steps": 3}'])
 def test_a_damaged_summary_is_named_and_nothing_is_removed(config, damaged):
-    whole = {"before": {"step": 0, "epoch": 0}, "after": {"step": 2, "epoch": 1.0}}
-    whole |= {"steps": 2, "seconds": 1.5, "tokens_per_second": 10}
     task, folder = load_task(config), Path(config.output_dir)
     with pytest.raises(AssertionError, match="something is compiled"):
         run.finetune(config, task)
     (folder / "checkpoints").mkdir(exist_ok=True)
-    (folder / "summary.json").write_text(json.dumps(whole | damaged if damaged else {}))
-    with pytest.raises(UsageError, match=r"summary\.json is damaged \(expected evaluations"):
+    summary = folder / "summary.json"
+    summary.write_text('{"steps": 2}')
+    checksums.seal(summary)
+    summary.write_text(damaged)
+    with pytest.raises(UsageError, match=r"summary\.json is damaged[^$]*elete .* the run makes"):
         run.finetune(config, task)
     assert (folder / "checkpoints").exists()
-    (folder / "summary.json").write_text(json.dumps(whole))
+    summary.write_text('{"steps": 2}')
     with pytest.raises(UsageError, match=r"from_checkpoint=3: .*is complete, so that its checkp"):
         run.finetune(dataclasses.replace(config, resume_from_checkpoint=3), task)
-    assert run.finetune(config, task) == whole
+    assert run.finetune(config, task) == {"steps": 2}
     assert not (folder / "checkpoints").exists()
 
 
@@ -234,6 +226,20 @@ def test_flags_that_change_nothing_learned_may_change_on_resumption(config):
             run.finetune(dataclasses.replace(config, **changes), task)
     with pytest.raises(UsageError, match=r"beta: found 0.1, wanted 0.2"):
         run.finetune(dataclasses.replace(config, beta=0.2), task)
+
+
+def test_a_flipped_bit_of_a_summary_is_named(config):
+    task, folder = load_task(config), Path(config.output_dir)
+    with pytest.raises(AssertionError, match="something is compiled"):
+        run.finetune(config, task)
+    file, values = folder / "summary.json", {"step": 0, "kl": 0.25}
+    summary = {"before": values, "after": values, "steps": 1, "seconds": 1.0}
+    run_folder.write_json(file, summary | {"tokens_per_second": 3.0})
+    checksums.seal(file)
+    assert run.finetune(config, task)["after"]["kl"] == 0.25
+    file.write_text(file.read_text().replace("0.25", "0.35"))
+    with pytest.raises(UsageError, match=r"summary\.json is damaged: its sha256 .*: delete .*anew"):
+        run.finetune(config, task)
 
 
 def test_a_dry_run_compiles_and_writes_nothing(config):

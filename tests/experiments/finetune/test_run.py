@@ -117,7 +117,8 @@ def test_a_run_writes_its_folder(
     run.experiment(tiny)
     folder = Path(tiny.output_dir)
     names = {path.name for path in folder.iterdir()}
-    expected = {"config.json", "metrics.jsonl", "metrics.csv", "summary.json", "samples.txt"}
+    expected = {"config.json", "metrics.jsonl", "metrics.csv", "samples.txt"}
+    expected |= {"summary.json", "summary.json.sha256"}
     assert expected | {"finetune.png", "model"} <= names
     assert "checkpoints" not in names
     assert (folder / "finetune.png").stat().st_size > 10_000
@@ -420,11 +421,13 @@ def test_rankings_of_three_are_judged(tiny: Config, tmp_path: Path):
     first = [
         -np.log(np.exp(u[k]) / np.exp(u).sum()) for u, k in zip(utilities, (0, 0, 1), strict=True)
     ]
-    np.testing.assert_allclose(found["log_loss"], np.average(first, weights=[1, 3, 1]), rtol=1e-5)
-    np.testing.assert_allclose(found["accuracy"], (1 * 2 + 3 * 1.5 + 1 * 1.5) / (2 * 5))
+    np.testing.assert_allclose(
+        found["ranking_log_loss"], np.average(first, weights=[1, 3, 1]), rtol=1e-5
+    )
+    np.testing.assert_allclose(found["ranking_accuracy"], (1 * 2 + 3 * 1.5 + 1 * 1.5) / (2 * 5))
     model = np.exp(utilities[1]) / np.exp(utilities[1]).sum()
     expected = 0.75 * np.log(0.75 / model[0]) + 0.25 * np.log(0.25 / model[1])
-    np.testing.assert_allclose(found["share_kl"], expected, rtol=1e-9)
+    np.testing.assert_allclose(found["ranking_share_kl"], expected, rtol=1e-9)
 
 
 @pytest.mark.slow
