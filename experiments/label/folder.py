@@ -233,6 +233,19 @@ def assert_config_there(folder: str | Path) -> None:
         raise UsageError(f"{file} is missing: {mend_by_import(folder)}")
 
 
+def check_config(folder: str | Path) -> None:
+    """Refuses a project whose record of flags has gone or changed, by a flipped digit for example.
+
+    Raises:
+      UsageError: naming the file and the ways on.
+    """
+    assert_config_there(folder)
+    file = Path(folder) / "config.json"
+    if file.exists():
+        mend = f"if you have changed it yourself, delete {file}.sha256; or {mend_by_import(folder)}"
+        check(file, mend)
+
+
 def mend_by_import(folder: str | Path) -> str:
     """Returns what to do where a file that nothing can make anew is damaged."""
     return f"put it back from a copy, or begin another project and: {import_command(folder)}"

@@ -34,8 +34,8 @@ from experiments.label.config import Project, project_of, setting_of
 from experiments.label.folder import (
     PATHS,
     assert_answers_there,
-    assert_config_there,
     check,
+    check_config,
     imported,
     known_queries,
     mend_by_import,
@@ -142,7 +142,7 @@ def open_project(config: Project, like: Bench | None = None) -> Bench:
       UsageError: if a file cannot be used, or the folder is that of another project, or the model
         or the pool has changed since. A project that cannot begin leaves no folder.
     """
-    assert_config_there(config.project)
+    check_config(config.project)
     assert_answers_there(Path(config.project))
     config = _as_begun(with_known_paths(project_of(config)))
     setting, folder = setting_of(config), Path(config.project)
@@ -209,6 +209,8 @@ def _begin(config: Project, folder: Path, inputs: Inputs) -> None:
         facts = {name: fact for name, fact in facts.items() if name in found}
     free = ("project", *PATHS)
     run_folder.begin_or_resume(config.project, config, free=free, flag="--project", **facts)
+    if found is None:
+        checksums.seal(folder / "config.json")
     remember_paths(config, folder, inputs.held_out_facts)
     for name in (
         ".*.part",

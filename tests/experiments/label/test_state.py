@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -134,6 +135,22 @@ def test_one_flipped_bit_is_named_and_the_ensemble_before_serves(learned, caplog
     jax.tree.map(np.testing.assert_array_equal, *params)
 
 
+def test_a_flipped_digit_of_a_flag_is_named_before_anything_is_learned(learned):
+    file = Path(learned.project) / "config.json"
+    whole = file.read_text()
+    file.write_text(whole.replace('"num_steps": 4', '"num_steps": 5'))
+    config = Learn(project=learned.project)
+    with pytest.raises(UsageError, match=r"config.json is damaged: .*; or put it back from"):
+        run.experiment(config)
+    file.write_text(whole)
+    run.experiment(config)
+    file.write_text(whole.replace('"num_steps": 4', '"num_steps":  4'))
+    with pytest.raises(UsageError, match="if you have changed it yourself, delete") as error:
+        run.experiment(config)
+    Path(re.search(r"delete (\S+);", str(error.value))[1]).unlink()
+    run.experiment(config)
+
+
 def test_a_flipped_bit_of_a_table_is_named_and_the_advice_helps(learned):
     file = Path(learned.project) / "tables" / "pool.npz"
     content = bytearray(file.read_bytes())
@@ -205,12 +222,12 @@ def test_a_project_of_an_older_version_opens_and_says_what_it_cannot_check(learn
     for name in ("SHA256SUMS", "software.json"):
         for file in (folder / "ensemble").rglob(name):
             file.unlink()
-    for file in (folder / "queries").glob("*.sha256"):
+    for file in (folder / "config.json.sha256", *(folder / "queries").glob("*.sha256")):
         file.unlink()
     with caplog.at_level(logging.WARNING, logger="absl"):
         run.experiment(Learn(project=learned.project))
     assert "no note of what was confirmed" in capsys.readouterr().out
-    for name in ("ensemble/2", "queries/round_0000.jsonl"):
+    for name in ("config.json", "ensemble/2", "queries/round_0000.jsonl"):
         assert f"{name} has no checksums" in caplog.text
     caplog.clear()
     assert open_project(learned).ensemble.number == 2 and "checksums" not in caplog.text
@@ -309,6 +326,7 @@ def test_a_date_is_known_without_the_record_of_paths(dated):
     record = json.loads(file.read_text())
     del record["template_date"]
     file.write_text(json.dumps(record))
+    file.with_name("config.json.sha256").unlink()
     assert open_project(dated).config.template_date == first.template_date
 
 
