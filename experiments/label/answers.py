@@ -111,7 +111,7 @@ def read_events(path: str | Path, *, is_checked: bool = True) -> list[Event]:
 
 
 def standing_events(events: Sequence[Event]) -> list[Event]:
-    """The answers and skips that stand, in order: of one annotator and query the last.
+    """Returns the answers and skips that stand, in order: of one annotator and query the last.
 
     Args:
       events: of `read_events`.
@@ -128,12 +128,12 @@ def standing_events(events: Sequence[Event]) -> list[Event]:
 
 
 def is_of_many(event: Event | Answer) -> bool:
-    """Whether a name may stand for many people, as in an imported row that names nobody."""
+    """Returns whether a name may stand for many people, as in an imported row that names nobody."""
     return event.event_id.startswith(OF_MANY)
 
 
 def current_answers(path: str | Path) -> list[Answer]:
-    """The answers that stand: one for each query and annotator at most.
+    """Returns the answers that stand: one for each query and annotator at most.
 
     Args:
       path: the answer file.
@@ -186,7 +186,7 @@ def stranger(answer: Answer | Event, queries: Mapping[str, Asked]) -> BadRow | N
 
 
 def event_line(event: Event) -> bytes:
-    """The line of an event.
+    """Returns the line of an event.
 
     Args:
       event: the event.
@@ -214,7 +214,7 @@ def check_event(event: Event) -> None:
 
 
 def is_same(first: Event, second: Event) -> bool:
-    """Whether two events say the same, whenever they were sent."""
+    """Returns whether two events say the same, whenever they were sent."""
     return all(
         getattr(first, name) == getattr(second, name)
         for name in ("event", "event_id", "query_id", "annotator", "ranks", "weight", "undoes")
@@ -271,5 +271,5 @@ def _id(record: dict[str, Any], field: str) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a finite number of at least 0."""
+    """Returns whether it is a finite number of at least 0."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e300

@@ -41,7 +41,7 @@ class Standing(NamedTuple):
 
 
 def standing(queries: Mapping[str, Asked], events: Sequence[Event], annotator: str) -> Standing:
-    """Where an annotator stands; nothing but the events decides it.
+    """Returns where an annotator stands; nothing but the events decides it.
 
     Args:
       queries: what is asked, in order.
@@ -69,7 +69,7 @@ def standing(queries: Mapping[str, Asked], events: Sequence[Event], annotator: s
 
 
 def display_order(query: Asked, *, annotator: str, seed: int) -> tuple[int, ...]:
-    """In which order an annotator sees the completions of a query: at random, always the same.
+    """Returns the order in which an annotator sees completions: random, and always the same.
 
     Args:
       query: the query.
@@ -100,7 +100,7 @@ def answer(
     seconds: float,
     event_id: str | None = None,
 ) -> Event:
-    """The event of a choice.
+    """Returns the event of a choice.
 
     Args:
       query: the query.
@@ -131,7 +131,7 @@ def answer(
 
 
 def undo(last: Event, *, event_id: str | None = None) -> Event:
-    """The event that takes another back.
+    """Returns the event that takes another back.
 
     Args:
       last: the annotator's last answer or skip that stands.
@@ -145,7 +145,7 @@ def undo(last: Event, *, event_id: str | None = None) -> Event:
 
 
 def annotator_name(given: str) -> str:
-    """An annotator's name, without white space around it.
+    """Returns an annotator's name, without white space around it.
 
     Args:
       given: what was given as a name.
@@ -165,5 +165,5 @@ def annotator_name(given: str) -> str:
 
 
 def now() -> str:
-    """The time, for an event."""
+    """Returns the time now, for an event."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -111,13 +111,13 @@ def _encoded(model: Frozen, config: Project, prompt: Text, text: Text, place: st
 
 
 def _text_after(model: Frozen, prompt: list[int], said: list[int]) -> str:
-    """The text of a response with the white space that it begins with, which decoding may eat."""
+    """Returns the text of a response with the white space before it, which decoding may eat."""
     start, whole = model.tokenizer.decode(prompt), model.tokenizer.decode([*prompt, *said])
     return whole.removeprefix(start) if whole.startswith(start) else model.tokenizer.decode(said)
 
 
 def _read_back(model: Frozen, config: Project, prompt: Text, text: str) -> list[int]:
-    """The tokens of a sampled text after its prompt; none where they cannot be told apart."""
+    """Returns the tokens of a sampled text after its prompt; none if they cannot be told apart."""
     try:
         row = _encoded(model, config, prompt, _as_completion(prompt, text), "")
     except UsageError:

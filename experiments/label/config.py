@@ -247,20 +247,20 @@ assert tuple(ARMS) == get_args(ArmName)
 
 
 def explorer(arm: ArmName, temperature: float) -> Callable[..., Array]:
-    """The arm of `shatter.exploration` of a name; only boltzmann has a temperature."""
+    """Returns the arm of `shatter.exploration` of a name; only boltzmann has a temperature."""
     if arm == "boltzmann":
         return partial(exploration.boltzmann_queries, temperature=temperature)
     return ARMS[arm]
 
 
 def setting_of(config: Project) -> Setting:
-    """What learns, and how."""
+    """Returns what learns, and how."""
     names = [field.name for field in dataclasses.fields(Setting) if field.name != "kind"]
     return Setting(kind=config.ensemble, **{name: getattr(config, name) for name in names})
 
 
 def project_of(config: Project) -> Project:
-    """The project's own flags, without those of a call."""
+    """Returns the project's own flags, without those of a call."""
     names = [field.name for field in dataclasses.fields(Project)]
     return Project(**{name: getattr(config, name) for name in names})
 

@@ -70,7 +70,7 @@ def content_of(path: str | Path) -> bytes:
 
 
 def is_unconfirmed(path: str | Path) -> bool:
-    """Whether a file of an older version has lines, and no note that could tell of lost ones."""
+    """Returns whether a file, of an older version, has lines but no note of what was confirmed."""
     return (
         not confirmed_file(path).exists() and Path(path).is_file() and Path(path).stat().st_size > 0
     )

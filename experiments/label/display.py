@@ -11,7 +11,7 @@ from shatter.data.layouts import Text
 
 
 def visible(text: str) -> str:
-    """A text whose control characters are shown instead of obeyed by the terminal.
+    """Returns a text whose control characters are shown instead of obeyed by the terminal.
 
     Args:
       text: any text.
@@ -30,19 +30,19 @@ def say(console: Console, text: str) -> None:
 
 
 def cell(text: str) -> Styled:
-    """A text on one line, as a table's cell or title."""
+    """Returns a text on one line, as a table's cell or title."""
     return Styled(visible(" ".join(text.split())))
 
 
 def turns(text: Text) -> list[tuple[str, str]]:
-    """A text or conversation as pairs of a role and what it says; the role of a text is empty."""
+    """Returns a text or conversation as pairs of a role, empty for a text, and what it says."""
     if isinstance(text, str):
         return [("", text)]
     return [(message["role"], _content(message)) for message in text]
 
 
 def _content(message: dict[str, Any]) -> str:
-    """What a message says; the calls of tools that it makes as JSON."""
+    """Returns what a message says; the calls of tools that it makes as JSON."""
     said = message.get("content") or ""
     calls = message.get("tool_calls")
     parts = [said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)]

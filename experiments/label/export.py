@@ -63,7 +63,7 @@ def export_answers(folder: Path, path: str) -> list[str]:
 
 
 def _record(answer: Answer, query: Asked) -> dict[str, object]:
-    """A row of preferences with its annotator, and when it was said, by which `import` knows it."""
+    """Returns a row of preferences with its annotator and time, by which `import` knows it."""
     row = data.Row(query.prompt, query.completions, answer.ranks, answer.weight, answer.annotator)
     if is_of_many(answer):
         return record_of(row) | {"of_many": True}

@@ -30,17 +30,17 @@ PATHS = (
 
 
 def query_folder(folder: Path) -> Path:
-    """Where the query files of a project are."""
+    """Returns where the query files of a project are."""
     return folder / "queries"
 
 
 def answer_file(folder: Path) -> Path:
-    """The answers of a project."""
+    """Returns where the answers of a project are."""
     return folder / "answers.jsonl"
 
 
 def is_project(folder: Path) -> bool:
-    """Whether a folder has anything of a project, however much of it has gone."""
+    """Returns whether a folder has anything of a project, however much of it has gone."""
     files = [query_folder(folder), answer_file(folder), confirmed_file(answer_file(folder))]
     return any(file.exists() for file in (*files, folder / "config.json"))
 
@@ -82,12 +82,12 @@ def assert_answers_there(folder: Path) -> None:
 
 
 def proposed(queries: dict[str, Asked]) -> dict[str, Asked]:
-    """Those that were proposed here."""
+    """Returns those that were proposed here."""
     return {name: query for name, query in queries.items() if isinstance(query.round, int)}
 
 
 def imported(queries: dict[str, Asked]) -> list[Asked]:
-    """Those that an import has added."""
+    """Returns those that an import has added."""
     return [query for query in queries.values() if not isinstance(query.round, int)]
 
 
@@ -269,7 +269,7 @@ def _flags_in(file: Path, mend: str) -> dict[str, Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether JSON holds a value of a type of `Project`."""
+    """Returns whether JSON holds a value of a type of `Project`."""
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     if get_origin(hint) is tuple:

@@ -101,7 +101,7 @@ def import_answers(
 
 
 def is_answer_file(path: str | Path) -> bool:
-    """Whether a file begins with an event of this program, or did when that was confirmed."""
+    """Returns whether a file begins with an event of this program, or once did."""
     if confirmed_file(path).exists():
         return True
     try:
@@ -112,13 +112,13 @@ def is_answer_file(path: str | Path) -> bool:
 
 
 def _free_file(folder: Path, sha8: str) -> Path:
-    """The first name for new queries that no earlier import of the same file has taken."""
+    """Returns the first name for new queries that no earlier import of the same file has taken."""
     names = (f"import_{sha8}{f'_{n}' if n else ''}.jsonl" for n in range(10**6))
     return next(folder / name for name in names if not (folder / name).exists())
 
 
 def _given_events(path: Path, known: Mapping[str, Asked]) -> tuple[list[Given], list[Problem]]:
-    """The events of an answer file with what they are about; those about nothing known are bad."""
+    """Returns the events of an answer file with their texts; those about nothing known are bad."""
     if path.suffix == ".gz":
         raise UsageError(f"{path}: expected an answer file as it was written: decompress it first")
     events, beside = read_events(path), path.parent / "queries"
@@ -141,7 +141,7 @@ def _given_events(path: Path, known: Mapping[str, Asked]) -> tuple[list[Given], 
 
 
 def _given_rows(path: Path, nobody: str) -> tuple[list[Given], list[Problem]]:
-    """The rows of a file with two or more completions that were shown, as events."""
+    """Returns the rows of a file with two or more completions that were shown, as events."""
     try:
         rows, report = read_rows(path, on_bad_row="skip")
         about = _about(path)
@@ -158,7 +158,7 @@ def _given_rows(path: Path, nobody: str) -> tuple[list[Given], list[Problem]]:
 
 
 def _about(path: Path) -> dict[str, tuple[str, bool]]:
-    """What `export` adds to rows, by their source: when it was said, and whether by many people."""
+    """Returns what `export` adds to rows, by source: the time, and whether of many people."""
     about = {}
     for number, raw in records(path):
         try:
@@ -172,7 +172,7 @@ def _about(path: Path) -> dict[str, tuple[str, bool]]:
 
 
 def _time_of(given: Any) -> str:
-    """A time; empty if a field of this name means something else."""
+    """Returns a time; empty if a field of this name means something else."""
     try:
         return given if isinstance(given, str) and datetime.fromisoformat(given) else ""
     except ValueError:

@@ -176,7 +176,7 @@ def assert_encodable_imports(config: Project, model: Frozen, queries: Sequence[A
 
 
 def _read_held_out(file: str) -> list[data.Row]:
-    """The comparisons of two completions of a held-out file.
+    """Returns the comparisons of two completions of a held-out file.
 
     Raises:
       UsageError: if it cannot be read, or none of them was decided.
@@ -195,7 +195,7 @@ def _read_held_out(file: str) -> list[data.Row]:
 
 
 def _base_of(setting: Setting, model: Frozen) -> Params:
-    """The parameters that adapters are on; none for other kinds.
+    """Returns the parameters that adapters are on; none for other kinds.
 
     Raises:
       UsageError: if the model has no such blocks or projections.

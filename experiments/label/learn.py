@@ -25,7 +25,7 @@ from shatter import training
 
 
 def standing_answers(folder: Path) -> tuple[dict[str, Asked], list[Answer]]:
-    """The queries of a project and the answers that stand.
+    """Returns the queries of a project and the answers that stand.
 
     Raises:
       UsageError: if an answer is about a query that no file has, or of the wrong size.
@@ -92,7 +92,7 @@ def learn_side_by_side(benches: Sequence[Bench], which: Sequence[bool]) -> list[
 
 
 def _begun(bench: Bench) -> Bench:
-    """The project with the measures of its start."""
+    """Returns the project with the measures of its start."""
     if bench.ensemble.history:
         return bench
     if not standing_answers(bench.folder)[1]:
@@ -105,7 +105,7 @@ def _begun(bench: Bench) -> Bench:
 def _taught(
     benches: Sequence[Bench], found: Sequence[tuple[dict[str, Asked], list[Answer]]]
 ) -> list[Bench]:
-    """The projects with members that have learned; the start's where no answer stands."""
+    """Returns the projects with members that have learned; the start's where no answer stands."""
     some = [n for n, (_, answers) in enumerate(found) if answers]
     num_answers = max(len(answers) for _, answers in found)
     asked = (query for queries, _ in found for query in queries.values())
@@ -127,7 +127,7 @@ def _taught(
 
 
 def _kept(bench: Bench, answers: Sequence[Answer]) -> Bench:
-    """The project, measured and on disk."""
+    """Returns the project, measured and on disk."""
     if not np.isfinite(utilities(bench, np.arange(len(bench.pool.items)))).all():
         raise UsageError(
             f"after {len(answers)} answers the members' utilities are not finite; nothing of "
@@ -178,7 +178,7 @@ def _store(
     key: jax.Array,
     sizes: tuple[int, int],
 ) -> training.Store:
-    """All answers with the members' weights, with room for some number of some number of slots.
+    """Returns all answers with the members' weights, padded to some number of answers and slots.
 
     Sizes are powers of two, so few are compiled.
     """

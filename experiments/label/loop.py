@@ -103,14 +103,14 @@ def _assert_enough(bench: Bench, config: Loop) -> None:
 
 
 def _is_of_pool(bench: Bench, config: Loop, items: tuple[int, ...]) -> bool:
-    """Whether a comparison that was asked is one of those that the loop asks."""
+    """Returns whether a comparison that was asked is one of those that the loop asks."""
     if config.rater == "recorded":
         return items in bench.pool.rows
     return len(items) == config.num_responses and max(items) < len(bench.pool.items)
 
 
 def _seeds_at_once(config: Loop, benches: Sequence[Bench]) -> int:
-    """How many seeds learn side by side; one if their texts, and so their tables, differ."""
+    """Returns how many seeds learn side by side; one if their texts, so their tables, differ."""
     tables = {id(bench.start.shared[1]) for bench in benches}
     if len(tables) > 1 or (config.seeds_at_once is None and config.ensemble == "adapters"):
         return 1
@@ -127,7 +127,7 @@ def _answer_round(bench: Bench, config: Loop, rater: RaterModel | None) -> None:
 
 
 def _batch(bench: Bench, config: Loop, recorded: bool) -> Sequence[Asked]:
-    """The batch of this round: one that a killed process has left half answered, or a new one."""
+    """Returns the batch of this round: that which a killed process has left, or a new one."""
     number = bench.ensemble.number
     queries = proposed(known_queries(bench.folder)).values()
     left = [query for query in queries if query.round == number]
@@ -135,7 +135,7 @@ def _batch(bench: Bench, config: Loop, recorded: bool) -> Sequence[Asked]:
 
 
 def _event(bench: Bench, config: Loop, query: Asked, rater: RaterModel | None) -> Event:
-    """The rater's answer; its id is made of the query, so that it is never given twice."""
+    """Returns the rater's answer; its id is made of the query, so that it is never given twice."""
     digest = hashlib.sha256(json.dumps([config.seed, query.query_id]).encode()).hexdigest()
     rng = np.random.default_rng(int(digest[:16], 16))
     if rater is None:
@@ -166,7 +166,7 @@ def _recorded(votes: Votes, rng: np.random.Generator) -> tuple[int, ...]:
 
 
 def _opened_rater(config: Loop, date: str | None) -> tuple[Frozen, np.ndarray | None]:
-    """The model of --rater_model, and its reward head if it has one.
+    """Returns the model of --rater_model, and its reward head if it has one.
 
     Raises:
       UsageError: if one cannot be read, or has no positions for --max_length.
@@ -201,7 +201,7 @@ def _opened_rater(config: Loop, date: str | None) -> tuple[Frozen, np.ndarray | 
 
 
 def _rater_model(config: Loop, date: str | None) -> RaterModel:
-    """Choices by Luce's rule on a model's mean log-prob of a token, or on its rewards."""
+    """Returns a rater that chooses by Luce's rule on a model's mean log-prob or its rewards."""
     frozen, head = _opened_rater(config, date)
     lm = models.transformer(frozen.config)
 

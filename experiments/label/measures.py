@@ -16,7 +16,7 @@ JOINT_DRAWS = 256
 
 
 def measures_of(bench: Bench) -> dict[str, float]:
-    """How the members judge the held-out comparisons, and how far they are apart.
+    """Returns how the members judge the held-out comparisons, and how far they are apart.
 
     Of each held-out file: log_loss (nats a vote that decides), accuracy and calibration_error of
     the members' mixture (`experiments.finetune.baselines.score`); joint_log_loss, the dyadic joint
@@ -61,7 +61,7 @@ _joint_log_losses = jax.jit(jax.vmap(evaluation.dyadic_joint_log_loss, in_axes=(
 
 
 def _pool_pairs(bench: Bench) -> np.ndarray:
-    """Some pairs of the pool, always the same."""
+    """Returns some pairs of the pool, always the same."""
     rng = np.random.default_rng(bench.config.seed)
     able = [items for items in bench.pool.by_prompt if len(items) > 1]
     chosen = [able[rng.integers(len(able))] for _ in range(256)]

@@ -132,7 +132,7 @@ class _State:
         self._append(event)
 
     def _known(self, content: str, time: str) -> Event | None:
-        """A recorded event of this content, which then accounts for no other."""
+        """Returns a recorded event of this content, if there is one that accounts for no other."""
         waiting = self._waiting[content]
         same = [event for event in waiting if _time(event) == time]
         close = [event for event in waiting if not time or not _time(event)]
@@ -171,7 +171,7 @@ class _State:
         self.new_events.append(event)
 
     def _free_id(self, event_id: str, content: str) -> str:
-        """The id that an event has; of one without, or whose id is taken, a hash of what it is."""
+        """Returns the id of an event, or a hash of what it says if it has none or it is taken."""
         if event_id in ("row", "import-row") or event_id in self._event_ids:
             begin = OF_MANY if event_id.startswith(OF_MANY) else "row-"
             digest = hashlib.sha256(content.encode()).hexdigest()[:32]
@@ -185,14 +185,14 @@ def comparison_key(prompt: Text, completions: Sequence[Text]) -> str:
 
 
 def _content(event: Event, prompt: Text, completions: Sequence[Text]) -> str:
-    """What an answer or skip says, and who says it."""
+    """Returns what an answer or skip says, and who says it."""
     texts = [text_key(text) for text in completions]
     said = sorted(zip(texts, event.ranks or [0] * len(texts), strict=True))
     return json.dumps([text_key(prompt), said, event.weight, event.annotator, event.event])
 
 
 def _place(event: Event, prompt: Text, completions: Sequence[Text]) -> tuple[str, str]:
-    """What a named annotator says one thing about."""
+    """Returns what a named annotator says one thing about."""
     return comparison_key(prompt, completions), event.annotator
 
 

@@ -83,7 +83,7 @@ def read_pool(path: str) -> PoolFile:
 
 
 def make_pool(found: PoolFile, kept: Path) -> Pool:
-    """The pool of a file; where that has prompts only, of the candidates that were sampled.
+    """Returns the pool of a file; where that has prompts only, of the candidates that were sampled.
 
     Args:
       found: what the file holds.
@@ -101,7 +101,7 @@ def pool_hash(path: str) -> str:
 
 
 def _read(path: Path) -> tuple[list[Text], list[data.Row]]:
-    """Prompts alone, and rows with completions."""
+    """Returns prompts alone, and rows with completions."""
     prompts: list[Text] = []
     rows: list[data.Row] = []
     source = str(path)
@@ -170,7 +170,7 @@ def _add_votes(
     ranks: Sequence[int],
     weight: float,
 ) -> None:
-    """The same completions in another order are the same comparison."""
+    """Adds a row's weight to its comparison, whatever the order of the completions."""
     order = sorted(range(len(numbers)), key=lambda k: numbers[k])
     votes = compared.setdefault(tuple(numbers[k] for k in order), {})
     said = tuple(ranks[k] for k in order)
@@ -193,7 +193,7 @@ def draw_queries(
     asked: set[tuple[int, ...]],
     recorded: bool,
 ) -> list[tuple[int, ...]]:
-    """Comparisons that could be asked and were not: all, or `num` drawn at random.
+    """Returns comparisons that could be asked and were not: all, or `num` drawn at random.
 
     A prompt is drawn in proportion to its number of items, not of comparisons, so that one with
     many candidates does not drown the others.

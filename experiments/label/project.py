@@ -84,7 +84,7 @@ class Bench(NamedTuple):
 
 
 def utilities(bench: Bench, items: np.ndarray) -> np.ndarray:
-    """Each member's utility of texts, `[M, ...]`, nats; shapes are padded to powers of two."""
+    """Returns each member's utility of texts, `[M, ...]`, nats; padded to powers of two inside."""
     flat = np.zeros(_power_of_two(items.size), np.int64)
     flat[: items.size] = items.ravel()
     run = programs(setting_of(bench.config), bench.inputs.model.config).utilities
@@ -96,7 +96,7 @@ def utilities(bench: Bench, items: np.ndarray) -> np.ndarray:
 def learn(
     benches: Sequence[Bench], stores: Sequence[training.Store], keys: Sequence[Key]
 ) -> list[training.Members]:
-    """The members of projects after another call of their learner, all projects side by side.
+    """Returns the members of projects after another call of their learner, side by side.
 
     Args:
       benches: S projects that differ in their seeds alone and hold one table.
@@ -123,7 +123,7 @@ def _stacked(trees: Sequence[Any]) -> Any:
 
 
 def item_key(item: Item) -> str:
-    """A text under its prompt, as a key."""
+    """Returns a text under its prompt, as a key."""
     return json.dumps([text_key(part) for part in item])
 
 
@@ -240,7 +240,7 @@ def _table(
     items: Sequence[Item],
     num_pool: int,
 ) -> Table:
-    """What the frozen model says of all texts; that of the pool is computed once."""
+    """Returns what the frozen model says of all texts; that of the pool is computed once."""
     (folder / "tables").mkdir(exist_ok=True)
     parts = []
     for name, some in (("pool", items[:num_pool]), ("others", items[num_pool:])):
@@ -295,7 +295,7 @@ def _start(
     table: Table,
     prior_scale: float,
 ) -> training.Members:
-    """The members before any answer."""
+    """Returns the members before any answer."""
     init = programs(setting, model.config).init
     width = table["features"].shape[-1] if "features" in table else 0
     key = jax.random.fold_in(jax.random.key(config.seed), 4)

@@ -100,7 +100,7 @@ def propose(bench: Bench, config: Propose, *, recorded: bool = False) -> list[As
 
 
 def _astray(bench: Bench) -> str:
-    """What to do about members whose utilities are not finite."""
+    """Returns what to do about members whose utilities are not finite."""
     again = f"begin another project with a lower --prior_scale, and: {import_command(bench.folder)}"
     if bench.ensemble.number:
         folder = checkpoint_folder(bench.folder, bench.ensemble.number)
@@ -111,7 +111,7 @@ def _astray(bench: Bench) -> str:
 
 
 def asked_items(bench: Bench, queries: dict[str, Asked]) -> set[tuple[int, ...]]:
-    """The comparisons of the pool that were asked, imported ones included, as sorted items."""
+    """Returns the comparisons of the pool that were asked or imported, as sorted items."""
     found = set()
     for query in queries.values():
         keys = [item_key((query.prompt, text)) for text in query.completions]
@@ -122,7 +122,7 @@ def asked_items(bench: Bench, queries: dict[str, Asked]) -> set[tuple[int, ...]]
 def _choose(
     bench: Bench, config: Propose, found: list[tuple[int, ...]], number: int
 ) -> tuple[list[int], np.ndarray]:
-    """The chosen ones of some comparisons, and what each tells alone, nats."""
+    """Returns the chosen ones of some comparisons, and what each tells alone, nats."""
     num_slots = max(map(len, found))
     items = np.full((config.num_candidates, num_slots), -1)
     for q, some in enumerate(found):

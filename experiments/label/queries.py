@@ -219,7 +219,7 @@ def name_in(record: dict[str, Any], field: str) -> str:
 
 
 def are_whole(values: Any, num: int | None = None) -> bool:
-    """Whether it is a list of whole numbers, of a certain length if one is given."""
+    """Returns whether it is a list of whole numbers, of a certain length if one is given."""
     return (
         isinstance(values, list)
         and len(values) == (len(values) if num is None else num)

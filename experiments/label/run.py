@@ -191,7 +191,7 @@ def _accept(config: Accept, console: Console) -> None:
 
 
 def name_of(annotator: str) -> str:
-    """The name that --annotator gives."""
+    """Returns the name that --annotator gives."""
     try:
         return asking.annotator_name(annotator)
     except UsageError as error:

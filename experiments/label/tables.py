@@ -12,7 +12,7 @@ from shatter.data.layouts import Text
 
 
 def queries(batch: Sequence[Asked]) -> Table:
-    """The first ten queries of a batch, with what an answer to each tells."""
+    """Returns the first ten queries of a batch, with what an answer to each tells."""
     table = Table(
         title=cell(f"round {batch[0].round}, {batch[0].arm}; nats: what an answer tells by itself"),
         title_justify="left",
@@ -29,7 +29,7 @@ def queries(batch: Sequence[Asked]) -> Table:
 
 
 def metrics(folder: Path, history: Sequence[Mapping[str, Any]]) -> Table:
-    """The first and the last row of a project's measures."""
+    """Returns the first and the last row of a project's measures."""
     table = Table(title=cell(f"{folder}: before and after"), title_justify="left")
     for name in ("", "before", "after"):
         table.add_column(name, justify="right" if name else "left")

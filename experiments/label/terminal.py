@@ -176,7 +176,7 @@ def open_keys() -> Iterator[ReadKey]:
 
 
 def _read_line() -> str:
-    """The next line that is not blank."""
+    """Returns the next line that is not blank."""
     for line in sys.stdin:
         if line.strip():
             return line.strip()

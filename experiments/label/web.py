@@ -34,7 +34,7 @@ _HEADERS = {
 
 
 def make_app(queries: Mapping[str, Asked], writer: Writer, *, seed: int) -> Flask:
-    """The page and what it asks for.
+    """Returns an application that serves the page and what it asks for.
 
     - `GET /`: the page;
     - `GET /api/standing?annotator=NAME`: the query to answer now and how far the annotator is;
@@ -133,7 +133,7 @@ def make_app(queries: Mapping[str, Asked], writer: Writer, *, seed: int) -> Flas
 
 
 def open_server(app: Flask, port: int = 0) -> BaseWSGIServer:
-    """A server of the application, on this machine's own address only.
+    """Returns a server of the application, on this machine's own address only.
 
     Args:
       app: of `make_app`.
