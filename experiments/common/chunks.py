@@ -1,5 +1,6 @@
 """A run over many seeds, cut into chunks on the host: progress, checkpoints, resume."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from importlib import metadata
@@ -108,12 +109,12 @@ def run_seeds(
         for name, value in first.items()
     }
     checkpoints = folder / "checkpoints"
+    saved = newest_sound_step(checkpoints)
     with ocp.CheckpointManager(
         checkpoints.absolute(),
         # The one before the newest is there for when the newest is damaged.
         options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False),
     ) as manager:
-        saved = newest_sound_step(manager, checkpoints)
         if saved:
             assert_same_software(checkpoints / str(saved))
             carry, history = _restore(manager, saved, (carry, history), checkpoints)
@@ -178,12 +179,13 @@ def assert_same_software(folder: Path) -> None:
         )
 
 
-def newest_sound_step(manager: ocp.CheckpointManager, folder: Path) -> int:
-    """Returns the newest checkpoint that is as it was saved; those after it are deleted, and said.
+def newest_sound_step(folder: Path) -> int:
+    """Returns the newest checkpoint that is as it was saved; damaged ones are deleted, and said.
+
+    It must come before a manager is opened, because that reads of every checkpoint what is damaged.
 
     Args:
-      manager: of the checkpoints.
-      folder: where they are.
+      folder: where the checkpoints are.
 
     Returns:
       Its step; 0 = there is no checkpoint.
@@ -191,21 +193,27 @@ def newest_sound_step(manager: ocp.CheckpointManager, folder: Path) -> int:
     Raises:
       UsageError: if there are checkpoints and all of them are damaged.
     """
-    steps = sorted(manager.all_steps(), reverse=True)
+    names = (path.name for path in folder.glob("*") if path.is_dir())
+    steps = sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+    damaged: dict[int, UsageError] = {}
+    found = 0
     for step in steps:
         try:
             checksums.verify(folder / str(step))
             _assert_not_renamed(folder / str(step))
+            found = found or step
         except UsageError as error:
-            if step == steps[-1]:
-                raise UsageError(
-                    f"{error}. There is no older checkpoint: delete {folder} to begin again"
-                ) from error
-            logging.warning("%s. Going on from the checkpoint before.", error)
-            manager.delete(step)
-        else:
-            return step
-    return 0
+            damaged[step] = error
+    if damaged and not found:
+        oldest = damaged[steps[-1]]
+        raise UsageError(
+            f"{oldest}. There is no older checkpoint: delete {folder} to begin again"
+        ) from oldest
+    for step, fault in damaged.items():
+        way = "Going on from the checkpoint before" if step > found else "A newer one serves"
+        logging.warning("%s. %s.", fault, way)
+        shutil.rmtree(folder / str(step))
+    return found
 
 
 def _assert_not_renamed(folder: Path) -> None:

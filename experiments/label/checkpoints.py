@@ -55,11 +55,11 @@ def restored(folder: Path, start: training.Members) -> Ensemble:
     Raises:
       UsageError: if none of those that were saved can be read.
     """
+    number = newest_sound_step(checkpoint_folder(folder))
+    if not number:
+        return Ensemble(start, 0, [])
+    seal_if_old(checkpoint_folder(folder, number))
     with _checkpoints(folder) as manager:
-        number = newest_sound_step(manager, checkpoint_folder(folder))
-        if not number:
-            return Ensemble(start, 0, [])
-        seal_if_old(checkpoint_folder(folder, number))
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, start.states)
         args = {"states": ocp.args.StandardRestore(abstract), "history": ocp.args.JsonRestore()}
         try:

@@ -162,7 +162,10 @@ def remember_paths(config: Project, folder: Path, held_out: dict[str, str]) -> N
     """
     held_out = recorded_held_out(folder) | held_out
     paths = {name: getattr(config, name) for name in PATHS}
-    run_folder.write_json(folder / "paths.json", paths | {"eval_sha256": held_out})
+    file = folder / "paths.json"
+    file.with_name("paths.json.sha256").unlink(missing_ok=True)  # of the file that goes
+    run_folder.write_json(file, paths | {"eval_sha256": held_out})
+    checksums.seal(file)
 
 
 def recorded_facts(project: str | Path) -> dict[str, Any] | None:
@@ -233,8 +236,8 @@ def assert_config_there(folder: str | Path) -> None:
         raise UsageError(f"{file} is missing: {mend_by_import(folder)}")
 
 
-def check_config(folder: str | Path) -> None:
-    """Refuses a project whose record of flags has gone or changed, by a flipped digit for example.
+def check_records(folder: str | Path) -> None:
+    """Refuses a project whose records have gone or changed, by a flipped digit for example.
 
     Raises:
       UsageError: naming the file and the ways on.
@@ -244,6 +247,8 @@ def check_config(folder: str | Path) -> None:
     if file.exists():
         mend = f"if you have changed it yourself, delete {file}.sha256; or {mend_by_import(folder)}"
         check(file, mend)
+    if (paths := Path(folder) / "paths.json").exists():
+        check(paths, _MEND_PATHS)
 
 
 def mend_by_import(folder: str | Path) -> str:

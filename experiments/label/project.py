@@ -35,7 +35,7 @@ from experiments.label.folder import (
     PATHS,
     assert_answers_there,
     check,
-    check_config,
+    check_records,
     imported,
     known_queries,
     mend_by_import,
@@ -142,7 +142,7 @@ def open_project(config: Project, like: Bench | None = None) -> Bench:
       UsageError: if a file cannot be used, or the folder is that of another project, or the model
         or the pool has changed since. A project that cannot begin leaves no folder.
     """
-    check_config(config.project)
+    check_records(config.project)
     assert_answers_there(Path(config.project))
     config = _as_begun(with_known_paths(project_of(config)))
     setting, folder = setting_of(config), Path(config.project)

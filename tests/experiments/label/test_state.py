@@ -151,6 +151,24 @@ def test_a_flipped_digit_of_a_flag_is_named_before_anything_is_learned(learned):
     run.experiment(config)
 
 
+def test_a_flipped_letter_of_a_path_is_named_and_the_advice_helps(learned):
+    file = Path(learned.project) / "paths.json"
+    file.write_text(file.read_text().replace("pool.jsonl", "poom.jsonl"))
+    with pytest.raises(UsageError, match=r"paths.json is damaged: .*: delete it, and propose with"):
+        run.experiment(Learn(project=learned.project))
+    file.unlink()
+    run.experiment(learned)
+    run.experiment(Learn(project=learned.project))
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_is_written_beside_an_ensemble_is_checked_before_it_is_read(learned, number):
+    file = Path(learned.project) / "ensemble" / str(number) / "_CHECKPOINT_METADATA"
+    file.write_text("[]")
+    assert open_project(learned).ensemble.number == 3 - number
+    assert not file.exists()
+
+
 def test_a_flipped_bit_of_a_table_is_named_and_the_advice_helps(learned):
     file = Path(learned.project) / "tables" / "pool.npz"
     content = bytearray(file.read_bytes())
@@ -214,6 +232,7 @@ def test_a_project_of_an_older_version_opens_and_says_what_it_cannot_check(learn
     paths = json.loads((folder / "paths.json").read_text())
     old = ("pool", "eval_files", "model_name_or_path", "data_dir", "chat_template")
     (folder / "paths.json").write_text(json.dumps({name: paths[name] for name in old}))
+    (folder / "paths.json.sha256").unlink()
     (folder / "answers.jsonl.confirmed").unlink()
     lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     for line in lines:
