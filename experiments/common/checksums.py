@@ -60,8 +60,8 @@ def verify(path: Path) -> None:
             raise UsageError(f"{root / name} cannot be read: {error.strerror}") from error
         if digest != known[name]:
             raise UsageError(
-                f"{root / name} is damaged: its sha256 was {known[name]} when it was saved, and is "
-                f"{digest}"
+                f"{root / name} is damaged: its sha256 was {known[name]} when it was saved, as "
+                f"{sums.name} has it, and is {digest}"
             )
 
 
