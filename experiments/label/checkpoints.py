@@ -7,7 +7,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from experiments.common.binary import UsageError
-from experiments.common.chunks import newest_sound_step, seal_checkpoint
+from experiments.common.checkpoints import newest_sound_step, open_checkpoints, seal_checkpoint
 from experiments.label.folder import seal_if_old
 from shatter import training
 
@@ -78,8 +78,4 @@ def checkpoint_folder(folder: Path, number: int | None = None) -> Path:
 
 
 def _checkpoints(folder: Path) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(
-        checkpoint_folder(folder).absolute(),
-        options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False),
-        item_names=("states", "history"),
-    )
+    return open_checkpoints(checkpoint_folder(folder), item_names=("states", "history"))
