@@ -19,6 +19,8 @@ EVENTS = ("answer", "skip", "undo")
 EVENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """What an event may be called."""
 ID_FORM = "1 to 128 letters, digits, dots, dashes and underscores"
+OF_MANY = "import-"
+"""How the ids of imported answers begin that may be those of many people (`is_of_many`)."""
 
 
 class Event(NamedTuple):
@@ -127,7 +129,7 @@ def standing_events(events: Sequence[Event]) -> list[Event]:
 
 def is_of_many(event: Event | Answer) -> bool:
     """Whether a name may stand for many people, as in an imported row that names nobody."""
-    return event.event_id.startswith("import-")
+    return event.event_id.startswith(OF_MANY)
 
 
 def current_answers(path: str | Path) -> list[Answer]:
@@ -149,11 +151,11 @@ def current_answers(path: str | Path) -> list[Answer]:
     ]
 
 
-def check_known(answers: Iterable[Answer], queries: Mapping[str, Asked]) -> None:
+def check_known(answers: Iterable[Answer | Event], queries: Mapping[str, Asked]) -> None:
     """Refuses answers to queries that nobody asked.
 
     Args:
-      answers: the answers.
+      answers: the answers, or answers and skips.
       queries: all queries, by their id.
 
     Raises:

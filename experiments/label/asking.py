@@ -51,8 +51,9 @@ def standing(queries: Mapping[str, Asked], events: Sequence[Event], annotator: s
     Returns:
       The standing. After an undo the query that it was about comes next.
     """
-    own = [event for event in standing_events(events) if event.annotator == annotator]
-    done = {event.query_id: event.event for event in own if event.query_id in queries}
+    asked = [event for event in standing_events(events) if event.query_id in queries]
+    own = [event for event in asked if event.annotator == annotator]
+    done = {event.query_id: event.event for event in own}
     said = [event for event in events if event.annotator == annotator]
     again = said[-1].query_id if said and said[-1].event == "undo" else None
     pending = [query_id for query_id in queries if query_id not in done]
@@ -63,7 +64,7 @@ def standing(queries: Mapping[str, Asked], events: Sequence[Event], annotator: s
         num_answered,
         len(done) - num_answered,
         len(queries),
-        own[-1] if own and own[-1].query_id in queries else None,
+        own[-1] if own else None,
     )
 
 

@@ -12,9 +12,8 @@ from absl import logging
 
 from experiments.common import binary, checksums, run_folder
 from experiments.common.binary import UsageError
-from experiments.common.frozen import Item
 from experiments.label.config import RANGES, Project
-from experiments.label.confirmed import confirmed_file
+from experiments.label.confirmed import accept_command, confirmed_file
 from experiments.label.queries import Asked, read_queries
 from shatter.data.layouts import shown
 
@@ -65,15 +64,31 @@ def known_queries(folder: Path) -> dict[str, Asked]:
     return queries
 
 
+def assert_answers_there(folder: Path) -> None:
+    """Refuses a project that has learned from answers of which no line and no note is left.
+
+    Raises:
+      UsageError: naming the file and the ways on.
+    """
+    file = answer_file(folder)
+    has_lines = file.is_file() and file.stat().st_size > 0
+    has_learned = any((folder / "ensemble").glob("[0-9]*"))
+    if has_learned and not has_lines and not confirmed_file(file).exists():
+        raise UsageError(
+            f"{file} has no line, but the ensemble has learned from answers, and nothing says that "
+            "they were taken back: put the file back from a copy; or, to go on without them: "
+            f"{accept_command(file)}"
+        )
+
+
 def proposed(queries: dict[str, Asked]) -> dict[str, Asked]:
     """Those that were proposed here."""
     return {name: query for name, query in queries.items() if isinstance(query.round, int)}
 
 
-def imported_items(folder: Path) -> list[Item]:
-    """The texts that imported queries are about."""
-    queries = [q for q in known_queries(folder).values() if not isinstance(q.round, int)]
-    return [(query.prompt, text) for query in queries for text in query.completions]
+def imported(queries: dict[str, Asked]) -> list[Asked]:
+    """Those that an import has added."""
+    return [query for query in queries.values() if not isinstance(query.round, int)]
 
 
 def seal_if_old(path: Path) -> None:
@@ -189,9 +204,12 @@ def read_project(folder: str) -> Project:
       UsageError: if there is none, or the record of its flags is damaged.
     """
     config, paths = (Path(folder) / name for name in ("config.json", "paths.json"))
-    if not (config.is_file() and paths.is_file()):
-        raise UsageError(f"--project: {folder} is no labelling project, or not yet: propose first")
+    assert_config_there(folder)
     mend = mend_by_import(folder)
+    if not config.is_file():
+        raise UsageError(f"--project: {folder} is no labelling project, or not yet: propose first")
+    if not paths.is_file():
+        raise UsageError(f"{paths} is missing: propose with the flags that say where the files are")
     values = _flags_in(paths, _MEND_PATHS) | _flags_in(config, mend)
     names = {field.name for field in dataclasses.fields(Project)} - {*PATHS, "project"}
     if missing := sorted(names - values.keys()):
@@ -202,6 +220,17 @@ def read_project(folder: str) -> Project:
     except UsageError as error:
         raise UsageError(f"{config} is damaged ({error}): {mend}") from error
     return project
+
+
+def assert_config_there(folder: str | Path) -> None:
+    """Refuses a project whose record of flags has gone.
+
+    Raises:
+      UsageError: naming the file and the ways on.
+    """
+    file = Path(folder) / "config.json"
+    if is_project(Path(folder)) and not file.exists():
+        raise UsageError(f"{file} is missing: {mend_by_import(folder)}")
 
 
 def mend_by_import(folder: str | Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from experiments.common.binary import UsageError
 from experiments.label import asking
 from experiments.label.answers import Event, read_events, stranger
+from experiments.label.confirmed import confirmed_file
 from experiments.label.merging import Given, merge
 from experiments.label.queries import Asked, read_queries, write_queries
 from experiments.label.writer import Writer
@@ -100,7 +101,9 @@ def import_answers(
 
 
 def is_answer_file(path: str | Path) -> bool:
-    """Whether a file begins with an event of this program."""
+    """Whether a file begins with an event of this program, or did when that was confirmed."""
+    if confirmed_file(path).exists():
+        return True
     try:
         _, first = next(iter(records(path)), (0, {}))
         return {"event", "event_id"} <= parsed(first).keys()
@@ -116,6 +119,8 @@ def _free_file(folder: Path, sha8: str) -> Path:
 
 def _given_events(path: Path, known: Mapping[str, Asked]) -> tuple[list[Given], list[Problem]]:
     """The events of an answer file with what they are about; those about nothing known are bad."""
+    if path.suffix == ".gz":
+        raise UsageError(f"{path}: expected an answer file as it was written: decompress it first")
     events, beside = read_events(path), path.parent / "queries"
     has_own = any(beside.glob("*.jsonl"))
     queries = read_queries(beside) if has_own else known

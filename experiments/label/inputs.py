@@ -19,6 +19,7 @@ from experiments.label.folder import (
     recorded_held_out,
 )
 from experiments.label.pool import HINT, PoolFile, pool_hash, read_pool
+from experiments.label.queries import Asked
 from shatter import data, models
 from shatter.types import Params
 
@@ -152,6 +153,26 @@ def _assert_encodable(config: Project, model: Frozen, files: Sequence[list[data.
                 data.encode_rows(rows, model.tokenizer, max_length=config.max_length)
         except ValueError as error:
             raise UsageError(str(error).split(HINT)[0]) from error
+
+
+def assert_encodable_imports(config: Project, model: Frozen, queries: Sequence[Asked]) -> None:
+    """Refuses imported queries of which the tokenizer or the chat template cannot take a text.
+
+    Raises:
+      UsageError: naming the file, the line, the field and the way on.
+    """
+    rows = [
+        data.Row(q.prompt, (text,), (0,), source=q.source)
+        for q in queries
+        for text in q.completions
+    ]
+    try:
+        _assert_encodable(config, model, [rows])
+    except UsageError as error:
+        raise UsageError(
+            f"{error}\nThis text was imported. Begin another project with a --chat_template that "
+            f"takes it, and: {import_command(config.project)}"
+        ) from error
 
 
 def _read_held_out(file: str) -> list[data.Row]:

@@ -14,9 +14,8 @@ from experiments.common.binary import UsageError
 from experiments.common.checkpoints import assert_same_software
 from experiments.common.learners import table_comparisons
 from experiments.label import plot
-from experiments.label.answers import Answer, check_known, current_answers, read_events
+from experiments.label.answers import Answer, check_known, current_answers
 from experiments.label.checkpoints import Ensemble, checkpoint_folder, save
-from experiments.label.confirmed import accept_command, read_confirmed
 from experiments.label.folder import answer_file, import_command, known_queries
 from experiments.label.measures import measures_of, write_scores
 from experiments.label.project import Bench, item_key, utilities
@@ -78,8 +77,6 @@ def learn_side_by_side(benches: Sequence[Bench], which: Sequence[bool]) -> list[
     """
     benches = [_begun(bench) for bench in benches]
     found = [standing_answers(bench.folder) for bench in benches]
-    for bench, (_, answers) in zip(benches, found, strict=True):
-        _assert_whole(bench, answers)
     due = [
         wanted and bench.ensemble.history[-1]["answers_sha256"] != _digest(answers)
         for bench, wanted, (_, answers) in zip(benches, which, found, strict=True)
@@ -103,18 +100,6 @@ def _begun(bench: Bench) -> Bench:
             f"{answer_file(bench.folder)} has no answer that stands: answer some queries first"
         )
     return bench._replace(ensemble=bench.ensemble._replace(history=[measure(bench, [])]))
-
-
-def _assert_whole(bench: Bench, answers: Sequence[Answer]) -> None:
-    """Refuses a file without a line and without a note where there were answers to learn from."""
-    file = answer_file(bench.folder)
-    taught = bench.ensemble.history[-1]["answers"]
-    if taught and not answers and read_confirmed(file) is None and not read_events(file):
-        raise UsageError(
-            f"{file} has no line, but the ensemble has learned from {taught} answers, and nothing "
-            "says that they were taken back: put the file back from a copy; or, to go on without "
-            f"them: {accept_command(file)}"
-        )
 
 
 def _taught(

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from experiments.label.answers import Event, is_of_many, standing_events
+from experiments.label.answers import OF_MANY, Event, is_of_many, standing_events
 from experiments.label.queries import Asked, texts_digest
 from shatter.data.layouts import Text, text_key
 from shatter.data.report import Problem
@@ -173,9 +173,9 @@ class _State:
     def _free_id(self, event_id: str, content: str) -> str:
         """The id that an event has; of one without, or whose id is taken, a hash of what it is."""
         if event_id in ("row", "import-row") or event_id in self._event_ids:
-            kind = "import" if event_id.startswith("import-") else "row"
+            begin = OF_MANY if event_id.startswith(OF_MANY) else "row-"
             digest = hashlib.sha256(content.encode()).hexdigest()[:32]
-            return _free(f"{kind}-{digest}", self._event_ids)
+            return _free(f"{begin}{digest}", self._event_ids)
         return event_id
 
 

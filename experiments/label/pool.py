@@ -116,7 +116,7 @@ def _read(path: Path) -> tuple[list[Text], list[data.Row]]:
                     found = answers_of({"prompt": record["prompt"], "completion": other})
                     prompts.append(found.prompt)
                     continue
-                given = record.get("completions")
+                given = "prompt" in record and record.get("completions")
                 if given and isinstance(given, list) and not SAID & set(record):
                     num = len(given)
                     found = answers_of({**record, "ranks": [0] * num})

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import checksums, run_folder
+from experiments.common.binary import UsageError
 from experiments.common.frozen import (
     Frozen,
     Item,
@@ -32,8 +33,11 @@ from experiments.label.compiled import programs
 from experiments.label.config import Project, project_of, setting_of
 from experiments.label.folder import (
     PATHS,
+    assert_answers_there,
+    assert_config_there,
     check,
-    imported_items,
+    imported,
+    known_queries,
     mend_by_import,
     query_folder,
     recorded_facts,
@@ -41,7 +45,7 @@ from experiments.label.folder import (
     seal_if_old,
     with_known_paths,
 )
-from experiments.label.inputs import Inputs, assert_unchanged, read_inputs
+from experiments.label.inputs import Inputs, assert_encodable_imports, assert_unchanged, read_inputs
 from experiments.label.pool import Pool, draw_queries, make_pool
 from shatter import training
 from shatter.data.files import write_atomically
@@ -138,6 +142,8 @@ def open_project(config: Project, like: Bench | None = None) -> Bench:
       UsageError: if a file cannot be used, or the folder is that of another project, or the model
         or the pool has changed since. A project that cannot begin leaves no folder.
     """
+    assert_config_there(config.project)
+    assert_answers_there(Path(config.project))
     config = _as_begun(with_known_paths(project_of(config)))
     setting, folder = setting_of(config), Path(config.project)
     if like and replace(config, seed=0, project="") != replace(like.config, seed=0, project=""):
@@ -161,13 +167,19 @@ def open_project(config: Project, like: Bench | None = None) -> Bench:
     numbers = {item_key(item): number for number, item in enumerate(items)}
     rows = (row for rows in inputs.held_out.values() for row in rows)
     wanted = [(row.prompt, text) for row in rows for text in row.completions]
-    for item in (*wanted, *imported_items(folder)):
+    queries = imported(known_queries(folder))
+    wanted += [(query.prompt, text) for query in queries for text in query.completions]
+    for item in wanted:
         if numbers.setdefault(item_key(item), len(items)) == len(items):
             items.append(item)
     if like and (like.items, like.pool.items) == (items, pool.items):
         table = like.start.shared[1]
     else:
-        table = jax.device_put(_table(config, setting, model, folder, items, len(pool.items)))
+        try:
+            table = jax.device_put(_table(config, setting, model, folder, items, len(pool.items)))
+        except UsageError:
+            assert_encodable_imports(config, model, queries)
+            raise
     prior_scale = _prior_scale(config, setting, model, pool, folder, inputs.base, table)
     start = _start(config, setting, model, inputs.base, table, prior_scale)
     ensemble = restored(folder, start)
@@ -198,8 +210,14 @@ def _begin(config: Project, folder: Path, inputs: Inputs) -> None:
     free = ("project", *PATHS)
     run_folder.begin_or_resume(config.project, config, free=free, flag="--project", **facts)
     remember_paths(config, folder, inputs.held_out_facts)
-    for pattern in (".*.part", "queries/.*.part", "tables/*.tmp"):
-        for left in folder.glob(pattern):
+    for name in (
+        ".*.part",
+        "queries/.*.part",
+        "queries/.*.tmp",
+        "tables/*.tmp",
+        "ensemble/*/.*.tmp",
+    ):
+        for left in folder.glob(name):
             left.unlink()
     for half_saved in folder.glob("ensemble/*.orbax-checkpoint-tmp*"):
         shutil.rmtree(half_saved)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common.binary import UsageError
-from experiments.label.answers import read_events
+from experiments.label.answers import check_known, read_events, standing_events
 from experiments.label.checkpoints import checkpoint_folder
 from experiments.label.config import ArmName, Propose, explorer
 from experiments.label.folder import (
@@ -38,13 +38,15 @@ def propose(bench: Bench, config: Propose, *, recorded: bool = False) -> list[As
       The batch.
 
     Raises:
-      UsageError: if there are not enough comparisons left.
+      UsageError: if there are not enough comparisons left, or an answer or skip is about a query
+        that no file has.
     """
     queries = known_queries(bench.folder)
     rounds = [query.round for query in proposed(queries).values()]
     number = max((r for r in rounds if isinstance(r, int)), default=-1)
     newest = [query for query in queries.values() if query.round == number]
     events = read_events(answer_file(bench.folder))
+    check_known(standing_events(events), queries)  # names of queries that have gone are not free
     digest = members_hash(bench)
     is_open = not {query.query_id for query in newest} & {event.query_id for event in events}
     if (
@@ -69,10 +71,12 @@ def propose(bench: Bench, config: Propose, *, recorded: bool = False) -> list[As
         recorded=recorded,
     )
     if len(found) < config.num_queries:
+        lower = "lower --num_queries, or " if found else ""
+        lower = lower or ("lower --num_responses, or " if config.num_responses > 2 else "")
         raise UsageError(
             f"--num_queries={config.num_queries}: {config.pool} has {len(found)} comparisons of "
-            f"{config.num_responses} that were not asked ({len(asked)} were): lower --num_queries, "
-            "or begin another project with more candidates"
+            f"{config.num_responses} that were not asked ({len(asked)} were): "
+            f"{lower}begin another project with more candidates"
         )
     chosen, gains = _choose(bench, config, found, number)
     batch = [

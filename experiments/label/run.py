@@ -29,6 +29,7 @@ from experiments.label.display import say
 from experiments.label.export import check_export, export_answers, export_model
 from experiments.label.folder import (
     answer_file,
+    assert_answers_there,
     is_project,
     known_queries,
     proposed,
@@ -64,12 +65,14 @@ def experiment(config: Any) -> None:
         check(config)
     elif not is_project(folder):
         raise UsageError(f"--project: {folder} is no labelling project, or not yet: propose first")
-    elif not isinstance(config, Accept) and is_unconfirmed(answer_file(folder)):
-        say(
-            console,
-            f"{answer_file(folder)} has no note of what was confirmed, as older versions wrote "
-            "none: whether lines have gone cannot be told",
-        )
+    elif not isinstance(config, Accept):
+        assert_answers_there(folder)
+        if is_unconfirmed(answer_file(folder)):
+            say(
+                console,
+                f"{answer_file(folder)} has no note of what was confirmed, as older versions wrote "
+                "none: whether lines have gone cannot be told",
+            )
     if isinstance(config, Answer):
         _answer(config, console)
         return

@@ -13,7 +13,7 @@ from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from experiments.common.binary import UsageError
 from experiments.label import asking
-from experiments.label.answers import EVENT_ID, ID_FORM
+from experiments.label.answers import EVENT_ID, ID_FORM, OF_MANY
 from experiments.label.asking import Choice, shown_digest
 from experiments.label.display import turns
 from experiments.label.queries import Asked
@@ -122,8 +122,8 @@ def make_app(queries: Mapping[str, Asked], writer: Writer, *, seed: int) -> Flas
         annotator = asking.annotator_name(given["annotator"])
         with lock:
             last = asking.standing(queries, writer.events, annotator).last
-            is_new = all(event.event_id != given["event_id"] for event in writer.events)
-            if is_new:
+            undone = {(e.event_id, e.annotator, e.undoes) for e in writer.events}
+            if (given["event_id"], annotator, given["undoes"]) not in undone:
                 if last is None or last.event_id != given["undoes"]:
                     raise Conflict("What this page would undo is not your last answer here")
                 writer.append(asking.undo(last, event_id=given["event_id"]))
@@ -227,8 +227,10 @@ def _given(*fields: str) -> dict[str, Any]:
         if not isinstance(text, str) or not text.strip() or len(text) > 256:
             raise BadRequest(f"{field}: expected a text, found {str(text)[:80]!r}")
     event_id = given.get("event_id")
-    if not isinstance(event_id, str) or not EVENT_ID.fullmatch(event_id):
-        raise BadRequest(f"event_id: expected {ID_FORM}, found {str(event_id)[:80]!r}")
+    is_id = isinstance(event_id, str) and EVENT_ID.fullmatch(event_id) is not None
+    if not is_id or str(event_id).startswith(OF_MANY):  # of those any number may stand
+        expected = f"{ID_FORM}, not beginning with {OF_MANY}"
+        raise BadRequest(f"event_id: expected {expected}, found {str(event_id)[:80]!r}")
     return given
 
 

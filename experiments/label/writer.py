@@ -173,9 +173,9 @@ def open_writer(path: str | Path, *, accept: bool = False) -> Iterator[Writer]:
       UsageError: if another process writes to the file, what was confirmed is not in it, a line is
         damaged, or the system refuses.
     """
-    path = Path(os.path.realpath(path))
+    path = Path(path)  # as given, for messages; what stands beside it is beside a link's target
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _beside(path, "lock").parent.mkdir(parents=True, exist_ok=True)
         lock = open_lock(_beside(path, "lock"))
     except OSError as error:
         raise _refused(path, error) from error
@@ -208,7 +208,7 @@ def _opened(path: Path, file: int, accept: bool) -> Writer:
         held = Confirmed(len(content), hashlib.sha256(content).hexdigest())
         if accept or read_confirmed(path) != held:
             write_confirmed(path, held)
-        _sync_folder(path.parent)
+        _sync_folder(_beside(path, "lock").parent)
     except OSError as error:
         raise _refused(path, error) from error
     return Writer(path, file, content, events)
@@ -237,6 +237,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _beside(path: Path, ending: str) -> Path:
+    path = Path(os.path.realpath(path))
     return path.with_name(f"{path.name}.{ending}")
 
 

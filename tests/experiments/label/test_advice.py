@@ -17,7 +17,7 @@ from experiments.common.binary import UsageError
 from experiments.label import run
 from experiments.label.answers import current_answers
 from experiments.label.checkpoints import Ensemble, save
-from experiments.label.config import Accept, Export, Learn
+from experiments.label.config import Accept, Answer, Export, Import, Learn
 from experiments.label.folder import answer_file
 from experiments.label.learn import learn, standing_answers
 from experiments.label.project import open_project
@@ -135,6 +135,31 @@ def test_members_that_went_astray(answered, tmp_path, monkeypatch):
     run.experiment(Learn(project=slower.project))
 
 
+def test_an_imported_text_that_cannot_be_encoded(answered, tmp_path):
+    """The import needs no model, so that it is noticed later; nothing is shut in."""
+    say = lambda text: [{"role": "assistant", "content": text}]
+    row = {"prompt": [{"role": "user", "content": "a"}], "chosen": say("b"), "rejected": say("c")}
+    run.experiment(Import(project=answered.project, file=write(tmp_path / "rows.jsonl", [row])))
+    with pytest.raises(UsageError, match=r"no chat template: .*\nThis text was imported") as error:
+        run.experiment(Learn(project=answered.project))
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    another = dataclasses.replace(
+        answered, project=str(tmp_path / "another"), chat_template=str(template)
+    )
+    run.experiment(another)
+    follow(error.value, ANOTHER=another.project)
+    run.experiment(Learn(project=another.project))
+    assert open_project(another).ensemble.history[-1]["answers"] == 5
+    # A template that refuses it: the line is named.
+    template.write_text("{{ raise_exception('no') }}")
+    refusing = dataclasses.replace(another, project=str(tmp_path / "refusing"))
+    run.experiment(refusing)
+    follow(error.value, ANOTHER=refusing.project)
+    with pytest.raises(UsageError, match=r"import_\w+.jsonl:1: prompt: .*refuses a conversation"):
+        run.experiment(Learn(project=refusing.project))
+
+
 def test_a_query_file_that_is_gone(answered, tmp_path, capsys):
     run.experiment(Learn(project=answered.project))
     run.experiment(answered)
@@ -185,15 +210,51 @@ def test_a_query_that_is_there_twice(config):
     run.experiment(config)
 
 
-def test_both_the_answers_and_their_note_are_gone(answered):
+def test_both_the_answers_and_their_note_are_gone(answered, tmp_path):
+    """Then no command begins another file in their place, which would then be learned from."""
     run.experiment(Learn(project=answered.project))
     for file in Path(answered.project).glob("answers.jsonl*"):
         file.unlink()
-    with pytest.raises(UsageError, match="has learned from 4 answers, and nothing says") as error:
-        run.experiment(Learn(project=answered.project))
+    rows = write(tmp_path / "rows.jsonl", [{"prompt": "a ", "chosen": "a", "rejected": "bb"}])
+    commands = (
+        Learn(project=answered.project),
+        Answer(project=answered.project),
+        Import(project=answered.project, file=rows),
+        Export(project=answered.project, answers=str(tmp_path / "export.jsonl")),
+        answered,
+    )
+    for config in commands:
+        with pytest.raises(UsageError, match=r"answers, and nothing says that they were") as error:
+            run.experiment(config)
+        assert not answer_file(Path(answered.project)).exists()
     follow(error.value)
     run.experiment(Learn(project=answered.project))
     assert open_project(answered).ensemble.history[-1]["answers"] == 0
+
+
+def test_the_names_of_queries_that_are_gone_are_not_free(answered):
+    """Otherwise another question would have an answer already."""
+    file = Path(answered.project) / "queries" / "round_0000.jsonl"
+    kept = file.read_bytes()
+    file.unlink()
+    other = dataclasses.replace(answered, arm="random", num_queries=3)
+    with pytest.raises(UsageError, match=r"answers.jsonl:1: query_id: .* put the query file back"):
+        run.experiment(other)
+    assert not file.exists()
+    file.write_bytes(kept)
+    run.experiment(other)
+    assert file.read_bytes() == kept
+
+
+def test_a_config_that_is_gone(answered, tmp_path):
+    (Path(answered.project) / "config.json").unlink()
+    another = dataclasses.replace(answered, project=str(tmp_path / "another"))
+    run.experiment(another)
+    for config in (Learn(project=answered.project), answered):
+        with pytest.raises(UsageError, match=r"config.json is missing: put it back .*, or") as e:
+            run.experiment(config)
+        follow(e.value, ANOTHER=another.project)
+    assert num_answers(another) == 4
 
 
 def test_lines_that_are_gone_are_never_learned_from(answered):
@@ -218,6 +279,22 @@ def test_a_pool_that_a_loop_would_exhaust_is_refused_at_the_start(config, tmp_pa
     with pytest.raises(UsageError, match=r"has 2 comparisons .* expected 3 for the 1 rounds"):
         run.experiment(three)
     run.experiment(dataclasses.replace(three, num_queries=2))
+
+
+def test_a_pool_that_has_too_few_or_none_left(config, tmp_path):
+    pool = write(tmp_path / "small.jsonl", [{"prompt": "a", "completions": ["b", "c", "d"]}])
+    config = dataclasses.replace(config, pool=pool)
+    with pytest.raises(UsageError, match=r"has 3 comparisons .*: lower --num_queries, or begin an"):
+        run.experiment(config)
+    config = dataclasses.replace(config, num_queries=3)
+    run.experiment(config)
+    answer_all(config)
+    with pytest.raises(UsageError, match=r"has 0 comparisons .* \(3 were\): begin another project"):
+        run.experiment(dataclasses.replace(config, num_queries=1))
+    four = dataclasses.replace(config, num_queries=1, num_responses=4)
+    with pytest.raises(UsageError, match=r"has 0 comparisons of 4 .*: lower --num_responses, or"):
+        run.experiment(four)
+    run.experiment(dataclasses.replace(four, num_responses=3))
 
 
 def test_what_a_missing_project_says(config, tmp_path):

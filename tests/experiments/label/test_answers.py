@@ -438,3 +438,14 @@ def test_annotator_names():
     for name in ("", "  ", "a\nb", "x" * 65, "\ud800", "\x1b[2J"):
         with pytest.raises(UsageError, match="1 to 64 printable characters"):
             asking.annotator_name(name)
+
+
+def test_an_imported_answer_to_another_question_hides_no_undo(queries):
+    """What a person may take back is what they were asked here."""
+    given = asking.answer(
+        queries["r0000-q000"], 0, annotator="Ann", order=(0, 1), seconds=1.0, event_id="mine"
+    )
+    imported = Event("answer", "row-1", "import-0-1", "Ann", (1, 2))
+    place = asking.standing(queries, [given, imported], "Ann")
+    assert place.last == given and place.num_answered == 1
+    assert asking.standing(queries, [imported], "Ann").last is None

@@ -12,6 +12,8 @@ from experiments.label import answers, writer
 from experiments.label.answers import Event
 from experiments.label.config import Accept
 from experiments.label.confirmed import confirmed_file, content_of
+from experiments.label.imports import import_answers
+from experiments.label.queries import Asked, write_queries
 from experiments.label.run import experiment
 from experiments.label.writer import NotRecorded, open_writer
 
@@ -90,6 +92,41 @@ def test_what_has_gone_is_noticed_by_all_and_the_advice_helps(path, name):
     with open_writer(path) as file:
         file.append(event(7))
     assert ids(path) == [*left, "e7"]
+
+
+@pytest.mark.parametrize("name", ["first line gone", "emptied", "missing", "one vote turned"])
+def test_an_import_of_what_has_gone_is_refused_and_the_advice_helps(path, tmp_path, name):
+    """Also where no line is left by which the file could be told from one of preferences."""
+    texts = Asked("q0", "p", ("a", "b")), Asked("q1", "p", ("a", "c")), Asked("q2", "p", ("b", "c"))
+    write_queries(path.parent / "queries" / "round_0000.jsonl", texts)
+    damage, message = DAMAGES[name]
+    damage(path)
+    with open_writer(tmp_path / "other" / "answers.jsonl") as file:
+        with pytest.raises(UsageError, match=message) as error:
+            import_answers(path, tmp_path / "other" / "queries", file)
+        follow(error)
+        if left := ids(path):
+            import_answers(path, tmp_path / "other" / "queries", file)
+        assert len(left) == len(file.events)
+
+
+def test_a_linked_answer_file_is_known_by_the_project(path, tmp_path):
+    """What a message advises is about the project, not about the folder that the link leads to."""
+    elsewhere = tmp_path / "elsewhere" / "kept.jsonl"
+    elsewhere.parent.mkdir()
+    for name in ("", ".confirmed"):
+        path.with_name(path.name + name).rename(elsewhere.with_name(elsewhere.name + name))
+    path.symlink_to(elsewhere)
+    with open_writer(path) as file:
+        file.append(event(3))
+        with pytest.raises(UsageError, match="is open for answers"), open_writer(elsewhere):
+            pass
+    assert ids(path) == ids(elsewhere) == ["e0", "e1", "e2", "e3"]
+    elsewhere.write_bytes(b"".join(lines(elsewhere)[:2]))
+    with pytest.raises(UsageError, match=r"has [0-9]+ of") as error, open_writer(path):
+        pass
+    follow(error)
+    assert ids(path) == ["e0", "e1"] and path.is_symlink()
 
 
 def test_a_damaged_line_is_named_and_the_advice_helps(path):

@@ -334,10 +334,10 @@ def test_one_process_at_a_time_and_leftovers_of_a_killed_one(config: Propose):
         pytest.raises(UsageError, match=f"process {os.getpid()} works"),
     ):
         run.experiment(config)
-    (folder / "config.json.tmp").write_text("{")  # killed while it was written
+    (folder / ".config.json.4194305-00badf00.tmp").write_text("{")  # killed while it was written
     run.experiment(config)
     (folder / "paths.json").unlink()
-    with pytest.raises(UsageError, match="propose first"):
+    with pytest.raises(UsageError, match=r"paths.json is missing: propose with the flags that say"):
         run.experiment(Learn(project=config.project))
     run.experiment(config)
     answer_all(config)
@@ -348,7 +348,7 @@ BAD_POOLS = {
     "one candidate": ([*POOL, {"prompt": "x", "completions": ["y"]}], r"pool.jsonl:6.*found one"),
     "no text": ([{"prompt": "x", "completions": ["y", 3]}], r"pool.jsonl:1: completions\[1\]"),
     "mixed": ([POOL[0], {"prompt": "x"}], "one or the other in all rows"),
-    "no prompt": ([{"completions": ["y", "z"]}], "pool.jsonl:1"),
+    "no prompt": ([{"completions": ["y", "z"]}], r"pool.jsonl:1: prompt: .*fields completions;"),
     "empty": ([], "found no row"),
 }
 

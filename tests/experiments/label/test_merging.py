@@ -1,5 +1,6 @@
 """An answer is its content and time: whatever road it took, it is there once."""
 
+import gzip
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -166,6 +167,18 @@ def test_an_answer_file_alone_needs_its_queries_or_their_checksums(source, tmp_p
         (alone.parent / "queries").mkdir(exist_ok=True)
         (alone.parent / "queries" / file.name).write_bytes(file.read_bytes())
     take_in(other, alone)
+    assert said(other) == said(source)
+
+
+def test_a_compressed_answer_file_is_named(source, tmp_path):
+    packed = source / "packed.jsonl.gz"
+    packed.write_bytes(gzip.compress((source / "answers.jsonl").read_bytes()))
+    other = project(tmp_path / "other", TEAS)
+    with pytest.raises(UsageError, match=r"packed.jsonl.gz: expected .* decompress it first"):
+        take_in(other, packed)
+    unpacked = source / "packed.jsonl"
+    unpacked.write_bytes(gzip.decompress(packed.read_bytes()))
+    take_in(other, unpacked)
     assert said(other) == said(source)
 
 

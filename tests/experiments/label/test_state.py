@@ -412,13 +412,15 @@ def test_what_killed_processes_left_is_removed(learned):
     left = [
         folder / "queries" / ".round_0001.jsonl.4194305.part",
         folder / ".candidates.jsonl.4194305.part",
-        folder / "tables" / ".pool.npz.4194305-00.tmp",
-        folder / ".config.json.4194305-00.tmp",
+        folder / "queries" / ".round_0001.jsonl.sha256.4194305-00badf00.tmp",
+        folder / "ensemble" / "2" / ".SHA256SUMS.4194305-00badf00.tmp",
+        folder / "tables" / ".pool.npz.4194305-00badf00.tmp",
+        folder / ".config.json.4194305-00badf00.tmp",
     ]
     for file in left:
         file.write_text("half")
     staging = folder / "ensemble" / "3.orbax-checkpoint-tmp"
     staging.mkdir()
     (staging / "half").write_text("half")
-    open_project(learned)
+    assert open_project(learned).ensemble.number == 2
     assert not any(file.exists() for file in (*left, staging))

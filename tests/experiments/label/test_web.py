@@ -128,6 +128,17 @@ def test_undo_sent_twice_undoes_one(ask, file):
     assert len(answers.read_events(file.path)) == 4
 
 
+def test_an_undo_under_the_name_of_another_event_is_refused(ask, file):
+    ask("/api/answer", choice(0, 1))
+    ask("/api/answer", choice(1, 1, annotator="Bo"))
+    assert ask("/api/undo", undo("e0", "e0"))[0] == 409  # a name that is taken, by an answer
+    assert ask("/api/undo", undo("u", "e0"))[0] == 200
+    for posted in (undo("u", "e1"), undo("u", "e1") | {"annotator": "Bo"}, undo("e1", "e0")):
+        assert ask("/api/undo", posted)[0] == 409
+    assert ask("/api/undo", undo("u", "e0"))[0] == 200  # the same once more
+    assert [event.event for event in answers.read_events(file.path)] == ["answer", "answer", "undo"]
+
+
 def test_everybody_has_their_own_progress(ask, file):
     ask("/api/answer", choice(0, 0))
     ask("/api/answer", choice(1, 1, annotator=" Bo "))
@@ -187,6 +198,7 @@ def test_a_full_disk_is_507_and_can_be_tried_again(ask, file, monkeypatch):
         ({"event_id": "\ud800"}, "event_id: expected 1 to 128 letters"),
         ({"event_id": "a/b"}, "event_id: expected 1 to 128 letters"),
         ({"event_id": "-a"}, "event_id: expected 1 to 128 letters"),
+        ({"event_id": "import-a"}, "not beginning with import-, found 'import-a'"),
         ({"event_id": "e" * 129}, "event_id: expected 1 to 128 letters"),
         ({"query_id": ["q"]}, "query_id: expected a text"),
         ({"choice": 2}, "choice: expected a number from 0 to 1, tie or skip, found '2'"),
