@@ -90,8 +90,8 @@ def pair_labels(rows: Sequence[Row]) -> tuple[list[Row], Report]:
     Returns:
       One row a prompt that has both labels, at the place of its first row, and the report: a
       completion labelled both ways and every row of a prompt with one label only is a problem. The
-      row weighs what its completions weigh on average; one that several rows label alike weighs
-      the sum of theirs.
+      row weighs what its completions weigh on average. The same label twice says no more than
+      once: the heavier row counts.
     """
     prompts: dict[str, list[Row]] = {}
     for number, row in enumerate(rows):
@@ -111,9 +111,9 @@ def pair_labels(rows: Sequence[Row]) -> tuple[list[Row], Report]:
         clear: dict[str, Row] = {}
         for row in same:
             if row not in torn:
-                key = text_key(row.completions[0])
-                before = clear[key].weight if key in clear else 0.0
-                clear[key] = row._replace(weight=before + row.weight)
+                before = clear.setdefault(text_key(row.completions[0]), row)
+                if row.weight > before.weight:
+                    clear[text_key(row.completions[0])] = row
         if len({row.ranks for row in clear.values()}) == 2:
             paired.append(_joined(list(clear.values())))
         else:
