@@ -1,9 +1,7 @@
 """A run over many seeds, cut into chunks on the host: progress, checkpoints, resume."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,20 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 
-from experiments.common import checksums
 from experiments.common.binary import UsageError
-from experiments.common.run_folder import (
-    load_arrays,
-    read_json,
-    remove_folder,
-    save_arrays,
-    write_json,
+from experiments.common.checkpoints import (
+    assert_same_software,
+    newest_sound_step,
+    open_checkpoints,
+    seal_checkpoint,
 )
-
-SOFTWARE = "software.json"
-"""The file of a checkpoint that says what computed it, and the checkpoint's name."""
+from experiments.common.run_folder import load_arrays, remove_folder, save_arrays
 
 
 class Chunk(NamedTuple):
@@ -109,12 +102,8 @@ def run_seeds(
         for name, value in first.items()
     }
     checkpoints = folder / "checkpoints"
-    saved = newest_sound_step(checkpoints)
-    with ocp.CheckpointManager(
-        checkpoints.absolute(),
-        # The one before the newest is there for when the newest is damaged.
-        options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False),
-    ) as manager:
+    with open_checkpoints(checkpoints) as manager:
+        saved = newest_sound_step(manager, checkpoints)
         if saved:
             assert_same_software(checkpoints / str(saved))
             carry, history = _restore(manager, saved, (carry, history), checkpoints)
@@ -136,91 +125,6 @@ def run_seeds(
     save_arrays(done, result)
     remove_folder(checkpoints)
     return result
-
-
-def software() -> dict[str, Any]:
-    """What the bits of a run depend on beside its config and data."""
-    return {
-        "jax": jax.__version__,
-        "jaxlib": metadata.version("jaxlib"),
-        "backend": jax.default_backend(),
-        "processes": jax.process_count(),
-    }
-
-
-def seal_checkpoint(folder: Path) -> None:
-    """Adds to a checkpoint its name, what it was computed with, and checksums of all its files."""
-    write_json(folder / SOFTWARE, {"name": folder.name, **software()})
-    checksums.seal(folder)
-
-
-def assert_same_software(folder: Path) -> None:
-    """Refuses a checkpoint that was computed with other versions: the bits would differ.
-
-    Args:
-      folder: of the checkpoint; one without a record passes.
-
-    Raises:
-      UsageError: naming each part that differs, and both values.
-    """
-    if not (folder / SOFTWARE).is_file():
-        return
-    found, now = read_json(folder / SOFTWARE), software()
-    differing = [
-        f"{name}: found {found.get(name)!r}, now {now[name]!r}"
-        for name in now
-        if found.get(name) != now[name]
-    ]
-    if differing:
-        raise UsageError(
-            f"the checkpoint {folder} was computed with other software ({'; '.join(differing)}), "
-            "so that a resumed run would not be the uninterrupted one: go on with that software, "
-            f"or delete {folder.parent} to begin again"
-        )
-
-
-def newest_sound_step(folder: Path) -> int:
-    """Returns the newest checkpoint that is as it was saved; damaged ones are deleted, and said.
-
-    It must come before a manager is opened, because that reads of every checkpoint what is damaged.
-
-    Args:
-      folder: where the checkpoints are.
-
-    Returns:
-      Its step; 0 = there is no checkpoint.
-
-    Raises:
-      UsageError: if there are checkpoints and all of them are damaged.
-    """
-    names = (path.name for path in folder.glob("*") if path.is_dir())
-    steps = sorted((int(name) for name in names if name.isdecimal()), reverse=True)
-    damaged: dict[int, UsageError] = {}
-    found = 0
-    for step in steps:
-        try:
-            checksums.verify(folder / str(step))
-            _assert_not_renamed(folder / str(step))
-            found = found or step
-        except UsageError as error:
-            damaged[step] = error
-    if damaged and not found:
-        oldest = damaged[steps[-1]]
-        raise UsageError(
-            f"{oldest}. There is no older checkpoint: delete {folder} to begin again"
-        ) from oldest
-    for step, fault in damaged.items():
-        way = "Going on from the checkpoint before" if step > found else "A newer one serves"
-        logging.warning("%s. %s.", fault, way)
-        shutil.rmtree(folder / str(step))
-    return found
-
-
-def _assert_not_renamed(folder: Path) -> None:
-    file = folder / SOFTWARE
-    name = read_json(file).get("name", folder.name) if file.is_file() else folder.name
-    if name != folder.name:
-        raise UsageError(f"the checkpoint {folder} is the one that was saved as {name}, renamed")
 
 
 @cache

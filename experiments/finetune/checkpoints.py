@@ -7,7 +7,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
-from experiments.common import checksums
+from experiments.common import checkpoints, checksums
 from experiments.common.binary import UsageError
 from experiments.finetune.config import Config
 from experiments.finetune.history import Log
@@ -29,13 +29,9 @@ class Found(NamedTuple):
 
 def open_checkpoints(config: Config, folder: Path) -> ocp.CheckpointManager:
     """The checkpoints of a run folder; what a killed process had half saved is removed."""
-    return ocp.CheckpointManager(
-        (folder / "checkpoints").absolute(),
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=config.save_total_limit,
-            enable_async_checkpointing=False,
-            cleanup_tmp_directories=True,
-        ),
+    return checkpoints.open_checkpoints(
+        folder / "checkpoints",
+        max_to_keep=config.save_total_limit,
         item_names=("state", "loop"),
     )
 

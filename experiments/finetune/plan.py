@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.common.chunks import software
+from experiments.common.checkpoints import software
 from experiments.finetune.config import Config
 from experiments.finetune.task import Task
 from shatter import data

@@ -7,7 +7,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from experiments.common.binary import UsageError
-from experiments.common.chunks import newest_sound_step, seal_checkpoint
+from experiments.common.checkpoints import newest_sound_step, open_checkpoints, seal_checkpoint
 from experiments.label.folder import seal_if_old
 from shatter import training
 
@@ -55,11 +55,11 @@ def restored(folder: Path, start: training.Members) -> Ensemble:
     Raises:
       UsageError: if none of those that were saved can be read.
     """
-    number = newest_sound_step(checkpoint_folder(folder))
-    if not number:
-        return Ensemble(start, 0, [])
-    seal_if_old(checkpoint_folder(folder, number))
     with _checkpoints(folder) as manager:
+        number = newest_sound_step(manager, checkpoint_folder(folder))
+        if not number:
+            return Ensemble(start, 0, [])
+        seal_if_old(checkpoint_folder(folder, number))
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, start.states)
         args = {"states": ocp.args.StandardRestore(abstract), "history": ocp.args.JsonRestore()}
         try:
@@ -78,8 +78,4 @@ def checkpoint_folder(folder: Path, number: int | None = None) -> Path:
 
 
 def _checkpoints(folder: Path) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(
-        checkpoint_folder(folder).absolute(),
-        options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False),
-        item_names=("states", "history"),
-    )
+    return open_checkpoints(checkpoint_folder(folder), item_names=("states", "history"))

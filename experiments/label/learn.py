@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.common import run_folder
 from experiments.common.binary import UsageError
-from experiments.common.chunks import assert_same_software
+from experiments.common.checkpoints import assert_same_software
 from experiments.common.learners import table_comparisons
 from experiments.label import plot
 from experiments.label.answers import Answer, check_known, current_answers

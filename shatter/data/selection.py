@@ -89,7 +89,9 @@ def pair_labels(rows: Sequence[Row]) -> tuple[list[Row], Report]:
 
     Returns:
       One row a prompt that has both labels, at the place of its first row, and the report: a
-      completion labelled both ways and every row of a prompt with one label only is a problem.
+      completion labelled both ways and every row of a prompt with one label only is a problem. The
+      row weighs what its completions weigh on average. The same label twice says no more than
+      once: the heavier row counts.
     """
     prompts: dict[str, list[Row]] = {}
     for number, row in enumerate(rows):
@@ -106,7 +108,12 @@ def pair_labels(rows: Sequence[Row]) -> tuple[list[Row], Report]:
             labels.setdefault(text_key(row.completions[0]), set()).add(row.ranks[0])
         torn = [row for row in same if len(labels[text_key(row.completions[0])]) > 1]
         bad += [(row, "both labels on one completion") for row in torn]
-        clear = {text_key(row.completions[0]): row for row in same if row not in torn}
+        clear: dict[str, Row] = {}
+        for row in same:
+            if row not in torn:
+                before = clear.setdefault(text_key(row.completions[0]), row)
+                if row.weight > before.weight:
+                    clear[text_key(row.completions[0])] = row
         if len({row.ranks for row in clear.values()}) == 2:
             paired.append(_joined(list(clear.values())))
         else:
@@ -125,6 +132,7 @@ def _joined(rows: Sequence[Row]) -> Row:
     return first._replace(
         completions=tuple(row.completions[0] for row in rows),
         ranks=tuple(row.ranks[0] for row in rows),
+        weight=sum(row.weight for row in rows) / len(rows),
         annotator=first.annotator if len({row.annotator for row in rows}) == 1 else None,
         group=first.group if len({row.group for row in rows}) == 1 else None,
     )

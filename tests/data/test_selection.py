@@ -116,3 +116,16 @@ def test_labels_of_one_prompt_become_one_row():
         ("both:1", "both labels on one completion"),
         ("worse:1", "no completion labelled True"),
     ]
+
+
+def test_the_weight_of_labels_is_the_mean_of_the_completions():
+    good, bad = TRUE._replace(weight=3.0), FALSE._replace(weight=2.0)
+    rows, _ = pair_labels([bad, good])
+    assert [row.weight for row in rows] == [2.5]
+    rows, report = pair_labels([bad, good, good._replace(weight=1.0, source="a:8")])
+    assert [(row.completions, row.ranks, row.weight) for row in rows] == [
+        (("bad", "good"), (2, 1), 2.5)
+    ]
+    assert report.skipped == 0
+    rows, _ = pair_labels([FALSE, TRUE])
+    assert rows[0].weight == 1.0

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.common import chunks, run_folder
+from experiments.common import checkpoints, chunks, run_folder
 from experiments.common.binary import UsageError
 
 NUM_SEEDS = 3
@@ -150,6 +150,22 @@ def test_a_renamed_checkpoint_is_not_gone_on_from(tmp_path, caplog):
         np.testing.assert_array_equal(whole[name], resumed[name])
 
 
+@pytest.mark.parametrize("damaged", ["2", "4"])
+@pytest.mark.parametrize("content", ["[]", "null", "{"])
+def test_metadata_that_orbax_cannot_open_is_damage_too(tmp_path, caplog, damaged, content):
+    plan = chunks.equal_chunks(6, 2, 2)
+    whole = chunks.run_seeds(walk(), keys(), tmp_path / "whole", plan)
+    with pytest.raises(Killed):
+        chunks.run_seeds(walk(), keys(), tmp_path / "killed", plan, progress=killer(4))
+    file = tmp_path / "killed" / "checkpoints" / damaged / "_CHECKPOINT_METADATA"
+    file.write_text(content)
+    resumed = chunks.run_seeds(walk(), keys(), tmp_path / "killed", plan)
+    if damaged == "4" or content == "[]":  # orbax opens the others without a word
+        assert f"{file} is damaged" in caplog.text
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], resumed[name])
+
+
 def test_where_no_checkpoint_is_sound_the_way_on_is_said(tmp_path):
     plan = chunks.equal_chunks(4, 2, 2)
     with pytest.raises(Killed):
@@ -165,7 +181,7 @@ def test_a_checkpoint_of_other_software_is_refused(tmp_path, monkeypatch):
     plan = chunks.equal_chunks(4, 2, 2)
     with pytest.raises(Killed):
         chunks.run_seeds(walk(), keys(), tmp_path, plan, progress=killer(2))
-    monkeypatch.setattr(chunks, "software", lambda: {"jax": "99.0"})
+    monkeypatch.setattr(checkpoints, "software", lambda: {"jax": "99.0"})
     with pytest.raises(UsageError, match=rf"jax: found '{jax.__version__}', now '99.0'"):
         chunks.run_seeds(walk(), keys(), tmp_path, plan)
 
