@@ -1,5 +1,6 @@
 """Checkpoints that are verified before they are gone on from, and what computed them."""
 
+import json
 import shutil
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +14,7 @@ from experiments.common import checksums
 from experiments.common.binary import UsageError
 from experiments.common.run_folder import read_json, write_json
 
+METADATA = "_CHECKPOINT_METADATA"
 SOFTWARE = "software.json"
 """The file of a checkpoint that says what computed it, and the checkpoint's name."""
 
@@ -22,8 +24,8 @@ def open_checkpoints(
 ) -> ocp.CheckpointManager:
     """Opens the checkpoints of a folder; what a killed process had half saved is removed.
 
-    orbax reads something of every checkpoint when it opens them. Where that fails, those that are
-    not as they were saved are removed, if there is a sound one, and it opens the others.
+    orbax reads the metadata of every checkpoint when it opens them. Where it could not, those that
+    are not as they were saved are removed, if there is a sound one, and it opens the others.
 
     Args:
       folder: where they are, or will be.
@@ -39,24 +41,29 @@ def open_checkpoints(
     options = ocp.CheckpointManagerOptions(
         max_to_keep=max_to_keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
     )
-    path = folder.absolute()
-    start = lambda: ocp.CheckpointManager(path, options=options, item_names=item_names)
-    try:
-        return start()
-    except OSError:
-        raise
-    except Exception as error:  # whatever orbax makes of damaged metadata
-        steps = [path for path in folder.iterdir() if path.name.isdigit()]
+    steps = [path for path in folder.glob("*") if path.name.isdigit()]
+    # Before orbax looks: one that failed to open them finds none when it tries again.
+    if not all(map(_has_metadata, steps)):
         damaged = {path: reason for path in steps if (reason := _damage(path))}
         if not damaged or len(damaged) == len(steps):
+            reasons = "; ".join(damaged.values()) or f"the {METADATA} of one is no JSON object"
             raise UsageError(
-                f"the checkpoints in {folder} cannot be opened ({error}): delete that folder to "
+                f"the checkpoints in {folder} cannot be opened ({reasons}): delete that folder to "
                 "begin again"
-            ) from error
+            )
         for path, reason in damaged.items():
             logging.warning("%s. That checkpoint is removed.", reason)
             shutil.rmtree(path)
-        return start()
+    return ocp.CheckpointManager(folder.absolute(), options=options, item_names=item_names)
+
+
+def _has_metadata(path: Path) -> bool:
+    """Returns whether orbax can read what it reads of a checkpoint when it opens a folder."""
+    file = path / METADATA
+    try:
+        return not file.exists() or isinstance(json.loads(file.read_bytes()), dict)
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def _damage(path: Path) -> str | None:
