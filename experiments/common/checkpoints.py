@@ -48,8 +48,8 @@ def open_checkpoints(
         if not damaged or len(damaged) == len(steps):
             reasons = "; ".join(damaged.values()) or f"the {METADATA} of one is no JSON object"
             raise UsageError(
-                f"the checkpoints in {folder} cannot be opened ({reasons}): delete that folder to "
-                "begin again"
+                f"{reasons}. There is no other checkpoint to go on from: delete {folder} to begin "
+                "again"
             )
         for path, reason in damaged.items():
             logging.warning("%s. That checkpoint is removed.", reason)

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 
 from experiments.common.binary import UsageError
+from experiments.common.frozen import model_folder
 from experiments.label.answers import Answer, current_answers, is_of_many, stranger
 from experiments.label.config import Export, Project, setting_of
 from experiments.label.folder import answer_file, known_queries, read_project
@@ -93,7 +94,10 @@ def export_model(bench: Bench, config: Export) -> str:
     layer = transformer.num_layers - max(setting.adapted_layers, 1)
     whole = ensembles.whole_adapters(adapters, layer)
     params = models.merge_lora(bench.inputs.model.params, whole, lora)
-    models.save_pretrained(config.model, transformer, params, bench.inputs.model.tokenizer)
+    name = model_folder(bench.config.model_name_or_path, bench.config.data_dir)
+    origin, _ = models.find_pretrained(name, revision=bench.config.model_revision)
+    tokenizer = bench.inputs.model.tokenizer
+    models.save_pretrained(config.model, transformer, params, tokenizer, like=origin)
     name = "the mean of all members" if config.member < 0 else f"member {config.member}"
     num_answers = bench.ensemble.history[-1]["answers"] if bench.ensemble.history else 0
     return f"{config.model}: {name}, after {num_answers} answers"

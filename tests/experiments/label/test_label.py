@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 
 import jax
@@ -101,7 +102,12 @@ def test_learning_is_warm_and_follows_the_answers(config: Propose):
     assert np.all(np.asarray(learn(open_project(config)).ensemble.members.states.step) == 60)
 
 
-def test_utilities_of_adapters_are_those_of_the_merged_models(config: Propose):
+def test_utilities_of_adapters_are_those_of_the_merged_models(config: Propose, tmp_path: Path):
+    base = tmp_path / "base"
+    shutil.copytree(config.model_name_or_path, base)
+    settings = json.loads((base / "generation_config.json").read_text()) | {"top_p": 0.8}
+    (base / "generation_config.json").write_text(json.dumps(settings))
+    config = dataclasses.replace(config, model_name_or_path=str(base))
     alone = {"adapted_layers": 0, "lora_target_modules": ("mlp_out",)}
     for utility, changes in (("sum", {}), ("ratio", {}), ("sum", alone)):
         config = dataclasses.replace(
@@ -120,6 +126,7 @@ def test_utilities_of_adapters_are_those_of_the_merged_models(config: Propose):
             path = folder / f"model{member}"
             run.experiment(Export(project=config.project, model=str(path), member=member))
             assert (path / "model.safetensors").exists()
+            assert json.loads((path / "generation_config.json").read_text()) == settings
         if utility == "ratio":
             continue
         loaded, params, tokenizer = models.load_pretrained(folder / "model1", dtype="float32")
