@@ -30,7 +30,7 @@ def accept_command(path: str | Path) -> str:
 def confirmed_file(path: str | Path) -> Path:
     """Returns where the note about an answer file is."""
     path = Path(os.path.realpath(path))
-    return path.with_name(f"{path.name}.confirmed")
+    return path.parent / f"{path.name}.confirmed"  # the root has no name
 
 
 def content_of(path: str | Path) -> bytes:

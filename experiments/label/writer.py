@@ -238,7 +238,7 @@ def _sync_folder(folder: Path) -> None:
 
 def _beside(path: Path, ending: str) -> Path:
     path = Path(os.path.realpath(path))
-    return path.with_name(f"{path.name}.{ending}")
+    return path.parent / f"{path.name}.{ending}"
 
 
 def _refused(path: Path, error: OSError) -> UsageError:

@@ -1,6 +1,7 @@
 """Mutated rows and damaged files: read, or refused by file, line and field; nothing is lost."""
 
 import gzip
+import importlib.util
 import io
 import json
 import os
@@ -15,6 +16,8 @@ from tests.campaigns.tally import Tally, fault_of, kind_of
 from tests.strategies import SIZE, lines, mutated_rows, rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+HAS_TABLES = importlib.util.find_spec("pyarrow") is not None  # parquet tables can be read
 
 
 def fault_of_lines(path: Path, content: list[bytes], tokenizer: models.Tokenizer) -> str | None:
@@ -133,12 +136,10 @@ def damaged_files(folder: Path) -> list[Path]:
         "magic.parquet": b"PAR1" + b"\0" * 64 + b"PAR1",
     }
     made |= {f"cut{n}.jsonl.gz": packed[:n] for n in (1, 5, 12, len(packed) // 2, len(packed) - 2)}
-    try:
+    if HAS_TABLES:
         import pyarrow
         import pyarrow.parquet
-    except ImportError:
-        pass
-    else:
+
         table = io.BytesIO()
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row] * 9), table)
         whole = table.getvalue()
@@ -156,7 +157,7 @@ def damaged_files(folder: Path) -> list[Path]:
         os.mkfifo(folder / f"fifo.{ending}")
         (folder / f"locked.{ending}").write_bytes(text)
         (folder / f"locked.{ending}").chmod(0)
-    return sorted(folder.iterdir())
+    return sorted(path for path in folder.iterdir() if HAS_TABLES or path.suffix != ".parquet")
 
 
 def test_damaged_files(tmp_path: Path, tally: Tally):

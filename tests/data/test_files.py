@@ -81,6 +81,7 @@ def test_one_flipped_bit_in_a_table_or_archive_never_ends_in_a_traceback(tmp_pat
 
 
 def test_a_table_of_another_kind_of_text_is_named(tmp_path):
+    pytest.importorskip("pyarrow")
     path = tmp_path / "a.parquet"
     for content in (b"", b"PAR1", LINE, bytes(100)):
         path.write_bytes(content)
