@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import shlex
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -98,6 +99,27 @@ def seal_if_old(path: Path) -> None:
             "%s has no checksums, as older versions wrote none: it is taken as it is", path
         )
         checksums.seal(path)
+
+
+def tidy(folder: Path) -> None:
+    """Removes what killed processes left in a project, and seals queries that they did not seal.
+
+    Args:
+      folder: the project, which must be this process's alone.
+    """
+    for name in (
+        ".*.part",
+        "queries/.*.part",
+        "queries/.*.tmp",
+        "tables/*.tmp",
+        "ensemble/*/.*.tmp",
+    ):
+        for left in folder.glob(name):
+            left.unlink()
+    for half_saved in folder.glob("ensemble/*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(half_saved)
+    for queries in query_folder(folder).glob("*.jsonl"):
+        seal_if_old(queries)
 
 
 def check(path: Path, mend: str) -> None:

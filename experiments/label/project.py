@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,10 +38,9 @@ from experiments.label.folder import (
     imported,
     known_queries,
     mend_by_import,
-    query_folder,
     recorded_facts,
     remember_paths,
-    seal_if_old,
+    tidy,
     with_known_paths,
 )
 from experiments.label.inputs import Inputs, assert_encodable_imports, assert_unchanged, read_inputs
@@ -160,8 +158,6 @@ def open_project(config: Project, like: Bench | None = None) -> Bench:
         checksums.seal(kept)
     if found.prompts:
         check(kept, mend_by_import(folder))
-    for file in query_folder(folder).glob("*.jsonl"):  # whose reader checks them
-        seal_if_old(file)
     pool = like.pool if like and not found.prompts else make_pool(found, kept)
     items = list(pool.items)
     numbers = {item_key(item): number for number, item in enumerate(items)}
@@ -212,17 +208,7 @@ def _begin(config: Project, folder: Path, inputs: Inputs) -> None:
     if found is None:
         checksums.seal(folder / "config.json")
     remember_paths(config, folder, inputs.held_out_facts)
-    for name in (
-        ".*.part",
-        "queries/.*.part",
-        "queries/.*.tmp",
-        "tables/*.tmp",
-        "ensemble/*/.*.tmp",
-    ):
-        for left in folder.glob(name):
-            left.unlink()
-    for half_saved in folder.glob("ensemble/*.orbax-checkpoint-tmp*"):
-        shutil.rmtree(half_saved)
+    tidy(folder)
 
 
 def members_hash(bench: Bench) -> str:

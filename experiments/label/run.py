@@ -35,6 +35,7 @@ from experiments.label.folder import (
     proposed,
     query_folder,
     read_project,
+    tidy,
 )
 from experiments.label.imports import import_answers
 from experiments.label.learn import learn
@@ -163,6 +164,7 @@ def _import(config: Import, console: Console) -> None:
         raise UsageError("--file: expected a file of preferences or of answers, found none")
     folder, annotator = Path(config.project), name_of(config.annotator)
     read_project(config.project)
+    tidy(folder)
     with open_writer(answer_file(folder)) as writer:
         found = import_answers(
             config.file,

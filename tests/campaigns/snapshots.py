@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-VARYING = ("seconds", "tokens_per_second", "time", "event_id")
+VARYING = ("seconds", "tokens_per_second", "time", "event_id", "template_date")
 """Fields that differ between two runs of the same command."""
 
 
@@ -30,7 +30,7 @@ def snapshot(folder: Path) -> dict[str, Any]:
             found[match[0]] = None
         elif path.is_dir():
             found[name + "/"] = None
-        elif path.name.endswith((".lock", ".sha256")):
+        elif path.name.endswith((".lock", ".sha256", ".confirmed")):
             found[name] = None
         elif path.suffix == ".npz":
             with np.load(path) as arrays:
