@@ -56,6 +56,9 @@ def special_settings(folder: Path) -> dict[str, Any]:
             if not isinstance(given, str | None) or (isinstance(value, dict) and given is None):
                 expected = 'a text, {"content": a text} or null'
                 raise ValueError(f"{path}: {role}_token: expected {expected}, {_found(value)}")
+        for key, value in found.items():
+            if text := token_text(key, value):
+                _assert_utf8(text, path, key)
         adds_bos = found.get("add_bos_token")
         if not isinstance(adds_bos, bool | None):
             raise ValueError(

@@ -325,6 +325,8 @@ def test_the_settings_of_added_tokens_hold(tmp_path: Path):
         ({"tokenizer_config": {"eos_token": 5}}, r"config.json: eos_token: .* found int 5"),
         ({"special_tokens_map": {"bos_token": ["<s>"]}}, r"map.json: bos_token: .* found list"),
         ({"special_tokens_map": {"pad_token": {"id": 2}}}, r"map.json: pad_token: .* found dict"),
+        ({"tokenizer_config": {"eos_token": "\ud83d"}}, r"config.json: eos_token: .* surrogate"),
+        ({"special_tokens_map": {"sep_token": {"content": "a\udc00"}}}, r"map.json: sep_token: "),
         ({"tokenizer_config": {"add_bos_token": "false"}}, r"add_bos_token: .* found str 'false'"),
         ({"config": {"eos_token_id": "2"}}, r"config.json: eos_token_id: .* found str '2'"),
         ({"config": {"bos_token_id": 1.5}}, r"config.json: bos_token_id: .* found float 1.5"),
