@@ -1,7 +1,8 @@
 """What every test gets: fake devices, no implicit rank promotion, float64 and data on request."""
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 # Eight CPU devices for the sharding tests. jax reads the flag when it first asks for devices; a
@@ -33,3 +34,60 @@ def data_dir() -> Path:
     if not Path(folder).is_dir():
         pytest.skip(f"SHATTER_DATA_DIR is {folder!r}, which is not a folder")
     return Path(folder)
+
+
+CHARACTERS = "abcdefgh "
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., None]:
+    """`(folder, num_layers, words=(), seed=1)`: writes a random model of the Llama family.
+
+    A token a character, or a word where words are given; its laws are then far from uniform.
+    """
+    return _make_model
+
+
+def _make_model(folder: Path, num_layers: int, words: Sequence[str] = (), seed: int = 1) -> None:
+    import tokenizers
+
+    from shatter import models
+
+    texts = words or CHARACTERS
+    vocabulary = {name: n for n, name in enumerate(["<unk>", "<s>", "</s>", *texts])}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    if words:
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    else:
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+        backend.decoder = tokenizers.decoders.Fuse()
+    backend.add_special_tokens(["<s>", "</s>"])
+    config = models.TransformerConfig(
+        vocab_size=len(vocabulary),
+        max_length=32,
+        width=8,
+        num_layers=num_layers,
+        num_heads=2,
+        num_kv_heads=1,
+        mlp_width=8,
+        norm="rms",
+        activation="silu",
+        gated=True,
+        rope=models.Rope(),
+        qkv_bias=False,
+        attention_out_bias=False,
+        mlp_bias=False,
+        tied=True,
+        head_bias=False,
+        bos=1,
+        eos=(2,),
+    )
+    with jax.enable_x64(False):
+        params = jax.jit(models.transformer(config).init)(jax.random.key(seed))
+    if words:
+        embedding = params["params"]["token_embedding"]
+        embedding["embedding"] = 3 * embedding["embedding"]  # it is tied
+    models.save_pretrained(folder, config, params)
+    backend.save(str(folder / "tokenizer.json"))
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))

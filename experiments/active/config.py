@@ -3,9 +3,9 @@
 import dataclasses
 from typing import Any
 
-from experiments.common import binary, learners
-from experiments.common.binary import UsageError
 from experiments.common.chunks import Chunk
+from shatter.cli.common import binary, learners
+from shatter.cli.common.binary import UsageError
 
 
 @dataclasses.dataclass(frozen=True)

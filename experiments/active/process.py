@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from experiments.active.config import Setting
 from experiments.active.splits import Division, Numbers, Votes
 from experiments.common.chunks import Chunk, Process
-from experiments.common.frozen import Table
-from experiments.common.learners import Learner, make_learner, table_comparisons
 from shatter import ensembles, evaluation, exploration, training
+from shatter.cli.common.frozen import Table
+from shatter.cli.common.learners import Learner, make_learner, table_comparisons
 from shatter.models import TransformerConfig
 from shatter.numerics import LOG_ZERO
 from shatter.training import Store

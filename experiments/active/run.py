@@ -13,21 +13,24 @@ from experiments.active import plot, process
 from experiments.active.config import Config, Setting, settings
 from experiments.active.splits import Division, load_divisions
 from experiments.active.summary import LEVELS, Results, summarise
-from experiments.common import binary, chunks, run_folder
-from experiments.common.binary import UsageError
-from experiments.common.frozen import (
+from experiments.common import chunks
+from experiments.common.intervals import Interval
+from experiments.common.sources import model_folder
+from experiments.judgements.datasets import DATASETS
+from shatter import models
+from shatter.cli.common import binary, run_folder
+from shatter.cli.common.binary import UsageError
+from shatter.cli.common.compiling import compiler_options
+from shatter.cli.common.frozen import (
     Frozen,
     feature_table,
     hidden_table,
     load_frozen,
     standardised,
 )
-from experiments.common.intervals import Interval
-from experiments.common.learners import adapter_prior_scale, layers_of
-from experiments.common.progress import open_console, progress_bar
-from experiments.finetune.baselines import Item
-from experiments.finetune.judgements import DATASETS
-from shatter import models
+from shatter.cli.common.learners import adapter_prior_scale, layers_of
+from shatter.cli.common.progress import open_console, progress_bar
+from shatter.cli.common.votes import Item
 from shatter.types import Params
 
 SCALE_PAIRS = 64  # of the pool, by which the prior scale of adapters is set
@@ -73,7 +76,7 @@ def experiment(config: Config) -> None:
         f"{config.dataset}: {len(arms)} arms with {', '.join(config.ensembles)} on "
         f"{jax.default_backend()}, about {cost:.0f} minutes on one CPU core"
     )
-    model = load_frozen(config.model_name_or_path, config.data_dir)
+    model = load_frozen(model_folder(config.model_name_or_path, config.data_dir))
     with run_folder.open_run_folder(
         f"{config.run_dir}/{config.dataset}", config, free=FREE
     ) as folder:
@@ -197,7 +200,7 @@ def _adapter_inputs(
         lambda key, base, some, pairs: adapter_prior_scale(
             key, setting.learner, model.config, base, some, pairs
         ),
-        compiler_options=chunks.compiler_options(),
+        compiler_options=compiler_options(),
     )
     scale = find(jax.random.key(setting.config.seed), base, some, pairs.reshape(-1, 2))
     table = {name: values[division.texts] for name, values in hidden.items()}

@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.finetune import baselines
-from experiments.finetune.baselines import Item
-from experiments.finetune.judgements import load_judgements
+from experiments.judgements.datasets import load_judgements
+from shatter.cli.common.votes import Item, Pairs, to_pairs
 from shatter.data import Row
 
 Numbers = Any
@@ -102,10 +101,10 @@ def divide(
       The division.
     """
     local: dict[Item, int] = {}
-    pool = _votes(baselines.to_pairs(train), local)
+    pool = _votes(to_pairs(train), local)
     num_in_pool = len(local)
     of_known, of_new = (
-        _some(_votes(baselines.to_pairs(rows), local), rng, most)
+        _some(_votes(to_pairs(rows), local), rng, most)
         for rows, most in ((known, -(-held_out_pairs // 4)), (new, held_out_pairs))
     )
     judged = np.unique(np.concatenate([of_known.items.ravel(), of_new.items.ravel()]))
@@ -119,7 +118,7 @@ def divide(
     return Division(texts, in_pool, pool, judged, of_known, of_new, joint)
 
 
-def _votes(pairs: baselines.Pairs, local: dict[Item, int]) -> Votes:
+def _votes(pairs: Pairs, local: dict[Item, int]) -> Votes:
     numbers = np.array([local.setdefault(item, len(local)) for item in pairs.items])
     return Votes(numbers[pairs.compared], pairs.votes.astype(np.float32))
 

@@ -16,9 +16,9 @@ from experiments.benchmark import measure, members, others, pinned, plot, ways, 
 from experiments.benchmark.config import GPT2S, SECTIONS, WORKS, Config, Sizes, sizes
 from experiments.benchmark.measure import Group
 from experiments.benchmark.ways import Way
-from experiments.common import binary, run_folder
-from experiments.common.binary import UsageError
-from experiments.common.progress import open_console, progress_bar
+from shatter.cli.common import binary, run_folder
+from shatter.cli.common.binary import UsageError
+from shatter.cli.common.progress import open_console, progress_bar
 from shatter.types import Key
 
 

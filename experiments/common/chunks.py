@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments.common.binary import UsageError
-from experiments.common.checkpoints import (
+from shatter.cli.common.binary import UsageError
+from shatter.cli.common.checkpoints import (
     assert_same_software,
     newest_sound_step,
     open_checkpoints,
     seal_checkpoint,
 )
-from experiments.common.run_folder import load_arrays, remove_folder, save_arrays
+from shatter.cli.common.compiling import compiler_options
+from shatter.cli.common.run_folder import load_arrays, remove_folder, save_arrays
 
 
 class Chunk(NamedTuple):
@@ -137,11 +138,6 @@ def _over_seeds(one_seed: Callable[[Any], Any], at_once: int | None) -> Callable
     if at_once is None:
         return jax.vmap(one_seed)
     return lambda seeds: jax.lax.map(one_seed, seeds, batch_size=at_once)
-
-
-def compiler_options() -> dict[str, Any] | None:
-    """On CPU a lower optimisation level: the same bits and speed, half the time to compile."""
-    return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, target: Any, folder: Path) -> Any:

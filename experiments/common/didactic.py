@@ -5,8 +5,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import optax
 
-from experiments.common.binary import UsageError
 from shatter import documents, models, training
+from shatter.cli.common.binary import UsageError
 from shatter.types import Array, Metrics, Params
 
 EOS = 0

@@ -6,11 +6,8 @@ it is downloaded from its public address into the cache. Every file with a known
 before it is used.
 """
 
-import atexit
-import functools
 import hashlib
 import os
-import shutil
 import tempfile
 import urllib.request
 from collections.abc import Iterator
@@ -20,10 +17,11 @@ from typing import NamedTuple, Self
 
 from absl import logging
 
-from experiments.common.run_folder import replaced
+from shatter.cli.common.binary import UsageError
+from shatter.cli.common.cache import CACHE_DIR_VARIABLE, cache_dir, temporary_folder
+from shatter.cli.common.run_folder import replaced
 
 DATA_DIR_VARIABLE = "SHATTER_DATA_DIR"
-CACHE_DIR_VARIABLE = "XDG_CACHE_HOME"
 DOWNLOAD_TIMEOUT = 60.0  # seconds without an answer
 
 _FIVETHIRTYEIGHT = "https://raw.githubusercontent.com/fivethirtyeight/data/master"
@@ -206,15 +204,6 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def cache_dir() -> Path:
-    """Where downloaded files are kept: `$XDG_CACHE_HOME/shatter` or `~/.cache/shatter`."""
-    base = os.environ.get(CACHE_DIR_VARIABLE)
-    try:
-        return (Path(base) if base else Path.home() / ".cache") / "shatter"
-    except RuntimeError:  # a user without a home
-        return _temporary_folder()
-
-
 def locate(name: str, data_dir: str | Path | None = None) -> Path:
     """The path of a verified source file, downloaded if it is nowhere on this machine.
 
@@ -268,15 +257,31 @@ def _writable_cache() -> Path:
             error.strerror,
             CACHE_DIR_VARIABLE,
         )
-        return _temporary_folder()
+        return temporary_folder()
 
 
-@functools.cache
-def _temporary_folder() -> Path:
-    """A folder that is removed when the process ends."""
-    folder = Path(tempfile.mkdtemp())
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+def model_folder(name: str, data_dir: str | Path | None = None) -> str:
+    """Returns the folder of a pretrained model that an experiment is given.
+
+    Args:
+      name: a folder or a name on the hub; "stories260k" is the folder of that name in the data
+        folder, unless there is one here.
+      data_dir: the data folder; None = that which SHATTER_DATA_DIR names.
+
+    Returns:
+      The folder, or the name on the hub as it is.
+
+    Raises:
+      UsageError: if it is "stories260k", which the data folder lacks.
+    """
+    if name != "stories260k" or Path(name).exists():
+        return name
+    files = ("config", "generation_config", "tokenizer", "tokenizer_config", "weights")
+    try:
+        config, *_ = [locate(f"stories260k_{file}", data_dir) for file in files]
+    except DataError as error:
+        raise UsageError(f"--model_name_or_path={name}: {error}") from error
+    return str(config.parent)
 
 
 def _source(name: str) -> Source:

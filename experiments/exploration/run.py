@@ -9,12 +9,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import binary, chunks, run_folder
+from experiments.common import chunks
 from experiments.common.didactic import check_documents
-from experiments.common.progress import open_console, progress_bar
 from experiments.exploration import plot, process
 from experiments.exploration.config import Config, Setting, settings
 from experiments.exploration.summary import LEVELS, summarise
+from shatter.cli.common import binary, run_folder
+from shatter.cli.common.progress import open_console, progress_bar
 
 MOST_DOCUMENTS = 100_000
 SECONDS = {"tabular": (8.0, 3e-7), "transformer": (60.0, 3e-5)}  # to compile; a document's score

@@ -9,13 +9,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import binary, chunks, run_folder
+from experiments.common import chunks
 from experiments.common.intervals import format_interval
-from experiments.common.progress import open_console, progress_bar
 from experiments.iia import exact, plot, summary, trained
 from experiments.iia.config import Config
 from experiments.iia.objectives import make_objectives
 from experiments.iia.summary import Case, Curves, Gaps
+from shatter.cli.common import binary, run_folder
+from shatter.cli.common.progress import open_console, progress_bar
 
 CLOSEST = 1e-6  # a share may come to 0 and to 1
 

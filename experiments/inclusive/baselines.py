@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.special import softmax
 
-from experiments.common import binary, sources
+from experiments.common import sources
 from experiments.inclusive import classical, people
 from experiments.inclusive.arrays import Floats, Ints
 from experiments.inclusive.data import Survey, load_nonvoters
 from experiments.inclusive.likings import load_cuisines, load_starwars
+from shatter.cli.common import binary
 
 ANSWERS = (30, 100, 300, 1000, 3000)  # to each question
 GROUP_PRIOR = 30.0  # pseudo-respondents that shrink a group's shares towards everybody's

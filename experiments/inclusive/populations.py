@@ -8,10 +8,10 @@ import numpy as np
 from scipy.special import softmax
 
 from experiments.common import sources
-from experiments.common.binary import UsageError
 from experiments.inclusive import classical, data, likings, people, shares
 from experiments.inclusive.arrays import Floats, Ints
 from experiments.inclusive.config import Config
+from shatter.cli.common.binary import UsageError
 
 
 class Population(NamedTuple):

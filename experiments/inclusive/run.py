@@ -8,12 +8,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import binary, chunks, run_folder
+from experiments.common import chunks
 from experiments.common.intervals import format_interval, mean_interval
-from experiments.common.progress import open_console, progress_bar
 from experiments.inclusive import plot, populations, process, references, texts
 from experiments.inclusive.config import Config
 from experiments.inclusive.populations import Population
+from shatter.cli.common import binary, run_folder
+from shatter.cli.common.progress import open_console, progress_bar
 
 SHOWN_ANSWERS = (10, 30, 100, 300, 1000)
 BETAS = (0.5, 0.1)

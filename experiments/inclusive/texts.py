@@ -11,8 +11,8 @@ import optax
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
-from experiments.common.chunks import compiler_options
 from shatter import documents, models, training
+from shatter.cli.common.compiling import compiler_options
 from shatter.types import Array, Key, Metrics, Params
 
 BOS, EOS, SEPARATOR, UNKNOWN = "<bos>", "<eos>", "<sep>", "<unk>"

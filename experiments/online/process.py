@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.common.chunks import Chunk, Process, compiler_options
+from experiments.common.chunks import Chunk, Process
 from experiments.online import measures
 from experiments.online.config import LEARNING_RATES
 from experiments.online.members import (
@@ -26,6 +26,7 @@ from experiments.online.world import (
     base_samples,
 )
 from shatter import exploration, losses, training
+from shatter.cli.common.compiling import compiler_options
 from shatter.types import Array, Key, Metrics, Params
 
 _SAMPLES_FOR_Z = 2048

@@ -10,15 +10,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import binary, chunks, run_folder
+from experiments.common import chunks
 from experiments.common.intervals import format_interval
-from experiments.common.progress import open_console, progress_bar
 from experiments.online import plot
 from experiments.online.config import Config
 from experiments.online.measures import MEASURES
 from experiments.online.process import ARMS, make_given, make_process
 from experiments.online.summary import Results, summarise
 from experiments.online.world import World, load_world
+from shatter.cli.common import binary, run_folder
+from shatter.cli.common.progress import open_console, progress_bar
 from shatter.types import Params
 
 BASELINE = "passive"

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.common.binary import UsageError
-from experiments.common.frozen import load_frozen
+from experiments.common.sources import model_folder
 from experiments.online.config import LIKES, TASTES, Config, SettingName
 from shatter import documents, models
+from shatter.cli.common.binary import UsageError
+from shatter.cli.common.frozen import load_frozen
 from shatter.types import Array, Key, Params
 
 TARGETS = ("query", "value", "mlp_out")
@@ -83,7 +84,7 @@ def load_world(config: Config) -> tuple[World, Params]:
     Raises:
       UsageError: if the model cannot be opened, or prompts or words do not fit it.
     """
-    sizes, params, tokenizer = load_frozen(config.model_name_or_path, config.data_dir)
+    sizes, params, tokenizer = load_frozen(model_folder(config.model_name_or_path, config.data_dir))
     if not 1 <= config.adapted_blocks < sizes.num_layers:
         raise UsageError(
             f"--adapted_blocks must be from 1 to {sizes.num_layers - 1}, below the number of the "

@@ -11,10 +11,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import binary, chunks, run_folder
+from experiments.common import chunks
 from experiments.common.didactic import World, check_documents, make_world
 from experiments.common.intervals import format_interval, mean_interval
-from experiments.common.progress import open_console, progress_bar
 from experiments.posterior import plot, samplers
 from experiments.posterior.config import OBJECTIVES, Config
 from experiments.posterior.methods import PPO_EPOCHS, Method, make_methods
@@ -28,6 +27,8 @@ from experiments.posterior.problem import (
 )
 from experiments.posterior.process import make_process
 from shatter import inference
+from shatter.cli.common import binary, run_folder
+from shatter.cli.common.progress import open_console, progress_bar
 
 MOST_DOCUMENTS = 5_000
 Results = dict[tuple[str, str, str], dict[str, np.ndarray]]

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common.chunks import compiler_options
 from experiments.common.didactic import EOS, World
 from experiments.posterior.config import Config
 from experiments.posterior.problem import Problem, Setting, draw_problem, measure
 from shatter import documents, evaluation, inference
+from shatter.cli.common.compiling import compiler_options
 from shatter.types import Array, Key, Metrics
 
 BUDGETS = (4, 16, 64)

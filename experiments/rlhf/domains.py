@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common.chunks import compiler_options
 from experiments.common.didactic import fit_law, make_world
 from experiments.inclusive import populations, texts
 from experiments.inclusive.config import Config as InclusiveConfig
 from experiments.rlhf.config import Config
 from shatter import documents, models
+from shatter.cli.common.compiling import compiler_options
 from shatter.numerics import LOG_ZERO
 from shatter.types import Array, Key, Params
 

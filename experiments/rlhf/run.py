@@ -11,16 +11,17 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import binary, chunks, run_folder
+from experiments.common import chunks
 from experiments.common.didactic import check_documents
 from experiments.common.intervals import format_interval, mean_interval
-from experiments.common.progress import open_console, progress_bar
 from experiments.inclusive import texts
 from experiments.rlhf import plot
 from experiments.rlhf.config import Config
 from experiments.rlhf.domains import Domain, make_domain
 from experiments.rlhf.objectives import OBJECTIVES, PPO_EPOCHS
 from experiments.rlhf.process import make_process
+from shatter.cli.common import binary, run_folder
+from shatter.cli.common.progress import open_console, progress_bar
 from shatter.evaluation import queries_to_level
 
 MOST_DOCUMENTS = 5_000

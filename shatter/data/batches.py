@@ -238,7 +238,7 @@ def batches(
     try:
         import grain
     except ImportError as error:
-        raise ImportError("batches need grain: pip install 'shatter[data]'") from error
+        raise ImportError("batches need grain: pip install 'shatter-lm[data]'") from error
     lengths = [row.length for row in encoded]
     plan = functools.lru_cache(2)(
         lambda epoch: plan_batches(

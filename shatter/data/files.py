@@ -75,7 +75,7 @@ def _table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError(
-            f"{path} is a parquet table, which needs pyarrow: pip install 'shatter[parquet]'"
+            f"{path} is a parquet table, which needs pyarrow: pip install 'shatter-lm[parquet]'"
         ) from error
     number = 0
     try:

@@ -209,7 +209,7 @@ def _find(folder: str | Path, revision: str | None) -> Path:
     except ImportError as error:
         raise ImportError(
             f"there is no folder {name}; to fetch the model {name} from the Hugging Face hub: "
-            "pip install 'shatter[hub]'; or pass a folder"
+            "pip install 'shatter-lm[hub]'; or pass a folder"
         ) from error
     patterns = [*_HUB_FILES, *TOKENIZER_FILES]
     try:

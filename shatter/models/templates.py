@@ -94,7 +94,7 @@ def _ask(
 ) -> dict[str, Any]:
     if importlib.util.find_spec("jinja2") is None:
         raise ImportError(
-            "a chat template needs the package jinja2: pip install 'shatter[pretrained]'"
+            "a chat template needs the package jinja2: pip install 'shatter-lm[pretrained]'"
         )
     if len(source) > MAX_SOURCE:
         found = f"it has {len(source)} characters, at most {MAX_SOURCE} are expected"

@@ -290,7 +290,7 @@ def _backend(path: Path, content: bytes) -> Any:
         import tokenizers
     except ImportError as error:
         raise ImportError(
-            "a tokenizer.json needs the package tokenizers: pip install 'shatter[pretrained]'"
+            "a tokenizer.json needs the package tokenizers: pip install 'shatter-lm[pretrained]'"
         ) from error
     try:
         backend = tokenizers.Tokenizer.from_str(content.decode())

@@ -238,7 +238,7 @@ def safetensors() -> Any:
         import safetensors.numpy
     except ImportError as error:
         raise ImportError(
-            "model.safetensors needs the package safetensors: pip install 'shatter[pretrained]'"
+            "model.safetensors needs the package safetensors: pip install 'shatter-lm[pretrained]'"
         ) from error
     return safetensors
 

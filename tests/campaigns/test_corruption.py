@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.common.binary import UsageError
 from experiments.exploration import config as exploration_config
 from experiments.exploration import run as exploration_run
-from experiments.finetune import config as finetune_config
-from experiments.finetune import run as finetune_run
-from experiments.label import config as label_config
-from experiments.label import run as label_run
+from shatter.cli.common.binary import UsageError
+from shatter.cli.finetune import config as finetune_config
+from shatter.cli.finetune import run as finetune_run
+from shatter.cli.label import config as label_config
+from shatter.cli.label import run as label_run
 from tests.campaigns.snapshots import difference, snapshot
 from tests.campaigns.tally import Tally, kind_of
 from tests.campaigns.worker import command
@@ -196,7 +196,7 @@ def test_an_unfinished_run(
     begin.mkdir()
     tuning = dataclasses.replace(tuning, objective=objective)
     flags = as_flags(tuning, output_dir=str(begin / "run"))
-    killed = command(begin, ["experiments.finetune.run", *flags], "metrics.csv")
+    killed = command(begin, ["shatter.cli.finetune.run", *flags], "metrics.csv")
     assert killed.returncode < 0, killed.stderr
     assert len(list((begin / "run" / "checkpoints").iterdir())) >= 2
     run = again(tuning, finetune_run.experiment, "output_dir", "run")
@@ -240,7 +240,7 @@ def test_a_project_that_learns(
     begin = tmp_path / "begin"
     propose = again(labelling, label_run.experiment, "project", "project")
     learn = again(label_config.Learn(), label_run.experiment, "project", "project")
-    answer = ["experiments.label.run", "answer", f"--project={begin / 'project'}"]
+    answer = ["shatter.cli.label.run", "answer", f"--project={begin / 'project'}"]
     for number in range(2):
         propose(begin)
         done = command(begin, answer, keys="1\n" * 9)

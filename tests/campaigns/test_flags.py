@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from experiments import finetune, label
-from experiments.common.binary import UsageError
-from experiments.finetune import config as finetune_config
-from experiments.finetune import run as finetune_run
-from experiments.label import config as label_config
-from experiments.label import run as label_run
+from shatter.cli.common.binary import UsageError
+from shatter.cli.finetune import config as finetune_config
+from shatter.cli.finetune import run as finetune_run
+from shatter.cli.label import config as label_config
+from shatter.cli.label import run as label_run
 from tests.campaigns.tally import Tally, fault_of
 from tests.campaigns.worker import ROOT
 from tests.strategies import absurd_flags
@@ -126,7 +126,7 @@ def test_flags_of_finetune(tuning: finetune_config.Config, tally: Tally):
 
 def test_flags_of_label(labelling: label_config.Loop, tally: Tally):
     """By the check and what opens the model and the pool."""
-    from experiments.label.inputs import read_inputs
+    from shatter.cli.label.inputs import read_inputs
 
     for name, value in absurd_flags(labelling):
         config = dataclasses.replace(labelling, **{name: value})

@@ -125,7 +125,7 @@ def test_lives_of_finetune(
     kill_all(
         tally,
         tmp_path,
-        lambda place: ["experiments.finetune.run", f"--output_dir={place / 'run'}", *flags],
+        lambda place: ["shatter.cli.finetune.run", f"--output_dir={place / 'run'}", *flags],
     )
     tally.settle()
 
@@ -135,7 +135,7 @@ LABEL = ("--num_members=2", "--num_steps=2", "--batch_size=4", "--max_length=24"
 
 def test_the_life_of_a_project(model_folder: Path, files: Path, tmp_path: Path, tally: Tally):
     """Propose, answer, learn, export: each killed, from what the one before has left."""
-    module, model = "experiments.label.run", f"--model_name_or_path={model_folder}"
+    module, model = "shatter.cli.label.run", f"--model_name_or_path={model_folder}"
     about = [f"--pool={files / 'pool.jsonl'}", f"--eval_files={files / 'held.jsonl'}", model]
     flags = [*about, "--ensemble=adapters", "--num_queries=3", "--num_candidates=8", *LABEL]
     at = lambda place: f"--project={place / 'project'}"
@@ -172,7 +172,7 @@ def test_the_life_of_a_loop(model_folder: Path, files: Path, tmp_path: Path, tal
     kill_all(
         tally,
         tmp_path,
-        lambda place: ["experiments.label.run", "loop", f"--project={place / 'project'}", *flags],
+        lambda place: ["shatter.cli.label.run", "loop", f"--project={place / 'project'}", *flags],
     )
     tally.settle()
 

@@ -14,7 +14,7 @@ from experiments.active.config import CHUNK_ROUNDS, Config, Setting
 from experiments.active.process import ARMS, Problem, make_process, measures
 from experiments.active.splits import Division, Votes
 from experiments.common.chunks import run_seeds
-from experiments.finetune import baselines
+from experiments.judgements import baselines
 from shatter.data import Row
 
 NUM_TEXTS, NUM_PAIRS, WIDTH = 24, 40, 3

@@ -9,8 +9,8 @@ import pytest
 from experiments.active import run
 from experiments.active.config import Config, settings
 from experiments.active.summary import level, summarise
-from experiments.common.binary import UsageError
-from experiments.common.progress import open_console
+from shatter.cli.common.binary import UsageError
+from shatter.cli.common.progress import open_console
 
 
 def test_levels_and_censoring():

@@ -11,8 +11,8 @@ from scipy.special import log_softmax
 
 from experiments.active import splits
 from experiments.active.config import Config, settings
-from experiments.common import frozen, learners
 from shatter import ensembles, evaluation, models
+from shatter.cli.common import frozen, learners
 from shatter.data import Row
 
 MODEL = models.TransformerConfig(vocab_size=11, max_length=12, width=8, num_layers=3, num_heads=2)

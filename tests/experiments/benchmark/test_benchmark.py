@@ -11,8 +11,8 @@ import pytest
 from experiments.benchmark import config, measure, others, run, ways, work
 from experiments.benchmark.measure import Group
 from experiments.benchmark.ways import Way
-from experiments.common.binary import UsageError
 from shatter import documents
+from shatter.cli.common.binary import UsageError
 
 every_work = pytest.mark.parametrize("name", config.WORKS)
 

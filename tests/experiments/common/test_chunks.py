@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.common import checkpoints, chunks, run_folder
-from experiments.common.binary import UsageError
+from experiments.common import chunks
+from shatter.cli.common import checkpoints, run_folder
+from shatter.cli.common.binary import UsageError
 
 NUM_SEEDS = 3
 

@@ -2,9 +2,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.common.binary import UsageError
 from experiments.common.didactic import check_documents, fit_law, make_world
 from shatter import documents
+from shatter.cli.common.binary import UsageError
 
 
 @pytest.mark.parametrize("kind", ["tabular", "transformer"])

@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from experiments.common.binary import UsageError
 from experiments.exploration import process, run, summary
 from experiments.exploration.config import Config, settings
+from shatter.cli.common.binary import UsageError
 
 TINY = {
     "num_seeds": 3,

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from experiments.common import chunks
-from experiments.common.binary import UsageError
 from experiments.iia import exact, run, summary, trained
 from experiments.iia.config import Config
 from experiments.iia.objectives import make_objectives
+from shatter.cli.common.binary import UsageError
 
 TINY = {
     "objectives": ("ilhf", "dpo"),

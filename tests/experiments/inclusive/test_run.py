@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from experiments.common import run_folder
-from experiments.common.binary import UsageError
 from experiments.inclusive import classical, populations, process, references, run
 from experiments.inclusive.config import Config
+from shatter.cli.common import run_folder
+from shatter.cli.common.binary import UsageError
 
 LINES = [
     {"prompt": "tea or coffee", "completions": ["tea", "coffee"], "shares": [0.3, 0.7], "n": 100},

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from experiments.common import chunks
-from experiments.common.binary import UsageError
 from experiments.online import measures, population, process, run
 from experiments.online.config import Config
 from experiments.online.members import (
@@ -31,6 +30,7 @@ from experiments.online.world import (
     load_world,
 )
 from shatter import documents, losses
+from shatter.cli.common.binary import UsageError
 from shatter.types import Query
 
 WORDS = ["a", ".", "saw", "found", "happy", "very", "friend", "mom"]

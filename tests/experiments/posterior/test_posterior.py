@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.common.binary import UsageError
 from experiments.common.didactic import make_world
 from experiments.posterior import config as config_module
 from experiments.posterior import problem as problems
 from experiments.posterior import run, samplers
 from experiments.posterior.config import OBJECTIVES, Config
 from experiments.posterior.methods import make_methods
+from shatter.cli.common.binary import UsageError
 
 TINY = {
     "num_seeds": 2,

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.common.binary import UsageError
 from experiments.rlhf import run
 from experiments.rlhf.config import Config
 from experiments.rlhf.domains import Problem, make_domain
 from experiments.rlhf.objectives import OBJECTIVES, over_optimisation, roll_out
+from shatter.cli.common.binary import UsageError
 
 TINY = {
     "num_seeds": 2,

@@ -1,0 +1,65 @@
+"""The flags of `python -m experiments.label_loop.run`."""
+
+import dataclasses
+from typing import Literal
+
+from shatter.cli.common import binary
+from shatter.cli.common.binary import UsageError
+from shatter.cli.label.config import Propose
+from shatter.cli.label.config import check as check_propose
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Propose):
+    """Propose, answer and learn in turn, unattended, with recorded votes or a rater model."""
+
+    rater: Literal["recorded", "model"] = "recorded"
+    """recorded: --pool is a file of preferences, only its comparisons are asked, and an answer is
+    one of its recorded ones, drawn in proportion to their weights. model: choices by Luce's rule on
+    the utilities of --rater_model."""
+
+    rater_model: str = ""
+    """Model folder: utility = --rater_scale times the mean log-prob of a token; with a
+    reward_head.safetensors (of shatter finetune --objective=reward_model) its rewards."""
+
+    rater_scale: float = 1.0
+    """Nats of utility for a nat a token, or for a unit of reward."""
+
+    model_name_or_path: str = "stories260k"
+    """The frozen model: a folder, or a name on the Hugging Face hub. "stories260k" is the folder of
+    that name in the data folder."""
+
+    data_dir: str | None = None
+    """Folder with stories260k; SHATTER_DATA_DIR if not given."""
+
+    num_rounds: int = 10
+    """Rounds of propose, answer, learn."""
+
+    num_seeds: int = 1
+    """Runs from --seed on, a project folder each below --project."""
+
+
+RANGES = {
+    "rater_scale": binary.POSITIVE,
+    "num_rounds": binary.whole(1, 2**20),
+    "num_seeds": binary.whole(1, 2**16),
+}
+"""The values that each numeric flag may take, beside those of `shatter label propose`."""
+
+
+def check(config: Config) -> None:
+    """Raises an error for a value that cannot be used.
+
+    Raises:
+      UsageError: with the flag's name, what was expected and what was found.
+    """
+    check_propose(config)
+    binary.check_ranges(config, RANGES)
+    last = config.seed + config.num_seeds - 1
+    if last > binary.LARGEST_WHOLE:
+        raise UsageError(
+            f"--seed={config.seed} and --num_seeds={config.num_seeds}: the last seed must be "
+            f"at most {binary.LARGEST_WHOLE}, found {last}"
+        )
+    if config.rater == "model" and not config.rater_model:
+        raise UsageError("--rater=model: expected --rater_model, a model folder; found none")

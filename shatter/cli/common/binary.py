@@ -1,0 +1,270 @@
+"""An absl binary whose flags are the fields of a frozen dataclass."""
+
+import dataclasses
+import datetime
+import errno
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+import tyro
+from absl import app, flags, logging
+from rich.console import Console
+
+Config = TypeVar("Config")
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a system says that has no room left for a file."""
+
+
+NAME_BYTES, PATH_BYTES = 255, 4095
+"""The longest name of a file, and of a path to it, that file systems take."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+class UsageError(Exception):
+    """The user can mend it: shown without a traceback."""
+
+
+def main(
+    config_class: type[Config],
+    experiment: Callable[[Config], None],
+    *,
+    argv: list[str] | None = None,
+) -> None:
+    """Parses the command line into a config and runs the experiment under absl.
+
+    Args:
+      config_class: a frozen dataclass; its docstring and fields become `--help`.
+      experiment: the experiment. A `UsageError`, a full disk and what else the system refuses end
+        the process with a message and status 1.
+      argv: the program's name, as `--help` shows it, and its arguments; None = the process's own.
+    """
+
+    def parse(argv: list[str]) -> list[str]:
+        parsed.append(tyro.cli(config_class, prog=program, args=argv[1:], use_underscores=True))
+        return flags.FLAGS(argv[:1])  # absl has no flags of its own here
+
+    def run(argv: list[str]) -> None:
+        del argv
+        logging.set_verbosity(logging.WARNING)
+        # orbax logs what it raises as well, with the traceback of one of its threads.
+        logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
+        try:
+            check_texts(parsed[0])
+            experiment(parsed[0])
+        except UsageError as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            fail("interrupted: what was saved before is whole; the same command goes on")
+        except Exception as error:
+            if full := full_disk(error):
+                fail(
+                    f"{full}: what was saved before is whole; free some space and give the same "
+                    "command again"
+                )
+            if isinstance(error, OSError) and error.filename is not None:
+                fail(f"{error.strerror}: {error.filename}")
+            if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                first_line = str(error).partition("\n")[0]
+                fail(f"out of memory ({first_line}): lower the sizes of batches, or lengths")
+            raise
+
+    def fail(message: str) -> NoReturn:
+        printable = _CONTROL.sub(lambda one: one[0].encode("unicode_escape").decode(), message)
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(f"error: {printable}", markup=False)
+        sys.exit(1)
+
+    parsed: list[Config] = []
+    program = None if argv is None else argv[0]
+    app.run(run, argv=argv, flags_parser=parse)
+
+
+def full_disk(error: BaseException) -> str | None:
+    """Returns what the system said if an error arose because a disk is full.
+
+    Libraries that write files in their own way wrap the system's words into errors of their own,
+    so that the words have to be looked for.
+
+    Args:
+      error: any error.
+
+    Returns:
+      The system's words and the file, as far as they are known; None for other errors.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            return f"{cause.strerror} ({cause.filename or 'a file of the run'})"
+        for words in map(os.strerror, FULL):
+            if words in str(cause):
+                return f"{words} (a file of the run)"
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def choose(kind: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
+    """Refuses names that are not known.
+
+    Args:
+      kind: what they name, for the message.
+      names: the names asked for.
+      known: the names there are.
+
+    Raises:
+      UsageError: if a name is unknown; the message lists the known ones.
+    """
+    for name in names:
+        if name not in known:
+            raise UsageError(f"unknown {kind} {name!r}; the known ones are: {', '.join(known)}")
+
+
+class Range(NamedTuple):
+    """The numbers that a flag may have; NaN is never among them.
+
+    Attributes:
+      low: the least.
+      high: the greatest.
+      above: whether `low`, 0 then, is left out.
+      below: whether `high` itself is left out.
+      other: values outside that have a meaning of their own, such as -1 or None.
+    """
+
+    low: float
+    high: float
+    above: bool = False
+    below: bool = False
+    other: tuple[Any, ...] = ()
+
+
+LARGEST_WHOLE = 2**31 - 1  # what an int32 holds, which seeds and sizes become
+SMALLEST, LARGEST = 1e-30, 1e9  # their squares and products stay within float32
+
+
+def whole(least: int, most: int = LARGEST_WHOLE, *, other: tuple[Any, ...] = ()) -> Range:
+    """Whole numbers from `least` to `most`, which an int32 holds."""
+    return Range(least, most, other=other)
+
+
+def real(low: float, high: float = LARGEST, *, below: bool = False) -> Range:
+    """Numbers from `low` to `high`, finite in float32."""
+    return Range(low, high, below=below)
+
+
+POSITIVE = Range(0, LARGEST, above=True)
+"""Numbers above 0 that are neither 0 nor infinite in float32."""
+
+
+def check_ranges(config: Any, ranges: Mapping[str, Range]) -> None:
+    """Refuses fields of a config that are out of their range.
+
+    Args:
+      config: a config; a range of a field that it lacks says nothing.
+      ranges: by field. Of a tuple there must be some numbers, all of them in the range.
+
+    Raises:
+      UsageError: naming the flag, what was expected and what was found.
+    """
+    for name, bounds in ranges.items():
+        if hasattr(config, name):
+            value = getattr(config, name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            expected = "positive" if bounds.above and not numbers else None
+            for number in numbers:
+                expected = expected or _expected(number, bounds)
+            if expected is not None:
+                raise UsageError(f"--{name} must be {expected}, found {value}")
+
+
+def _expected(value: Any, bounds: Range) -> str | None:
+    """What a number should have been; None if it is in the range."""
+    low, high, above, below, other = bounds
+    others = "".join(f"{one} or " for one in other if one is not None)
+    if value in other:
+        return None
+    too_low = not (low < value if above else low <= value)
+    too_high = not (value < high if below else value <= high)
+    if (too_low or too_high) and high <= 1:
+        return f"in [{low}, {high}{')' if below else ']'}"
+    if too_low:
+        return f"{others}positive" if above else f"{others}at least {low}"
+    if above and value < SMALLEST:
+        return f"at least {SMALLEST:g}"
+    return f"{others}at most {high}" if too_high else None
+
+
+def check_texts(config: Any) -> None:
+    """Refuses fields that no file could be named by, or that UTF-8 cannot hold.
+
+    Args:
+      config: a config; fields that are no texts are left alone.
+
+    Raises:
+      UsageError: naming the flag, what was expected and what was found.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for text in value if isinstance(value, tuple) else (value,):
+            if not isinstance(text, str):
+                continue
+            content = text.encode(errors="surrogatepass")
+            longest = max(map(len, content.split(b"/")))
+            if longest > NAME_BYTES or len(content) > PATH_BYTES:
+                expected, found = f"names of at most {NAME_BYTES} bytes", f"{longest} bytes"
+            elif bad := _UNPRINTABLE.search(text):
+                expected, found = "text without control characters, in UTF-8", repr(bad[0])
+            else:
+                continue
+            raise UsageError(f"--{field.name} must be {expected}, found {found}")
+
+
+def date(name: str, given: Any) -> datetime.datetime:
+    """The date that a flag gives.
+
+    Args:
+      name: of the flag.
+      given: its text.
+
+    Returns:
+      The date.
+
+    Raises:
+      UsageError: naming the flag, if the text is no date.
+    """
+    try:
+        return datetime.datetime.fromisoformat(given)
+    except (ValueError, TypeError) as error:
+        raise UsageError(
+            f"--{name} must be a date such as 2026-01-31 or 2026-01-31T23:59:00, found {given!r}"
+        ) from error
+
+
+def at_least(config: Any, **bounds: int) -> None:
+    """Refuses whole fields of a config that are below their bound, or too large for an int32.
+
+    Args:
+      config: a config.
+      **bounds: the least value of each field.
+
+    Raises:
+      UsageError: naming the flag, the bound and the value found.
+    """
+    check_ranges(config, {name: whole(least) for name, least in bounds.items()})
+
+
+def positive(config: Any, *names: str) -> None:
+    """Refuses fields of a config that are not positive, finite numbers.
+
+    Args:
+      config: a config.
+      *names: the fields; of a tuple there must be some, all of them positive.
+
+    Raises:
+      UsageError: naming the flag and the value found.
+    """
+    check_ranges(config, dict.fromkeys(names, POSITIVE))

@@ -1,0 +1,244 @@
+"""What a frozen pretrained model says of texts, computed once: all that ensembles on it need."""
+
+import dataclasses
+import datetime
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from shatter import data, documents, models
+from shatter.cli.common import run_folder
+from shatter.cli.common.binary import UsageError
+from shatter.cli.common.compiling import compiler_options
+from shatter.data.layouts import Text, text_key
+from shatter.numerics import masked_mean
+from shatter.types import Array, Params
+
+BATCH_SIZE = 32
+
+Item = tuple[Text, Text]
+"""A prompt and a completion."""
+
+Table = dict[str, Any]
+"""What is known of N texts: arrays `[N, ...]` by name."""
+
+
+class Frozen(NamedTuple):
+    """A pretrained model that is not trained."""
+
+    config: models.TransformerConfig
+    params: Params
+    tokenizer: models.Tokenizer
+
+
+def load_frozen(
+    name: str,
+    *,
+    chat_template: str | None = None,
+    revision: str | None = None,
+    date: datetime.datetime | None = None,
+) -> Frozen:
+    """Opens a model folder.
+
+    Args:
+      name: of `--model_name_or_path`.
+      chat_template: of `--chat_template`: a file, or a name in `shatter.models.CHAT_TEMPLATES`.
+      revision: of a model on the hub: branch, tag or commit.
+      date: what a chat template that asks for the date is given; None = the clock's.
+
+    Returns:
+      The model, in float32.
+
+    Raises:
+      UsageError: if it cannot be opened; the message says what to pass.
+    """
+    try:
+        config, params, tokenizer = models.load_pretrained(name, dtype="float32", revision=revision)
+    except (OSError, ImportError, ValueError) as error:
+        at = "" if revision is None else f" --model_revision={revision}"
+        raise UsageError(f"--model_name_or_path={name}{at}: {error}") from error
+    if tokenizer is None:
+        raise UsageError(
+            f"{name} has no tokenizer.json: put that of the model beside its config.json"
+        )
+    if chat_template is not None:
+        tokenizer = _with_chat_template(tokenizer, chat_template)
+    return Frozen(config, params, tokenizer if date is None else tokenizer.with_date(date))
+
+
+def _with_chat_template(tokenizer: models.Tokenizer, given: str) -> models.Tokenizer:
+    """A tokenizer with the template of `--chat_template`."""
+    file = Path(given)
+    if not file.is_file() and given not in models.CHAT_TEMPLATES:
+        known = ", ".join(models.CHAT_TEMPLATES)
+        raise UsageError(f"--chat_template: no file {file} (known by name: {known})")
+    try:
+        source = file.read_text(encoding="utf-8") if file.is_file() else given
+        return tokenizer.with_chat_template(source, name=given)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--chat_template={given}: {error}") from error
+
+
+def weights_hash(params: Params) -> str:
+    """sha256 of every array's name, shape, type and content."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(params):
+        digest.update(f"{jax.tree_util.keystr(path)}{leaf.shape}{leaf.dtype}".encode())
+        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def feature_table(model: Frozen, items: Sequence[Item], *, max_length: int, file: Path) -> Table:
+    """Features and log-prob of every text, kept in a file.
+
+    Args:
+      model: the frozen model.
+      items: N texts, each with its prompt.
+      max_length: tokens of prompt and text, at most.
+      file: an .npz; made anew where it is of other items, another model or another length.
+
+    Returns:
+      features: `[N, L D]`, `layer_features`. log_prob: `[N]`, the mean log-prob of a token, nats.
+
+    Raises:
+      UsageError: if the file is damaged, or a text cannot be encoded.
+    """
+    buckets = data.length_buckets(max_length)
+    return _kept(file, model, items, None, max_length, buckets)
+
+
+def hidden_table(
+    model: Frozen, items: Sequence[Item], *, max_length: int, layer: int, file: Path
+) -> Table:
+    """What lies below a cut, for every text: all that adapters above it need.
+
+    Args:
+      model: the frozen model.
+      items: N texts, each with its prompt.
+      max_length: T, tokens of prompt and text, at most.
+      layer: the cut, as in `shatter.models.split_layers`.
+      file: as in `feature_table`.
+
+    Returns:
+      hidden: `[N, T, D]`, or `[N, T, D + H]` below the last mlp_out. tokens: int `[N, T]`.
+      mask: bool `[N, T]`, true on the text's tokens. valid: bool `[N, T]`, false on padding.
+      log_prob: `[N]`, as in `feature_table`.
+
+    Raises:
+      UsageError: if the file is damaged, or a text cannot be encoded.
+    """
+    return _kept(file, model, items, layer, max_length, [max_length])
+
+
+@functools.cache
+def _program(config: models.TransformerConfig, layer: int | None) -> Callable[..., Table]:
+    """`(params, tokens, mask, valid) -> rows`: of hidden states below a block, or of features."""
+
+    def of_batch(params: Params, tokens: Array, mask: Array, valid: Array) -> Table:
+        if layer is not None:
+            return hidden_rows(config, layer, params, tokens, mask, valid)
+        logits = models.transformer(config).apply(params, tokens, valid=valid)
+        features = layer_features(config, params, tokens, mask, valid)
+        return {"features": features, "log_prob": mean_log_prob(logits, tokens, mask)}
+
+    return jax.jit(of_batch, compiler_options=compiler_options())
+
+
+def hidden_rows(
+    config: models.TransformerConfig,
+    layer: int,
+    params: Params,
+    tokens: Array,
+    mask: Array,
+    valid: Array,
+) -> Table:
+    """Rows of `hidden_table` from documents `[B, T]`."""
+    layers = models.split_layers(config, layer)
+    hidden = layers.lower(params, tokens, valid=valid)
+    logits = layers.upper.apply(layers.upper_params(params), hidden, valid=valid)
+    rows = {"hidden": hidden, "tokens": tokens, "mask": mask, "valid": valid}
+    return {**rows, "log_prob": mean_log_prob(logits, tokens, mask)}
+
+
+def layer_features(
+    config: models.TransformerConfig, params: Params, tokens: Array, mask: Array, valid: Array
+) -> Array:
+    """The mean over a text's tokens of what leaves each block, through the final norm (ours).
+
+    Args:
+      config: of the transformer.
+      params: its parameters.
+      tokens: int `[B, T]`.
+      mask: bool `[B, T]`, true on the text's tokens.
+      valid: bool `[B, T]`, false on padding.
+
+    Returns:
+      `[B, L D]`, the first block's D numbers first.
+    """
+    means = []
+    for depth in range(1, config.num_layers + 1):
+        lm = models.transformer(dataclasses.replace(config, num_layers=depth))
+        blocks = jax.tree.map(lambda leaf, depth=depth: leaf[:depth], params["params"]["blocks"])
+        part = {**params, "params": {**params["params"], "blocks": blocks}}
+        assert lm.features is not None
+        features = lm.features(part, tokens, valid=valid)
+        means.append(masked_mean(features, mask[..., None], axis=-2))
+    return jnp.concatenate(means, axis=-1)
+
+
+def standardised(features: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Features with mean 0 and deviation 1 a column over some texts: `[N, F]`, like `[P, F]`."""
+    deviation = like.std(axis=0)
+    return (features - like.mean(axis=0)) / np.where(deviation > 1e-6, deviation, 1.0)
+
+
+def mean_log_prob(logits: Array, tokens: Array, mask: Array) -> Array:
+    """The mean log-prob of a text's tokens: logits `[..., T, V]`, tokens, mask `[..., T]`; nats."""
+    return documents.log_prob(logits, tokens, mask) / jnp.sum(mask, axis=-1)
+
+
+def _kept(
+    file: Path,
+    model: Frozen,
+    items: Sequence[Item],
+    layer: int | None,
+    max_length: int,
+    buckets: Sequence[int],
+) -> Table:
+    """`_program` of every text, by batches of few shapes, read from the file where it has them."""
+    digest = hashlib.sha256(f"{weights_hash(model.params)}{model.config}{max_length}".encode())
+    digest.update(f"{layer}{model.tokenizer.fingerprint()}".encode())
+    for prompt, text in items:
+        digest.update(f"{text_key(prompt)}\0{text_key(text)}\1".encode())
+    wanted = np.array(digest.hexdigest())
+    if file.exists():
+        found = run_folder.load_arrays(file)
+        if found.pop("digest", None) == wanted:
+            return found
+    rows = [data.Row(prompt, (text,), (0,)) for prompt, text in items]
+    try:
+        encoded, _ = data.encode_rows(rows, model.tokenizer, max_length=max_length)
+    except ValueError as error:
+        raise UsageError(f"a text cannot be encoded: {error}") from error
+    run = _program(model.config, layer)
+    table: Table = {}
+    lengths = [row.length for row in encoded]
+    for length, numbers in data.plan_batches(
+        lengths, batch_size=BATCH_SIZE, seed=0, epoch=0, buckets=buckets
+    ):
+        batch = data.collate(encoded, numbers, length=length, num_slots=1)
+        arrays = (batch.tokens[:, 0], batch.mask[:, 0], batch.valid[:, 0])
+        real = batch.row >= 0
+        for part, values in run(model.params, *arrays).items():
+            some = np.asarray(values)[real]
+            if part not in table:
+                table[part] = np.zeros((len(items), *some.shape[1:]), some.dtype)
+            table[part][batch.row[real]] = some
+    run_folder.save_arrays(file, {**table, "digest": wanted})
+    return table

@@ -1,0 +1,219 @@
+"""Ensembles on a frozen model, and a member's utility of a text, from rows of a table of texts."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from shatter import documents, ensembles, evaluation, losses, models, training
+from shatter.cli.common.frozen import Table, mean_log_prob
+from shatter.types import Array, Comparison, Key, Params, Query
+
+Kind = Literal["heads", "epinet", "adapters"]
+Utility = Literal["ratio", "sum"]
+TEXTS_AT_ONCE = 64  # that go through the upper blocks of a member together
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What learns, and how.
+
+    Attributes:
+      kind: heads: linear heads on features of the frozen model; epinet: an epinet on the same;
+        adapters: low-rank adapters on its last blocks.
+      num_members: M.
+      prior_scale: standard deviation of a member's utility of a text before there is data, nats.
+      learning_rate: Adam's.
+      num_steps: Adam's steps each time the members learn.
+      batch_size: comparisons a step; None = all.
+      utility: adapters: see `adapter_utility`.
+      utility_scale: adapters: nats of utility for a nat of mean log-prob a token.
+      lora_r: adapters: rank.
+      lora_target_modules: adapters: projections that have them.
+      adapted_layers: adapters: on how many of the last blocks; 0 = on the last one's mlp_out alone,
+        so that members share the product with the vocabulary while they learn.
+    """
+
+    kind: Kind
+    num_members: int
+    prior_scale: float
+    learning_rate: float
+    num_steps: int
+    batch_size: int | None = None
+    utility: Utility = "ratio"
+    utility_scale: float = 10.0
+    lora_r: int = 4
+    lora_target_modules: tuple[str, ...] = ("query", "value", "mlp_out")
+    adapted_layers: int = 1
+
+    @property
+    def lora(self) -> models.LoraConfig:
+        """The adapters' config."""
+        return models.LoraConfig(self.lora_r, float(self.lora_r), self.lora_target_modules)
+
+
+class Learner(NamedTuple):
+    """How the members of an ensemble learn and judge.
+
+    Attributes:
+      ensemble: the ensemble.
+      members: the learner of its members; `shared` is `(the ensemble's shared, table)`.
+      utilities: `((shared, table), own[M], items[...]) -> [M, ...]`, nats.
+    """
+
+    ensemble: ensembles.Ensemble
+    members: training.MembersLearner
+    utilities: Callable[[Any, Params, Array], Array]
+
+
+def make_learner(
+    setting: Setting,
+    transformer: models.TransformerConfig | None,
+    base: Params,
+    *,
+    num_features: int,
+    prior_scale: float | Array,
+) -> Learner:
+    """Puts an ensemble, its utility and an optimiser together.
+
+    Args:
+      setting: the kind of ensemble and how it learns.
+      transformer: adapters: of the frozen model.
+      base: adapters: the parameters of its last blocks, `upper_params` of `layers_of`.
+      num_features: heads and epinets: width of the features.
+      prior_scale: as in the ensemble's own function.
+
+    Returns:
+      The learner.
+    """
+    num_members = setting.num_members
+    utility: Callable[[Any, Params, Table], Array]
+    if setting.kind == "adapters":
+        assert transformer is not None
+        upper = layers_of(setting, transformer).upper
+        ensemble = ensembles.adapters(
+            upper, base, setting.lora, num_members=num_members, prior_scale=prior_scale
+        )
+        utility = partial(adapter_utility, ensemble, setting)
+    else:
+        make = {"heads": ensembles.heads, "epinet": ensembles.epinet}[setting.kind]
+        ensemble = make(num_features, num_members=num_members, prior_scale=prior_scale)
+        utility = lambda shared, own, rows: ensemble.apply(shared, own, rows["features"])
+
+    def score(shared: Any, own: Params, query: Query) -> Array:
+        return utility(shared[0], own, _rows(shared[1], query.item_ids))
+
+    def utilities(shared: Any, own: Params, items: Array) -> Array:
+        if setting.kind != "adapters":
+            one = jax.vmap(utility, in_axes=(None, 0, None))
+            return one(shared[0], own, _rows(shared[1], items))
+
+        def of_member(own: Params) -> Array:
+            of_text = lambda item: utility(shared[0], own, _rows(shared[1], item))
+            return jax.lax.map(of_text, items.ravel(), batch_size=TEXTS_AT_ONCE)
+
+        return jax.lax.map(of_member, own).reshape(num_members, *items.shape)
+
+    members = training.members_learner(
+        ensemble,
+        score=score,
+        loss=losses.ilhf_ranking_loss,
+        optimizer=optax.adam(setting.learning_rate),
+        num_steps=setting.num_steps,
+        batch_size=setting.batch_size,
+        members_at_once=1
+        if setting.kind == "adapters" and jax.default_backend() == "cpu"
+        else None,
+    )
+    return Learner(ensemble, members, utilities)
+
+
+def layers_of(setting: Setting, transformer: models.TransformerConfig) -> models.Layers:
+    """The frozen model, cut below the blocks with adapters, or below the last one's mlp_out."""
+    return models.split_layers(transformer, transformer.num_layers - setting.adapted_layers)
+
+
+def adapter_utility(
+    ensemble: ensembles.Ensemble, setting: Setting, shared: Params, own: Params, rows: Table
+) -> Array:
+    """Adapters: the utility of a text under one member.
+
+    sum: its log-prob, `log pi_m(x)`: right for responses that the model wrote itself. ratio:
+    `scale (mean log-prob a token under the member - under the base)`, for texts that people wrote:
+    0 for the base, so that the frozen model's own taste is not taken for people's (ours).
+
+    Args:
+      ensemble: adapters on the last blocks.
+      setting: the utility and its scale.
+      shared: the base.
+      own: of one member.
+      rows: of `hidden_table`.
+
+    Returns:
+      `[...]`, nats.
+    """
+    logits = ensemble.apply(shared, own, rows["hidden"], valid=rows["valid"])
+    if setting.utility == "sum":
+        return documents.log_prob(logits, rows["tokens"], rows["mask"])
+    mean = mean_log_prob(logits, rows["tokens"], rows["mask"])
+    return setting.utility_scale * (mean - rows["log_prob"])
+
+
+def adapter_prior_scale(
+    key: Key,
+    setting: Setting,
+    transformer: models.TransformerConfig,
+    base: Params,
+    table: Table,
+    pairs: Array,
+) -> Array:
+    """The scale of the adapters' prior at which members spread as `setting.prior_scale` says.
+
+    Their log-odds of pairs of texts then have the standard deviation root 2 times it, that of heads
+    on features of unit variance.
+
+    Args:
+      key: a typed key; draws the members.
+      setting: of adapters.
+      transformer: of the frozen model.
+      base: its parameters above the table's hidden states.
+      table: of texts.
+      pairs: int `[P, 2]`, pairs of texts.
+
+    Returns:
+      `[]`, the scale.
+    """
+
+    def spread(prior_scale: Array) -> Array:
+        learner = make_learner(setting, transformer, base, num_features=0, prior_scale=prior_scale)
+        shared, own = learner.ensemble.init(key)
+        return evaluation.disagreement(learner.utilities((shared, table), own, pairs))
+
+    target = 2**0.5 * setting.prior_scale
+    return ensembles.prior_scale_for(spread, target, low=1e-3, high=1e2, num_steps=14)
+
+
+def table_comparisons(items: Array, ranks: Array, weight: Array) -> Comparison:
+    """Comparisons of texts that are known by their numbers in a table.
+
+    Args:
+      items: int `[B, K]`; below 0 = an empty slot.
+      ranks: int `[B, K]`.
+      weight: `[B]`.
+
+    Returns:
+      Comparisons whose documents are empty.
+    """
+    num = items.shape[0]
+    nothing = jnp.zeros((*items.shape, 1), int)
+    unknown = jnp.full(num, -1)
+    query = Query(jnp.zeros(num, int), nothing, nothing == 1, jnp.maximum(items, 0), items >= 0)
+    return Comparison(query, ranks, weight, unknown, unknown)
+
+
+def _rows(table: Table, items: Array) -> Table:
+    return {name: values[items] for name, values in table.items()}

@@ -1,0 +1,1 @@
+"""`shatter finetune`."""

@@ -1,0 +1,66 @@
+"""The figure of a run: the loss, held-out measures, and what happened to the log-probs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from shatter.cli.finetune.config import Config
+from shatter.cli.finetune.history import Record, is_evaluation
+
+
+def draw(config: Config, history: Sequence[Record], path: Path) -> None:
+    """Draws the curves of a run.
+
+    Args:
+      config: the config.
+      history: the rows of its metrics.
+      path: the PNG.
+    """
+    figure, axes = plt.subplots(2, 2, figsize=(10, 7), constrained_layout=True)
+    training = [row for row in history if not is_evaluation(row)]
+    held_out = [row for row in history if is_evaluation(row)]
+    files = sorted({name.split("/")[0] for row in held_out for name in row if "/" in name})
+    _curves(axes[0, 0], training, {"loss": "training"})
+    for kind in ("", "ranking_"):
+        losses = {f"{f}/{kind}log_loss": f"{f}: {kind or 'choice '}log-loss" for f in files}
+        shares = {f"{f}/{kind}accuracy": f"{f} {kind.strip('_')}" for f in files}
+        _curves(axes[0, 0], held_out, losses, "o--")
+        _curves(axes[0, 1], held_out, shares, "o--")
+    axes[0, 0].set_ylabel(f"nats a comparison ({config.objective})")
+    _curves(axes[0, 1], training, {"rewards/accuracies": "training"})
+    axes[0, 1].axhline(0.5, color="0.7", linewidth=0.8)
+    axes[0, 1].set_ylabel("share of comparisons ordered right")
+    if config.objective == "reward_model":
+        names = {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}
+        axes[1, 0].set_ylabel("reward")
+    else:
+        names = {"logps/chosen": "chosen", "logps/rejected": "rejected"}
+        axes[1, 0].set_ylabel("log-prob of a completion, nats")
+    _curves(axes[1, 0], training, names)
+    if any("kl" in row for row in held_out):
+        names = {"kl": "KL(model || reference)", "kl_forward": "KL(reference || model)"}
+        _curves(axes[1, 1], held_out, names, "o--")
+        axes[1, 1].set_ylabel("nats a document")
+    else:
+        _curves(axes[1, 1], training, {"grad_norm": "norm of the gradient"})
+    for axis in axes.flat:
+        axis.set_xlabel("step")
+        if axis.has_data() and axis.get_legend_handles_labels()[0]:
+            for text in axis.legend(fontsize=8).get_texts():
+                text.set_parse_math(False)  # a file's name may hold $
+    title = figure.suptitle(f"{config.objective} on {Path(config.dataset_name).name}")
+    title.set_parse_math(False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _curves(axis: Any, rows: Sequence[Record], names: dict[str, str], style: str = "-") -> None:
+    for name, label in names.items():
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        if points:
+            axis.plot(*zip(*points, strict=True), style, label=label, markersize=4)

@@ -1,0 +1,64 @@
+"""What is compiled once for all projects of one setting."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from shatter import models, training
+from shatter.cli.common.compiling import compiler_options
+from shatter.cli.common.frozen import Table
+from shatter.cli.common.learners import Setting, make_learner
+from shatter.types import Array, Key, Params
+
+
+class Programs(NamedTuple):
+    """What is compiled once for all projects of one setting.
+
+    Attributes:
+      init: `(base, num_features, prior_scale, key) -> members` without a table.
+      learn: `(prior_scale, (shared, table), anchors[M], states[M], store, key) -> states`.
+      utilities: `(prior_scale, shared, own, items[...]) -> [M, ...]`.
+    """
+
+    init: Callable[..., training.Members]
+    learn: Callable[..., training.TrainState]
+    utilities: Callable[..., Array]
+
+
+@functools.cache
+def programs(setting: Setting, transformer: models.TransformerConfig) -> Programs:
+    """Compiles, once, what a setting needs."""
+
+    def learner(prior_scale: Array, base: Params, num_features: int = 0) -> Any:
+        return make_learner(
+            setting, transformer, base, num_features=num_features, prior_scale=prior_scale
+        )
+
+    def width(table: Table) -> int:
+        return table["features"].shape[-1] if "features" in table else 0
+
+    def init(base: Params, num_features: int, prior_scale: Array, key: Key) -> training.Members:
+        made = learner(prior_scale, base, num_features)
+        ensemble_key, member_key = jax.random.split(key)
+        shared, own = made.ensemble.init(ensemble_key)
+        return made.members.init((shared, {}), own, member_key)
+
+    def learn(
+        prior_scale: Array, shared: Any, anchors: Params, states: Any, store: Any, key: Key
+    ) -> training.TrainState:
+        base, table = shared
+        members = training.Members(shared, anchors, states)
+        return learner(prior_scale, base, width(table)).members.learn(members, store, key)[0].states
+
+    def utilities(prior_scale: Array, shared: Any, own: Params, items: Array) -> Array:
+        base, table = shared
+        return learner(prior_scale, base, width(table)).utilities(shared, own, items)
+
+    options = compiler_options()
+    return Programs(
+        jax.jit(init, static_argnums=1, compiler_options=options),
+        jax.jit(learn, compiler_options=options),
+        jax.jit(utilities, compiler_options=options),
+    )

@@ -1,0 +1,463 @@
+"""The finetune binary at a tiny size: folders, resumption to the bit, references, bad input."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.common import sources
+from shatter import data, documents, models
+from shatter.cli.common.binary import UsageError
+from shatter.cli.finetune import learning, plan, run, scoring, train
+from shatter.cli.finetune.config import Config, check
+from shatter.cli.finetune.task import load_task
+
+ROOT = Path(__file__).resolve().parents[3]
+CHARACTERS = "abcdefgh "
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Log-probs of the reference are kept here."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def model_folder(
+    make_model: Callable[[Path, int], None], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A random model of one block."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    make_model(folder, 1)
+    return folder
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def comparisons(num: int, seed: int = 0) -> list[dict]:
+    """Texts with more a's are preferred, mostly; some ties and votes."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for n in range(num):
+        one, other = (
+            "".join(rng.choice(list(CHARACTERS[:-1]), rng.integers(2, 9))) + str("abc"[k]) * k
+            for k in (0, 1)
+        )
+        prompt = "ab " if n % 2 else ""
+        if n % 5 == 0:
+            rows.append({"prompt": prompt, "completions": [one, other], "votes": [2, 1, 1]})
+        elif one.count("a") > other.count("a"):
+            rows.append({"prompt": prompt, "chosen": one, "rejected": other})
+        else:
+            rows.append({"prompt": prompt, "chosen": other, "rejected": one})
+    return rows
+
+
+@pytest.fixture
+def tiny(model_folder: Path, tmp_path: Path) -> Config:
+    return Config(
+        model_name_or_path=str(model_folder),
+        dataset_name=str(write_rows(tmp_path / "pairs.jsonl", comparisons(24))),
+        eval_dataset_name=(str(write_rows(tmp_path / "held.jsonl", comparisons(10, seed=1))),),
+        output_dir=str(tmp_path / "run"),
+        num_devices=1,
+        per_device_train_batch_size=4,
+        per_device_eval_batch_size=8,
+        learning_rate=3e-3,
+        max_steps=6,
+        max_length=16,
+        save_steps=2,
+        logging_steps=3,
+        kl_samples=8,
+        kl_batch_size=4,
+        kl_length=4,
+        num_generations=0,
+        max_completion_length=4,
+        seed=0,
+    )
+
+
+def finetune(config: Config) -> dict:
+    check(config)
+    return run.finetune(config, load_task(config))
+
+
+def history(config: Config) -> list[dict]:
+    file = Path(config.output_dir) / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def trained_params(config: Config):
+    return models.load_pretrained(Path(config.output_dir) / "model")[1]
+
+
+def assert_same(one, other) -> None:
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_run_writes_its_folder(
+    tiny: Config, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    tiny = dataclasses.replace(tiny, kl_weight=0.1, num_generations=1)
+    run.experiment(tiny)
+    folder = Path(tiny.output_dir)
+    names = {path.name for path in folder.iterdir()}
+    expected = {"config.json", "metrics.jsonl", "metrics.csv", "samples.txt"}
+    expected |= {"summary.json", "summary.json.sha256"}
+    assert expected | {"finetune.png", "model"} <= names
+    assert "checkpoints" not in names
+    assert (folder / "finetune.png").stat().st_size > 10_000
+    rows = history(tiny)
+    assert [row["step"] for row in rows] == [0, 3, 6, 6]
+    before, after = rows[0], rows[-1]
+    # At step 0 the model is its reference: KL is 0, up to the rounding of sums.
+    assert abs(before["kl"]) < 1e-5 and before["kl_forward"] == 0.0
+    assert after["kl"] > 1e-3 and after["kl_forward"] > 1e-3
+    for measure in ("log_loss", "accuracy", "calibration_error", "share_kl"):
+        assert 0 <= before[f"eval_held/{measure}"]
+    assert rows[1]["kl"] > 0
+    assert 0 < rows[2]["learning_rate"] < rows[1]["learning_rate"] < tiny.learning_rate
+    assert "before:" in (folder / "samples.txt").read_text()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["parameters"] == summary["trained"] > 0
+    assert "eval_held/log_loss" in capsys.readouterr().out
+    # Another tool's loader would find a model here; its log-probs are the trained ones.
+    config, params, tokenizer = models.load_pretrained(folder / "model")
+    tokens = jnp.asarray([[1, *tokenizer.encode("abc"), 2]])
+    found = models.transformer(config).apply(params, tokens)
+    assert np.all(np.isfinite(found))
+    # A run that is complete is only read.
+    monkeypatch.setattr(train, "train", None)
+    assert finetune(tiny) == summary
+
+
+ALIKE = [pytest.param(name, marks=pytest.mark.slow) for name in ("ipo", "slic", "sft")]
+
+
+@pytest.mark.parametrize("objective", ["dpo", "reward_model", *ALIKE])
+def test_every_objective_runs(tiny: Config, objective: str):
+    config = dataclasses.replace(
+        tiny, objective=objective, max_steps=2, logging_steps=1, eval_dataset_name=()
+    )
+    finetune(config)
+    rows = history(config)
+    first = rows[1]  # its metrics are those before the first step
+    assert np.isfinite(first["loss"])
+    if objective in ("dpo", "ipo"):
+        assert abs(first["rewards/margins"]) < 1e-5 and first["rewards/accuracies"] == 0.0
+        expected = {"dpo": np.log(2), "ipo": (0.5 / config.beta) ** 2}[objective]
+        assert 0.5 * expected < first["loss"] < 1.01 * expected  # ties cost nothing
+    head = Path(config.output_dir) / "model" / "reward_head.safetensors"
+    assert head.exists() == (objective == "reward_model")
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.mark.parametrize(
+    ("kill_at", "changes"),
+    [
+        pytest.param(1, {}, marks=pytest.mark.slow),
+        (5, {"gradient_accumulation_steps": 2, "kl_weight": 0.2, "save_steps": 2}),
+    ],
+    ids=["before the first checkpoint", "after two"],
+)
+def test_a_killed_run_resumes_to_the_bit(
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int, changes: dict
+):
+    """Between any two steps: parameters, metrics and evaluations are those of the uninterrupted."""
+    tiny = dataclasses.replace(tiny, **changes)
+    finetune(tiny)
+    killed = dataclasses.replace(tiny, output_dir=str(tmp_path / "killed"))
+    steps = 0
+
+    def numbers(*args, original=train.learning.numbers):
+        nonlocal steps
+        steps += 1
+        if steps > kill_at * tiny.gradient_accumulation_steps:
+            raise Killed
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.learning, "numbers", numbers)
+        with pytest.raises(Killed):
+            finetune(killed)
+    assert (Path(killed.output_dir) / "checkpoints").exists()
+    finetune(killed)
+    assert history(killed) == history(tiny)
+    assert_same(trained_params(killed), trained_params(tiny))
+
+
+def test_answers_to_one_comparison_share_its_forward_pass(tiny: Config):
+    """The loss is that of a row an answer; their weights are added up."""
+    task = load_task(tiny)
+    assert len(task.train.encoded) == 24
+    assert task.train.weight.shape == (24, 2)
+    assert task.train.weight.sum() == 19 + 5 * 3  # of votes 2, 1 and a tie, which teaches nothing
+    batch = data.collate(task.train.encoded, range(8), length=16, num_slots=2)
+    shared = learning.numbers(batch, np.zeros((24, 2), np.float32), task.train)
+    answers = [(n, a) for n in range(8) for a in range(2) if shared.weight[n, a]]
+    assert len(answers) == 10
+    apart = jax.tree.map(lambda leaf: leaf[[n for n, _ in answers]], shared)
+    rows, columns = zip(*answers, strict=True)
+    apart = apart._replace(
+        ranks=shared.ranks[rows, columns][:, None], weight=shared.weight[rows, columns][:, None]
+    )
+    objective = jax.jit(learning.make_objective(tiny, task.model))
+    start = learning.start(tiny, task.model, jax.random.key(0))
+    frozen = learning.Frozen(None, None)
+    one, other = (objective(start, frozen, jax.random.key(0), x) for x in (shared, apart))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_adapters_are_trained_alone_and_saved_for_peft(tiny: Config):
+    config = dataclasses.replace(
+        tiny,
+        use_peft=True,
+        lora_r=2,
+        lora_target_modules=("q_proj", "v_proj"),
+        kl_weight=0.1,
+        eval_dataset_name=(),
+    )
+    summary = finetune(config)
+    assert 0 < summary["trained"] < summary["parameters"] / 2
+    folder = Path(config.output_dir) / "model"
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {
+        path.name for path in folder.iterdir()
+    }
+    task = load_task(config)
+    adapters, lora = models.load_lora(folder, task.model.config)
+    assert lora == task.model.lora
+    merged = models.merge_lora(task.model.params, adapters, lora)
+    tokens = jnp.asarray([[1, 3, 4, 5, 2]])
+    unmerged = models.with_lora(task.model.params, adapters, lora)
+    one, other = (task.model.lm.apply(params, tokens) for params in (merged, unmerged))
+    np.testing.assert_allclose(one, other, atol=1e-5)
+    assert np.abs(one - task.model.lm.apply(task.model.params, tokens)).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("family", "targets", "message"),
+    [("llama", ("q_proj", "k_project"), "k_project"), ("gpt2", ("query", "value"), "qkv")],
+)
+def test_adapters_that_could_not_be_saved_are_refused_before_training(
+    tiny: Config, tmp_path: Path, family: str, targets: tuple[str, ...], message: str
+):
+    if family == "gpt2":
+        sizes = models.TransformerConfig(
+            vocab_size=12, max_length=32, width=8, num_layers=1, tied=True, head_bias=False
+        )
+        params = jax.jit(models.transformer(sizes).init)(jax.random.key(0))
+        tokenizer = models.load_tokenizer(tiny.model_name_or_path)
+        models.save_pretrained(tmp_path / "gpt2", sizes, params, tokenizer)
+        tiny = dataclasses.replace(tiny, model_name_or_path=str(tmp_path / "gpt2"))
+    config = dataclasses.replace(tiny, use_peft=True, lora_target_modules=targets)
+    with pytest.raises(UsageError, match=rf"--lora_target_modules: .*{message}"):
+        load_task(config)
+
+
+def test_the_reference_is_computed_once(tiny: Config, monkeypatch: pytest.MonkeyPatch, tmp_path):
+    task = load_task(tiny)
+    splits = {"train": task.train.encoded}
+    first = scoring.reference_log_probs(tiny, task.model, splits)["train"]
+
+    @jax.jit
+    def log_prob(tokens, mask):
+        return documents.log_prob(task.model.lm.apply(task.model.params, tokens), tokens, mask)
+
+    for row, found in zip(task.train.encoded, first, strict=True):
+        for completion, value in zip(row.completions, found, strict=True):
+            ids = np.concatenate([row.prompt, completion])
+            at = np.arange(16)  # what follows the completion does not matter
+            mask = (at >= len(row.prompt)) & (at < len(ids))
+            tokens = jnp.asarray(np.pad(ids, (0, 16 - len(ids))))
+            np.testing.assert_allclose(log_prob(tokens, mask), value, atol=1e-4)
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "score", None)  # nothing is computed again
+        again = scoring.reference_log_probs(tiny, task.model, splits)["train"]
+    np.testing.assert_array_equal(again, first)
+    other = jax.tree.map(lambda leaf: leaf * 1.1, task.model.params)
+    changed = task.model._replace(params=other)
+    assert np.abs(scoring.reference_log_probs(tiny, changed, splits)["train"] - first).max() > 0.1
+    scoring.check_reference(tiny, task.model, task.train.encoded, first)
+    row = plan.first_epoch(tiny, task.train.encoded)[0][1][2]  # of the first batch
+    source = re.escape(task.train.encoded[row].row.source)
+    with pytest.raises(UsageError, match=rf"{source} .*the margin at step 0 would not be 0"):
+        wrong = first + np.where(np.arange(len(first)) == row, 0.5, 0.0)[:, None]
+        scoring.check_reference(tiny, task.model, task.train.encoded, wrong.astype(np.float32))
+    assert len(list((sources.cache_dir() / "reference").iterdir())) == 2
+
+
+def test_dry_run_compiles_and_writes_nothing(tiny: Config, capsys: pytest.CaptureFixture):
+    compiled = []
+    listener = lambda name, seconds, **about: compiled.append(name)
+    task = load_task(tiny)  # loading may
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        run.describe(tiny, task, run.open_console())
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    assert not [name for name in compiled if "backend_compile" in name]
+    shown = capsys.readouterr().out
+    assert "parameters" in shown and "steps of 4 comparisons" in shown
+    assert "[</s>]" in shown and "<s>[" in shown
+    run.experiment(dataclasses.replace(tiny, dry_run=True))
+    assert not Path(tiny.output_dir).exists()
+
+
+def test_bad_rows_end_the_run_or_are_written_down(tiny: Config, tmp_path: Path):
+    rows = comparisons(12)
+    rows[3] = {"prompt": "ab", "chosen": "same", "rejected": "same"}
+    file = write_rows(tmp_path / "bad.jsonl", rows)
+    with pytest.raises(UsageError, match=r"bad\.jsonl:4: rejected: expected"):
+        load_task(dataclasses.replace(tiny, dataset_name=str(file)))
+    config = dataclasses.replace(tiny, dataset_name=str(file), on_bad_row="skip", max_steps=1)
+    config = dataclasses.replace(config, objective="reward_model")
+    summary = finetune(config)
+    assert summary["rows"]["train"]["skipped"] == 1
+    (line,) = (Path(config.output_dir) / "bad_rows_train.jsonl").read_text().splitlines()
+    assert json.loads(line)["source"].endswith("bad.jsonl:4")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"dataset_name": "nowhere.jsonl"},
+            r"no file nowhere\.jsonl.*ukp_humour.*SHATTER_DATA_DIR",
+        ),
+        ({"model_name_or_path": "nowhere"}, r"--model_name_or_path=nowhere: "),
+        ({"model_name_or_path": "stories260k"}, r"SHATTER_DATA_DIR"),
+        ({"dataset_name": "ukp_humour", "eval_dataset_name": ()}, r"SHATTER_DATA_DIR"),
+        (
+            {"max_length": 64},
+            r"--max_length must be at most 32, for .*tiny has 32 positions, found 64",
+        ),
+        ({"chat_template": "nowhere.jinja"}, r"no file nowhere\.jinja \(known by name: plain\)"),
+    ],
+    ids=str,
+)
+def test_what_is_not_there_is_named(
+    tiny: Config, monkeypatch: pytest.MonkeyPatch, changes: dict, message: str
+):
+    monkeypatch.delenv(sources.DATA_DIR_VARIABLE, raising=False)
+    config = dataclasses.replace(tiny, **changes)
+    with pytest.raises(UsageError, match=message):
+        load_task(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"beta": 0.0}, "--beta must be positive, found 0.0"),
+        ({"max_steps": 0}, "--max_steps must be -1 or at least 1, found 0"),
+        ({"label_smoothing": 0.5}, r"--label_smoothing must be in \[0, 0.5\), found 0.5"),
+        ({"utility": "mean", "objective": "dpo"}, "--utility=mean belongs to ilhf"),
+        ({"kl_weight": 1.0, "objective": "dpo"}, "--kl_weight belongs to ilhf"),
+        ({"per_device_train_batch_size": 0}, "must be at least 1, found 0"),
+        ({"warmup_ratio": 2.0}, r"--warmup_ratio must be in \[0, 1\], found 2.0"),
+    ],
+    ids=str,
+)
+def test_flags_that_cannot_be_are_refused(tiny: Config, changes: dict, message: str):
+    with pytest.raises(UsageError, match=message):
+        check(dataclasses.replace(tiny, **changes))
+
+
+def test_resumption_can_be_refused_or_begin_earlier(tiny: Config, tmp_path: Path):
+    never = dataclasses.replace(
+        tiny, resume_from_checkpoint="never", max_steps=1, objective="reward_model"
+    )
+    finetune(never)
+    with pytest.raises(UsageError, match="holds a run: choose another --output_dir"):
+        finetune(never)
+    with pytest.raises(UsageError, match=r"max_steps: found 1, wanted 6"):
+        finetune(dataclasses.replace(tiny, objective="sft"))
+    fresh = dataclasses.replace(tiny, output_dir=str(tmp_path / "f"), resume_from_checkpoint=4)
+    with pytest.raises(UsageError, match=r"there are checkpoints of the steps \[\]"):
+        finetune(fresh)
+
+
+def test_a_run_that_goes_astray_says_so(tiny: Config, monkeypatch: pytest.MonkeyPatch):
+    def numbers(batch, *args, original=train.learning.numbers):
+        found = original(batch, *args)
+        broken = np.where(batch.row == 5, np.nan, 1.0).astype(np.float32)
+        return found._replace(weight=found.weight * broken[:, None])
+
+    monkeypatch.setattr(train.learning, "numbers", numbers)
+    with pytest.raises(UsageError, match=r"loss is nan at batch \d: the run went astray"):
+        finetune(dataclasses.replace(tiny, objective="reward_model"))
+
+
+def test_rankings_of_three_are_judged(tiny: Config, tmp_path: Path):
+    """log_loss is that of Plackett-Luce, accuracy that of ordered pairs, share_kl of the votes."""
+    rows = [
+        {"prompt": "", "completions": ["ab", "cd", "ee"], "ranks": [1, 2, 2]},
+        {"prompt": "", "completions": ["ab", "cd", "ef"], "votes": [3, 1, 0]},
+    ]
+    file = write_rows(tmp_path / "k.jsonl", rows)
+    config = dataclasses.replace(tiny, eval_dataset_name=(str(file),))
+    encoded = load_task(config).held_out["k"].encoded
+    assert [row.weight for row in encoded] == [1, 3, 1]
+    utilities = np.array([[1.0, 0.0, -1.0], [0.5, 0.5, 0.0], [0.5, 0.5, 0.0]])
+    found = scoring.held_out_scores(encoded, utilities)
+    first = [
+        -np.log(np.exp(u[k]) / np.exp(u).sum()) for u, k in zip(utilities, (0, 0, 1), strict=True)
+    ]
+    np.testing.assert_allclose(
+        found["ranking_log_loss"], np.average(first, weights=[1, 3, 1]), rtol=1e-5
+    )
+    np.testing.assert_allclose(found["ranking_accuracy"], (1 * 2 + 3 * 1.5 + 1 * 1.5) / (2 * 5))
+    model = np.exp(utilities[1]) / np.exp(utilities[1]).sum()
+    expected = 0.75 * np.log(0.75 / model[0]) + 0.25 * np.log(0.25 / model[1])
+    np.testing.assert_allclose(found["ranking_share_kl"], expected, rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_resumes_to_the_bit(tiny: Config, tmp_path: Path):
+    """By SIGKILL, again and again at odd moments, until the run is through."""
+    tiny = dataclasses.replace(tiny, max_steps=60, save_steps=1, logging_steps=7)
+    finetune(tiny)
+    killed = dataclasses.replace(tiny, output_dir=str(tmp_path / "killed"))
+    flags = [
+        f"--{field.name}={getattr(killed, field.name)}"
+        for field in dataclasses.fields(killed)
+        if getattr(killed, field.name) != field.default and field.name != "eval_dataset_name"
+    ]
+    command = [sys.executable, "-m", "shatter.cli", "finetune", *flags]
+    command += ["--eval_dataset_name", *killed.eval_dataset_name]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    kills = 0
+    while True:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        checkpoints, began = Path(killed.output_dir) / "checkpoints", time.monotonic()
+        seen = set(checkpoints.glob("*"))
+        while process.poll() is None and kills < 3:
+            new = set(checkpoints.glob("*")) - seen
+            if len(new) > 1 or time.monotonic() - began > 120:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.003)
+        if process.wait() == 0:
+            break
+    assert kills == 3
+    assert history(killed) == history(tiny)
+    assert_same(trained_params(killed), trained_params(tiny))

@@ -1,0 +1,305 @@
+"""Held-out measures, the reference, samples: right values, and none where there is nothing."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from shatter.cli.common.binary import UsageError
+from shatter.cli.finetune import learning, plan, run, scoring, train
+from shatter.cli.finetune.config import Config
+from shatter.cli.finetune.task import Task, load_task
+from shatter.data import Encoded, Row
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Log-probs of the reference are kept here."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def model_folder(
+    make_model: Callable[[Path, int], None], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    make_model(folder, 1)
+    return folder
+
+
+@pytest.fixture
+def config(model_folder: Path, tmp_path: Path) -> Config:
+    """Comparisons of several lengths, ties, votes and a ranking of three."""
+    texts = ["ab", "cdeff", "a", "gh", "bbbbbbb", "ha", "dd", "ce", "fgh", "ee", "h", "gg"]
+    rows = [
+        {"prompt": "ab "[: n % 4], "chosen": one, "rejected": other + "c", "weight": 1 + n % 3}
+        for n, (one, other) in enumerate(zip(texts, texts[::-1], strict=True))
+    ]
+    rows.append({"prompt": "c", "completions": ["a", "bc", "d"], "ranks": [1, 2, 2], "weight": 5})
+    rows.append({"prompt": "d", "completions": ["a", "bc"], "votes": [3, 2, 4]})
+    return Config(
+        model_name_or_path=str(model_folder),
+        dataset_name=write(tmp_path / "pairs.jsonl", rows),
+        output_dir=str(tmp_path / "run"),
+        num_devices=1,
+        per_device_train_batch_size=4,
+        per_device_eval_batch_size=8,
+        learning_rate=3e-3,
+        max_steps=2,
+        max_length=24,
+        logging_steps=1,
+        kl_samples=6,
+        kl_batch_size=3,
+        kl_length=4,
+        num_generations=0,
+        seed=0,
+    )
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def history(config: Config) -> list[dict]:
+    lines = (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line, parse_constant=lambda name: pytest.fail(name)) for line in lines]
+
+
+def encoded(*rows: tuple) -> list[Encoded]:
+    """Rows of (lengths of completions, ranks, weight, votes)."""
+    found = []
+    for n, (lengths, ranks, weight, votes) in enumerate(rows):
+        row = Row("", tuple("abcd"[: len(ranks)]), ranks, weight, source=f"f:{n}", votes=votes)
+        texts = tuple(np.ones(length, np.int32) for length in lengths)
+        found.append(Encoded(np.ones(1, np.int32), texts, ranks, weight, votes, row))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("rows", "present"),
+    [
+        ([((1, 1, 1), (1, 1, 1), 1.0, None)], set()),  # a tie
+        ([((1, 1, 1), (1, -1, -1), 1.0, None)], set()),  # one response shown
+        ([((1, 1, 1), (1, 2, 3), 0.0, None)], set()),  # no weight
+        ([((1, 1, 1), (1, 1, 1), 1.0, (0.0, 0.0, 0.0, 3.0))], set()),  # nobody could say
+        ([((1, 1, 1), (1, 1, 1), 1.0, (2.0, 2.0, 2.0))], {"ranking_share_kl"}),
+        ([((2,), (1,), 1.0, None)], set()),  # demonstrations
+        (
+            [((1, 1, 1), (1, 1, 1), 9.0, None), ((1, 1), (1, 2), 1.0, None)],
+            {"log_loss", "accuracy", "calibration_error"},
+        ),
+    ],
+    ids=["tie", "one shown", "no weight", "no votes", "votes", "demonstrations", "one of two"],
+)
+def test_held_out_measures_of_nothing_are_absent(rows: list, present: set[str]):
+    some = encoded(*rows)
+    utilities = np.zeros((len(some), max(len(row.completions) for row in some)))
+    found = scoring.held_out_scores(some, utilities)
+    assert found.keys() == present and np.isfinite(list(found.values())).all()
+    if "accuracy" in found:  # the tie counts for nothing, whatever it weighs
+        half = {"log_loss": np.log(2), "accuracy": 0.5, "calibration_error": 0.5}
+        assert found == pytest.approx(half)
+
+
+def test_rows_that_compare_nothing_do_not_change_how_pairs_are_measured():
+    pairs = encoded(((1, 1), (1, 2), 3.0, None), ((1, 1), (2, 1), 1.0, None))
+    utilities = np.array([[0.3, -0.4], [0.1, 0.2]])
+    alone = scoring.held_out_scores(pairs, utilities)
+    assert "calibration_error" in alone
+    others = encoded(((4,), (0,), 1.0, None), ((1, 1, 1), (-1, 1, -1), 1.0, None))
+    among = scoring.held_out_scores(
+        [others[0], *pairs, others[1]],
+        np.array([[9.0, 0.0, 0.0], [0.3, -0.4, 0.0], [0.1, 0.2, 0.0], [9.0, 9.0, 9.0]]),
+    )
+    assert among == alone
+
+
+def test_rankings_among_pairs_have_measures_of_their_own():
+    pairs = encoded(((1, 1), (1, 2), 3.0, None), ((1, 1), (2, 1), 1.0, None))
+    rankings = encoded(((1, 1, 1), (1, 2, 2), 2.0, None), ((1, 1, 1), (3, 1, -1), 1.0, None))
+    of_pairs = np.array([[0.3, -0.4, 0.0], [0.1, 0.2, 0.0]])
+    of_rankings = np.array([[0.7, 0.1, -0.2], [0.4, 0.4, 9.0]])
+    alone = scoring.held_out_scores(pairs, of_pairs) | scoring.held_out_scores(
+        rankings, of_rankings
+    )
+    among = scoring.held_out_scores(
+        [rankings[0], *pairs, rankings[1]],
+        np.stack([of_rankings[0], *of_pairs, of_rankings[1]]),
+    )
+    assert among == alone
+    first = -np.log(np.exp(0.7) / np.exp(of_rankings[0]).sum())
+    assert among["ranking_log_loss"] == pytest.approx((2 * first + np.log(2)) / 3)
+    assert among["ranking_accuracy"] == pytest.approx((2 * 2 + 0.5) / (2 * 2 + 1))
+
+
+def test_demonstrations_are_judged_by_the_loss_of_sft():
+    """The mean of a token of the best completions, weighted over rows as in training."""
+    rows = encoded(
+        ((4,), (1,), 1.0, None), ((2, 5, 3), (1, 2, 1), 3.0, None), ((2, 2), (-1, -1), 7.0, None)
+    )
+    log_probs = np.array([[-8.0, 0, 0], [-3.0, -50.0, -6.0], [-1.0, -1.0, 0]])
+    found = scoring.demonstration_scores(rows, log_probs)
+    assert found == pytest.approx({"token_log_loss": (1 * 2.0 + 3 * (1.5 + 2.0) / 2) / 4})
+    assert scoring.demonstration_scores(rows[2:], log_probs[2:, :2]) == {}
+    turns = [rows[0]._replace(skipped=(3,))]  # the loss counts the last token alone
+    assert scoring.demonstration_scores(turns, log_probs[:1, :1])["token_log_loss"] == 8.0
+
+
+def test_held_out_demonstrations_are_measured_by_a_run(config: Config, tmp_path: Path):
+    """Of one completion where training has several, too."""
+    rows = [{"prompt": "a", "completion": "bcd"}, {"prompt": "", "completion": "h"}]
+    held = write(tmp_path / "demos.jsonl", rows)
+    config = dataclasses.replace(config, objective="sft", eval_dataset_name=(held,), max_steps=1)
+    task = load_task(config)
+    summary = run.finetune(config, task)
+    found = summary["before"]["eval_demos/token_log_loss"]
+    refs = scoring.reference_log_probs(
+        config, task.model, {"demos": task.held_out["demos"].encoded}
+    )
+    np.testing.assert_allclose(found, -np.mean(refs["demos"][:, 0] / [4, 2]), rtol=1e-6)
+    names = {name for name in summary["after"] if name.startswith("eval_demos/")}
+    assert names == {"eval_demos/token_log_loss"}  # no choice, so no log_loss of choices
+    assert [row["step"] for row in history(config)] == [0, 1, 1]
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
+def test_a_model_is_its_own_reference_before_the_first_step(config: Config, bf16: bool):
+    """To the bit, on several devices and in batches that rows of other lengths fill up."""
+    config = dataclasses.replace(
+        config,
+        objective="dpo",
+        bf16=bf16,
+        num_devices=2,
+        per_device_train_batch_size=2,
+        max_steps=1,
+    )
+    run.finetune(config, load_task(config))
+    first = history(config)[1]
+    assert first["rewards/margins"] == first["rewards/accuracies"] == 0.0
+    assert first["rewards/chosen"] == first["rewards/rejected"] == 0.0
+    np.testing.assert_allclose(first["loss"], np.log(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("num_devices", "batch_size", "accumulation"),
+    [(2, 2, 4), (1, 4, 6)],  # the second has fewer batches in an epoch than in an update
+)
+def test_an_update_is_the_same_by_devices_and_accumulated_batches(
+    config: Config, tmp_path: Path, num_devices: int, batch_size: int, accumulation: int
+):
+    """Metrics and evaluations of a run, which has votes, ties, a ranking and a regulariser."""
+    base = dataclasses.replace(
+        config, kl_weight=0.5, per_device_train_batch_size=16, kl_batch_size=5, max_steps=-1
+    )
+    cut = dataclasses.replace(
+        base,
+        num_devices=num_devices,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        output_dir=str(tmp_path / "cut"),
+    )
+    for one in (base, cut):
+        run.finetune(one, load_task(one))
+    for whole, several in zip(history(base), history(cut), strict=True):
+        assert whole.keys() == several.keys()
+        for name in whole:
+            np.testing.assert_allclose(
+                several[name], whole[name], rtol=2e-4, atol=2e-5, err_msg=name
+            )
+
+
+@pytest.fixture
+def task(config: Config) -> Task:
+    return load_task(config)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 5, 9, 40])
+def test_samples_begin_with_bos_and_stay_within_the_positions(task: Task, num_tokens: int):
+    """Prompts that leave no room lose what follows BOS."""
+    positions = task.model.config.max_length
+    assert positions == 32
+    prompt = np.array([1, *(3 + np.arange(num_tokens) % 5)], np.int32)
+    length = positions - 6
+    draw = learning.make_sampler(task.model, num_samples=2, max_length=length)
+    found = draw(task.model.params, jax.random.key(0), [prompt, prompt[:2]])
+    kept = [1, *prompt[1:][-5:]]
+    for tokens, mask, valid in zip(found.tokens[:2], found.mask[:2], found.valid[:2], strict=True):
+        assert tokens[valid & ~mask].tolist() == kept
+        assert valid.sum() <= positions
+
+
+@pytest.mark.parametrize("length", [32, 33, 500])
+def test_responses_that_leave_no_room_for_a_prompt_are_refused(task: Task, length: int):
+    message = rf"--kl_length and --max_completion_length must be at most 31.*found {length}"
+    with pytest.raises(UsageError, match=message):
+        learning.make_sampler(task.model, num_samples=1, max_length=length)
+
+
+def test_a_reference_that_is_not_finite_is_refused(config: Config, task: Task):
+    train_rows = task.train.encoded
+    refs = scoring.reference_log_probs(config, task.model, {"train": train_rows})["train"]
+    scoring.check_reference(config, task.model, train_rows, refs)
+    row = plan.first_epoch(config, train_rows)[0][1][0]
+    for value in (np.nan, np.inf):
+        wrong = refs.copy()
+        wrong[row, 1] = value
+        with pytest.raises(UsageError, match=rf"pairs\.jsonl:.*{value}.*would not be 0"):
+            scoring.check_reference(config, task.model, train_rows, wrong)
+
+
+def test_the_reference_is_kept_by_all_that_decides_its_bits(
+    config: Config, task: Task, monkeypatch: pytest.MonkeyPatch
+):
+    made = []
+    monkeypatch.setattr(
+        scoring.cache, "kept_arrays", lambda name, make: made.append(name) or {"log_probs": 0}
+    )
+    splits = {"train": task.train.encoded}
+    for change in (
+        {},
+        {"learning_rate": 1.0},
+        {"per_device_train_batch_size": 3},
+        {"num_devices": 2, "per_device_train_batch_size": 2},
+        {"seed": 7},
+    ):
+        scoring.reference_log_probs(dataclasses.replace(config, **change), task.model, splits)
+    half = task.model._replace(config=dataclasses.replace(task.model.config, dtype="bfloat16"))
+    scoring.reference_log_probs(config, half, splits)
+    first, *rest = task.train.encoded
+    turns = {"train": [first._replace(skipped=(1,) + (0,) * len(first.completions[1:])), *rest]}
+    scoring.reference_log_probs(config, task.model, turns)
+    assert made[0] == made[1] and len(set(made)) == 6
+
+
+def test_scores_that_are_not_finite_end_the_run_in_words(config: Config, tmp_path: Path):
+    held = write(tmp_path / "held.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "cc"}])
+    config = dataclasses.replace(config, eval_dataset_name=(held,))
+    task = load_task(config)
+    judge = train._judge(config, task, {"held": np.zeros((1, 2), np.float32)})
+    start = learning.start(config, task.model, jax.random.key(0))
+    assert judge(start).keys() >= {"eval_held/log_loss", "eval_held/accuracy"}
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, start)
+    with pytest.raises(UsageError, match="scores of held are not finite: the run went astray"):
+        judge(broken)
+
+
+def test_what_a_resumed_run_must_share_is_named(config: Config, task: Task):
+    facts = plan.plan_facts(config, task)
+    assert {
+        "devices",
+        "batches",
+        "jax",
+        "jaxlib",
+        "backend",
+        "processes",
+        "shatter",
+    } <= facts.keys()
+    assert plan.plan_facts(dataclasses.replace(config, learning_rate=1.0), task) == facts
+    changes = {"devices": {"num_devices": 2}, "batches": {"per_device_train_batch_size": 3}}
+    for name, change in changes.items():
+        assert plan.plan_facts(dataclasses.replace(config, **change), task)[name] != facts[name]

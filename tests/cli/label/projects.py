@@ -1,0 +1,45 @@
+"""Small projects for tests: their files, their flags, and somebody who answers."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from experiments.label_loop.config import Config as Loop
+from shatter.cli.label import asking
+from shatter.cli.label.config import Propose
+from shatter.cli.label.queries import read_queries
+from shatter.cli.label.writer import open_writer
+
+SIZES = {"num_members": 3, "num_steps": 4, "batch_size": 4, "max_length": 24, "lora_r": 2}
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+POOL = [
+    {"prompt": f"{'abcde'[n]} ", "completions": ["a", "bb", "ab c", "d" * (n + 1)]}
+    for n in range(5)
+]
+VOTES = [{"prompt": "", "completions": [f"a{x}", f"b{x}"], "votes": [3, 1]} for x in "abcdefgh"]
+
+
+def as_loop(config: Propose, tmp_path: Path, **changes) -> Loop:
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(Propose)}
+    fields |= {"pool": write(tmp_path / "votes.jsonl", VOTES), "num_queries": 2, "num_rounds": 2}
+    return Loop(**{**fields, **changes})
+
+
+def answer_all(config: Propose, choose: Callable[[int], int | str] = lambda n: 0) -> int:
+    folder = Path(config.project)
+    with open_writer(folder / "answers.jsonl") as writer:
+        queries = read_queries(folder / "queries")
+        answered = {event.query_id for event in writer.events}
+        left = [query for name, query in queries.items() if name not in answered]
+        for n, query in enumerate(left):
+            order = range(len(query.completions))
+            event = asking.answer(query, choose(n), annotator="ann", order=order, seconds=1.0)
+            writer.append(event._replace(event_id=f"{query.query_id}-ann"))
+    return len(left)

@@ -1,0 +1,434 @@
+"""Projects at a tiny size: propose, learn, loop, export; what they refuse; what a kill leaves."""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from shatter import data, documents, models
+from shatter.cli.common.binary import UsageError
+from shatter.cli.common.locks import alone
+from shatter.cli.label import asking, run
+from shatter.cli.label.config import Accept, Export, Import, Learn, Propose, check
+from shatter.cli.label.learn import learn, standing_answers
+from shatter.cli.label.pool import draw_queries
+from shatter.cli.label.project import open_project, utilities
+from shatter.cli.label.propose import propose
+from shatter.cli.label.queries import read_queries
+from shatter.cli.label.writer import open_writer
+from tests.cli.label.projects import POOL, answer_all, as_loop, write
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize(
+    "kind", ["heads", pytest.param("epinet", marks=pytest.mark.slow), "adapters"]
+)
+def test_a_cycle_of_each_kind(config: Propose, kind: str):
+    config = dataclasses.replace(config, ensemble=kind)
+    run.experiment(config)
+    assert answer_all(config) == 4
+    run.experiment(Learn(project=config.project))
+    folder = Path(config.project)
+    row = json.loads((folder / "summary.json").read_text())["after"]
+    assert row["answers"] == 4
+    assert {"held/log_loss", "held/joint_log_loss", "held/disagreement"} <= row.keys()
+    scores = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+    assert len(scores) == 20
+    np.testing.assert_allclose(sum(s["share"] for s in scores if s["prompt_id"] == 0), 1, atol=1e-5)
+    assert (folder / "label.png").stat().st_size > 1000
+    # The next round asks what was not asked, by the members as they are now.
+    run.experiment(config)
+    queries = list(read_queries(folder / "queries").values())
+    assert [query.round for query in queries] == [0] * 4 + [1] * 4
+    assert len({tuple(sorted(query.item_ids)) for query in queries}) == 8
+    assert queries[0].model != queries[4].model
+    assert all(query.arm == "joint_infomax" and query.budget == 4 for query in queries)
+
+
+def test_learning_again_from_the_same_answers_changes_nothing(config: Propose):
+    bench = open_project(config)
+    propose(bench, config)
+    with pytest.raises(UsageError, match="has no answer that stands"):
+        learn(bench)
+    answer_all(config)
+    once = learn(open_project(config))
+    twice = learn(open_project(config))
+    assert (once.ensemble.number, twice.ensemble.number) == (1, 1)
+    params = [bench.ensemble.members.states.params for bench in (once, twice)]
+    jax.tree.map(np.testing.assert_array_equal, *params)
+    assert once.ensemble.history == twice.ensemble.history
+
+
+def test_members_that_went_astray_are_not_saved(config: Propose, monkeypatch):
+    propose(open_project(config), config)
+    answer_all(config)
+    with monkeypatch.context() as patch:
+        patch.setattr("shatter.cli.label.learn.utilities", lambda _, items: np.full(2, np.inf))
+        patch.setattr(
+            "shatter.cli.label.learn.measure", lambda *_: {"answers": 0, "answers_sha256": ""}
+        )
+        with pytest.raises(UsageError, match=r"not finite; nothing of .*project was saved"):
+            learn(open_project(config))
+    assert open_project(config).ensemble.number == 0
+
+
+def test_a_batch_stays_until_somebody_has_answered(config: Propose):
+    first = propose(open_project(config), config)
+    again = propose(open_project(config), config)
+    assert [q.query_id for q in again] == [q.query_id for q in first]
+    assert len(list((Path(config.project) / "queries").glob("*.jsonl"))) == 1
+
+
+def test_learning_is_warm_and_follows_the_answers(config: Propose):
+    config = dataclasses.replace(config, num_queries=15, learning_rate=0.1, num_steps=30)
+    bench = open_project(config)
+    queries = propose(bench, config)
+    answer_all(config, lambda n: 1)
+    before = utilities(bench, np.array([query.item_ids for query in queries]))
+    after_one = learn(open_project(config))
+    after = utilities(after_one, np.array([query.item_ids for query in queries]))
+    margin = lambda u: np.mean(u[..., 1] - u[..., 0])
+    assert margin(after) > margin(before) + 0.1
+    # Warm: the second call begins where the first has ended.
+    assert np.all(np.asarray(after_one.ensemble.members.states.step) == 30)
+    propose(after_one, config)
+    answer_all(config, lambda n: 1)
+    assert np.all(np.asarray(learn(open_project(config)).ensemble.members.states.step) == 60)
+
+
+def test_utilities_of_adapters_are_those_of_the_merged_models(config: Propose, tmp_path: Path):
+    base = tmp_path / "base"
+    shutil.copytree(config.model_name_or_path, base)
+    settings = json.loads((base / "generation_config.json").read_text()) | {"top_p": 0.8}
+    (base / "generation_config.json").write_text(json.dumps(settings))
+    config = dataclasses.replace(config, model_name_or_path=str(base))
+    alone = {"adapted_layers": 0, "lora_target_modules": ("mlp_out",)}
+    for utility, changes in (("sum", {}), ("ratio", {}), ("sum", alone)):
+        config = dataclasses.replace(
+            config,
+            ensemble="adapters",
+            utility=utility,
+            project=config.project + utility,
+            **changes,
+        )
+        bench = open_project(config)
+        folder = Path(config.project)
+        found = utilities(bench, np.arange(3))
+        run.experiment(config)
+        answer_all(config)
+        for member in (1, -1):
+            path = folder / f"model{member}"
+            run.experiment(Export(project=config.project, model=str(path), member=member))
+            assert (path / "model.safetensors").exists()
+            assert json.loads((path / "generation_config.json").read_text()) == settings
+        if utility == "ratio":
+            continue
+        loaded, params, tokenizer = models.load_pretrained(folder / "model1", dtype="float32")
+        apply = jax.jit(models.transformer(loaded).apply)
+        for n, (prompt, text) in enumerate(bench.items[:3]):
+            row = data.Row(prompt, (text,), (0,))
+            encoded, _ = data.encode_rows([row], tokenizer, max_length=24)
+            batch = data.collate(encoded, [0], length=24, num_slots=1)
+            logits = apply(params, batch.tokens[0], valid=batch.valid[0])
+            expected = documents.log_prob(logits, batch.tokens[0], batch.mask[0])
+            np.testing.assert_allclose(found[1, n], expected[0], atol=1e-4)
+
+
+def test_exported_answers_read_as_preferences(config: Propose, tmp_path: Path):
+    run.experiment(config)
+    answer_all(config, lambda n: "tie" if n == 0 else 1)
+    path = tmp_path / "answers.jsonl"
+    run.experiment(Export(project=config.project, answers=str(path)))
+    rows, _ = data.read_rows(path)
+    queries, answers = standing_answers(Path(config.project))
+    assert [row.annotator for row in rows] == ["ann"] * 4
+    assert rows[0].ranks == (1, 1)
+    for row, answer in zip(rows[1:], answers[1:], strict=True):
+        best = row.completions[int(np.argmin(row.ranks))]
+        assert best == queries[answer.query_id].completions[1]
+    with pytest.raises(UsageError, match="exists: choose another name"):
+        run.experiment(Export(project=config.project, answers=str(path)))
+    with pytest.raises(UsageError, match="no language models"):
+        run.experiment(Export(project=config.project, model=str(tmp_path / "model")))
+
+
+def test_imported_answers_teach_too(config: Propose, tmp_path: Path):
+    run.experiment(config)
+    others = write(tmp_path / "others.jsonl", [{"prompt": "h", "chosen": "g", "rejected": "f f"}])
+    run.experiment(Import(file=others, project=config.project))
+    before = open_project(config)
+    after = learn(before)
+    assert after.ensemble.history[-1]["answers"] == 1
+    numbers = [after.numbers[json.dumps(['"h"', json.dumps(text)])] for text in ("g", "f f")]
+
+    def margins(bench):
+        chosen, rejected = np.moveaxis(utilities(bench, np.array(numbers)), -1, 0)
+        return chosen - rejected
+
+    assert np.all(margins(after) > margins(before))
+
+
+def test_prompts_alone_have_candidates_sampled_once(config: Propose, tmp_path: Path):
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "ab "}, {"prompt": "c"}])
+    config = dataclasses.replace(config, pool=prompts, num_samples=3, max_completion_length=6)
+    bench = open_project(config)
+    assert [len(items) for items in bench.pool.by_prompt] == [3, 3]
+    kept = Path(config.project) / "candidates.jsonl"
+    texts = kept.read_text()
+    assert open_project(config).pool == bench.pool
+    assert kept.read_text() == texts
+
+
+@pytest.mark.parametrize("arm", ["random", "boltzmann", "thompson", "double_thompson", "infomax"])
+def test_every_arm_and_three_responses(config: Propose, arm: str):
+    config = dataclasses.replace(config, arm=arm, num_responses=3)
+    batch = propose(open_project(config), config)
+    assert len({query.item_ids for query in batch}) == 4
+    for query in batch:
+        assert len(set(query.item_ids)) == len(query.completions) == 3
+        assert query.prompt == POOL[query.prompt_id]["prompt"]
+
+
+def test_queries_are_drawn_from_all_that_can_be_asked(config: Propose, tmp_path: Path):
+    bench = open_project(config)
+    rng = np.random.default_rng(0)
+    draw = lambda num, asked: draw_queries(
+        bench.pool, rng, num=num, num_responses=2, asked=asked, recorded=False
+    )
+    every = draw(1000, set())
+    assert len(every) == len(set(every)) == 5 * 6
+    assert set(draw(1000, set(every[:7]))) == set(every[7:])
+    few = draw(3, set())
+    assert len(few) == 3
+    assert set(few) <= set(every)
+
+
+def test_conversations_go_through_by_a_chat_template(config: Propose, tmp_path: Path):
+    template = tmp_path / "template.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m['content'] }}"
+        "{% if m['role'] != 'assistant' %} {% endif %}{% endfor %}"
+    )
+    say = lambda role, text: [{"role": role, "content": text}]
+    rows = [
+        {
+            "prompt": say("user", prompt),
+            "completions": [say("assistant", text) for text in ("a", "bb", "cab")],
+        }
+        for prompt in ("ab", "ch")
+    ]
+    chat = dataclasses.replace(
+        config, pool=write(tmp_path / "chat.jsonl", rows), chat_template=str(template)
+    )
+    with pytest.raises(UsageError, match="chat template"):
+        open_project(dataclasses.replace(chat, chat_template=None))
+    run.experiment(chat)
+    answer_all(chat)
+    run.experiment(Learn(project=chat.project))
+    queries, answers = standing_answers(Path(chat.project))
+    assert len(answers) == 4
+    assert all(isinstance(query.prompt, tuple | list) for query in queries.values())
+    alone = write(tmp_path / "alone.jsonl", [{"prompt": row["prompt"]} for row in rows])
+    sampled = dataclasses.replace(
+        chat, pool=alone, project=str(tmp_path / "sampled"), max_completion_length=6, num_samples=8
+    )
+    for prompt, text in open_project(sampled).pool.items:
+        assert [m["role"] for m in (*prompt, *text)] == ["user", "assistant"]
+
+
+def test_sampled_candidates_are_read_back_and_end_where_that_counts(
+    config: Propose, tmp_path: Path
+):
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "ab"}, {"prompt": "c "}])
+    short = dataclasses.replace(config, pool=prompts, max_completion_length=3, num_samples=2)
+    bench = open_project(short)
+    for prompt, text in bench.pool.items:
+        row = data.Row(prompt, (text,), (0,))
+        data.encode_rows([row], bench.inputs.model.tokenizer, max_length=24)
+    summed = dataclasses.replace(
+        short, ensemble="adapters", utility="sum", project=str(tmp_path / "s")
+    )
+    with pytest.raises(UsageError, match="0 different responses that end within 1 tokens"):
+        open_project(dataclasses.replace(summed, max_completion_length=1))
+    assert not Path(summed.project).exists()
+    ended = open_project(dataclasses.replace(summed, max_completion_length=7, num_samples=6))
+    # Some of the same draws are cut after 7 tokens; only those that ended before are kept.
+    any_end = dataclasses.replace(summed, utility="ratio", project=str(tmp_path / "r"))
+    both = open_project(dataclasses.replace(any_end, max_completion_length=7, num_samples=6))
+    assert {len(text) for _, text in ended.pool.items} <= set(range(1, 7))
+    assert max(len(text) for _, text in both.pool.items) == 7
+
+
+def test_candidates_follow_the_prompt_as_it_is_encoded(config: Propose, tmp_path: Path):
+    """Of a prompt that is too long: its BOS and its end, as many tokens as its encoding keeps."""
+    long = "abcdefgh" * 5
+    found = []
+    for name, text in (("long", long), ("short", long[-16:])):  # 24 - (6 and the end) - BOS
+        some = dataclasses.replace(
+            config,
+            project=str(tmp_path / name),
+            pool=write(tmp_path / f"{name}.jsonl", [{"prompt": text}]),
+            num_samples=3,
+            max_completion_length=6,
+        )
+        found.append([text for _, text in open_project(some).pool.items])
+    assert found[0] == found[1] and len(found[0]) == 3
+
+
+def test_held_out_files_may_come_later_and_stay(config: Propose):
+    files, config = config.eval_files, dataclasses.replace(config, eval_files=())
+    run.experiment(config)
+    answer_all(config)
+    run.experiment(Learn(project=config.project))
+    run.experiment(dataclasses.replace(config, eval_files=files))
+    answer_all(config)
+    run.experiment(config)
+    run.experiment(Learn(project=config.project))
+    summary = json.loads((Path(config.project) / "summary.json").read_text())
+    assert "held/log_loss" in summary["after"]
+    assert "held/log_loss" not in summary["before"]
+
+
+def test_other_flags_or_other_members_make_another_batch(config: Propose):
+    bench = open_project(config)
+    first = propose(bench, config)
+    more = propose(bench, dataclasses.replace(config, num_queries=5, arm="random"))
+    assert [query.round for query in more] == [1] * 5
+    assert not {q.item_ids for q in first} & {q.item_ids for q in more}
+
+
+def test_answers_taken_back_are_unlearned(config: Propose):
+    propose(open_project(config), config)
+    answer_all(config)
+    bench = learn(open_project(config))
+    with open_writer(bench.folder / "answers.jsonl") as writer:
+        for event in reversed(list(writer.events)):
+            writer.append(asking.undo(event))
+    after = learn(open_project(config))
+    params = [after.ensemble.members.states.params, after.start.states.params]
+    jax.tree.map(np.testing.assert_array_equal, *params)
+    assert [row["answers"] for row in after.ensemble.history] == [0, 4, 0]
+
+
+def test_paths_are_known_from_another_folder(
+    config: Propose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    relative = dataclasses.replace(
+        config,
+        pool="pool.jsonl",
+        eval_files=("held.jsonl",),
+        model_name_or_path=os.path.relpath(config.model_name_or_path),
+    )
+    run.experiment(relative)
+    answer_all(config)
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    run.experiment(Learn(project="../project"))
+    assert json.loads(Path("../project/summary.json").read_text())["after"]["answers"] == 4
+
+
+def test_one_process_at_a_time_and_leftovers_of_a_killed_one(config: Propose):
+    folder = Path(config.project)
+    with (
+        alone(config.project, "--project"),
+        pytest.raises(UsageError, match=f"process {os.getpid()} works"),
+    ):
+        run.experiment(config)
+    (folder / ".config.json.4194305-00badf00.tmp").write_text("{")  # killed while it was written
+    run.experiment(config)
+    (folder / "paths.json").unlink()
+    with pytest.raises(UsageError, match=r"paths.json is missing: propose with the flags that say"):
+        run.experiment(Learn(project=config.project))
+    run.experiment(config)
+    answer_all(config)
+    run.experiment(Learn(project=config.project))
+
+
+BAD_POOLS = {
+    "one candidate": ([*POOL, {"prompt": "x", "completions": ["y"]}], r"pool.jsonl:6.*found one"),
+    "no text": ([{"prompt": "x", "completions": ["y", 3]}], r"pool.jsonl:1: completions\[1\]"),
+    "mixed": ([POOL[0], {"prompt": "x"}], "one or the other in all rows"),
+    "no prompt": ([{"completions": ["y", "z"]}], r"pool.jsonl:1: prompt: .*fields completions;"),
+    "empty": ([], "found no row"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_POOLS)
+def test_bad_pools(config: Propose, name: str):
+    rows, message = BAD_POOLS[name]
+    write(Path(config.pool), rows)
+    with pytest.raises(UsageError, match=message):
+        open_project(config)
+    assert not Path(config.project).exists()  # so that the mended file is not another pool
+
+
+def test_bad_flags(config: Propose, tmp_path: Path):
+    for changes, message in (
+        ({"pool": ""}, "--pool"),
+        ({"num_members": 1}, "--num_members must be at least 2"),
+        ({"num_candidates": 2}, "--num_candidates must be at least --num_queries"),
+        ({"prior_scale": float("nan")}, "--prior_scale must be"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            check(dataclasses.replace(config, **changes))
+    with pytest.raises(UsageError, match="expected --rater_model"):
+        check(as_loop(config, tmp_path, rater="model"))
+    with pytest.raises(UsageError, match="no file"):
+        open_project(dataclasses.replace(config, pool=str(tmp_path / "absent.jsonl")))
+    with pytest.raises(UsageError, match="is no labelling project"):
+        run.experiment(Learn(project=str(tmp_path / "absent")))
+    for changes, message in (
+        ({"adapted_layers": 2}, "--adapted_layers must be below the 2 blocks"),
+        ({"lora_target_modules": ("qkw",)}, "--lora_target_modules: .*qkw"),
+        ({"adapted_layers": 0}, "expected --lora_target_modules mlp_out, found query value"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            open_project(dataclasses.replace(config, ensemble="adapters", **changes))
+    with pytest.raises(UsageError, match=r"expected at most the 32 tokens"):
+        open_project(dataclasses.replace(config, max_length=33))
+    ties = write(
+        tmp_path / "ties.jsonl", [{"prompt": "", "completions": ["a", "b"], "ranks": [1, 1]}]
+    )
+    with pytest.raises(UsageError, match="of which one was preferred, found none in 1 rows"):
+        open_project(dataclasses.replace(config, eval_files=(ties,)))
+    too_many = dataclasses.replace(config, num_queries=31)
+    with pytest.raises(UsageError, match="has 30 comparisons of 2 that were not asked"):
+        propose(open_project(too_many), too_many)
+
+
+def test_another_model_or_pool_than_the_queries_came_from(
+    config: Propose, make_model, tmp_path: Path
+):
+    folder = tmp_path / "own model"
+    make_model(folder, 2)
+    config = dataclasses.replace(config, model_name_or_path=str(folder))
+    run.experiment(config)
+    answer_all(config)
+    pool = Path(config.pool)
+    kept = pool.read_text()
+    pool.write_text(kept + json.dumps({"prompt": "h", "completions": ["a", "b"]}) + "\n")
+    with pytest.raises(UsageError, match=r"pool.jsonl has changed since .* they are safe"):
+        run.experiment(Learn(project=config.project))
+    pool.write_text(kept)
+    loaded, params, _ = models.load_pretrained(folder, dtype="float32")
+    params = jax.tree.map(lambda leaf: leaf + 0.01, params)
+    models.save_pretrained(folder, loaded, params)
+    with pytest.raises(UsageError, match=r"the model .* has changed since"):
+        run.experiment(Learn(project=config.project))
+
+
+def test_an_answer_to_an_unknown_query(config: Propose):
+    run.experiment(config)
+    answer_all(config)
+    answers = Path(config.project) / "answers.jsonl"
+    answers.write_text(answers.read_text().replace("r0000-q002", "r0009-q002"))
+    run.experiment(Accept(project=config.project))
+    with pytest.raises(UsageError, match=r"answers.jsonl:3.*r0009-q002"):
+        run.experiment(Learn(project=config.project))

@@ -1,0 +1,240 @@
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.common import sources
+from experiments.judgements import datasets
+from experiments.judgements.datasets import Pair, load_judgements
+from shatter.cli.common.binary import UsageError
+from shatter.data import Row, read_rows
+
+Item = tuple[object, object]
+
+
+def items(rows: list[Row]) -> set[Item]:
+    return {(row.prompt, completion) for row in rows for completion in row.completions}
+
+
+def couples(rows: list[Row]) -> set[tuple[object, frozenset]]:
+    return {(row.prompt, frozenset(row.completions)) for row in rows}
+
+
+def some_pairs(num_prompts: int, num_items: int) -> list[Pair]:
+    return [
+        Pair(f"p{p}", (f"{p} {a}", f"{p} {b}"), (2, 1, 1), "")
+        for p in range(num_prompts)
+        for a in range(num_items)
+        for b in range(a)
+    ]
+
+
+@pytest.fixture
+def publish(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, str], Path]:
+    """Puts a made-up file into a data folder, as if it were the published one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv(sources.DATA_DIR_VARIABLE, "")
+
+    def write(name: str, text: str) -> Path:
+        source = sources.SOURCES[name]
+        folder = tmp_path / "data" / source.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / source.filename).write_text(text, encoding="utf-8")
+        made_up = source._replace(sha256=hashlib.sha256(text.encode()).hexdigest())
+        monkeypatch.setitem(sources.SOURCES, name, made_up)
+        return tmp_path / "data"
+
+    return write
+
+
+def json_lines(records: list[dict]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+@pytest.fixture
+def humour(publish: Callable[[str, str], Path]) -> Path:
+    publish(
+        "ukp_humour_items", json_lines([{"id": 3 * i, "text": f"joke {i} "} for i in range(20)])
+    )
+    pairs = [f"{3 * a},{3 * b},{a % 4},{1 + b}" for a in range(20) for b in range(a)]
+    return publish("ukp_humour_pairs", "a,b,votes_a,votes_b\n" + "\n".join(pairs) + "\n")
+
+
+def test_humour_is_read(humour: Path):
+    got = load_judgements("ukp_humour", data_dir=humour)
+    votes = Counter()
+    for row in [*got.train, *got.known, *got.new]:
+        assert row.prompt == ""
+        a, b = (int(text.removeprefix("joke ")) for text in row.completions)
+        assert row.votes == (a % 4, 1 + b)
+        assert row.weight == {(1, 2): a % 4, (2, 1): 1 + b}[row.ranks] > 0
+        votes[a, b] += row.weight
+    assert all(count == a % 4 + 1 + b for (a, b), count in votes.items())
+    assert len(items(got.new)) == 4  # a fifth of 20
+    assert len(items(got.train)) == 16
+    assert [len(couples(part)) for part in got[:3]] == [108, 12, 6]  # of 16 * 15 / 2 = 120
+    assert got.attribution == "ukp_humour: Simpson et al., ACL 2019 (CC BY 4.0)"
+
+
+def test_the_seed_decides_the_split(humour: Path):
+    one, again, other = (load_judgements("ukp_humour", seed=s, data_dir=humour) for s in (0, 0, 1))
+    assert one == again
+    assert items(one.new) != items(other.new)
+    assert couples(one.known) != couples(other.known)
+
+
+def test_arguments_keep_their_sides_and_ties(publish: Callable[[str, str], Path]):
+    topics = [{"topic": f"t{i}", "title": "A ball?", "stance": f"side {i}"} for i in range(5)]
+    texts = [{"id": i, "topic": f"t{i // 4}", "text": f"because {i}"} for i in range(20)]
+    texts[1]["text"] = texts[0]["text"]  # one item under two ids
+    votes = {(a, b): [a, 1, 2] for a in range(20) for b in range(20) if a < b and a // 4 == b // 4}
+    votes[0, 2], votes[1, 2], votes[2, 3] = [1, 2, 3], [10, 20, 30], [0, 0, 4]
+    swapped = [(a, b) if (a, b) != (1, 2) else (b, a) for a, b in votes]
+    pairs = [
+        {"topic": f"t{a // 4}", "a": a, "b": b, "votes": v}
+        for (a, b), v in zip(swapped, votes.values(), strict=True)
+    ]
+    publish("ukp_convarg_topics", json_lines(topics))
+    publish("ukp_convarg_arguments", json_lines(texts))
+    folder = publish("ukp_convarg_pairs", json_lines(pairs))
+    got = load_judgements("ukp_convarg", data_dir=folder)
+    prompts = [{row.prompt for row in part} for part in got[:3]]
+    assert [len(prompts[0]), len(prompts[2])] == [4, 1]
+    assert prompts[0].isdisjoint(prompts[2])
+    rows = [row for part in got[:3] for row in part]
+    assert all(row.completions[0].startswith(" because ") for row in rows)
+    side = [row for row in rows if row.prompt == "A ball?\nStance: side 0\nArgument:"]
+    merged = {r.ranks: r for r in side if r.completions == (" because 0", " because 2")}
+    # 0 against 2: 1, 2, 3; 2 against 0 under its other id: 10, 20, 30
+    assert {ranks: row.weight for ranks, row in merged.items()} == {
+        (1, 2): 21,
+        (2, 1): 12,
+        (1, 1): 33,
+    }
+    assert {row.votes for row in merged.values()} == {(21, 12, 33)}
+    only_ties = [row for row in side if row.completions == (" because 2", " because 3")]
+    assert [(row.ranks, row.weight) for row in only_ties] == [((1, 1), 4)]
+    assert all(row.completions[0] != row.completions[1] for row in rows)
+
+
+def test_captions_are_paired_within_their_cartoon(publish: Callable[[str, str], Path]):
+    captions = [
+        {"contest": c, "caption": f"{c} {i}", "ratings": [20 + i, 10, 10]}
+        for c, size in ((7, 40), ("8r2", 10))
+        for i in range(size)
+    ]
+    cartoons = {"7": "A cat writes", "8r2": "tags: office; shark"}
+    publish("newyorker_contests", json.dumps({"cartoon": cartoons}))
+    folder = publish("newyorker_captions", json_lines(captions))
+    got = load_judgements("newyorker_captions", data_dir=folder)
+    for row in [*got.train, *got.known, *got.new]:
+        contest = {
+            "Cartoon: A cat writes\nCaption:": "7",
+            "Cartoon: office; shark\nCaption:": "8r2",
+        }
+        assert all(text.startswith(f" {contest[row.prompt]} ") for text in row.completions)
+        assert sum(row.votes) == pytest.approx(datasets.MAX_RATERS)
+        assert row.weight == row.votes[datasets.ANSWERS.index(row.ranks)]
+    assert len(items(got.train)) == 40
+    assert len(items(got.new)) == 10
+    assert len(couples(got.train)) + len(couples(got.known)) in range(70, 81)  # 2 circles of 40
+    assert couples(got.train).isdisjoint(couples(got.known))
+
+
+def test_no_rating_of_a_caption_is_used_twice(publish: Callable[[str, str], Path]):
+    # The one funny rating of a caption puts it first in one pair at most, in whichever part.
+    captions = [{"contest": 7, "caption": f"c{i}", "ratings": [19, 0, 1]} for i in range(50)]
+    publish("newyorker_contests", json.dumps({"cartoon": {"7": "A cat writes"}}))
+    folder = publish("newyorker_captions", json_lines(captions))
+    got = load_judgements("newyorker_captions", data_dir=folder)
+    rows = [row for part in got[:3] for row in part]
+    first = Counter(row.completions[row.ranks.index(1)] for row in rows if row.ranks != (1, 1))
+    assert len(first) > 40
+    assert set(first.values()) == {1}
+    assert {round(sum(row.votes)) for row in rows} <= {5, 6, 7}  # 20 ratings in 4 pairs, or 3
+
+
+def test_caption_votes_are_expected_counts():
+    got = datasets.caption_votes(np.array([5, 3, 2]), np.array([2, 0, 2]))
+    # 4 raters, for the second has 4 ratings; shares .5 .3 .2 against .5 0 .5
+    np.testing.assert_allclose(got, [4 * (0.3 + 0.2) * 0.5, 4 * (0.5 + 0.3) * 0.5, 4 * 0.35])
+    many = datasets.caption_votes(np.array([50, 30, 20]), np.array([20, 0, 20]))
+    np.testing.assert_allclose(sum(many), datasets.MAX_RATERS)
+    assert datasets.caption_votes(np.array([0, 0, 0]), np.array([2, 0, 2])) == (0, 0, 0)
+    np.testing.assert_allclose(np.array(many) / datasets.MAX_RATERS, np.array(got) / 4)
+
+
+@pytest.mark.parametrize("by_prompt", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_part_leaks_into_another(seed: int, by_prompt: bool):
+    pairs = some_pairs(num_prompts=10, num_items=4)  # few pairs an item: known could empty train
+    rng = np.random.default_rng(seed)
+    train, known, new = datasets.split_pairs(pairs, rng, by_prompt=by_prompt)
+    shown, unseen = (
+        {item for pair in part for item in datasets._items(pair)} for part in (train, new)
+    )
+    assert known
+    assert shown.issuperset(item for pair in known for item in datasets._items(pair))
+    assert shown.isdisjoint(unseen)
+    assert set(train).isdisjoint(known)
+    if by_prompt:
+        assert len(train) + len(known) + len(new) == len(pairs)
+        assert len({pair.prompt for pair in new}) == 2
+
+
+def test_a_pair_whose_item_would_vanish_stays():
+    pairs = [Pair("", (f"a{i}", f"b{i}"), (1, 0), "") for i in range(30)]  # each item once
+    train, known = datasets._split_known(pairs, np.random.default_rng(0))
+    assert (train, known) == (pairs, [])
+
+
+def test_written_rows_read_the_same(humour: Path, tmp_path: Path):
+    got = load_judgements("ukp_humour", data_dir=humour)
+    datasets.write_judgements(tmp_path / "rows", got)
+    for part in ("train", "known", "new"):
+        rows, report = read_rows(tmp_path / "rows" / f"{part}.jsonl")
+        assert report.skipped == 0
+        assert [row._replace(source="") for row in rows] == [
+            row._replace(source="") for row in getattr(got, part)
+        ]
+
+
+def test_missing_data_says_what_to_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(sources.DATA_DIR_VARIABLE, "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(UsageError) as error:
+        load_judgements("ukp_humour", data_dir=tmp_path)
+    for part in ("FOLDER/ukp_humour/items.jsonl", "--data_dir=FOLDER", "SHATTER_DATA_DIR=FOLDER"):
+        assert part in str(error.value)
+    with pytest.raises(UsageError, match="'humour'; the known ones are: ukp_humour, newyorker"):
+        load_judgements("humour", data_dir=tmp_path)
+    with pytest.raises(UsageError, match=r"absent.*\(from data_dir\) does not exist"):
+        load_judgements("ukp_humour", data_dir=tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("name", "num_items", "num_new", "num_pairs"),
+    [
+        ("ukp_humour", 3627, range(600, 726), range(11_000, 13_000)),
+        ("newyorker_captions", 5963, range(1191, 1194), range(11_900, 11_927)),
+        ("ukp_convarg", 847, range(100, 250), range(10_892, 10_893)),  # 26 sides, 5 of them new
+    ],
+)
+def test_the_real_files(
+    data_dir: Path, name: str, num_items: int, num_new: range, num_pairs: range
+):
+    got = load_judgements(name, data_dir=data_dir)
+    assert len(items(got.new)) in num_new
+    assert len(items(got.train)) + len(items(got.new)) <= num_items
+    assert items(got.train).isdisjoint(items(got.new))
+    assert items(got.known) <= items(got.train)
+    assert couples(got.train).isdisjoint(couples(got.known))
+    assert sum(len(couples(part)) for part in got[:3]) in num_pairs
+    for row in [*got.train, *got.known, *got.new]:
+        assert row.weight > 0
+        assert all(text.startswith(" ") == bool(row.prompt) for text in row.completions)
+    assert ((1, 1) in {row.ranks for row in got.train}) == (name != "ukp_humour")
