@@ -17,7 +17,7 @@ def comparisons(numbers):
     pair = np.stack([numbers, numbers + 100], axis=-1)
     tokens = np.stack([pair] * 3, axis=-1)
     query = Query(numbers, tokens, tokens % 2 == 0, pair, pair % 3 > 0)
-    return Comparison(query, pair % 5, np.float32(1.0 + numbers), numbers, -numbers)
+    return Comparison(query, pair % 5, np.float32(1.0 + numbers))
 
 
 def blank():

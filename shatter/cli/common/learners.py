@@ -6,12 +6,11 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from shatter import documents, ensembles, evaluation, losses, models, training
 from shatter.cli.common.frozen import Table, mean_log_prob
-from shatter.types import Array, Comparison, Key, Params, Query
+from shatter.types import Array, Comparison, Key, Params, Query, item_query
 
 Kind = Literal["heads", "epinet", "adapters"]
 Utility = Literal["ratio", "sum"]
@@ -208,11 +207,7 @@ def table_comparisons(items: Array, ranks: Array, weight: Array) -> Comparison:
     Returns:
       Comparisons whose documents are empty.
     """
-    num = items.shape[0]
-    nothing = jnp.zeros((*items.shape, 1), int)
-    unknown = jnp.full(num, -1)
-    query = Query(jnp.zeros(num, int), nothing, nothing == 1, jnp.maximum(items, 0), items >= 0)
-    return Comparison(query, ranks, weight, unknown, unknown)
+    return Comparison(item_query(items), ranks, weight)
 
 
 def _rows(table: Table, items: Array) -> Table:
