@@ -55,7 +55,7 @@ def item_query(item_ids: Array, *, prompt_id: Array | int = 0, valid: Array | No
     item_ids = jnp.asarray(item_ids)
     tokens = jnp.zeros((*item_ids.shape, 1), int)
     return Query(
-        prompt_id=jnp.broadcast_to(jnp.asarray(prompt_id), item_ids.shape[:-1]),
+        prompt_id=jnp.broadcast_to(jnp.asarray(prompt_id, int), item_ids.shape[:-1]),
         tokens=tokens,
         mask=tokens > 0,
         item_ids=jnp.maximum(item_ids, 0),
