@@ -1,7 +1,8 @@
 """The didactic process: a hidden law around a pretrained model, and the arms that ask about it."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from experiments.common.chunks import Chunk, Process
 from experiments.common.didactic import World, fit_law, make_world
 from experiments.exploration.config import Config, Setting
 from shatter import choice, documents, ensembles, evaluation, exploration, losses, training
-from shatter.types import Array, Key, Metrics, Params
+from shatter.types import Array, Key, Metrics, Params, Query
 
 HELD_OUT_QUERIES = 64
 JOINT_DRAWS = 16
@@ -25,7 +26,8 @@ class Arm(NamedTuple):
 
     learner: str  # "ensemble" or "map"
     candidates: str  # "all" documents, samples of the "pretrained" model, or of the "members"
-    explore: Callable[..., Array]
+    explore: exploration.PairArm
+    settings: Mapping[str, str] = MappingProxyType({})  # argument of `explore`: field of the config
 
 
 ARMS = {
@@ -33,7 +35,7 @@ ARMS = {
     "passive": Arm("ensemble", "pretrained", exploration.uniform),
     "passive_map": Arm("map", "pretrained", exploration.uniform),
     "greedy": Arm("map", "all", exploration.greedy),
-    "boltzmann": Arm("map", "all", exploration.boltzmann),
+    "boltzmann": Arm("map", "all", exploration.boltzmann, {"temperature": "boltzmann_temperature"}),
     "thompson": Arm("ensemble", "all", exploration.thompson),
     "double_thompson": Arm("ensemble", "members", exploration.double_thompson),
     "double_thompson_sampled": Arm("ensemble", "all", exploration.double_thompson_sampled),
@@ -179,7 +181,7 @@ def _interaction(
     problem: Problem,
     space: tuple[Array, Array],
 ) -> training.Interaction:
-    def candidates(key: Key, shared: Params, own: Params) -> exploration.Candidates:
+    def candidates(key: Key, shared: Params, own: Params) -> Query:
         if arm.candidates == "all":
             return exploration.pool_candidates(*space)
         if arm.candidates == "pretrained":
@@ -192,22 +194,21 @@ def _interaction(
             key, mixture, *space, num_candidates=config.num_candidates
         )
 
-    def score(shared: Params, own: Params, responses: Any) -> Array:
+    def score(shared: Params, own: Params, responses: Query) -> Array:
         return score_all(shared, own)[responses.item_ids]
 
-    explore = arm.explore
-    if explore is exploration.boltzmann:
-        explore = functools.partial(explore, temperature=config.boltzmann_temperature)
+    own_settings = {name: getattr(config, field) for name, field in arm.settings.items()}
+    explore = functools.partial(arm.explore, **own_settings)
     is_table = isinstance(problem.params, jax.Array)
     rate = config.learning_rate * (1.0 if is_table else LEARNING_RATE_RATIO)
     return training.interaction(
         ensemble,
-        candidates=candidates,
+        propose=training.pair_proposer(
+            candidates, score, explore, num_queries=config.queries_per_round
+        ),
         score=score,
-        explore=explore,
         loss=losses.ilhf_ranking_loss,
         optimizer=optax.adam(rate),
-        num_queries=config.queries_per_round,
         capacity=config.queries_per_round * config.num_rounds,
         num_steps=config.num_steps,
     )

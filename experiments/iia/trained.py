@@ -12,7 +12,7 @@ from experiments.iia.config import Config
 from experiments.iia.objectives import Objective
 from shatter import choice, documents, evaluation, models, training
 from shatter.numerics import masked_sum
-from shatter.types import Array, Key, Metrics, Params, Query
+from shatter.types import Array, Key, Metrics, Params, item_query
 
 LEARNING_RATE_RATIO = 0.05  # of a transformer's parameters to a table's logits
 
@@ -139,8 +139,7 @@ def _draw_queries(key: Key, config: Config, population: Population) -> tuple[Arr
 
 def _ask(key: Key, items: Array, valid: Array, share: Array) -> Array:
     """The slot that a rater chooses."""
-    nothing = jnp.zeros((len(items), 1), int)  # raters of types do not look at tokens
-    query = Query(jnp.zeros((), int), nothing, nothing > 0, items, valid)
+    query = item_query(items, valid=valid)
     types = lambda query: jnp.where(jnp.arange(len(items)) == 0, 1, 2)
     ranks = choice.dichotomy_rater(types, share)(key, query)
     return jnp.argmax(ranks == 1)

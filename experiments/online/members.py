@@ -13,7 +13,7 @@ from experiments.online.world import (
     valid_tokens,
 )
 from shatter import documents, ensembles, evaluation, exploration, models
-from shatter.types import Array, Key, Params
+from shatter.types import Array, Key, Params, Query
 
 _SAMPLES_FOR_PRIOR = 64
 
@@ -54,7 +54,7 @@ def member_log_probs(
       ensemble: of `make_ensemble`.
       shared: the base.
       own: the member's adapters.
-      responses: `Responses`, `Candidates` or a `Query`, with any leading axes.
+      responses: `Responses` or a `Query`, with any leading axes.
 
     Returns:
       Log-probs. Of responses of one token they are looked up in the law after every prompt.
@@ -90,10 +90,10 @@ def make_candidates(world: World, source: str) -> Any:
     """Where candidates come from: samples of the "base", or of every one of the "members" a share.
 
     Returns:
-      `(key, shared, own[M]) -> Candidates`, responses to a random prompt.
+      `(key, shared, own[M]) -> candidates`, responses to a random prompt.
     """
 
-    def candidates(key: Key, shared: Params, own: Params) -> exploration.Candidates:
+    def candidates(key: Key, shared: Params, own: Params) -> Query:
         prompt_key, sample_key = jax.random.split(key)
         prompt_id = jax.random.randint(prompt_key, (), 0, len(world.prompts))
         place = (world.prompts[prompt_id], world.valid[prompt_id])

@@ -37,7 +37,7 @@ class Arm(NamedTuple):
     """Where candidates come from and how a pair is chosen among them."""
 
     candidates: str  # samples of the "base", or of the "members"
-    explore: Callable[..., Array]
+    explore: exploration.PairArm
 
 
 ARMS = {
@@ -154,16 +154,20 @@ def make_interaction(world: World, given: Given, arm: Arm) -> training.Interacti
     """The halves of the interaction of an arm."""
     config = world.config
     ensemble = make_ensemble(world, given.params, given.prior_scale)
+    score = functools.partial(member_log_probs, world, ensemble)
     rate = config.learning_rate
     rate = LEARNING_RATES[config.setting] if rate is None else rate
     return training.interaction(
         ensemble,
-        candidates=make_candidates(world, arm.candidates),
-        score=functools.partial(member_log_probs, world, ensemble),
-        explore=arm.explore,
+        propose=training.pair_proposer(
+            make_candidates(world, arm.candidates),
+            score,
+            arm.explore,
+            num_queries=config.queries_per_round,
+        ),
+        score=score,
         loss=losses.ilhf_ranking_loss,
         optimizer=optax.adam(rate),
-        num_queries=config.queries_per_round,
         capacity=config.queries_per_round * config.num_rounds,
         num_steps=config.num_steps,
         batch_size=None if world.is_closed else config.batch_size,

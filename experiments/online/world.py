@@ -68,7 +68,7 @@ class Given(NamedTuple):
 
 
 class Responses(NamedTuple):
-    """Responses to prompts: what of a `Query` or of `Candidates` a score reads."""
+    """Responses to prompts: the part of a `Query` that a score reads."""
 
     prompt_id: Array  # int [...]
     tokens: Array  # int [..., N, T]

@@ -6,11 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from shatter.ensembles.base import Ensemble
 from shatter.ensembles.independent import check_members, exponential_weights
 from shatter.models import LanguageModel, LoraConfig, init_lora, with_lora
 from shatter.numerics import at_least_float32
-from shatter.types import Array, Key, Params
+from shatter.types import Array, Ensemble, Key, Params
 
 
 def adapters(

@@ -1,7 +1,6 @@
-"""The one protocol of ensembles, and how members predict together."""
+"""How members predict together, and the Gaussian priors that they are drawn from."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import chex
 import jax
@@ -9,46 +8,6 @@ import jax.numpy as jnp
 
 from shatter.numerics import at_least_float32
 from shatter.types import Array, Key, Params
-
-
-def _flat_prior(own: Params, anchor: Params) -> Array:
-    del own, anchor
-    return jnp.zeros(())
-
-
-def _unit_weights(key: Key, shape: tuple[int, ...]) -> Array:
-    del key
-    return jnp.ones((1, *shape))
-
-
-def _own_gradient(gradient: Params) -> Params:
-    return gradient
-
-
-class Ensemble(NamedTuple):
-    """An index -> a plausible language model. Lift by vmap with in_axes (None, 0, None).
-
-    Heads and epinets go by the same protocol: their inputs are features of a frozen model,
-    `[..., D]`, and their outputs scores `[...]`, utilities in nats.
-
-    Attributes:
-      init: `(key) -> (shared, own[M])`: what all members hold in common and never train, and what
-        each has of its own, with a leading axis M on every leaf.
-      apply: `(shared, own_of_one, tokens, *, valid=None) -> logits`, one member's language model.
-      penalty: `(own_of_one, anchor_of_one) -> []`, minus the member's log prior density up to a
-        constant, nats; the anchor is what `init` drew. By default 0, a flat prior.
-      observation_weights: `(key, shape) -> [M, *shape]`, each member's own weight on every
-        observation, or `[1, *shape]`, the same for all. By default 1.
-      combine_gradients: `(gradient of one member) -> gradient`, under a vmap over the axis
-        `shatter.types.MEMBER_AXIS`, between the gradient and the optimiser: where members hold
-        parameters in common that are trained. By default the member's own.
-    """
-
-    init: Callable[[Key], tuple[Params, Params]]
-    apply: Callable[..., Array]
-    penalty: Callable[[Params, Params], Array] = _flat_prior
-    observation_weights: Callable[[Key, tuple[int, ...]], Array] = _unit_weights
-    combine_gradients: Callable[[Params], Params] = _own_gradient
 
 
 def mixture_log_probs(log_probs: Array, *, axis: int = 0) -> Array:

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from shatter.ensembles.base import Ensemble, anchor_penalty, gaussian_draws
+from shatter.ensembles.base import anchor_penalty, gaussian_draws
 from shatter.ensembles.heads import apply_mlp, check_widths, zero_mlp
 from shatter.ensembles.independent import check_members, exponential_weights
-from shatter.types import MEMBER_AXIS, Array, Key, Params
+from shatter.types import MEMBER_AXIS, Array, Ensemble, Key, Params
 
 
 class EpinetParams(NamedTuple):

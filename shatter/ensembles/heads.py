@@ -6,9 +6,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from shatter.ensembles.base import Ensemble, anchor_penalty, gaussian_draws
+from shatter.ensembles.base import anchor_penalty, gaussian_draws
 from shatter.ensembles.independent import check_members, exponential_weights
-from shatter.types import Array, Key, Params
+from shatter.types import Array, Ensemble, Key, Params
 
 
 def heads(

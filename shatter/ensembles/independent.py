@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import jax
 
-from shatter.ensembles.base import Ensemble, anchor_penalty, gaussian_draws
+from shatter.ensembles.base import anchor_penalty, gaussian_draws
 from shatter.models import LanguageModel
-from shatter.types import Array, Key, Params
+from shatter.types import Array, Ensemble, Key, Params
 
 
 def anchored(

@@ -9,7 +9,7 @@ import optax
 
 from shatter.training.step import TrainState, learner
 from shatter.training.store import Store, all_comparisons, sample_comparisons
-from shatter.types import MEMBER_AXIS, Array, Key, Metrics, Params
+from shatter.types import MEMBER_AXIS, Array, Ensemble, Key, Metrics, Params, Query
 
 
 class Members(NamedTuple):
@@ -40,9 +40,9 @@ class MembersLearner(NamedTuple):
 
 
 def members_learner(
-    ensemble: Any,
+    ensemble: Ensemble,
     *,
-    score: Callable[[Params, Params, Any], Array],
+    score: Callable[[Params, Params, Query], Array],
     loss: Callable[[Array, Array], Array],
     optimizer: optax.GradientTransformation,
     num_steps: int = 4,
@@ -59,7 +59,7 @@ def members_learner(
     n the number of comparisons in the store, w_mi its own observation weights.
 
     Args:
-      ensemble: an ensemble by the protocol of `shatter.ensembles.Ensemble`.
+      ensemble: the ensemble.
       score: `(shared, own_of_one, query) -> log_probs[..., K]`, one member's utility of each
         response, nats, for queries with any leading axes.
       loss: `(response_log_probs[..., K], ranks[..., K]) -> [...]`, for example

@@ -6,12 +6,11 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from shatter import documents, ensembles, evaluation, losses, models, training
 from shatter.cli.common.frozen import Table, mean_log_prob
-from shatter.types import Array, Comparison, Key, Params, Query
+from shatter.types import Array, Comparison, Key, Params, Query, item_query
 
 Kind = Literal["heads", "epinet", "adapters"]
 Utility = Literal["ratio", "sum"]
@@ -57,17 +56,22 @@ class Setting:
 
 
 class Learner(NamedTuple):
-    """How the members of an ensemble learn and judge.
+    """How the members of an ensemble learn and judge texts of a table.
+
+    In all but the first, `shared` is `(the ensemble's shared, table)`.
 
     Attributes:
       ensemble: the ensemble.
-      members: the learner of its members; `shared` is `(the ensemble's shared, table)`.
-      utilities: `((shared, table), own[M], items[...]) -> [M, ...]`, nats.
+      members: the learner of its members.
+      utilities: `(shared, own[M], items[...]) -> [M, ...]`, nats.
+      interaction: `(table, propose, *, query, capacity, observation_weights=None) -> interaction`,
+        as `shatter.training.interaction`; by default the ensemble's own observation weights.
     """
 
     ensemble: ensembles.Ensemble
     members: training.MembersLearner
     utilities: Callable[[Any, Params, Array], Array]
+    interaction: Callable[..., training.Interaction]
 
 
 def make_learner(
@@ -118,18 +122,34 @@ def make_learner(
 
         return jax.lax.map(of_member, own).reshape(num_members, *items.shape)
 
-    members = training.members_learner(
-        ensemble,
-        score=score,
-        loss=losses.ilhf_ranking_loss,
-        optimizer=optax.adam(setting.learning_rate),
-        num_steps=setting.num_steps,
-        batch_size=setting.batch_size,
-        members_at_once=1
-        if setting.kind == "adapters" and jax.default_backend() == "cpu"
-        else None,
-    )
-    return Learner(ensemble, members, utilities)
+    in_turn = setting.kind == "adapters" and jax.default_backend() == "cpu"
+    how: dict[str, Any] = {
+        "score": score,
+        "loss": losses.ilhf_ranking_loss,
+        "optimizer": optax.adam(setting.learning_rate),
+        "num_steps": setting.num_steps,
+        "batch_size": setting.batch_size,
+        "members_at_once": 1 if in_turn else None,
+    }
+
+    def interaction(
+        table: Table,
+        propose: training.Propose,
+        *,
+        query: Query,
+        capacity: int,
+        observation_weights: Callable[[Key, tuple[int, ...]], Array] | None = None,
+    ) -> training.Interaction:
+        def init(key: Key) -> tuple[Params, Params]:
+            shared, own = ensemble.init(key)
+            return (shared, table), own
+
+        tabled = ensemble._replace(
+            init=init, observation_weights=observation_weights or ensemble.observation_weights
+        )
+        return training.interaction(tabled, propose=propose, query=query, capacity=capacity, **how)
+
+    return Learner(ensemble, training.members_learner(ensemble, **how), utilities, interaction)
 
 
 def layers_of(setting: Setting, transformer: models.TransformerConfig) -> models.Layers:
@@ -208,11 +228,7 @@ def table_comparisons(items: Array, ranks: Array, weight: Array) -> Comparison:
     Returns:
       Comparisons whose documents are empty.
     """
-    num = items.shape[0]
-    nothing = jnp.zeros((*items.shape, 1), int)
-    unknown = jnp.full(num, -1)
-    query = Query(jnp.zeros(num, int), nothing, nothing == 1, jnp.maximum(items, 0), items >= 0)
-    return Comparison(query, ranks, weight, unknown, unknown)
+    return Comparison(item_query(items), ranks, weight)
 
 
 def _rows(table: Table, items: Array) -> Table:
