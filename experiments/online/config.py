@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 SettingName = Literal["closed", "open"]
+People = Literal["mixture", "segments"]
 
 LIKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "closed": (("happy", "very"), ("friend", "mom")),
@@ -61,6 +62,11 @@ class Config:
 
     minority: float = 0.3
     """Weight of the second segment."""
+
+    people: People | None = None
+    """mixture: every person chooses by the population's law. segments: every query goes to a person
+    of one segment, who chooses by its law; no single law explains such choices. Not given =
+    mixture."""
 
     max_length: int = 12
     """open: largest number of tokens of a response, which ends with its sentence."""

@@ -2,8 +2,10 @@
 
 Segment g has the density `q_g = p0 exp(r_g) / Z_g`: what the base says, tilted by a taste. The
 population's density is `q = sum_g w_g q_g`. Every person chooses by Luce's rule on log q, so that
-inclusive learning (ILHF) from infinitely many comparisons ends in q itself. `r_1 = taste ([a word
-that segment 1 likes occurs] - [one that segment 2 likes occurs])`, and `r_2 = -r_1`.
+inclusive learning (ILHF) from infinitely many comparisons ends in q itself. With
+`--people=segments` a person chooses by Luce's rule on the log q_g of one segment, and it does not.
+The tastes: `r_1 = taste ([a word that segment 1 likes occurs] - [one that segment 2 likes
+occurs])`, and `r_2 = -r_1`.
 """
 
 from typing import Any
@@ -70,4 +72,5 @@ def make_rater(world: World, fixed: Fixed) -> Rater:
         log_p0 = base_log_probs(world, fixed.params, query)
         return (log_p0[:, None] + log_tilts(world, fixed, query)).T
 
-    return choice.mixture_rater(utilities, log_weights(world))
+    make = choice.segment_rater if world.config.people == "segments" else choice.mixture_rater
+    return make(utilities, log_weights(world))

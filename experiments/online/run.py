@@ -3,6 +3,7 @@
 import time
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from rich.table import Table
 from experiments.common import chunks
 from experiments.common.intervals import format_interval
 from experiments.online import plot
-from experiments.online.config import Config
+from experiments.online.config import Config, People
 from experiments.online.measures import MEASURES
 from experiments.online.process import ARMS, make_fixed, make_process
 from experiments.online.summary import Results, summarise
@@ -34,6 +35,7 @@ def check(config: Config) -> None:
     """
     binary.choose("setting", (config.setting,), tuple(MEASURES))
     binary.choose("arm", config.arms, tuple(ARMS))
+    binary.choose("people", (config.people,) if config.people else (), get_args(People))
     binary.at_least(
         config,
         num_seeds=2,

@@ -62,6 +62,20 @@ def joint_infomax_queries(
 
     Source: Kirsch et al., BatchBALD, algorithm 1, https://arxiv.org/abs/1906.08158; members as the
     hypotheses are ours.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from shatter import exploration
+      >>> first, second = jnp.array([-4.0, -4.0, 4.0, 4.0]), jnp.array([-3.0, 3.0, -3.0, 3.0])
+      >>> log_odds = jnp.stack([first, first, second], axis=1)  # four members, three queries
+      >>> log_probs = jnp.stack([log_odds, jnp.zeros((4, 3))], axis=-1)
+      >>> batch = exploration.joint_infomax_queries(jax.random.key(0), log_probs, num_queries=2)
+      >>> sorted(batch.tolist()) in ([0, 2], [1, 2])  # not both copies of the first
+      True
+      >>> gain = lambda *queries: exploration.joint_information_gain(log_probs[:, queries])
+      >>> [f"{gain(*pair):.1f} nats" for pair in [(0, 1), (0, 2)]]
+      ['0.7 nats', '1.1 nats']
     """
     log_probs, valid, usable = prepare_queries(log_probs, valid, num_queries)
     if num_outcomes < 1:

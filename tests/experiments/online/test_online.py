@@ -117,6 +117,31 @@ def test_the_population_is_as_documented(folder, tmp_path, float64):
     np.testing.assert_allclose(np.mean(ranks[:, 0] == 1), chance, atol=4 * 0.5 / 4000**0.5)
 
 
+def test_people_of_one_segment_choose_by_its_law(folder, tmp_path, float64):
+    world, fixed = load(folder, tmp_path, "closed", people="segments")
+    happy, friend = (world.tokenizer.encode(word)[-1] for word in ("happy", "friend"))
+    pair = jnp.array([happy, friend])
+    everything = jax.jit(partial(all_responses, world))(fixed.params)
+    query = Query(
+        jnp.array(1), everything.tokens[1, pair], everything.mask[1, pair], pair, jnp.ones(2, bool)
+    )
+
+    @jax.jit
+    def compute(keys):
+        rater = population.make_rater(world, fixed)
+        log_q = base_log_probs(world, fixed.params, query)[:, None]
+        log_q += population.log_tilts(world, fixed, query)
+        return jax.vmap(rater, in_axes=(0, None))(keys, query), log_q
+
+    ranks, log_q = compute(jax.random.split(jax.random.key(0), 4000))
+    by_segment = 1 / (1 + np.exp(log_q[1] - log_q[0]))
+    assert by_segment[0] > 0.9 and by_segment[1] < 0.1  # the segments are of opposite opinions
+    chance = 0.7 * by_segment[0] + 0.3 * by_segment[1]
+    np.testing.assert_allclose(np.mean(ranks[:, 0] == 1), chance, atol=4 * 0.5 / 4000**0.5)
+    law = np.exp(log_q) @ np.array([0.7, 0.3])
+    assert abs(law[0] / law.sum() - chance) > 0.05  # people of the mixture choose otherwise
+
+
 def test_inclusive_learning_from_infinitely_many_answers_ends_in_q(folder, tmp_path, float64):
     world, fixed = load(folder, tmp_path, "closed")
     everything = all_responses(world, fixed.params)
@@ -310,6 +335,7 @@ def test_a_run_writes_its_folder(folder, tmp_path, capsys):
 def test_bad_flags(folder, tmp_path):
     for changes, message in (
         ({"arms": ("lucky",)}, r"unknown arm 'lucky'; the known ones are: passive, pool_infomax"),
+        ({"people": "crowd"}, r"unknown people 'crowd'; the known ones are: mixture, segments"),
         ({"setting": "ajar"}, r"unknown setting 'ajar'; the known ones are: closed, open"),
         ({"num_seeds": 1}, r"--num_seeds must be at least 2, found 1"),
         ({"taste": -1.0}, r"--taste must be positive, found -1"),
