@@ -17,7 +17,7 @@ davidson = jax.jit(davidson_log_probs)
 
 
 def log_sigmoid(x: np.ndarray) -> np.ndarray:
-    """In float64, accurate at both ends."""
+    """Returns log sigmoid in float64, accurate at both ends."""
     return -np.logaddexp(0.0, -np.asarray(x, np.float64))
 
 

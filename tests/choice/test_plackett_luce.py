@@ -190,7 +190,7 @@ def test_only_the_order_of_the_ranks_counts():
     # 3.0479 is -log(1 - s_B/(s_B + s_1) - s_B/(s_B + s_2) + s_B/(s_B + s_1 + s_2)).
     assert -values[0] == pytest.approx(3.0479, abs=5e-5)
     assert -values[0] == pytest.approx(-inclusion_exclusion([1, 0, -0.5, 2], [1, 1, 2, 2]))
-    # All tied, or alone: nothing is said.
+    # Items that are all tied, or one alone, have probability 1.
     np.testing.assert_array_equal(values[3:], 0.0)
     np.testing.assert_array_equal(gradients[3:], 0.0)
 
@@ -209,7 +209,7 @@ def test_pairs_agree_with_the_general_case():
 
 
 def many_ties(num_items: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Blocks of equal strength e^u before a rest of strength 1 each, and the exact log-prob.
+    """Returns blocks of equal strength e^u before a rest of strength 1, and the exact log-prob.
 
     The block's clocks ring in turn: P = prod_i i s / (i s + m), m items in the rest.
     """

@@ -117,7 +117,9 @@ WEIGHTS_OF_SEGMENTS = np.array([[0.5, 0.5], [0.8, 0.2]])
 
 def by_prompt(population: Callable[..., Rater]) -> Rater:
     """One population a prompt: the halves are equal at prompt 0, not at prompt 1."""
-    log_weights = jnp.asarray(np.log(WEIGHTS_OF_SEGMENTS) + 3.0, jnp.float32)  # any shift
+    log_weights = jnp.asarray(
+        np.log(WEIGHTS_OF_SEGMENTS) + 3.0, jnp.float32
+    )  # a shift changes nothing
     return lambda key, query: population(segments, log_weights[query.prompt_id])(key, query)
 
 
@@ -153,7 +155,7 @@ def test_dichotomy_rater():
     laws = [
         [0.4, 0.2, 0.2, 0.2],
         [0.2, 0.2, 0.3, 0.3],
-        [0.25] * 4,  # nothing of type 1: those who want it take any
+        [0.25] * 4,  # no message of type 1: those who want it choose any
         [0.25] * 4,
         [0.4, None, 0.6, None],
     ]
@@ -184,7 +186,7 @@ def test_recorded_choices_are_luce_in_the_weighted_shares():
         choice_law([None, *luce(SHARES[0], SHARES[2])]),
         choice_law([1.0, None, 0.0]),
         choice_law([1.0, 0.0, 0.0]),
-        {(1, 1, 1): 1.0},  # nobody of positive weight gave one of these answers
+        {(1, 1, 1): 1.0},  # nobody of positive weight gave any of these answers
         {(-1, 1, 1): 1.0},
         {(-1, -1, -1): 1.0},
         choice_law([0.0, *luce(SHARES[0], SHARES[1])]),  # -1, no answer, is nobody's choice
@@ -195,7 +197,7 @@ def test_recorded_choices_are_luce_in_the_weighted_shares():
 def test_recorded_rankings_keep_ties_and_ask_only_who_knows_all():
     unknown = -1
     ranks = jnp.array([[[1, 2, 3, 4], [2, 1, 1, unknown], [5, 5, 5, 5], [1, unknown, 1, 2]]])
-    ranks = jnp.pad(ranks, ((0, 0), (0, 0), (0, 1)), constant_values=unknown)  # item 4: to all
+    ranks = jnp.pad(ranks, ((0, 0), (0, 0), (0, 1)), constant_values=unknown)  # nobody knows item 4
     rater = choice.recorded_ranking_rater(ranks, jnp.array([1.0, 2.0, 1.0, 4.0]))
     queries = [
         query(0, 1, 2),

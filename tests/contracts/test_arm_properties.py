@@ -1,4 +1,4 @@
-"""Whatever log-probs an arm sees, its responses are valid and differ, and so are its queries.
+"""Responses and queries of every arm are valid and differ, whatever log-probs it sees.
 
 Log-probs are drawn by hypothesis: -inf and -1e30, ties, huge and equal numbers, NaN. Shapes are few
 and all arms of a shape are one program, which is compiled once.

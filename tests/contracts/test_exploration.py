@@ -179,7 +179,7 @@ def test_members_that_agree(arm):
     assert_valid_and_different(responses)
     if arm == "ucb":  # the two best
         np.testing.assert_array_equal(responses, [[3, 1]] * NUM_KEYS)
-    else:  # where nothing is to be learnt from any pair, every pair is as good
+    else:  # no pair tells anything, so that all are tied
         like = "uniform" if arm in PAIR_SCORES else arm
         assert_law(responses, exact_law(like, log_probs, VALID, 2))
 

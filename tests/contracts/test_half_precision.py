@@ -2,7 +2,7 @@
 
 float16 and bfloat16 are raised to float32 at the door: what comes out is float32, has no NaN, and
 is what float32 of the same rounded numbers gives; gradients are finite, in the argument's type.
-What is run is float16; that bfloat16 is treated alike is read off the programs, which is quicker.
+The functions run in float16; their programs show that bfloat16 is treated in the same way.
 A public function is in the table below, or among those that compute nothing in its inputs' type.
 """
 
@@ -50,7 +50,7 @@ QUERY = Query(jnp.zeros((), int), jnp.zeros((3, 2), int), jnp.ones((3, 2), bool)
               jnp.array([True, True, True]))  # fmt: skip
 PAIR = Query(QUERY.prompt_id, *(leaf[:2] for leaf in QUERY[1:]))
 
-# Numbers that round in both half types; -inf is what may stand in a vector of log-probs.
+# Numbers that round in both half types; a vector of log-probs may hold -inf.
 A = np.array([-1.1, -2.3, -0.7, -4.9])
 B = np.array([-1.9, -2.2, -3.3, -0.3])
 C = np.array([-0.9, -1.2, -2.8, -3.7])

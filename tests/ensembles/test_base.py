@@ -84,7 +84,7 @@ def test_anchored_ensemble_of_a_linear_gaussian_model_is_its_posterior(float64):
     from_anchors = prior_scale**2 * by_anchor @ by_anchor.T
     from_targets = noise_scale**2 * by_targets @ by_targets.T
     np.testing.assert_allclose(from_anchors + from_targets, posterior, rtol=1e-11)
-    # Without noise on the targets the members stand too close together in every direction.
+    # Without noise on the targets the members are too close together in every direction.
     expected = posterior @ posterior / prior_scale**2
     np.testing.assert_allclose(from_anchors, expected, rtol=1e-11)
     assert np.all(np.linalg.eigvalsh(posterior - from_anchors) > 1e-3)

@@ -23,7 +23,7 @@ def features(seed, *shape):
 
 
 def moved(own, seed=9):
-    """The same members with trained parameters away from the start, alike in all members."""
+    """Returns members whose trained parameters have moved, by the same step in all members."""
     rng = np.random.default_rng(seed)
     move = lambda leaf: np.asarray(leaf) + rng.normal(size=leaf.shape[1:])
     return own.replace(params=jax.tree.map(move, own.params))
@@ -106,7 +106,7 @@ def test_only_the_trained_parameters_have_a_gradient(float64):
     jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, np.zeros(leaf.shape)), by_shared)
     np.testing.assert_array_equal(by_own.index, np.zeros(2))
     assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(by_own.params))
-    # Into the features flows what the linear head sends, and nothing from the epinet.
+    # The gradient of the features comes from the linear head alone, not from the epinet.
     slope = 0.7 * member.params.mean[0]["kernel"][:, 0] / np.sqrt(3)
     np.testing.assert_allclose(by_inputs, np.stack([slope] * 6), rtol=1e-12)
     of_params = lambda params: ensemble.apply(shared, member.replace(params=params), inputs)
@@ -133,7 +133,7 @@ def test_the_tied_gradient_is_the_mean_of_the_members(float64):
     tied = jax.jit(jax.vmap(ensemble.combine_gradients, axis_name=MEMBER_AXIS))(together)
 
     def check(tied, together):
-        assert np.all(np.ptp(together, axis=0) > 0)  # the members want different things
+        assert np.all(np.ptp(together, axis=0) > 0)  # the members have different gradients
         expected = np.broadcast_to(together.mean(axis=0), together.shape)
         np.testing.assert_allclose(tied, expected, rtol=1e-12, atol=1e-13)
 
@@ -143,7 +143,7 @@ def test_the_tied_gradient_is_the_mean_of_the_members(float64):
     for one, several in zip(hidden(tied), hidden(together), strict=True):
         expected = np.broadcast_to(several.mean(axis=0), several.shape)
         np.testing.assert_allclose(one, expected, rtol=1e-12, atol=1e-13)
-    # Whatever reaches the index, it stays.
+    # The index stays as it is, whatever its gradient.
     nudged = together.replace(index=np.ones((5, 2)))
     tied = jax.vmap(ensemble.combine_gradients, axis_name=MEMBER_AXIS)(nudged)
     np.testing.assert_array_equal(tied.index, np.zeros((5, 2)))
@@ -183,7 +183,7 @@ def fit(ensemble, shared, anchors, pairs, counts, num_steps):
 def test_data_make_members_agree_where_they_are_and_tied_parameters_stay_tied():
     ensemble = epinet(6, num_members=12, prior_scale=2.0, index_size=6, hidden=(16,))
     shared, anchors = start(ensemble)
-    # Pairs of features that lie in the first three directions; nothing is known of the others.
+    # Pairs of features that lie in the first three directions; there are no data on the others.
     observed, elsewhere = np.zeros((2, 30, 2, 6), np.float32)
     observed[..., :3], elsewhere[..., 3:] = features(7, 2, 30, 2, 3) * np.sqrt(2)
     law = 1 / (1 + np.exp(-(observed[:, 0] - observed[:, 1]) @ [1, -1, 0.5, 0, 0, 0]))

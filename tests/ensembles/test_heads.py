@@ -75,7 +75,7 @@ def test_scores_of_one_hidden_layer_have_the_arc_cosine_covariance():
     inputs = features(2, 4, 5).astype(np.float32)
     scores = np.asarray(lift(ensemble)(shared, own, inputs))
     products = scores[:, :, None] * scores[:, None, :]
-    # Of two standard normals with correlation cos(angle), each through sqrt(2) ReLU.
+    # The covariance of sqrt(2) ReLU of two standard normals with correlation cos(angle).
     angle = np.arccos(np.clip((inputs @ inputs.T / 5 + 1) / 2, -1, 1))
     expected = (np.sin(angle) + (np.pi - angle) * np.cos(angle)) / np.pi
     error = 4.5 * products.std(axis=0) / np.sqrt(num_members)
@@ -109,7 +109,7 @@ def test_members_disagree_before_data(hidden):
     ensemble = heads(3, num_members=8, prior_scale=0.7, hidden=hidden)
     shared, own = start(ensemble)
     scores = np.asarray(lift(ensemble)(shared, own, features(4, 6, 3).astype(np.float32)))
-    differences = scores[:, 1:] - scores[:, :1]  # what choices see
+    differences = scores[:, 1:] - scores[:, :1]  # choices depend on differences alone
     assert np.all(differences.std(axis=0) > 0.1)
     for leaf in jax.tree.leaves(own):
         assert len(np.unique(leaf)) == leaf.size
@@ -144,7 +144,7 @@ def test_data_make_members_agree_where_they_are(hidden):
     rng = np.random.default_rng(6)
     ensemble = heads(6, num_members=8, prior_scale=2.0, hidden=hidden)
     shared, anchors = start(ensemble)
-    # Pairs of features that lie in the first three directions; nothing is known of the others.
+    # Pairs of features that lie in the first three directions; there are no data on the others.
     observed, elsewhere = np.zeros((2, 30, 2, 6), np.float32)
     observed[..., :3], elsewhere[..., 3:] = features(7, 2, 30, 2, 3) * np.sqrt(2)
     law = 1 / (1 + np.exp(-(observed[:, 0] - observed[:, 1]) @ [1, -1, 0.5, 0, 0, 0]))
@@ -174,7 +174,7 @@ def test_data_make_members_agree_where_they_are(hidden):
     known = disagreement(after, observed)
     assert known < 0.25 * disagreement(anchors, observed)
     assert disagreement(after, elsewhere) > 4 * known
-    if not hidden:  # what the data say nothing about keeps its prior
+    if not hidden:  # directions without data keep their prior
         np.testing.assert_allclose(
             disagreement(after, elsewhere), disagreement(anchors, elsewhere), rtol=1e-5
         )

@@ -18,16 +18,16 @@ EOS = 1
 
 
 def test_the_first_appearance_of_each_document_counts():
-    # The prompt is BOS = EOS = 1. What stands under no mask is garbage.
+    # The prompt is BOS = EOS = 1. Tokens outside the mask are garbage.
     tokens = np.array(
         [
             [1, 0, 1, 7, 9],
-            [1, 0, 1, 1, 1],  # the first once more, padded otherwise
+            [1, 0, 1, 1, 1],  # the first again, with other padding
             [1, 0, 1, 1, 1],  # longer by an EOS that counts
             [1, 1, 0, 0, 0],  # EOS at once
-            [1, 1, 5, 5, 5],  # once more
+            [1, 1, 5, 5, 5],  # the same again
             [1, 0, 0, 0, 0],
-            [2, 0, 1, 0, 0],  # the first, but for its prompt, which is the same for all
+            [2, 0, 1, 0, 0],  # the first except for its prompt, which does not count
             [1, 0, 0, 0, 1],
         ]
     )

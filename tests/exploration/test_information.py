@@ -42,7 +42,7 @@ def test_information_gain_is_at_least_twice_the_variance(float64):
     spread = choice_probs(LOG_PROBS)[..., 0].var(axis=0)
     away = ~np.eye(6, dtype=bool)
     assert np.all(gain[away] > 2 * spread[away])
-    near = np.asarray(jax.jit(information_gain)(1e-3 * LOG_PROBS))  # where the two meet
+    near = np.asarray(jax.jit(information_gain)(1e-3 * LOG_PROBS))  # where gain and variance meet
     spread = choice_probs(1e-3 * LOG_PROBS)[..., 0].var(axis=0)
     np.testing.assert_allclose(near[away], 2 * spread[away], rtol=1e-5)
 
@@ -107,8 +107,8 @@ def test_the_arms_take_the_best_pair_and_then_the_largest_sum(arm, float64):
 
 
 def test_the_scores_are_three_different_ones(float64):
-    # All members are sure that 0 beats 1, though by very different odds: nothing is to be learnt
-    # from asking, and only the log-ratio disagrees. Of (2, 3) they truly dispute.
+    # All members are sure that 0 beats 1, though by very different odds: asking teaches nothing,
+    # and only the log-ratio varies. About (2, 3) they really disagree.
     log_probs = jnp.array([[9.0, -9.0, 0.7, 0.0], [40.0, -20.0, 0.0, 0.7], [99.0, -40.0, 0.0, 0.0]])
     pair = lambda arm: {*np.asarray(jax.jit(arm)(jax.random.key(0), log_probs)).tolist()}
     assert pair(infomax) == pair(variance) == {2, 3}

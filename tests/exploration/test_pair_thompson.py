@@ -31,7 +31,7 @@ def test_a_member_for_each_response_is_the_mixture_for_all():
     by_members = np.mean([np.outer(first, second) for first in laws for second in laws], axis=0)
     by_mixture = np.outer(laws.mean(axis=0), laws.mean(axis=0))
     np.testing.assert_allclose(by_members, by_mixture, rtol=1e-14)
-    # One member for both is another law: a pair from one member is alike more often.
+    # One member for both responses has another law: they are equal more often.
     by_one_member = np.mean([np.outer(law, law) for law in laws], axis=0)
     assert np.trace(by_one_member) > np.trace(by_mixture) + 0.05
     draw = partial(frequencies, log_probs=LOG_PROBS, num_keys=20_000, distinct=False)
@@ -40,7 +40,7 @@ def test_a_member_for_each_response_is_the_mixture_for_all():
 
 
 def test_the_best_of_a_member_has_the_law_of_being_best():
-    # Member 2 has two best. How much better does not matter.
+    # Member 2 has two best candidates. How much better they are does not matter.
     log_probs = np.array([[5.0, 1, 2, 3], [-1, 0.5, 0, -9], [2, 0, 1, 2], [0, 0.01, 0, 0]])
     best = np.array([1.5, 2, 0, 0.5]) / 4
     actual = frequencies(double_thompson, log_probs, num_keys=20_000, distinct=False)
@@ -48,7 +48,7 @@ def test_the_best_of_a_member_has_the_law_of_being_best():
 
 
 def test_a_response_is_redrawn_thirty_times():
-    # One of 20 members is for 1, the others for 0: after 0 the second response is 1 unless every
+    # One of 20 members prefers 1, the others 0: after 0 the second response is 1 unless every
     # draw was 0 again, and then it is 1, 2 or 3.
     num_keys = 100_000
     members = np.zeros((20, 4))
@@ -57,6 +57,6 @@ def test_a_response_is_redrawn_thirty_times():
     chance = lambda redraws: 0.95 * 0.95 ** (redraws + 1) * 2 / 3
     spread = np.sqrt(chance(30) * (1 - chance(30)) / num_keys)
     assert abs(actual[0, 2] + actual[0, 3] - chance(30)) < 4.5 * spread
-    # Enough draws to tell it from one redraw more or less.
+    # There are enough draws to notice one redraw more or less.
     assert min(chance(29) - chance(30), chance(30) - chance(31)) > 6 * spread
     np.testing.assert_array_equal(actual[1, 2:], 0)

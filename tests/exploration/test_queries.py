@@ -1,4 +1,4 @@
-"""Whole queries against enumeration: the scores, the laws of the arms, and what a batch tells.
+"""Whole queries against enumeration: scores, the laws of the arms, information of a batch.
 
 Every arm is compiled once in float32, lifted over seeds, with checks, for batches of five: the
 first two have the law of a batch of two. Bounds on frequencies are 4.5 standard deviations.
@@ -46,7 +46,7 @@ every_arm = pytest.mark.parametrize("arm", ARMS, ids=NAMES)
 NUM_KEYS = 4_000
 M, Q, K = 4, 7, 3
 LOG_PROBS = np.random.default_rng(0).normal(scale=1.5, size=(M, Q, K))
-# Queries of three and of two responses; one and none in the last two, which cannot be asked.
+# Queries of three and of two responses. The last two have one and none and cannot be asked.
 VALID = np.array(
     [[1, 1, 1], [1, 1, 1], [0, 1, 1], [1, 0, 1], [1, 1, 1], [0, 1, 0], [0, 0, 0]], bool
 )
@@ -175,7 +175,9 @@ def test_scores_at_the_edges_and_their_gradients():
 
     gain, spread, together = jax.jit(scores)(extreme)
     assert gain.dtype == spread.dtype == together.dtype == jnp.float32
-    np.testing.assert_allclose(gain, [np.log(2), 0], atol=1e-7)  # opposed; at one
+    np.testing.assert_allclose(
+        gain, [np.log(2), 0], atol=1e-7
+    )  # members that disagree; members that agree
     np.testing.assert_allclose(spread, [1 / 4, 0], atol=1e-7)
     np.testing.assert_allclose(together, np.log(2), rtol=1e-6)
     weighted = lambda u: sum(jnp.sum(jnp.cos(jnp.arange(s.size)) * s.ravel()) for s in scores(u))
@@ -198,8 +200,8 @@ def test_joint_gain_is_the_entropy_of_all_answers_and_obeys_the_chain_rule(float
         after = lambda row: conditional_information_gain(GARBAGE, row[None], valid=VALID)
         return evidence @ jax.vmap(after)(posteriors)
 
-    # What each query adds to what the answers to the earlier ones, each with its chance, tell.
-    total, chances = 0.0, np.ones((1, M))  # of every outcome so far, to every member
+    # What each query adds to the answers to the earlier ones, averaged over those answers.
+    total, chances = 0.0, np.ones((1, M))  # each member's chance of every outcome so far
     for query in USABLE:
         evidence, posteriors = np.zeros(81), np.full((81, M), 1 / M)
         evidence[: len(chances)] = chances.mean(axis=1)
@@ -232,8 +234,8 @@ def test_joint_gain_of_a_copy_and_of_independent_bits(float64):
 
 
 def test_the_best_alone_are_copies_and_the_best_together_are_not():
-    # Five copies of a query on which 4 members stand against 4; four others dispute a little less,
-    # each about other members.
+    # Five copies of a query on which 4 members disagree with 4. The members disagree a little less
+    # on four other queries, each of which divides them in another way.
     disputes = [[1, 1, 1, 1, 0, 0, 0, 0]] * 5
     disputes += [[1, 1, 0, 0, 1, 1, 0, 0], [1, 0, 1, 0, 1, 0, 1, 0], [1, 0, 0, 1, 0, 1, 1, 0]]
     disputes += [[1, 0, 0, 1, 1, 0, 0, 1]]
@@ -243,7 +245,7 @@ def test_the_best_alone_are_copies_and_the_best_together_are_not():
     together = lifted(joint_infomax_queries, log_probs, num_keys=200, num_queries=4)
     assert np.all(alone < 5)
     assert np.all(together[:, 0] < 5) and np.all(together[:, 1:] >= 5)
-    for first in (alone[:, 0], together[:, 0]):  # every copy is as good, and the key decides
+    for first in (alone[:, 0], together[:, 0]):  # the copies are tied, and the key decides
         shares = np.bincount(first, minlength=5) / 200
         assert np.all(np.abs(shares - 0.2) < 4.5 * np.sqrt(0.16 / 200))
     p = laws(log_probs.astype(float), True)
@@ -336,7 +338,7 @@ def test_batches_differ_can_be_asked_and_follow_the_key(arm):
     assert np.issubdtype(drawn.dtype, np.integer)
     np.testing.assert_array_equal(np.sort(drawn, axis=1), np.broadcast_to(USABLE, drawn.shape))
     np.testing.assert_array_equal(ask(arm, log_probs), drawn)
-    # Too few: repetitions, never what has no two responses, and an error on demand.
+    # With too few queries some repeat, none has fewer than two responses, and checkify reports it.
     few = VALID & (np.arange(Q) != 3)[:, None]
     error = "5 queries are wanted, found 4 with two responses or more"
     assert {*ask(arm, log_probs, few, error=error).ravel().tolist()} == {0, 1, 2, 4}
@@ -347,7 +349,7 @@ def test_batches_differ_can_be_asked_and_follow_the_key(arm):
 def test_members_that_agree_leave_it_to_the_key(arm):
     agree = np.broadcast_to(LOG_PROBS[:1], (M, Q, K))
     valid = np.ones((Q, K), bool)
-    if "thompson" in str(arm) or "boltzmann" in str(arm):  # they go for what the members like
+    if "thompson" in str(arm) or "boltzmann" in str(arm):  # these prefer what the members like
         agree = np.broadcast_to(agree[:, :1], (M, Q, K))
     assert_law(ask(arm, agree, valid, num_batches=2), (1 - np.eye(Q)) / (Q * (Q - 1)))
 

@@ -54,7 +54,7 @@ def table_score(shared, own, responses):
 
 
 def widest(key, log_probs, *, valid, num_responses):
-    """An arm that compiles fast: where the members' log-probs are spread most."""
+    """Chooses where the members' log-probs are spread most; an arm that compiles fast."""
     del key
     spread = jnp.where(valid, jnp.std(log_probs, axis=0), -1.0)
     return jnp.argsort(spread, descending=True)[:num_responses]
@@ -100,7 +100,7 @@ def default_process():
 
 
 def rater(key, query):
-    """Luce by one uniform number, so that a host can do the same."""
+    """Chooses by Luce's rule from one uniform number, so that a host can do the same."""
     shown = jnp.log(jnp.asarray(DENSITY))[query.item_ids]
     second = jax.random.uniform(key) > jax.nn.sigmoid(shown[0] - shown[1])
     return choice_ranks(second.astype(int), query.valid)
@@ -255,7 +255,7 @@ def test_a_call_of_learn_is_its_documented_objective(float64):
     first, _ = learn(start, batches[0][0])
     second, metrics = learn(first, batches[1][0])
 
-    # Each member has weights of its own on every comparison, and they stay.
+    # Each member has its own weight on every comparison, which does not change later.
     observed = slice(0, 2 * QUERIES)
     own_weights = np.asarray(second.store.member_weights)
     assert len(np.unique(own_weights[:, observed])) == 2 * QUERIES * MEMBERS
@@ -380,7 +380,7 @@ def test_checks_on_demand_and_a_query_with_an_empty_slot():
 
     pretrained = jnp.asarray(PRETRAINED, jnp.float32)
     error, (start, after) = one_round(pretrained, jnp.ones(9, bool))
-    assert error.get() is None  # the empty rows of the store disturb no check
+    assert error.get() is None  # the empty rows of the store fail no check
     assert np.all(np.any(np.asarray(start.members.params != after.members.params), axis=(1, 2, 3)))
     # One response alone teaches nothing: members stay at their anchors, where the prior is flat.
     error, (start, after) = one_round(pretrained, jnp.arange(9) == 5)

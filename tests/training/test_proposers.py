@@ -95,7 +95,9 @@ def test_pairs_come_from_candidates_of_their_own():
     assert set(np.asarray(queries.prompt_id)) == set(range(ITEMS))
     chosen = (np.asarray(queries.prompt_id) + 1) % ITEMS
     np.testing.assert_array_equal(queries.item_ids, np.stack([chosen, chosen], axis=1))
-    np.testing.assert_array_equal(queries.valid, [[True, False]] * 40)  # asked about itself
+    np.testing.assert_array_equal(
+        queries.valid, [[True, False]] * 40
+    )  # a response is not compared with itself
 
 
 def process(propose, **changes):

@@ -7,7 +7,7 @@ from jax.experimental import checkify
 
 from shatter.training import learner
 
-# Members differ by their start; the frozen part and the batch they share.
+# Members differ by their start; they share the frozen part and the batch.
 STARTS = np.random.default_rng(0).normal(size=(3, 4))
 FROZEN = np.random.default_rng(1).normal(size=4)
 BATCHES = np.random.default_rng(2).normal(size=(5, 6, 4))

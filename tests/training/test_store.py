@@ -98,7 +98,7 @@ def test_samples_are_uniform_over_the_rows_in_use(batches, numbers):
     rows, weights = draw(store, jax.random.split(jax.random.key(0), num_keys))
     drawn = np.asarray(rows.query.prompt_id)
     assert drawn.shape == (num_keys, batch_size)
-    # A row comes whole, with the members' weights on it.
+    # A row is complete, with the members' weights on it.
     jax.tree.map(np.testing.assert_array_equal, rows, comparisons(drawn))
     np.testing.assert_array_equal(weights, np.stack([drawn + 10, drawn + 20], axis=1))
     counts = np.bincount(drawn.ravel(), minlength=9)[numbers] / drawn.size

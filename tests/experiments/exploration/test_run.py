@@ -34,7 +34,12 @@ def test_a_run_writes_its_folder_and_is_resumed(tmp_path, capsys):
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     arms = {row["arm"] for row in rows}
-    assert arms == {"greedy", "infomax", "passive", "passive_map"}  # a baseline a learner
+    assert arms == {
+        "greedy",
+        "infomax",
+        "passive",
+        "passive_map",
+    }  # with a baseline for each learner
     kl = [row for row in rows if row["metric"] == "kl" and row["arm"] == "infomax"]
     assert len(kl) == 3 * 5
     assert sorted({int(row["step"]) for row in kl}) == [0, 2, 4, 6, 8]
@@ -91,7 +96,7 @@ def test_censored_levels_are_bounds(tmp_path):
     }
     row = summary.summarise(setting, "infomax", results, queries)
     assert row["half"]["median_queries"] == 4
-    assert row["half"]["ratio"] == 0.5  # of 8, the budget that passive did not manage with
+    assert row["half"]["ratio"] == 0.5  # of 8, the budget within which passive did not get there
     assert row["half"]["ratio_text"].startswith("<0.50")
     passive = summary.summarise(setting, "passive", results, queries)
     assert passive["half"]["text"] == ">8 (100%)"

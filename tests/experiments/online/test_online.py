@@ -1,4 +1,4 @@
-"""Online: the population's law, what members say, exact and sampled measures, the binary."""
+"""Online: the population's law, the members' samples, exact and sampled measures, the binary."""
 
 import csv
 import dataclasses
@@ -65,7 +65,7 @@ def tiny(folder, tmp_path, **changes):
 
 
 def load(folder, tmp_path, setting, **changes):
-    """The world and what is fixed, with members as far apart as a prior scale of 1 says."""
+    """Returns the world and its arrays, with a prior scale of 1."""
     world, params = load_world(tiny(folder, tmp_path, setting=setting, **changes))
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), params)
     log_z = jax.jit(partial(process.log_normalisers, world))(params, jax.random.key(0))
@@ -320,7 +320,7 @@ def test_a_run_writes_its_folder(folder, tmp_path, capsys):
     kl = [row for row in rows if row["metric"] == "kl"]
     assert {(row["seed"], row["step"]) for row in kl} == {(s, q) for s in "01" for q in "024"}
     starts = {(row["seed"], row["value"]) for row in kl if row["step"] == "0"}
-    assert len(starts) == 2  # the arms begin alike
+    assert len(starts) == 2  # the arms start from the same members
     summary = json.loads((out / "summary.json").read_text())
     assert summary[0]["difference"]["kl"]["mean"] == 0 != summary[1]["difference"]["kl"]["mean"]
     assert (out / "online.png").stat().st_size > 10_000
