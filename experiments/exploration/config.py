@@ -57,6 +57,9 @@ class Config:
     queries_per_round: int = 8
     """Comparisons asked a round."""
 
+    num_responses: int | None = None
+    """Responses in a query, from 2 to 4; more than 2 are ranked. Not given = 2, a choice."""
+
     num_candidates: int = 8
     """Candidates drawn afresh for every query by the arms that draw candidates."""
 

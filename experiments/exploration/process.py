@@ -105,7 +105,9 @@ def _rounds(setting: Setting, arm: Arm) -> Callable[[Any, Array, Chunk], tuple[A
     def rounds(carry: Any, first_round: Array, chunk: Chunk) -> tuple[Any, Metrics]:
         problem, state, key = carry
         interaction, evaluate = _assemble(setting, arm, world, problem)
-        rater = choice.luce_rater(choice.table_utility(problem.log_q[None]))
+        utility = choice.table_utility(problem.log_q[None])
+        is_pair = (setting.config.num_responses or 2) == 2
+        rater = choice.luce_rater(utility) if is_pair else choice.plackett_luce_rater(utility)
         state, metrics = training.run_rounds(
             interaction,
             rater,
@@ -211,7 +213,11 @@ def _interaction(
     return training.interaction(
         ensemble,
         propose=training.pair_proposer(
-            candidates, score, explore, num_queries=config.queries_per_round
+            candidates,
+            score,
+            explore,
+            num_queries=config.queries_per_round,
+            num_responses=config.num_responses or 2,
         ),
         score=score,
         loss=losses.ilhf_ranking_loss,

@@ -18,6 +18,7 @@ from shatter.cli.common import binary, run_folder
 from shatter.cli.common.progress import open_console, progress_bar
 
 MOST_DOCUMENTS = 100_000
+MOST_RESPONSES = process.PASSIVE_CANDIDATES
 SECONDS = {"tabular": (8.0, 3e-7), "transformer": (60.0, 3e-5)}  # compilation, a document's score
 
 
@@ -32,14 +33,19 @@ def check(config: Config) -> None:
         config,
         num_seeds=2,
         num_members=1,
-        vocab_size=2,
+        vocab_size=config.num_responses or 2,
         max_length=1,
         num_rounds=2,
         queries_per_round=1,
-        num_candidates=2,
+        num_candidates=config.num_responses or 2,
         num_steps=1,
         chunk_rounds=1,
     )
+    if config.num_responses is not None and not 2 <= config.num_responses <= MOST_RESPONSES:
+        raise binary.UsageError(
+            f"--num_responses must be from 2 to {MOST_RESPONSES}, the candidates of the passive "
+            f"arms, found {config.num_responses}"
+        )
     check_documents(config.vocab_size, config.max_length, most=MOST_DOCUMENTS)
     binary.positive(
         config, "spread", "prior_scale", "learning_rate", "boltzmann_temperature", "level"

@@ -3,9 +3,12 @@
 import csv
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.common.chunks import Chunk
 from experiments.exploration import process, run, summary
 from experiments.exploration.config import Config, settings
 from shatter.cli.common.binary import UsageError
@@ -73,6 +76,21 @@ def test_other_figures(tmp_path, figure):
     assert (tmp_path / figure / f"{figure}.png").exists()
 
 
+def test_queries_of_three_responses_are_ranked(tmp_path):
+    (setting,) = settings(tiny(tmp_path, num_responses=3, arms=("uniform",)), ("uniform",))
+    start, rounds = process.make_process(setting, "uniform")
+
+    @jax.jit
+    def run(key):
+        (_, state, _), metrics = rounds(start(key)[0], jnp.asarray(0), Chunk(2, 2))
+        return state.store.comparisons.ranks, metrics["kl"]
+
+    ranks, kl = run(jax.random.key(0))
+    np.testing.assert_array_equal(np.sort(ranks[:4], axis=1), [[1, 2, 3]] * 4)
+    assert len(np.unique(ranks[:4], axis=0)) > 1
+    assert np.isfinite(kl).all()
+
+
 def test_bad_flags(tmp_path):
     with pytest.raises(UsageError, match=r"unknown arm 'lucky'; the known ones are: uniform, pas"):
         run.experiment(tiny(tmp_path, arms=("lucky",)))
@@ -80,6 +98,10 @@ def test_bad_flags(tmp_path):
         run.experiment(tiny(tmp_path, num_seeds=1))
     with pytest.raises(UsageError, match=r"at most 100000, .* found 4 \*\* 12 = 16777216"):
         run.experiment(tiny(tmp_path, vocab_size=4, max_length=12))
+    with pytest.raises(UsageError, match=r"--num_responses must be from 2 to 4, .* found 5"):
+        run.experiment(tiny(tmp_path, num_responses=5))
+    with pytest.raises(UsageError, match=r"--num_candidates must be at least 4, found 3"):
+        run.experiment(tiny(tmp_path, num_responses=4, vocab_size=4))
     with pytest.raises(UsageError, match=r"--spread must be positive, found nan"):
         run.experiment(tiny(tmp_path, spread=float("nan")))
 
