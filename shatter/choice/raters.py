@@ -238,34 +238,40 @@ def recorded_ranking_rater(ranks: Array, weights: Array) -> Rater:
     return rater
 
 
-def recorded_vote_rater(votes: Array, ties: Array | None = None) -> Rater:
+def recorded_vote_rater(votes: Array) -> Rater:
     """Returns a population of recorded votes on pairs; one vote is drawn for each query.
 
     Args:
-      votes: float `[P, N, N]`, `votes[p, i, j]` = how many people preferred item i to item j.
-      ties: float `[P, N, N]`, symmetric, how many called i and j equal; none if absent.
+      votes: float `[P, 3]`, how many people put the first response of a pair before the second, the
+        second before the first, and neither; the number of a query's pair is its `prompt_id`.
 
     Returns:
-      A rater of pairs. Ranks are equal for a vote of "equal", and where nobody voted.
+      A rater of pairs. Ranks are equal for a vote for neither, and where nobody voted. It also
+      takes queries with leading axes, all of which it answers by one draw, for
+      `shatter.training.ask_together`.
 
     Raises:
       AssertionError: if the shapes do not fit or a query is not a pair.
     """
-    chex.assert_rank(votes, 3)
+    chex.assert_shape(votes, (None, 3))
     chex.assert_type(votes, float)
     votes = at_least_float32(votes)
-    tied = jnp.zeros_like(votes) if ties is None else at_least_float32(ties)
-    chex.assert_equal_shape([votes, tied])
+    ranks = jnp.array([[1, 2], [2, 1], [1, 1]])
 
     def rater(key: Key, query: Query) -> Array:
-        chex.assert_shape(query.item_ids, (2,))
-        i, j = _known(query, votes.shape[1])
-        prompt = query.prompt_id
-        counts = jnp.stack([votes[prompt, i, j], votes[prompt, j, i], tied[prompt, i, j]])
-        person = jax.random.categorical(key, jnp.log(counts))
-        says_nothing = (person == 2) | (jnp.sum(counts) == 0) | ~jnp.all(query.valid)
-        ranks = jnp.where(says_nothing, 1, 2 - jax.nn.one_hot(person, 2, dtype=int))
-        return jnp.where(query.valid, ranks, -1)
+        chex.assert_axis_dimension(query.item_ids, -1, 2)
+        checkify.debug_check(
+            jnp.all((query.prompt_id >= 0) & (query.prompt_id < votes.shape[0])),
+            f"a query is about a pair without votes: expected 0 <= prompt_id < {votes.shape[0]}, "
+            "found between {low} and {high}",
+            low=jnp.min(query.prompt_id),
+            high=jnp.max(query.prompt_id),
+        )
+        counts = votes[query.prompt_id]
+        vote = jax.random.categorical(key, jnp.log(counts))
+        says_nothing = (jnp.sum(counts, axis=-1) == 0) | ~jnp.all(query.valid, axis=-1)
+        answer = jnp.where(says_nothing[..., None], 1, ranks[vote])
+        return jnp.where(query.valid, answer, -1)
 
     return rater
 

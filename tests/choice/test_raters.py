@@ -8,7 +8,7 @@ import pytest
 from jax.experimental import checkify
 
 from shatter import choice
-from shatter.types import Query, Rater
+from shatter.types import Query, Rater, item_query
 
 NUM_DRAWS = 20_000
 
@@ -219,19 +219,34 @@ def test_recorded_rankings_keep_ties_and_ask_only_who_knows_all():
 
 
 def test_recorded_votes():
-    votes = jnp.array([[[0.0, 6.0, 0.0], [2.0, 0.0, 3.0], [0.0, 0.0, 0.0]]])
-    ties = jnp.array([[[0.0, 2.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])
-    queries = [query(0, 1), query(1, 0), query(2, 1), query(0, 2), query(0, 1, empty=(1,))]
+    votes = jnp.array([[6.0, 2, 2], [2, 6, 2], [0, 3, 0], [0, 0, 0], [6, 2, 0]])
+    queries = [query(4, 7, prompt_id=p) for p in range(5)]
+    queries.append(query(4, 7, empty=(1,)))
     laws = [
         {(1, 2): 0.6, (2, 1): 0.2, (1, 1): 0.2},
         {(1, 2): 0.2, (2, 1): 0.6, (1, 1): 0.2},
         {(2, 1): 1.0},
         {(1, 1): 1.0},  # nobody voted
+        {(1, 2): 0.75, (2, 1): 0.25},
         {(1, -1): 1.0},
     ]
-    assert_laws(choice.recorded_vote_rater(votes, ties), queries, laws, seed=11)
-    law = {(1, 2): 0.75, (2, 1): 0.25}
-    assert_laws(choice.recorded_vote_rater(votes), queries[:1], [law], seed=12)
+    assert_laws(choice.recorded_vote_rater(votes), queries, laws, seed=11)
+
+
+def test_one_draw_answers_many_queries_about_votes():
+    votes = jnp.array([[6.0, 2, 2], [0, 0, 5], [1, 0, 0]])
+    numbers = np.tile([0, 1, 2, 0], 4000)
+    items = np.tile([4, 7], (len(numbers), 1))
+    items[3::4, 1] = -1  # an empty slot
+    ranks = jax.jit(choice.recorded_vote_rater(votes))(
+        jax.random.key(0), item_query(items, prompt_id=numbers)
+    )
+    np.testing.assert_array_equal(ranks[1::4], [[1, 1]] * 4000)
+    np.testing.assert_array_equal(ranks[2::4], [[1, 2]] * 4000)
+    np.testing.assert_array_equal(ranks[3::4], [[1, -1]] * 4000)
+    for answer, chance in (((1, 2), 0.6), ((2, 1), 0.2), ((1, 1), 0.2)):
+        share = np.mean(np.all(np.asarray(ranks[::4]) == answer, axis=1))
+        assert abs(share - chance) < 4.5 * (chance * (1 - chance) / 4000) ** 0.5
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -249,19 +264,18 @@ def test_wrong_shapes_and_types_raise_at_once():
     with pytest.raises(AssertionError):
         choice.recorded_ranking_rater(jnp.ones((1, 2, 3), int), jnp.ones(2, int))
     with pytest.raises(AssertionError):
-        choice.recorded_vote_rater(jnp.ones((3, 3)))
+        choice.recorded_vote_rater(jnp.ones((1, 3, 3)))
     with pytest.raises(AssertionError):
-        choice.recorded_vote_rater(jnp.ones((1, 3, 3)), jnp.ones((1, 2, 2)))
+        choice.recorded_vote_rater(jnp.ones((3, 3), int))
     with pytest.raises(AssertionError):  # not a pair
         jax.eval_shape(
-            choice.recorded_vote_rater(jnp.ones((1, 3, 3))), jax.random.key(0), query(0, 1, 2)
+            choice.recorded_vote_rater(jnp.ones((3, 3))), jax.random.key(0), query(0, 1, 2)
         )
 
 
 POOL_OF_THREE: dict[str, Rater] = {
     "luce": choice.luce_rater(choice.table_utility(jnp.zeros((1, 3)))),
     "ranking": choice.recorded_ranking_rater(jnp.ones((1, 2, 3), int), jnp.ones(2)),
-    "votes": choice.recorded_vote_rater(jnp.ones((1, 3, 3))),
 }
 
 
@@ -274,6 +288,15 @@ def test_item_outside_the_pool_raises_under_checkify_only(name):
     with pytest.raises(checkify.JaxRuntimeError, match=r"outside its pool.*< 3.*between 1 and 3"):
         checked(next(keys), query(1, 3))[0].throw()
     jax.jit(POOL_OF_THREE[name])(next(keys), query(1, 3))
+
+
+def test_pair_without_votes_raises_under_checkify_only():
+    rater = choice.recorded_vote_rater(jnp.ones((3, 3)))
+    checked = jax.jit(checkify.checkify(rater))
+    checked(jax.random.key(0), query(0, 2, prompt_id=2))[0].throw()
+    with pytest.raises(checkify.JaxRuntimeError, match=r"prompt_id < 3.*between 3 and 3"):
+        checked(jax.random.key(1), query(0, 2, prompt_id=3))[0].throw()
+    jax.jit(rater)(jax.random.key(1), query(0, 2, prompt_id=3))
 
 
 def test_choice_of_an_empty_slot_raises_under_checkify_only():

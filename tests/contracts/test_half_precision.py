@@ -144,7 +144,7 @@ CASES = {
         ),
         "recorded_vote_rater": (
             rater(choice.recorded_vote_rater, PAIR),
-            [np.array([[[0.0, 3.1], [700.0, 0.0]]]), np.full((1, 2, 2), 1.3)],
+            [np.array([[3.1, 700.0, 1.3]])],
         ),
         "segment_rater": (
             rater(lambda u, w: choice.segment_rater(lambda _: u, w)),
