@@ -1,4 +1,4 @@
-"""Classical fits of choices and rankings by maximum likelihood, and what to compare them with.
+"""Maximum-likelihood fits of choice and ranking models, and simple laws to compare with.
 
 Counts of wins are arrays [N, N]: entry (i, j) is how often item i was preferred to item j.
 Utilities are [N], in nats, of mean 0: P(i over j) = sig(u_i - u_j), and shares are softmax(u)
@@ -8,18 +8,24 @@ Utilities are [N], in nats, of mean 0: P(i over j) = sig(u_i - u_j), and shares 
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import numpy as np
+from scipy import sparse
 from scipy.optimize import minimize
 from scipy.sparse.csgraph import connected_components
-from scipy.special import expit, log_expit, logsumexp, rel_entr
+from scipy.special import expit, logsumexp, rel_entr, softmax
 
+from experiments.common.bradley_terry import fit_weights
 from experiments.inclusive.arrays import Floats, Ints
+from shatter.choice import plackett_luce_log_prob
+from shatter.types import Array
 
-# The ridge where none was asked for but no maximum exists, since some items never win or never lose
-# against the others (Ford 1957): a Gaussian prior on utilities, of standard deviation 10 nats.
 TINY_RIDGE = 0.01
-EM_TOLERANCE = 1e-6  # of the log-likelihood
-GRADIENT_TOLERANCE = 1e-8  # per comparison; a fit that misses 100 times as much is refused
+"""The ridge where none was asked for and no maximum exists, because some items never win or never
+lose against the others (Ford 1957): a Gaussian prior on utilities, of standard deviation 10."""
+EM_TOLERANCE = 1e-6  # of the log-likelihood, relative
+GRADIENT_TOLERANCE = 1e-8  # per comparison; a fit that ends above 100 times as much is an error
+NEWTON_STEPS = 1000
 
 
 class PlackettLuceMixture(NamedTuple):
@@ -37,32 +43,30 @@ class PlackettLuceMixture(NamedTuple):
 
 
 def fit_bradley_terry(wins: Floats, *, ridge: float = 0.0) -> Floats:
-    """The Bradley-Terry model: minimises -sum_ij wins_ij log sig(u_i - u_j) + ridge/2 |u|^2.
-
-    Bradley and Terry, "Rank Analysis of Incomplete Block Designs", Biometrika 39, 1952.
+    """Fits the Bradley-Terry model: minimises -sum_ij wins_ij log sig(u_i - u_j) + ridge/2 |u|^2.
 
     Args:
       wins: [N, N] counts, >= 0; the diagonal is ignored.
-      ridge: The prior's precision, in nats^-2. Where it is 0 and the maximum does not exist (an
-        item that never wins or never loses, or items that were not compared), `TINY_RIDGE` stands
-        in for it.
+      ridge: The prior's precision, in nats^-2. `TINY_RIDGE` replaces 0 where the maximum does not
+        exist (an item that never wins or never loses, or items that were not compared).
 
     Returns:
       [N] utilities of mean 0.
 
     Raises:
-      ValueError: wins is not square, or has a negative or non-finite entry.
+      ValueError: if wins is not square, or has a negative or non-finite entry.
     """
     wins = _checked_wins(wins)
-    ridge = _existing_ridge(wins, ridge)
-
-    def loss(u: Floats) -> tuple[float, Floats]:
-        gaps = u[:, None] - u[None, :]
-        pull = wins * expit(-gaps)
-        value = -np.sum(wins * log_expit(gaps)) + 0.5 * ridge * u @ u
-        return value, pull.sum(axis=0) - pull.sum(axis=1) + ridge * u
-
-    return _minimise(loss, np.zeros(len(wins)), max(wins.sum(), 1.0))
+    first, second = np.nonzero(np.triu(wins + wins.T, 1))
+    utilities = fit_weights(
+        sparse.eye(len(wins), format="csr"),
+        np.stack([first, second], axis=1),
+        np.stack([wins[first, second], wins[second, first]], axis=1),
+        ridge=_existing_ridge(wins, ridge),
+        tolerance=GRADIENT_TOLERANCE,
+        max_steps=NEWTON_STEPS,
+    )
+    return np.asarray(utilities - utilities.mean())
 
 
 def fit_plackett_luce(
@@ -72,13 +76,13 @@ def fit_plackett_luce(
     ridge: float = 0.0,
     start: Floats | None = None,
 ) -> Floats:
-    """The Plackett-Luce model of rankings: each place is a Luce choice among the items left.
+    """Fits the Plackett-Luce model: each place is a Luce choice among the items that are left.
 
     Plackett, "The Analysis of Permutations", Applied Statistics 24, 1975.
 
     Args:
       rankings: [R, N] item indices, best first.
-      weights: [R] of the rankings, >= 0; None for 1 each.
+      weights: [R] weight of every ranking, >= 0; None for 1 each.
       ridge: As in `fit_bradley_terry`.
       start: [N] utilities to begin with; None for 0.
 
@@ -86,7 +90,7 @@ def fit_plackett_luce(
       [N] utilities of mean 0.
 
     Raises:
-      ValueError: A row that is not a permutation of 0..N-1.
+      ValueError: if a row is not a permutation of 0..N-1.
     """
     rankings = _checked_rankings(rankings)
     num_items = rankings.shape[1]
@@ -95,24 +99,26 @@ def fit_plackett_luce(
         ridge = _existing_ridge(_followed_by(rankings, weights), ridge)
 
     def loss(u: Floats) -> tuple[float, Floats]:
-        ranked = u[rankings]
-        log_left = _log_sum_of_the_rest(ranked)
-        # log_left[r, t] has slope exp(ranked[r, s] - log_left[r, t]) in ranked[r, s] where s >= t
-        slopes = np.exp(ranked + np.logaddexp.accumulate(-log_left, axis=1)) - 1
-        value = weights @ (log_left - ranked).sum(axis=1) + 0.5 * ridge * u @ u
-        gradient = np.bincount(
-            rankings.ravel(), (weights[:, None] * slopes).ravel(), minlength=num_items
-        )
-        return value, gradient + ridge * u
+        with jax.enable_x64(True):
+            value, gradient = _plackett_luce_loss(u, rankings, weights, ridge)
+        return float(value), np.asarray(gradient)
 
     start = np.zeros(num_items) if start is None else start
     return _minimise(loss, start, max(weights.sum() * num_items, 1.0))
 
 
-def plackett_luce_log_prob(utilities: Floats, rankings: Ints) -> Floats:
-    """[R] log-probability in nats of complete rankings [R, N] (best first) under utilities [N]."""
-    ranked = utilities[rankings]
-    return (ranked - _log_sum_of_the_rest(ranked)).sum(axis=1)
+def plackett_luce_log_probs(utilities: Floats, rankings: Ints) -> Floats:
+    """Returns `shatter.choice.plackett_luce_log_prob` of many rankings in float64.
+
+    Args:
+      utilities: [N], nats.
+      rankings: [R, N] item indices, best first.
+
+    Returns:
+      [R] log-probabilities, nats.
+    """
+    with jax.enable_x64(True):
+        return np.asarray(_plackett_luce_log_probs(utilities, rankings))
 
 
 def fit_mixture_plackett_luce(
@@ -123,22 +129,22 @@ def fit_mixture_plackett_luce(
     ridge: float = TINY_RIDGE,
     max_iterations: int = 200,
 ) -> PlackettLuceMixture:
-    """A mixture of Plackett-Luce laws, by expectation maximisation from random responsibilities.
+    """Fits a mixture of Plackett-Luce laws by expectation maximisation from a random start.
 
     Args:
       rankings: [R, N] item indices, best first.
       num_components: C.
-      seed: Seed of numpy's default generator. The maximum found is a local one: compare several
+      seed: Seed of NumPy's default generator. The fit is a local maximum, so compare several
         seeds.
       ridge: As in `fit_bradley_terry`, for each component.
-      max_iterations: The most rounds of expectation and maximisation; fewer where the
-        log-likelihood has stopped gaining a millionth of itself.
+      max_iterations: The most rounds of expectation and maximisation; they end earlier once the
+        log-likelihood gains less than `EM_TOLERANCE` of itself.
 
     Returns:
       The mixture of the last round.
 
     Raises:
-      ValueError: A row that is not a permutation of 0..N-1.
+      ValueError: if a row is not a permutation of 0..N-1.
     """
     rankings = _checked_rankings(rankings)
     rng = np.random.default_rng(seed)
@@ -153,7 +159,7 @@ def fit_mixture_plackett_luce(
                 for p, u in zip(posterior.T, utilities, strict=True)
             ]
         )
-        log_probs = [plackett_luce_log_prob(u, rankings) for u in utilities]
+        log_probs = [plackett_luce_log_probs(u, rankings) for u in utilities]
         joint = np.log(weights) + np.stack(log_probs, axis=1)
         evidence = logsumexp(joint, axis=1, keepdims=True)
         posterior = np.exp(joint - evidence)
@@ -165,7 +171,7 @@ def fit_mixture_plackett_luce(
 
 
 def fit_pair_table(wins: Floats, *, pseudo_count: float = 0.5) -> Floats:
-    """The free table of pairs: P(i over j) estimated for each pair alone.
+    """Estimates P(i over j) for each pair alone, without a model that joins the pairs.
 
     Args:
       wins: [N, N] counts.
@@ -179,25 +185,25 @@ def fit_pair_table(wins: Floats, *, pseudo_count: float = 0.5) -> Floats:
 
 
 def luce_pair_table(utilities: Floats) -> Floats:
-    """[N, N] probabilities sig(u_i - u_j) that i is preferred to j."""
+    """Returns the probabilities [N, N], sig(u_i - u_j), that i is preferred to j."""
     return expit(utilities[:, None] - utilities[None, :])
 
 
 def pair_log_loss(pair_table: Floats, wins: Floats) -> float:
-    """The mean of -log P(winner over loser) in nats over counted comparisons wins [N, N]."""
+    """Returns the mean of -log P(winner over loser), nats, over the comparisons in wins [N, N]."""
     wins = _checked_wins(wins)
     return float(-np.sum(wins * np.log(np.where(wins > 0, pair_table, 1.0))) / wins.sum())
 
 
 def majority(shares: Floats, weight: float = 0.95) -> Floats:
-    """[..., K] `weight` on the largest of shares [..., K] (the first of equals), even elsewhere."""
+    """Returns [..., K]: `weight` on the largest of the shares (the first of equals), else even."""
     num_options = shares.shape[-1]
     is_largest = np.arange(num_options) == np.argmax(shares, axis=-1)[..., None]
     return np.where(is_largest, weight, (1 - weight) / (num_options - 1))
 
 
 def agglomerative(p0: Floats, q: Floats, beta: float) -> Floats:
-    """p0 q^(1/beta) / Z over the last axis: where RLHF and DPO end with enough choices from q.
+    """Returns p0 q^(1/beta) / Z, the law in which RLHF and DPO end with enough choices from q.
 
     Args:
       p0: [..., K] the pretrained model's probabilities.
@@ -208,12 +214,11 @@ def agglomerative(p0: Floats, q: Floats, beta: float) -> Floats:
       [..., K] probabilities.
     """
     with np.errstate(divide="ignore"):
-        logits = np.log(p0) + np.log(q) / beta
-    return np.exp(logits - logsumexp(logits, axis=-1, keepdims=True))
+        return np.asarray(softmax(np.log(p0) + np.log(q) / beta, axis=-1))
 
 
 def kl(p: Floats, q: Floats) -> Floats:
-    """KL(p || q) in nats over the last axis; infinite where q is 0 and p is not."""
+    """Returns KL(p || q), nats, over the last axis; infinite where q is 0 and p is not."""
     return np.asarray(rel_entr(p, q).sum(axis=-1))
 
 
@@ -239,32 +244,39 @@ def _checked_rankings(rankings: Ints) -> Ints:
 
 
 def _existing_ridge(wins: Floats, ridge: float) -> float:
-    """`ridge`, or `TINY_RIDGE` where it is 0 and who beat whom is not strongly connected."""
+    """Returns `TINY_RIDGE` if ridge is 0 and the graph of who beat whom is not strongly connected."""
     if ridge == 0 and connected_components(wins > 0, connection="strong")[0] > 1:
         return TINY_RIDGE
     return ridge
 
 
 def _followed_by(rankings: Ints, weights: Floats) -> Floats:
-    """[N, N] total weight of the rankings in which item j comes directly after item i."""
+    """Returns [N, N]: the total weight of the rankings with item j directly after item i."""
     num_items = rankings.shape[1]
     follows = np.zeros((num_items, num_items))
     np.add.at(follows, (rankings[:, :-1], rankings[:, 1:]), weights[:, None])
     return follows
 
 
-def _log_sum_of_the_rest(ranked: Floats) -> Floats:
-    """[R, N] log sum of exp over the places from t to the last."""
-    return np.logaddexp.accumulate(ranked[:, ::-1], axis=1)[:, ::-1]
+@jax.jit
+def _plackett_luce_log_probs(utilities: Array, rankings: Array) -> Array:
+    return jax.vmap(plackett_luce_log_prob, in_axes=(None, 0))(utilities, rankings)
+
+
+@jax.jit
+@jax.value_and_grad
+def _plackett_luce_loss(utilities: Array, rankings: Array, weights: Array, ridge: float) -> Array:
+    log_probs = _plackett_luce_log_probs(utilities, rankings)
+    return 0.5 * ridge * utilities @ utilities - weights @ log_probs
 
 
 def _minimise(
     loss: Callable[[Floats], tuple[float, Floats]], start: Floats, scale: float
 ) -> Floats:
-    """The minimum of a smooth convex loss of about `scale` comparisons, shifted to mean 0.
+    """Returns the minimum of a smooth convex loss of about `scale` comparisons, shifted to mean 0.
 
-    By BFGS: L-BFGS-B has the same answers, but calls a threaded LAPACK at each of its steps, which
-    on problems this small was measured to take several times as long.
+    By BFGS, because L-BFGS-B calls a threaded LAPACK at each of its steps, which was measured to
+    take several times as long on problems this small.
     """
     options = {"maxiter": 10_000, "gtol": GRADIENT_TOLERANCE * scale}
     result = minimize(loss, start, jac=True, method="BFGS", options=options)

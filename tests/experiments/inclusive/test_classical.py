@@ -63,7 +63,7 @@ def test_bad_wins_are_refused():
 def test_plackett_luce_log_prob_against_its_definition():
     utilities = np.array([1.0, 0.0, -0.5, 2.0])
     rankings = np.array(list(permutations(range(4))))
-    log_probs = classical.plackett_luce_log_prob(utilities, rankings)
+    log_probs = classical.plackett_luce_log_probs(utilities, rankings)
     assert np.exp(log_probs).sum() == pytest.approx(1, abs=1e-12)
     strengths = np.exp(utilities)
     for ranking, log_prob in zip(rankings, log_probs, strict=True):
@@ -80,7 +80,7 @@ def test_plackett_luce_fit_against_brute_force(ridge: float):
     fit = classical.fit_plackett_luce(rankings, weights=weights, ridge=ridge)
 
     def loss(u: Floats) -> float:
-        log_probs = classical.plackett_luce_log_prob(u, rankings)
+        log_probs = classical.plackett_luce_log_probs(u, rankings)
         return float(-weights @ log_probs + 0.5 * ridge * u @ u)
 
     best = loss(fit)
@@ -121,7 +121,7 @@ def test_the_mixture_finds_two_opposed_segments():
     np.testing.assert_allclose(mixture.utilities[major], utilities, atol=0.5)
     np.testing.assert_allclose(mixture.utilities[1 - major], -utilities, atol=0.9)
     single = classical.fit_plackett_luce(rankings)
-    alone = classical.plackett_luce_log_prob(single, rankings).sum()
+    alone = classical.plackett_luce_log_probs(single, rankings).sum()
     assert mixture.log_likelihood > alone + 50
 
 
