@@ -109,7 +109,7 @@ def ranking_baselines(fit: Ints, held: Ints, *, seed: int = 0) -> dict[str, floa
 
 
 def rating_baselines(fit: Ints, held: Ints) -> dict[str, float]:
-    """Returns the "pair ..." figures of `ranking_baselines` for ratings [R, N]; <= 0 is no rating."""
+    """Returns the "pair ..." figures of `ranking_baselines` for ratings [R, N], <= 0 for none."""
     return _pair_losses(
         people.wins_from_ratings(fit, fit > 0), people.wins_from_ratings(held, held > 0)
     )

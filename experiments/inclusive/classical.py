@@ -244,7 +244,7 @@ def _checked_rankings(rankings: Ints) -> Ints:
 
 
 def _existing_ridge(wins: Floats, ridge: float) -> float:
-    """Returns `TINY_RIDGE` if ridge is 0 and the graph of who beat whom is not strongly connected."""
+    """Returns the ridge, or `TINY_RIDGE` if it is 0 and wins are not strongly connected."""
     if ridge == 0 and connected_components(wins > 0, connection="strong")[0] > 1:
         return TINY_RIDGE
     return ridge

@@ -18,8 +18,8 @@ class Config:
 
     dataset: Dataset = "nonvoters"
     """nonvoters: 40 questions of a 2020 survey. parties: the same by party, with the party as a tag
-    in the prompt. starwars: 6 films, rankings. cuisines: 40 cuisines, ratings. shares: a JSON-lines file
-    of population shares, see --shares_file."""
+    in the prompt. starwars: 6 films, rankings. cuisines: 40 cuisines, ratings. shares: a JSON-lines
+    file of population shares, see --shares_file."""
 
     arms: tuple[str, ...] = ("random_map",)
     """Arms to run, or all. Known: random_map, greedy, boltzmann, random, thompson, double_thompson,

@@ -115,8 +115,8 @@ def load_starwars(path: str | Path) -> Rankings:
         names = tuple(" ".join(table.subheader[column].split()) for column in columns)
         if names != _FILMS:
             raise DataError(
-                f"{table.path}, line 2: expected the films {_FILMS}, found {names}. Use the file as "
-                "it was published."
+                f"{table.path}, line 2: expected the films {_FILMS}, found {names}. Use the file "
+                "as it was published."
             )
     values = {"": UNKNOWN, **numbered(len(_FILMS), first=1)}
     ranks = np.stack([codes(table, column, values) for column in _RANK], axis=1)

@@ -1,4 +1,4 @@
-"""`python -m experiments.inclusive.run`: see README.md beside this file."""
+"""The binary `python -m experiments.inclusive.run`, which README.md beside this file explains."""
 
 import time
 from pathlib import Path
@@ -11,7 +11,9 @@ from rich.table import Table
 from experiments.common import chunks
 from experiments.common.intervals import format_interval, mean_interval
 from experiments.inclusive import plot, populations, process, references, texts
+from experiments.inclusive.arms import ARMS
 from experiments.inclusive.config import Config
+from experiments.inclusive.plan import answers_after, chunks_of
 from experiments.inclusive.populations import Population
 from shatter.cli.common import binary, run_folder
 from shatter.cli.common.progress import open_console, progress_bar
@@ -22,7 +24,7 @@ Curves = dict[str, np.ndarray]
 
 
 def check(config: Config) -> tuple[str, ...]:
-    """Refuses values that cannot be.
+    """Raises an error if a flag has a value that cannot be used.
 
     Args:
       config: the config.
@@ -33,7 +35,7 @@ def check(config: Config) -> tuple[str, ...]:
     Raises:
       UsageError: with the flag's name, what was expected and what was found.
     """
-    binary.choose("arm", config.arms, (*process.ARMS, "all"))
+    binary.choose("arm", config.arms, (*ARMS, "all"))
     if not config.arms:
         raise binary.UsageError("--arms must name at least one arm, or all")
     binary.at_least(
@@ -58,11 +60,11 @@ def check(config: Config) -> tuple[str, ...]:
         raise binary.UsageError(f"--prior_answers must be at least 0, found {config.prior_answers}")
     if config.seeds_at_once is not None:
         binary.at_least(config, seeds_at_once=1)
-    return tuple(process.ARMS) if "all" in config.arms else config.arms
+    return tuple(ARMS) if "all" in config.arms else config.arms
 
 
 def experiment(config: Config) -> None:
-    """Runs every arm, then writes and prints the results beside the baselines."""
+    """Runs every arm, then writes and prints the results beside those of the references."""
     arms = check(config)
     console = open_console()
     population = populations.load(config)
@@ -71,7 +73,7 @@ def experiment(config: Config) -> None:
         f"people, {len(arms)} arms, about {minutes(config, population, arms):.1f} minutes on 2 CPU "
         "cores"
     )
-    asked = process.answers_after(config)
+    asked = answers_after(config)
     if population.note:
         console.print(f"note: {population.note}")
     if config.dataset != "shares":
@@ -109,24 +111,24 @@ def experiment(config: Config) -> None:
 
 
 def _resampling(population: Population, budget: int) -> str:
-    """Whether more answers are asked than there are people of a half to give them."""
-    given = (population.answers >= 0).reshape(*population.answers.shape[:2], -1).any(axis=-1)
-    people = (given & (population.weights[0] > 0)).sum(axis=1)
+    """Returns a line that says whether more answers are asked for than a half has people."""
+    answered = (population.answers >= 0).reshape(*population.answers.shape[:2], -1).any(axis=-1)
+    people = (answered & (population.weights[0] > 0)).sum(axis=1)
     over = population.asked * budget * len(population.prompts) > people
     if not over.any():
         return f"people of a half who answered a prompt: {people.min()} to {people.max()}"
     return (
-        f"note: at {over.sum()} of {len(over)} prompts more answers are asked than people of a "
+        f"note: at {over.sum()} of {len(over)} prompts more answers are asked for than people of a "
         f"half gave ({people[over].min()} to {people[over].max()}): people are drawn again "
         "(resampled)"
     )
 
 
 def minutes(config: Config, population: Population, arms: tuple[str, ...]) -> float:
-    """Rough cost on 2 CPU cores, from measured runs."""
-    members = sum(1 if process.ARMS[a].learner == "map" else config.num_members for a in arms)
+    """Estimates the cost in minutes of 2 CPU cores, from measured runs."""
+    members = sum(1 if ARMS[a].learner == "map" else config.num_members for a in arms)
     tokens = sum(35 + 8 * len(options) for options in population.options)
-    rounds = len(process.answers_after(config))
+    rounds = len(answers_after(config))
     passes = config.num_seeds * members * tokens * rounds * (config.num_steps + 1)
     pretraining = config.pretraining_steps * tokens
     seconds = 1.5e-5 * (config.width / 16) ** 1.5 * (passes + pretraining)
@@ -142,14 +144,14 @@ def _run(
     params = texts.pretrain(lm, root, pool, num_steps=config.pretraining_steps)
     keys = jax.random.split(jax.random.fold_in(root, 1), config.num_seeds)
     results = {}
-    with progress_bar(console, len(arms) * len(process.answers_after(config))) as advance:
+    with progress_bar(console, len(arms) * len(answers_after(config))) as advance:
         for arm in arms:
             advance(arm, 0)
             results[arm] = chunks.run_seeds(
                 process.make_process(config, arm, population, pool, lm, params),
-                (keys, process.people_of(population)),
+                (keys, process.divisions_of(population)),
                 folder / "arms" / arm,
-                process.chunks_of(config, population),
+                chunks_of(config, population),
                 seeds_at_once=config.seeds_at_once
                 or (1 if jax.default_backend() == "cpu" else None),
                 progress=lambda rounds, arm=arm: advance(arm, rounds),  # type: ignore[misc]
@@ -164,7 +166,7 @@ def _summary(
     fits: dict[str, Curves],
     points: dict[str, Curves],
 ) -> list[dict]:
-    """A row an arm or baseline: KL at the shown numbers of answers, and the final measures."""
+    """Returns a row for each arm and reference: KL by numbers of answers, and final measures."""
 
     def by_group(law: np.ndarray) -> dict[str, dict[str, float]]:
         groups = references.kl_by_group(population, law)
@@ -173,7 +175,7 @@ def _summary(
     shown = _shown(config)
     rows: list[dict] = []
     for arm, metrics in results.items():
-        kl = dict(zip(process.answers_after(config), metrics["kl"][:, 1:].T, strict=True))
+        kl = dict(zip(answers_after(config), metrics["kl"][:, 1:].T, strict=True))
         row = {"name": arm, "kl": {n: mean_interval(kl[n]) for n in shown}}
         row |= {
             name: mean_interval(metrics[name][:, -1])
@@ -207,8 +209,8 @@ def _summary(
 
 
 def _shown(config: Config) -> list[int]:
-    """The numbers of answers of the table, the last one always among them."""
-    asked = process.answers_after(config).tolist()
+    """Returns the numbers of answers that the table shows; the last one is always among them."""
+    asked = answers_after(config).tolist()
     return [n for n in asked if n in SHOWN_ANSWERS or n == asked[-1]]
 
 
@@ -216,8 +218,8 @@ def _tables(config: Config, population: Population, summary: list[dict]) -> list
     shown = _shown(config)
     table = Table(
         title=f"{config.dataset}: KL(judges' shares || prediction) by answers a question, nats",
-        caption=f"means over {config.num_seeds} divisions of the people [95%]; other columns "
-        "after the last answer, where the figures of those who need no answers stand too",
+        caption=f"means over {config.num_seeds} divisions of the people [95%]; the other columns "
+        "are after the last answer, and so are the laws that need no answers",
     )
     table.add_column("")
     for n in shown:

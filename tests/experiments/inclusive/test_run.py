@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from experiments.inclusive import classical, populations, process, references, run
+from experiments.inclusive import classical, populations, references, run
+from experiments.inclusive.arms import ARMS
 from experiments.inclusive.config import Config
 from shatter.cli.common import run_folder
 from shatter.cli.common.binary import UsageError
@@ -122,7 +123,7 @@ def test_fits_to_rankings_are_the_classical_ones():
 def test_resampling_is_announced():
     population = rankings_of([[0, 1, 2]] * 7)
     assert run._resampling(population, 7) == "people of a half who answered a prompt: 7 to 7"
-    assert "at 1 of 1 prompts more answers are asked" in run._resampling(population, 8)
+    assert "at 1 of 1 prompts more answers are asked for" in run._resampling(population, 8)
 
 
 def test_a_run_is_not_resumed_with_other_data(config):
@@ -138,7 +139,7 @@ def test_a_run_is_not_resumed_with_other_data(config):
 
 
 def test_all_arms_by_one_word(config):
-    assert run.check(dataclasses.replace(config, arms=("all",))) == tuple(process.ARMS)
+    assert run.check(dataclasses.replace(config, arms=("all",))) == tuple(ARMS)
 
 
 def test_bad_flags(config):
