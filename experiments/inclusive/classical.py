@@ -13,10 +13,11 @@ import numpy as np
 from scipy import sparse
 from scipy.optimize import minimize
 from scipy.sparse.csgraph import connected_components
-from scipy.special import expit, logsumexp, rel_entr, softmax
+from scipy.special import expit, logsumexp, rel_entr
 
 from experiments.common.bradley_terry import fit_weights
 from experiments.inclusive.arrays import Floats, Ints
+from shatter import evaluation
 from shatter.choice import plackett_luce_log_prob
 from shatter.types import Array
 
@@ -213,8 +214,8 @@ def agglomerative(p0: Floats, q: Floats, beta: float) -> Floats:
     Returns:
       [..., K] probabilities.
     """
-    with np.errstate(divide="ignore"):
-        return np.asarray(softmax(np.log(p0) + np.log(q) / beta, axis=-1))
+    with np.errstate(divide="ignore"), jax.enable_x64(True):
+        return np.exp(evaluation.dpo_optimum(np.log(p0), np.log(q), beta=beta))
 
 
 def kl(p: Floats, q: Floats) -> Floats:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from shatter import documents, ensembles
+from shatter import ensembles, numerics
 from shatter.types import Array, Metrics
 
 
@@ -39,7 +39,7 @@ def measures(judges: Judges, members: Array, valid: Array, judged: Array) -> Met
     log_mass = jax.nn.logsumexp(members, axis=-1, keepdims=True)
     shares = ensembles.mixture_log_probs(members - log_mass)  # renormalised over the options
     finite = jnp.where(valid, shares, 0.0)
-    kl = documents.kl_divergence(jnp.log(judges.truth), finite)
+    kl = numerics.kl_divergence(jnp.log(judges.truth), finite)
     log_odds = finite[:, :, None] - finite[:, None, :]
     pair_loss = -jnp.sum(judges.wins * jax.nn.log_sigmoid(log_odds), axis=(1, 2))
     hits = jnp.argmax(shares, axis=1) == jnp.argmax(judges.truth, axis=1)
@@ -47,7 +47,7 @@ def measures(judges: Judges, members: Array, valid: Array, judged: Array) -> Met
         "kl": jnp.sum(judged * kl),
         "choice_log_loss": jnp.sum(pair_loss) / jnp.sum(judges.wins),
         "best_known": jnp.sum(judged * hits),
-        "entropy": jnp.sum(judged * documents.entropy(shares)),
+        "entropy": jnp.sum(judged * numerics.entropy(shares)),
         "leak": 1.0 - jnp.sum(judged * jnp.mean(jnp.exp(log_mass[..., 0]), axis=0)),
         "prediction": jnp.exp(shares),
     }
