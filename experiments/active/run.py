@@ -1,4 +1,4 @@
-"""`python -m experiments.active.run`: see README.md beside this file."""
+"""The binary `python -m experiments.active.run`, which README.md beside this file explains."""
 
 import time
 from functools import partial
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.active import plot, process
+from experiments.active.arms import ARMS
 from experiments.active.config import Config, Setting, settings
 from experiments.active.splits import Division, load_divisions
 from experiments.active.summary import LEVELS, Results, summarise
@@ -33,26 +34,29 @@ from shatter.cli.common.progress import open_console, progress_bar
 from shatter.cli.common.votes import Item
 from shatter.types import Params
 
-SCALE_PAIRS = 64  # of the pool, by which the prior scale of adapters is set
+SCALE_PAIRS = 64  # pairs of the pool by which the prior scale of adapters is set
 FREE = ("run_dir", "data_dir", "ensembles", "arms")
-SECONDS = {"heads": 5.0, "epinet": 9.0, "adapters": 45.0}  # a seed of an arm, at full size
+SECONDS = {"heads": 5.0, "epinet": 9.0, "adapters": 45.0}  # of one seed of an arm, at full size
 
 
 def check(config: Config) -> list[Setting]:
-    """Refuses values that cannot be.
+    """Raises an error if a flag has a value that cannot be used.
+
+    Args:
+      config: the config.
 
     Returns:
-      What each kind of ensemble runs with.
+      The settings of each kind of ensemble.
 
     Raises:
       UsageError: with the flag's name, what was expected and what was found.
     """
     binary.choose("data set", (config.dataset,), DATASETS)
-    binary.choose("arm", config.arms, tuple(process.ARMS))
+    binary.choose("arm", config.arms, tuple(ARMS))
     binary.positive(config, "boltzmann_temperature", "utility_scale")
     binary.at_least(config, seed=0, num_outcomes=1, max_length=8, adapter_length=8, lora_r=1)
-    found = settings(config)
-    for setting in found:
+    plan = settings(config)
+    for setting in plan:
         binary.at_least(
             setting,
             num_seeds=2,
@@ -63,14 +67,14 @@ def check(config: Config) -> list[Setting]:
             num_candidates=max(setting.batches),
         )
         binary.positive(setting, "prior_scale", "learning_rate")
-    return found
+    return plan
 
 
 def experiment(config: Config) -> None:
     """Runs every arm with every ensemble, then writes and prints the results."""
     plan = check(config)
     console = open_console()
-    arms = tuple(dict.fromkeys(("random", *(config.arms or process.ARMS))))
+    arms = tuple(dict.fromkeys(("random", *(config.arms or ARMS))))
     cost = sum(SECONDS[s.kind] * s.num_seeds * len(arms) for s in plan) / 60
     console.print(
         f"{config.dataset}: {len(arms)} arms with {', '.join(config.ensembles)} on "
@@ -85,7 +89,7 @@ def experiment(config: Config) -> None:
         num_rounds = sum(len(s.queries()) - 1 for s in plan) * len(arms)
         with progress_bar(console, num_rounds) as advance:
             for setting in plan:
-                advance(f"{setting.kind}: what the frozen model says", 0)
+                advance(f"{setting.kind}: the frozen model's features", 0)
                 inputs = make_inputs(setting, model, folder)
                 for arm in arms:
                     name = f"{setting.kind} {arm}"
@@ -126,10 +130,10 @@ def report(config: Config, results: Results, folder: Path, console: Console) -> 
 
 
 def make_inputs(setting: Setting, model: Frozen, folder: Path) -> process.Problem:
-    """The inputs of all seeds.
+    """Makes the inputs of all seeds.
 
     Args:
-      setting: what learns.
+      setting: of the ensemble that learns.
       model: the frozen model.
       folder: of the run, which keeps the features.
 
@@ -149,13 +153,13 @@ def make_inputs(setting: Setting, model: Frozen, folder: Path) -> process.Proble
     if setting.budget > smallest:
         raise UsageError(
             f"--until ends at {setting.budget} queries, and a pool of {config.dataset} has "
-            f"{smallest}: ask for fewer"
+            f"{smallest}: lower --until"
         )
     features = feature_table(
         model, items, max_length=config.max_length, file=folder / "features.npz"
     )
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(0)))(np.array(seeds))
-    division = _as_given(division)
+    division = _with_int32(division)
     log_prob = features["log_prob"][division.texts]
     base: Params = ()
     scale: Params = np.full(len(seeds), setting.prior_scale, np.float32)
@@ -166,24 +170,24 @@ def make_inputs(setting: Setting, model: Frozen, folder: Path) -> process.Proble
     return process.Problem(keys, table, log_prob, division, base, scale)
 
 
-def _as_given(division: Division) -> Division:
-    """Whole numbers as int32, once and for all."""
+def _with_int32(division: Division) -> Division:
+    """Returns the division with int64 arrays cast to int32, which is what JAX makes of them."""
     cast = lambda a: a.astype(np.int32) if a.dtype == np.int64 else a
     return jax.tree.map(cast, division)
 
 
 def _standardised(features: np.ndarray, division: Division) -> np.ndarray:
-    found = [
+    of_seeds = [
         standardised(features[texts], features[texts][in_pool])
         for texts, in_pool in zip(division.texts, division.in_pool, strict=True)
     ]
-    return np.stack(found).astype(np.float32)
+    return np.stack(of_seeds).astype(np.float32)
 
 
 def _adapter_inputs(
     setting: Setting, model: Frozen, items: list[Item], division: Division, folder: Path
 ) -> tuple[dict[str, np.ndarray], Params, np.ndarray]:
-    """Tables of hidden states, the base above them, and the prior's scale, `[S]` on all."""
+    """Returns tables of hidden states, the base above them, and the prior's scales, all `[S]`."""
     num_seeds = setting.num_seeds
     hidden = hidden_table(
         model,
@@ -195,14 +199,14 @@ def _adapter_inputs(
     base = layers_of(setting.learner, model.config).upper_params(model.params)
     pairs = division.texts[0][division.pool.items[0, :SCALE_PAIRS]]
     numbers, pairs = np.unique(pairs, return_inverse=True)
-    some = {name: values[numbers] for name, values in hidden.items()}
-    find = jax.jit(
-        lambda key, base, some, pairs: adapter_prior_scale(
-            key, setting.learner, model.config, base, some, pairs
+    of_pairs = {name: values[numbers] for name, values in hidden.items()}
+    prior_scale = jax.jit(
+        lambda key, base, table, pairs: adapter_prior_scale(
+            key, setting.learner, model.config, base, table, pairs
         ),
         compiler_options=compiler_options(),
     )
-    scale = find(jax.random.key(setting.config.seed), base, some, pairs.reshape(-1, 2))
+    scale = prior_scale(jax.random.key(setting.config.seed), base, of_pairs, pairs.reshape(-1, 2))
     table = {name: values[division.texts] for name, values in hidden.items()}
     copies = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (num_seeds, *leaf.shape)), base)
     return table, copies, np.full(num_seeds, scale, np.float32)
@@ -217,8 +221,9 @@ def _tables(config: Config, rows: list[dict]) -> list[Table]:
     labels = Table(
         title=f"{config.dataset}, {first['ensemble']}: {first['num_seeds']} seeds, "
         f"{first['budget']} labels; new items",
-        caption="labels to what random reaches on average with n (share of seeds that never do); "
-        "how many times fewer than random, of means over seeds [95%, paired]; nats a vote",
+        caption="labels needed for what random reaches on average with n labels (share of seeds "
+        "that never reach it); how many times fewer than random, of means over seeds [95%, "
+        "paired]; nats a vote",
     )
     for title in ("arm", "log-loss at the end", "less random", "on average over the run"):
         labels.add_column(title)

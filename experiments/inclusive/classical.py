@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
 from scipy.optimize import minimize
@@ -214,8 +215,9 @@ def agglomerative(p0: Floats, q: Floats, beta: float) -> Floats:
     Returns:
       [..., K] probabilities.
     """
-    with np.errstate(divide="ignore"), jax.enable_x64(True):
-        return np.exp(evaluation.dpo_optimum(np.log(p0), np.log(q), beta=beta))
+    with jax.enable_x64(True):
+        log_p = evaluation.dpo_optimum(jnp.log(p0), jnp.log(q), beta=beta)
+        return np.exp(np.asarray(log_p))
 
 
 def kl(p: Floats, q: Floats) -> Floats:

@@ -19,6 +19,7 @@ class Agreement(NamedTuple):
       predicted: `[BINS]`, P(first) summed over votes, by equal bins of P(first).
       observed: `[BINS]`, the votes for the first, likewise.
       count: `[BINS]`, the votes for either, likewise.
+      calibration_gap: `[]`, the sum over bins of `|predicted - observed|`.
     """
 
     losses: Any
@@ -27,11 +28,7 @@ class Agreement(NamedTuple):
     predicted: Any
     observed: Any
     count: Any
-
-    @property
-    def calibration_gap(self) -> Any:
-        """`sum_b |sum of P(first) - votes for first|` over the bins; a mean over `count` votes."""
-        return sum(abs(self.predicted - self.observed))
+    calibration_gap: Any
 
 
 def agreement(log_first: Any, log_second: Any, first: Any, second: Any) -> Agreement:
@@ -49,13 +46,15 @@ def agreement(log_first: Any, log_second: Any, first: Any, second: Any) -> Agree
     xp = log_first.__array_namespace__()
     p, decided = xp.exp(log_first), first + second
     bins = xp.minimum((p * BINS).astype(int), BINS - 1)
+    predicted, observed = _by_bin(bins, decided * p), _by_bin(bins, first)
     return Agreement(
         losses=-(first * log_first + second * log_second),
         has_majority=first != second,
         is_right=0.5 + 0.5 * xp.sign(log_first - log_second) * xp.sign(first - second),
-        predicted=_by_bin(bins, decided * p),
-        observed=_by_bin(bins, first),
+        predicted=predicted,
+        observed=observed,
         count=_by_bin(bins, decided),
+        calibration_gap=xp.sum(xp.abs(predicted - observed)),
     )
 
 
