@@ -14,16 +14,16 @@ class Arm(NamedTuple):
     Attributes:
       by: whose utilities it sees: those of the "members", those of the "frozen" model, or "none".
       explore: chooses whole queries; an arm of `shatter.exploration`.
-      flags: the flag of the config that sets a keyword argument of `explore`, by the argument.
+      settings: the config's field for each keyword argument of `explore` that a flag sets.
     """
 
     by: Literal["members", "frozen", "none"]
     explore: exploration.QueryArm
-    flags: Mapping[str, str] = {}
+    settings: Mapping[str, str] = {}
 
     def bound(self, config: Config) -> exploration.QueryArm:
-        """Returns `explore` with the config's values of the flags."""
-        values = {name: getattr(config, flag) for name, flag in self.flags.items()}
+        """Returns `explore` with its keyword arguments from the config."""
+        values = {name: getattr(config, field) for name, field in self.settings.items()}
         return functools.partial(self.explore, **values)
 
 

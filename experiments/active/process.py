@@ -18,15 +18,7 @@ from shatter.cli.common.learners import Learner, make_learner
 from shatter.models import TransformerConfig
 from shatter.numerics import finite_logs
 from shatter.training import Interaction, InteractionState, Store
-from shatter.types import (
-    Array,
-    Comparison,
-    Key,
-    Metrics,
-    Params,
-    Query,
-    item_query,
-)
+from shatter.types import Array, Comparison, Key, Metrics, Params, Query, item_query
 
 RANKS = ((1, 2), (2, 1), (1, 1))  # of the answers: first, second, neither
 
@@ -139,9 +131,9 @@ def _interaction(
     table: Table,
     num_queries: int,
 ) -> Interaction:
-    """Returns the engine, with the keys that the published runs drew their weights and batches by.
+    """Returns the halves of a round, of which `run_rounds` gives the first two keys to the others.
 
-    They are the third and fourth of the round's key; the first two choose and answer.
+    Weights and batches are drawn by the third and fourth key that the round's key splits into.
     """
     propose = training.query_proposer(
         functools.partial(candidates, setting.num_candidates, problem.division.pool),
