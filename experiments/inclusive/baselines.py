@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import softmax
 
 from experiments.common import sources
-from experiments.inclusive import classical, people
+from experiments.inclusive import classical, people, plackett_luce
 from experiments.inclusive.arrays import Floats, Ints
 from experiments.inclusive.data import Survey, load_nonvoters
 from experiments.inclusive.likings import load_cuisines, load_starwars
@@ -90,13 +90,13 @@ def ranking_baselines(fit: Ints, held: Ints, *, seed: int = 0) -> dict[str, floa
     fit_wins, held_wins = people.wins_from_rankings(fit), people.wins_from_rankings(held)
     bradley_terry = classical.fit_bradley_terry(fit_wins)
     mixtures = [
-        classical.fit_mixture_plackett_luce(fit, MIXTURE_COMPONENTS, seed=seed + i)
+        plackett_luce.fit_mixture_plackett_luce(fit, MIXTURE_COMPONENTS, seed=seed + i)
         for i in range(MIXTURE_SEEDS)
     ]
     mixture = max(mixtures, key=lambda m: m.log_likelihood)
     first = {
         "Bradley-Terry": softmax(bradley_terry),
-        "Plackett-Luce": softmax(classical.fit_plackett_luce(fit)),
+        "Plackett-Luce": softmax(plackett_luce.fit_plackett_luce(fit)),
         "mixture": mixture.weights @ softmax(mixture.utilities, axis=1),
         "people": _first_shares(fit),
         "uniform": np.full(fit.shape[1], 1 / fit.shape[1]),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import entr, log_expit, softmax
 
-from experiments.inclusive import classical, people
+from experiments.inclusive import classical, people, plackett_luce
 from experiments.inclusive.arrays import Bools, Floats
 from experiments.inclusive.populations import Population
 
@@ -104,7 +104,7 @@ def _ranking_fits(population: Population) -> dict[str, Floats]:
     is_strict = (np.sort(ranks) == np.arange(1, ranks.shape[1] + 1)).all()
     if (ranks >= 0).all() and is_strict:
         fits["Plackett-Luce, all rankings"] = [
-            classical.fit_plackett_luce(np.argsort(ranks[weights > 0], axis=1))
+            plackett_luce.fit_plackett_luce(np.argsort(ranks[weights > 0], axis=1))
             for weights in population.weights
         ]
     return {name: softmax(np.stack(rows), axis=1)[:, None] for name, rows in fits.items()}

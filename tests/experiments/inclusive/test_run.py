@@ -11,6 +11,7 @@ from scipy.special import softmax
 from experiments.inclusive import classical, populations, references, run
 from experiments.inclusive.arms import ARMS
 from experiments.inclusive.config import Config
+from experiments.inclusive.plackett_luce import fit_plackett_luce
 from shatter.cli.common import run_folder
 from shatter.cli.common.binary import UsageError
 
@@ -109,7 +110,7 @@ def test_fits_to_rankings_are_the_classical_ones():
     orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [0, 1, 2], [2, 1, 0]]
     population = rankings_of(orders)
     points = references.points(population, population.truth, (0.5,))
-    ranked = softmax(classical.fit_plackett_luce(np.array(orders)))
+    ranked = softmax(fit_plackett_luce(np.array(orders)))
     paired = softmax(classical.fit_bradley_terry(population.own_wins[0, 0], ridge=1.0))
     for name, law in [
         ("Plackett-Luce, all rankings", ranked),
