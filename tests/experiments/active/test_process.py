@@ -1,4 +1,4 @@
-"""Active learning on recorded votes: who is asked, what is answered, what is measured."""
+"""Runs of active learning on recorded votes: queries, answers and measures."""
 
 import dataclasses
 import functools
@@ -50,7 +50,7 @@ def votes_of(rng, num_texts, num_pairs):
 
 
 def problems(seeds, num_empty=3):
-    """Inputs of seeds; the last pairs of the pool fill up and have no votes."""
+    """Returns the inputs of seeds; the last pairs of the pool are padding without votes."""
     found = []
     for seed in seeds:
         rng = np.random.default_rng(seed)
@@ -88,11 +88,11 @@ def whole(arm, setting=TINY):
 
 @pytest.fixture(scope="module")
 def all_arms():
-    """Every arm on two seeds, in one program."""
+    """Runs every arm on two seeds, in one program."""
     inputs = problems((0, 1))
 
     def run(problem):
-        state, before = make_process(TINY, "random").start(problem)  # that of all arms
+        state, before = make_process(TINY, "random").start(problem)  # all arms have this start
         rounds = {arm: make_process(TINY, arm).rounds for arm in ARMS}
         ends = {arm: rounds[arm](state, 0, TINY.plan()[0]) for arm in ARMS}
         return {arm: (before, end.interaction, metrics) for arm, (end, metrics) in ends.items()}
@@ -119,7 +119,7 @@ def test_every_query_is_of_the_pool_and_asked_once(all_arms):
 def test_all_arms_start_alike_and_go_apart(all_arms):
     _, found = all_arms
     starts = {make_process(TINY, arm).start for arm in ARMS}
-    assert len(starts) == 1  # the very same function: it is compiled once, too
+    assert len(starts) == 1  # one function, so that it is compiled once
     for before, _, metrics in found.values():
         assert np.all(before["decided"] == 0) and np.all(np.diff(metrics["decided"]) >= 0)
         assert metrics["new_log_loss"].shape == (2, 6)
@@ -138,7 +138,7 @@ def test_seeds_at_once_are_seeds_alone(all_arms):
 
 
 def test_a_pool_is_asked_to_its_end():
-    """Fewer queries are left than candidates are drawn; those without votes are not asked."""
+    """Fewer queries are left than candidates are drawn, and those without votes are not asked."""
     setting = dataclasses.replace(TINY, batches=(7,), until=(35,), num_candidates=1000)
     one = jax.tree.map(lambda leaf: leaf[0], problems((0, 1), num_empty=5))
     _, state, _ = jax.jit(whole("infomax", setting))(one)
@@ -207,7 +207,7 @@ def test_measures_are_those_of_a_direct_computation(float64):
     for name, part in {"known": known, "new": new}.items():
         gaps = utilities[:, part.items[:, 0]] - utilities[:, part.items[:, 1]]
         p = expit(gaps).mean(axis=0)
-        # `score` reads utilities: those whose difference is the mixture's log-odds.
+        # `score` takes utilities; their difference here is the mixture's log-odds.
         rows = [
             Row("", (f"{a} ", f" {b}"), ranks, float(count))
             for (a, b), counts in zip(part.items, part.votes, strict=True)
@@ -226,7 +226,7 @@ def test_measures_are_those_of_a_direct_computation(float64):
 
 
 def test_the_joint_loss_is_an_average_over_dyadic_labels(float64):
-    """One pair alone: ten labels of one coin, a sum over how many say first."""
+    """With one pair it is the log-loss of ten tosses of one coin, summed over the outcomes."""
     rng = np.random.default_rng(1)
     utilities = np.stack([2 * rng.normal(size=3), np.zeros(3)], axis=1)
     pair = Votes(np.array([[0, 1]]), np.array([[3.0, 1.0, 2.0]]))

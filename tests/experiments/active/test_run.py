@@ -1,4 +1,4 @@
-"""The active binary: its results at a tiny size, its levels, its errors."""
+"""The active binary: its results at a tiny size, its levels and its errors."""
 
 import csv
 import json

@@ -20,7 +20,7 @@ def test_bradley_terry_of_two_items_is_the_log_odds():
 
 @pytest.mark.parametrize("ridge", [0.0, 0.7])
 def test_bradley_terry_is_stationary(ridge: float):
-    """Each item has won as often as expected, up to the ridge's pull."""
+    """Every item has won as often as the fit expects, up to the gradient of the ridge."""
     wins = random_wins(6, seed=0)
     utilities = classical.fit_bradley_terry(wins, ridge=ridge)
     expected = (wins + wins.T) * expit(utilities[:, None] - utilities[None, :])
@@ -70,10 +70,10 @@ def test_majority():
 
 
 def test_agglomerative_in_closed_form():
-    """The numbers of the design notes: p0 q^2 / Z at beta = 1/2."""
+    """At beta = 1/2 it is p0 q^2 / Z, here worked out by hand."""
     q, p0 = np.array([0.4, 0.3, 0.2, 0.1]), np.array([0.1, 0.2, 0.3, 0.4])
     np.testing.assert_allclose(classical.agglomerative(p0, q, 0.5), [0.32, 0.36, 0.24, 0.08])
-    matched = q ** (1 - 1 / 0.5)  # where it coincides with the population
+    matched = q ** (1 - 1 / 0.5)  # the p0 at which it is the population's law
     np.testing.assert_allclose(classical.agglomerative(matched / matched.sum(), q, 0.5), q)
     zero = classical.agglomerative(np.array([0.5, 0.5]), np.array([1.0, 0.0]), 0.5)
     np.testing.assert_array_equal(zero, [1.0, 0.0])

@@ -8,7 +8,7 @@ from experiments.inclusive.arrays import Floats, Ints
 
 
 def sample_rankings(utilities: Floats, num: int, rng: np.random.Generator) -> Ints:
-    """Gumbel noise sorts items by the Plackett-Luce law."""
+    """Draws rankings: sorting by utility plus Gumbel noise gives the Plackett-Luce law."""
     return np.argsort(-(utilities + rng.gumbel(size=(num, len(utilities)))), axis=1)
 
 

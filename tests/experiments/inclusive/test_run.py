@@ -86,7 +86,7 @@ def test_kl_by_group_is_the_mean_over_its_prompts(config):
 
 
 def rankings_of(orders, num_seeds=2):
-    """A population of people who each ranked three films; all of them answer and judge."""
+    """Returns people who each ranked three films; all of them both answer and judge."""
     ranks = 1 + np.argsort(orders, axis=1)
     wins = (ranks[:, :, None] < ranks[:, None, :]).sum(axis=0).astype(float)
     first = np.bincount(np.asarray(orders)[:, 0], minlength=3) / len(orders)
