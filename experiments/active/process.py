@@ -131,9 +131,10 @@ def _interaction(
     table: Table,
     num_queries: int,
 ) -> Interaction:
-    """Returns the halves of a round, of which `run_rounds` gives the first two keys to the others.
+    """Returns the interaction of an arm.
 
-    Weights and batches are drawn by the third and fourth key that the round's key splits into.
+    A round's key splits into four: `run_rounds` proposes by the first and answers by the second;
+    `learn` draws the members' weights by the third and the batches by the fourth.
     """
     propose = training.query_proposer(
         functools.partial(candidates, setting.num_candidates, problem.division.pool),
