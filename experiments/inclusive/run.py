@@ -6,21 +6,19 @@ from pathlib import Path
 import jax
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from experiments.common import chunks
-from experiments.common.intervals import format_interval, mean_interval
 from experiments.inclusive import plot, populations, process, references, texts
 from experiments.inclusive.arms import ARMS
 from experiments.inclusive.config import Config
 from experiments.inclusive.plan import answers_after, chunks_of
 from experiments.inclusive.populations import Population
+from experiments.inclusive.references import Curves
+from experiments.inclusive.summary import shown_answers, summarise, tables
 from shatter.cli.common import binary, run_folder
 from shatter.cli.common.progress import open_console, progress_bar
 
-SHOWN_ANSWERS = (10, 30, 100, 300, 1000)
 BETAS = (0.5, 0.1)
-Curves = dict[str, np.ndarray]
 
 
 def check(config: Config) -> tuple[str, ...]:
@@ -83,7 +81,7 @@ def experiment(config: Config) -> None:
     ) as folder:
         began = time.perf_counter()
         results = _run(config, population, arms, folder, console)
-        fits = references.curves(population, _shown(config), seed=config.seed)
+        fits = references.curves(population, shown_answers(config), seed=config.seed)
         pretrained = results[arms[0]]["prediction"][:, 0]
         points = references.points(population, pretrained, BETAS)
         answers = np.concatenate([[0], asked])
@@ -99,10 +97,10 @@ def experiment(config: Config) -> None:
             )
         ]
         run_folder.write_csv(folder / "metrics.csv", rows)
-        summary = _summary(config, population, results, fits, points)
+        summary = summarise(config, population, results, fits, points)
         run_folder.write_json(folder / "summary.json", summary)
         figure = plot.draw(config, population, results, fits, points, folder)
-        for table in _tables(config, population, summary):
+        for table in tables(config, population, summary):
             console.print(table)
         console.print(
             f"{time.perf_counter() - began:.0f} s. Results in {folder}: metrics.csv, summary.json, "
@@ -157,92 +155,6 @@ def _run(
                 progress=lambda rounds, arm=arm: advance(arm, rounds),  # type: ignore[misc]
             )
     return results
-
-
-def _summary(
-    config: Config,
-    population: Population,
-    results: dict[str, Curves],
-    fits: dict[str, Curves],
-    points: dict[str, Curves],
-) -> list[dict]:
-    """Returns a row for each arm and reference: KL by numbers of answers, and final measures."""
-
-    def by_group(law: np.ndarray) -> dict[str, dict[str, float]]:
-        groups = references.kl_by_group(population, law)
-        return {group: mean_interval(values) for group, values in groups.items()}
-
-    shown = _shown(config)
-    rows: list[dict] = []
-    for arm, metrics in results.items():
-        kl = dict(zip(answers_after(config), metrics["kl"][:, 1:].T, strict=True))
-        row = {"name": arm, "kl": {n: mean_interval(kl[n]) for n in shown}}
-        row |= {
-            name: mean_interval(metrics[name][:, -1])
-            for name in ("choice_log_loss", "best_known", "entropy", "leak")
-        }
-        row["kl_by_group"] = by_group(metrics["prediction"][:, -1])
-        rows.append(row)
-    first = next(iter(results.values()))
-    rows.append(
-        {
-            "name": "pretrained",
-            "kl": {n: mean_interval(first["kl"][:, 0]) for n in shown},
-            "choice_log_loss": mean_interval(first["choice_log_loss"][:, 0]),
-            "best_known": mean_interval(first["best_known"][:, 0]),
-            "entropy": mean_interval(first["entropy"][:, 0]),
-            "leak": mean_interval(first["leak"][:, 0]),
-            "kl_by_group": by_group(first["prediction"][:, 0]),
-        }
-    )
-    for name, curves in fits.items():
-        kl = dict(zip(shown, curves["kl"].T, strict=True))
-        row = {"name": name, "kl": {n: mean_interval(values) for n, values in kl.items()}}
-        row |= {k: mean_interval(curves[k][:, -1]) for k in ("choice_log_loss", "best_known")}
-        rows.append(row)
-    for name, values in points.items():
-        row = {"name": name, "kl": {shown[-1]: mean_interval(values["kl"])}}
-        row |= {k: mean_interval(v) for k, v in values.items() if k not in ("kl", "prediction")}
-        row["kl_by_group"] = by_group(values["prediction"])
-        rows.append(row)
-    return rows
-
-
-def _shown(config: Config) -> list[int]:
-    """Returns the numbers of answers that the table shows; the last one is always among them."""
-    asked = answers_after(config).tolist()
-    return [n for n in asked if n in SHOWN_ANSWERS or n == asked[-1]]
-
-
-def _tables(config: Config, population: Population, summary: list[dict]) -> list[Table]:
-    shown = _shown(config)
-    table = Table(
-        title=f"{config.dataset}: KL(judges' shares || prediction) by answers a question, nats",
-        caption=f"means over {config.num_seeds} divisions of the people [95%]; the other columns "
-        "are after the last answer, and so are the laws that need no answers",
-    )
-    table.add_column("")
-    for n in shown:
-        table.add_column(f"{n}", justify="right")
-    for name in ("choice log-loss", "best known", "entropy", "leak"):
-        table.add_column(name, justify="right")
-    for row in summary:
-        cells = [format_interval(row["kl"].get(n)) for n in shown]
-        for name in ("choice_log_loss", "best_known", "entropy", "leak"):
-            cells.append(format_interval(row.get(name), interval=False))
-        table.add_row(row["name"], *cells)
-    if not population.groups:
-        return [table]
-    groups = list(dict.fromkeys(population.groups))
-    by_group = Table(title="the same by group, after the last answer")
-    for heading in ("", *groups):
-        by_group.add_column(heading, justify="right" if heading else "left")
-    for row in summary:
-        if "kl_by_group" in row:
-            by_group.add_row(
-                row["name"], *(format_interval(row["kl_by_group"][group]) for group in groups)
-            )
-    return [table, by_group]
 
 
 if __name__ == "__main__":
