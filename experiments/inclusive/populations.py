@@ -52,7 +52,10 @@ class Population(NamedTuple):
 
 
 def digest(population: Population) -> str:
-    """Returns a checksum of a population, so that a run is not resumed with other data."""
+    """Returns a checksum of a population, so that a run is not resumed with other data.
+
+    The note's wording is part of it: to reword a note is to begin runs anew.
+    """
     parts = [
         part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode()
         for part in population
@@ -131,8 +134,8 @@ def _survey(config: Config, *, by_party: bool) -> Population:
         tuple(names) if by_party else (),
         ""
         if wording
-        else "no survey_opinions/shares.jsonl was found, so the texts of questions and options are "
-        "columns' names and numbers",
+        else "no survey_opinions/shares.jsonl was found, so columns and numbers stand "
+        "for the texts of questions and options",
     )
 
 
@@ -159,7 +162,7 @@ def _shares(config: Config) -> Population:
     return Population(
         prompts, options, even, answers, repeat(weights), repeat(truth), repeat(truth), wins, wins,
         even, np.arange(len(records)),
-        note="shares without people: nobody is held out, the same shares answer and judge",
+        note="shares without people: nobody is held out, the judges' shares are those that answer",
     )  # fmt: skip
 
 
