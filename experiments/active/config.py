@@ -1,4 +1,4 @@
-"""The config of `experiments.active.run`, and what each kind of ensemble runs with."""
+"""The config of `experiments.active.run`, and the settings of each kind of ensemble."""
 
 import dataclasses
 from typing import Any
@@ -12,8 +12,8 @@ from shatter.cli.common.binary import UsageError
 class Config:
     """Does choosing what to label pay?
 
-    Pairs of texts that people have compared are a pool of queries. An arm chooses which to ask, one
-    vote of those recorded is the answer, an ensemble learns from all answers so far, and is judged
+    The queries are pairs of texts that people have compared. An arm chooses which to ask, one of
+    the recorded votes is the answer, and an ensemble learns from all answers so far. It is judged
     by pairs of texts that it has not seen. All arms have the same learner and the same budget.
     """
 
@@ -21,16 +21,16 @@ class Config:
     """Known: ukp_humour, newyorker_captions, ukp_convarg."""
 
     ensembles: tuple[learners.Kind, ...] = ("heads", "epinet")
-    """What learns. heads: linear heads on frozen features; epinet: an epinet on the same; adapters:
-    low-rank adapters on the last block."""
+    """The ensembles that learn. heads: linear heads on frozen features; epinet: an epinet on the
+    same; adapters: low-rank adapters on the last block."""
 
     arms: tuple[str, ...] = ()
-    """Arms to run; none = all, and random always. Known: random, passive, boltzmann, thompson,
-    double_thompson, infomax, variance, joint_infomax."""
+    """Arms to run; if not given, all. The arm random always runs. Known: random, passive,
+    boltzmann, thompson, double_thompson, infomax, variance, joint_infomax."""
 
     run_dir: str = "runs/active"
-    """Run folder, with a subfolder a data set; one that exists is resumed, given the same flags.
-    Arms and ensembles may be added to it."""
+    """Run folder, with a subfolder a data set. A run that exists is resumed if the flags are the
+    same; arms and ensembles may be added to it."""
 
     data_dir: str | None = None
     """Folder with the human judgements and stories260k; SHATTER_DATA_DIR if not given."""
@@ -40,50 +40,49 @@ class Config:
     name in the data folder."""
 
     seed: int = 0
-    """The first seed: of a division of the data into pool and held-out pairs, and of all keys."""
+    """The first seed. A seed divides the data into pool and held-out pairs, and gives all keys."""
 
     num_seeds: int | None = None
-    """Seeds, each with its own division; not given = 16, adapters 8."""
+    """Number of seeds, each with its own division; if not given, 16, for adapters 8."""
 
     num_members: int | None = None
-    """Members of the ensemble; not given = 16, adapters 8."""
+    """Members of the ensemble; if not given, 16, for adapters 8."""
 
     prior_scale: float | None = None
-    """Standard deviation of a member's utility of a text before there is data, nats (adapters: of
-    their log-odds of a pair, over the root of 2); not given = what was tuned for the kind."""
+    """Standard deviation of a member's utility of a text before there is data, nats (for adapters
+    that of their log-odds of a pair, over the root of 2); if not given, tuned for each kind."""
 
     learning_rate: float | None = None
-    """Adam's; not given = what was tuned for the kind."""
+    """Adam's learning rate; if not given, tuned for each kind."""
 
     num_steps: int | None = None
-    """Adam steps a round; not given = what was tuned for the kind."""
+    """Adam steps a round; if not given, tuned for each kind."""
 
     batch_size: int | None = None
-    """Comparisons a step; 0 = all; not given = the kind's own."""
+    """Comparisons a step; 0 = all; if not given, each kind has its own."""
 
     batches: tuple[int, ...] = ()
-    """Queries a round, stage by stage; none = the kind's own, 10 25 50 (adapters: 40)."""
+    """Queries a round, stage by stage; if not given, 10 25 50, for adapters 40."""
 
     until: tuple[int, ...] = ()
-    """Queries in all at the end of each stage; none = the kind's own, 100 400 1600 (adapters:
-    400)."""
+    """Queries in all at the end of each stage; if not given, 100 400 1600, for adapters 400."""
 
     num_candidates: int | None = None
-    """Queries of the pool, not yet asked, drawn at random every round, among which the arm chooses;
-    not given = 2000, adapters 200."""
+    """Queries among which the arm chooses: every round so many are drawn at random from those of
+    the pool that were not asked yet; if not given, 2000, for adapters 200."""
 
     held_out_pairs: int | None = None
-    """Most held-out pairs of new items to judge by, and of known ones a quarter as many; 0 = all;
-    not given = all, adapters 250."""
+    """The largest number of held-out pairs of new items to judge by, and of known items a quarter
+    as many; 0 = all; if not given, all, for adapters 250."""
 
     boltzmann_temperature: float = 2.0
     """Temperature of the boltzmann arm."""
 
     num_outcomes: int = 256
-    """Sampled answers by which joint_infomax estimates what a query adds to a batch."""
+    """Number of sampled answers by which joint_infomax estimates what a query adds to a batch."""
 
     max_length: int = 256
-    """Tokens of prompt and text that the features see, at most."""
+    """The largest number of tokens of prompt and text that the features see."""
 
     utility_scale: float = 10.0
     """adapters: nats of utility for a nat of mean log-prob a token."""
@@ -92,12 +91,12 @@ class Config:
     """adapters: rank."""
 
     adapter_length: int = 48
-    """adapters: tokens of prompt and text, at most."""
+    """adapters: the largest number of tokens of prompt and text."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What a kind of ensemble runs with: the config's values, or the kind's own."""
+    """The settings of one kind of ensemble: the config's values, or else the kind's own."""
 
     kind: learners.Kind
     config: Config
@@ -115,7 +114,7 @@ class Setting:
 
     @property
     def learner(self) -> learners.Setting:
-        """How its members learn."""
+        """The settings by which the members learn."""
         return learners.Setting(
             kind=self.kind,
             num_members=self.num_members,
@@ -133,7 +132,7 @@ class Setting:
         return self.until[-1]
 
     def plan(self) -> list[Chunk]:
-        """The stages, in chunks of at most `CHUNK_ROUNDS` rounds."""
+        """Returns the stages, cut into chunks of at most `CHUNK_ROUNDS` rounds."""
         chunks, first = [], 0
         for size, last in zip(self.batches, self.until, strict=True):
             rounds = (last - first) // size
@@ -143,7 +142,7 @@ class Setting:
         return chunks
 
     def queries(self) -> list[int]:
-        """Queries asked before the first round and after each."""
+        """Returns the numbers of queries asked before the first round and after each round."""
         asked = [0]
         for chunk in self.plan():
             asked += [asked[-1] + chunk.num_queries * (n + 1) for n in range(chunk.num_rounds)]
@@ -193,20 +192,20 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def settings(config: Config) -> list[Setting]:
-    """What each kind of ensemble runs with.
+    """Returns the settings of each of the config's ensembles.
 
     Raises:
-      UsageError: if a kind is unknown or the stages are none.
+      UsageError: if an ensemble is unknown, or the stages do not fit together.
     """
     binary.choose("ensemble", config.ensembles, tuple(KINDS))
-    found = []
+    result = []
     for kind in config.ensembles:
-        given = {name: getattr(config, name, None) for name in KINDS[kind]}
-        given = {name: value for name, value in given.items() if value not in (None, ())}
-        setting = Setting(kind=kind, config=config, **{**KINDS[kind], **given})
+        flags = {name: getattr(config, name, None) for name in KINDS[kind]}
+        flags = {name: value for name, value in flags.items() if value not in (None, ())}
+        setting = Setting(kind=kind, config=config, **{**KINDS[kind], **flags})
         _check_stages(setting)
-        found.append(setting)
-    return found
+        result.append(setting)
+    return result
 
 
 def _check_stages(setting: Setting) -> None:
@@ -217,6 +216,6 @@ def _check_stages(setting: Setting) -> None:
         for size, first, end in zip(sizes, firsts, ends, strict=False)
     ):
         raise UsageError(
-            "--batches and --until must be as many, and each stage a whole number of its batches, "
-            f"found {sizes} and {ends}"
+            "--batches and --until must have the same number of values, and each stage must be a "
+            f"whole number of its batches, found {sizes} and {ends}"
         )

@@ -1,4 +1,4 @@
-"""The figures of the active experiment."""
+"""Draws the figures of the active experiment."""
 
 from pathlib import Path
 from typing import Any
@@ -7,8 +7,8 @@ import matplotlib
 import numpy as np
 
 from experiments.active.config import Config
-from experiments.active.process import BINS
 from experiments.active.summary import Results
+from shatter.cli.common.agreement import BINS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -23,7 +23,7 @@ STYLE: dict[str, dict[str, Any]] = {
     "variance": {"color": "tab:olive"},
     "joint_infomax": {"color": "tab:red"},
 }
-BANDS = ("random", "joint_infomax")  # a band for every arm would hide them all
+BANDS = ("random", "joint_infomax")  # bands of all arms would hide each other
 
 
 def draw(config: Config, results: Results, folder: Path) -> Path:
@@ -47,7 +47,7 @@ def draw(config: Config, results: Results, folder: Path) -> Path:
             mean = curves.mean(axis=0)
             (line,) = axis.plot(queries, mean, label=arm, **STYLE[arm])
             if arm in BANDS:
-                # Of the difference to random, seed by seed: seeds differ by their division.
+                # The band is of the difference to random, because seeds differ by their division.
                 other = results[setting, "random"]["new_log_loss"] if arm != "random" else mean
                 spread = (curves - other).std(axis=0, ddof=1)
                 error = 1.96 * spread / len(curves) ** 0.5

@@ -1,4 +1,4 @@
-"""Divisions of a data set as arrays: a pool of queries with votes, and pairs to judge by."""
+"""Divides a data set into a pool of pairs that may be asked and held-out pairs to judge by."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,40 +10,42 @@ from experiments.judgements.datasets import load_judgements
 from shatter.cli.common.votes import Item, Pairs, to_pairs
 from shatter.data import Row
 
-Numbers = Any
-"""Arrays of numpy on the host, of jax in the process."""
-JOINT_PAIRS = 500  # of new items, drawn for the joint log-loss and the members' disagreement
+AnyArray = Any
+"""An array, of NumPy on the host and of JAX in the process."""
+JOINT_PAIRS = 500  # of new items, for the joint log-loss and the members' disagreement
 
 
 class Votes(NamedTuple):
-    """Pairs of texts with votes; those that fill up have no votes.
+    """Pairs of texts with votes. Pairs without votes are padding.
 
     Attributes:
-      items: int `[P, 2]`, which texts.
-      votes: `[P, 3]`, how many put the first before, the second before, and neither.
+      items: int `[P, 2]`, the two texts.
+      votes: `[P, 3]`, the votes for the first, for the second, and for neither.
     """
 
-    items: Numbers
-    votes: Numbers
+    items: AnyArray
+    votes: AnyArray
 
 
 class Division(NamedTuple):
     """One division of a data set.
 
     Attributes:
-      texts: int `[N]`, the texts of the division among all items.
+      texts: int `[N]`, the division's texts, as indices of all items.
       in_pool: bool `[N]`, whether the pool has the text.
-      pool: pairs that may be asked; items index `texts`.
-      judged: int `[E]`, the texts that pairs to judge by have, as an index of `texts`.
-      known: held-out pairs of texts that the pool has too; items index `judged`, here and below.
-      new: pairs of texts of which the pool has neither.
-      joint: `JOINT_PAIRS` pairs of `new` that somebody decided, some of them repeatedly.
+      pool: pairs that may be asked; their items are indices of `texts`.
+      judged: int `[E]`, the texts of the pairs to judge by, as indices of `texts`.
+      known: held-out pairs of texts that the pool has too; their items are indices of `judged`, as
+        in `new` and `joint`.
+      new: held-out pairs of texts of which the pool has neither.
+      joint: `JOINT_PAIRS` pairs drawn with replacement from those of `new` that have a vote for one
+        of the two.
     """
 
-    texts: Numbers
-    in_pool: Numbers
+    texts: AnyArray
+    in_pool: AnyArray
     pool: Votes
-    judged: Numbers
+    judged: AnyArray
     known: Votes
     new: Votes
     joint: Votes
@@ -52,18 +54,18 @@ class Division(NamedTuple):
 def load_divisions(
     name: str, seeds: Sequence[int], *, data_dir: str | None, held_out_pairs: int
 ) -> tuple[list[Item], Division]:
-    """Divides a data set, once a seed, as `load_judgements` does.
+    """Divides a data set once a seed, as `load_judgements` does.
 
     Args:
       name: of the data set.
       seeds: S seeds.
-      data_dir: folder of the data; None = that which SHATTER_DATA_DIR names.
-      held_out_pairs: most pairs of new items, drawn at random, and of known ones a quarter as
-        many; 0 = all.
+      data_dir: folder of the data; None = the folder that SHATTER_DATA_DIR names.
+      held_out_pairs: the largest number of pairs of new items, which are drawn at random; of known
+        items a quarter as many; 0 = all.
 
     Returns:
       All texts, each with its prompt, and the divisions with a leading axis S on every array,
-      filled up to one size: by the first text, and by pairs without votes.
+      padded to one size with the first text and with pairs without votes.
 
     Raises:
       UsageError: if the data set is unknown or its files cannot be used.
@@ -87,13 +89,13 @@ def divide(
     rng: np.random.Generator,
     held_out_pairs: int,
 ) -> Division:
-    """One division; see `load_divisions`.
+    """Makes one of the divisions of `load_divisions`.
 
     Args:
       train: rows of the pool.
       known: held-out rows of items that the pool has.
-      new: rows of new items.
-      items: numbers of all texts so far; new ones are added.
+      new: held-out rows of items that the pool does not have.
+      items: the numbers of all texts so far; new texts are added to it.
       rng: draws the pairs to judge by.
       held_out_pairs: as in `load_divisions`.
 
@@ -104,8 +106,8 @@ def divide(
     pool = _votes(to_pairs(train), local)
     num_in_pool = len(local)
     of_known, of_new = (
-        _some(_votes(to_pairs(rows), local), rng, most)
-        for rows, most in ((known, -(-held_out_pairs // 4)), (new, held_out_pairs))
+        _at_most(size, _votes(to_pairs(rows), local), rng)
+        for rows, size in ((known, -(-held_out_pairs // 4)), (new, held_out_pairs))
     )
     judged = np.unique(np.concatenate([of_known.items.ravel(), of_new.items.ravel()]))
     of_known, of_new = (
@@ -123,14 +125,15 @@ def _votes(pairs: Pairs, local: dict[Item, int]) -> Votes:
     return Votes(numbers[pairs.compared], pairs.votes.astype(np.float32))
 
 
-def _some(votes: Votes, rng: np.random.Generator, most: int) -> Votes:
+def _at_most(size: int, votes: Votes, rng: np.random.Generator) -> Votes:
+    """Draws `size` pairs, or returns all of them if there are fewer or the size is 0."""
     num = len(votes.votes)
-    rows = np.sort(rng.permutation(num)[: most or num])
+    rows = np.sort(rng.permutation(num)[: size or num])
     return Votes(votes.items[rows], votes.votes[rows])
 
 
 def _stacked(divisions: Sequence[Division]) -> Division:
-    """The divisions as one, every array filled up with zeros to the largest."""
+    """Stacks the divisions; every array is padded with zeros to the size of the largest."""
 
     def stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
         size = max(map(len, arrays))

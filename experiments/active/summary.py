@@ -1,4 +1,4 @@
-"""Labels to a level, ratios to random, intervals, censoring; quality before and after."""
+"""Summarises runs: labels needed to reach a level, ratios to random, quality before and after."""
 
 from typing import Any
 
@@ -9,21 +9,22 @@ from experiments.common.intervals import mean_interval
 from shatter.evaluation import bootstrap_interval, queries_to_level
 
 LEVELS = {"sixteenth": 1 / 16, "quarter": 1 / 4, "all": 1.0}
-"""Shares of the budget; a level is what random reaches with it, on average over seeds."""
+"""Parts of the budget. A level is the log-loss that random reaches with a part, the mean over
+seeds."""
 
 Results = dict[tuple[Setting, str], dict[str, np.ndarray]]
 
 
 def summarise(setting: Setting, arm: str, results: Results) -> dict[str, Any]:
-    """One row of the tables.
+    """Returns one row of the tables.
 
     Args:
-      setting: what learned.
+      setting: of the ensemble that learned.
       arm: the arm.
       results: metrics `[S, 1 + R]` of every setting and arm, random among them.
 
     Returns:
-      A JSON-ready row. Differences are the arm's log-loss on new items less random's, paired by
+      A JSON-ready row. Differences are the arm's log-loss on new items minus random's, paired by
       seed: at the end, and averaged over the labels of the run.
     """
     metrics, random = results[setting, arm], results[setting, "random"]
@@ -48,26 +49,26 @@ def summarise(setting: Setting, arm: str, results: Results) -> dict[str, Any]:
 def level(
     curves: np.ndarray, baseline: np.ndarray, queries: np.ndarray, share: float
 ) -> dict[str, Any]:
-    """Labels to what random reaches, on average, with a share of the budget.
+    """Returns the labels that an arm needs for what random reaches with a part of the budget.
 
-    The ratio is of labels by the mean curves, random's over the arm's, for seeds differ by their
-    division more than arms do; its interval resamples seeds, and finds level and labels anew. An
-    arm that does not reach the level within the budget is right-censored: its labels are the
-    budget, a lower bound, and the ratio an upper one.
+    Labels are read off the mean curves, because seeds differ by their division more than arms do;
+    the ratio is random's labels over the arm's. The ratio's interval resamples seeds, and finds the
+    level and the labels anew each time. An arm that does not reach the level within the budget is
+    right-censored: its labels are the budget, a lower bound, and the ratio is an upper bound.
 
     Args:
-      curves: `[S, 1 + R]`, the arm's.
+      curves: `[S, 1 + R]`, the arm's log-loss.
       baseline: `[S, 1 + R]`, random's.
-      queries: `[1 + R]`.
-      share: of the budget.
+      queries: `[1 + R]`, the labels of each column.
+      share: the part of the budget.
 
     Returns:
       A JSON-ready description.
     """
     column = int(np.searchsorted(queries, share * queries[-1]))
 
-    def by_means(*numbers: np.ndarray) -> tuple[float, float, bool]:
-        rows = np.asarray(numbers[0], int)
+    def by_means(seeds: np.ndarray) -> tuple[float, float, bool]:
+        rows = np.asarray(seeds, int)
         mine, theirs = curves[rows].mean(axis=0), baseline[rows].mean(axis=0)
         means = np.stack([mine, theirs])
         (asked, random), (censored, _) = queries_to_level(means, queries, theirs[column])
@@ -76,8 +77,8 @@ def level(
     seeds = np.arange(len(curves))
     asked, random, censored = by_means(seeds)
 
-    def ratio(numbers: np.ndarray) -> float:
-        mine, theirs, _ = by_means(numbers)
+    def ratio(seeds: np.ndarray) -> float:
+        mine, theirs, _ = by_means(seeds)
         return theirs / mine
 
     low, high = bootstrap_interval(ratio, seeds, rng=np.random.default_rng(0))

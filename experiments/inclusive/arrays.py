@@ -1,4 +1,4 @@
-"""Aliases of the numpy arrays that this experiment's data layer deals in."""
+"""Aliases of the NumPy arrays in which this experiment's data is read and prepared."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,4 +7,4 @@ Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-UNKNOWN = -1  # no answer, in every array of codes
+UNKNOWN = -1  # the code of a missing answer, in every array of codes

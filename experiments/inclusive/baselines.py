@@ -1,6 +1,6 @@
-"""What classical fits reach on the three surveys: the figures that a language model is measured by.
+"""Classical fits to the three surveys: the figures that a language model is compared with.
 
-Every function fits to some people and judges by others; all figures are in nats.
+Every function fits to some people and is judged by others; all figures are in nats.
 `python -m experiments.inclusive.baselines` prints them for random halves of the published files.
 """
 
@@ -11,22 +11,22 @@ import numpy as np
 from scipy.special import softmax
 
 from experiments.common import sources
-from experiments.inclusive import classical, people
+from experiments.inclusive import classical, people, plackett_luce
 from experiments.inclusive.arrays import Floats, Ints
 from experiments.inclusive.data import Survey, load_nonvoters
 from experiments.inclusive.likings import load_cuisines, load_starwars
 from shatter.cli.common import binary
 
 ANSWERS = (30, 100, 300, 1000, 3000)  # to each question
-GROUP_PRIOR = 30.0  # pseudo-respondents that shrink a group's shares towards everybody's
+GROUP_PRIOR = 30.0  # pseudo-respondents who draw a group's shares towards everybody's
 MIXTURE_COMPONENTS = 4
-MIXTURE_SEEDS = 4  # of which the most likely fit counts
+MIXTURE_SEEDS = 4  # starts of the fit, of which the most likely end is used
 
 
 def survey_baselines(fit: Survey, held: Survey) -> dict[str, float]:
-    """KL(held-out people's shares || prediction), the mean over questions.
+    """Returns KL(held-out people's shares || prediction), the mean over questions, by prediction.
 
-    "people" predicts the shares of the people to fit: the floor for what was learnt from them.
+    "people" predicts the shares of the people fitted to: the floor for all that learns from them.
     """
     shares = people.survey_shares(fit)
     truth = people.survey_shares(held)
@@ -38,10 +38,10 @@ def survey_baselines(fit: Survey, held: Survey) -> dict[str, float]:
 
 
 def survey_group_baselines(fit: Survey, held: Survey, attribute: str) -> dict[str, float]:
-    """KL(held-out group's shares || prediction), the mean over questions and groups.
+    """Returns KL(held-out group's shares || prediction), the mean over questions and groups.
 
-    "groups" predicts the group's shares among the people to fit, shrunk towards everybody's;
-    "everybody" predicts the latter for every group.
+    "groups" predicts the group's shares among the people fitted to, shrunk towards everybody's;
+    "everybody" predicts everybody's shares for every group.
     """
     shares = people.survey_shares(fit)
     groups = people.survey_group_shares(fit, attribute, prior_strength=GROUP_PRIOR)
@@ -56,14 +56,14 @@ def survey_group_baselines(fit: Survey, held: Survey, attribute: str) -> dict[st
 def survey_bradley_terry(
     fit: Survey, held: Survey, num_answers: int, *, ridge: float, seed: int
 ) -> float:
-    """As `survey_baselines`, of a Bradley-Terry fit to each question's own pairwise answers.
+    """Returns the KL of `survey_baselines` for a Bradley-Terry fit to each question's answers.
 
     Args:
       fit: The people who answer (see `people.sample_wins`).
       held: The people to judge by.
-      num_answers: How many answers each question gets.
-      ridge: Of the fit; 1 is a standard normal prior on utilities.
-      seed: Seed of numpy's default generator for the answers.
+      num_answers: How many pairwise answers each question gets.
+      ridge: Precision of the fit's prior; 1 is a standard normal prior on utilities.
+      seed: Seed of NumPy's default generator for the answers.
 
     Returns:
       The mean KL in nats.
@@ -75,28 +75,28 @@ def survey_bradley_terry(
 
 
 def ranking_baselines(fit: Ints, held: Ints, *, seed: int = 0) -> dict[str, float]:
-    """Fits to complete rankings, judged by other people's pairs and first places.
+    """Fits laws to complete rankings and judges them by other people's pairs and first places.
 
     Args:
       fit: [R, N] item indices, best first.
       held: [R', N] likewise.
-      seed: The first of the seeds of the mixture's fits.
+      seed: The first seed of the mixture's fits.
 
     Returns:
       "pair ...": the log-loss per held-out pair; "first ...": KL(held-out shares of first places ||
       prediction). The fits are Bradley-Terry from all pairs, a free table of pairs, Plackett-Luce
-      and a mixture of Plackett-Luce laws; "people" predicts the shares of the people to fit.
+      and a mixture of Plackett-Luce laws; "people" predicts the shares of the people fitted to.
     """
     fit_wins, held_wins = people.wins_from_rankings(fit), people.wins_from_rankings(held)
     bradley_terry = classical.fit_bradley_terry(fit_wins)
     mixtures = [
-        classical.fit_mixture_plackett_luce(fit, MIXTURE_COMPONENTS, seed=seed + i)
+        plackett_luce.fit_mixture_plackett_luce(fit, MIXTURE_COMPONENTS, seed=seed + i)
         for i in range(MIXTURE_SEEDS)
     ]
     mixture = max(mixtures, key=lambda m: m.log_likelihood)
     first = {
         "Bradley-Terry": softmax(bradley_terry),
-        "Plackett-Luce": softmax(classical.fit_plackett_luce(fit)),
+        "Plackett-Luce": softmax(plackett_luce.fit_plackett_luce(fit)),
         "mixture": mixture.weights @ softmax(mixture.utilities, axis=1),
         "people": _first_shares(fit),
         "uniform": np.full(fit.shape[1], 1 / fit.shape[1]),
@@ -109,7 +109,7 @@ def ranking_baselines(fit: Ints, held: Ints, *, seed: int = 0) -> dict[str, floa
 
 
 def rating_baselines(fit: Ints, held: Ints) -> dict[str, float]:
-    """The "pair ..." figures of `ranking_baselines` from ratings [R, N]; 0 or less is no rating."""
+    """Returns the "pair ..." figures of `ranking_baselines` for ratings [R, N], <= 0 for none."""
     return _pair_losses(
         people.wins_from_ratings(fit, fit > 0), people.wins_from_ratings(held, held > 0)
     )
@@ -131,7 +131,7 @@ def _first_shares(rankings: Ints) -> Floats:
 
 
 def _mean_kl(truth: Sequence[Floats], prediction: Sequence[Floats]) -> float:
-    """The mean over questions, and over groups where the shares are [G, K]."""
+    """Returns the mean KL over questions, and over groups where the shares are [G, K]."""
     pairs = zip(truth, prediction, strict=True)
     return float(np.mean([np.mean(classical.kl(t, p)) for t, p in pairs]))
 
@@ -154,16 +154,16 @@ def _survey_figures(survey: Survey, fit: Ints, held: Ints, seed: int) -> dict[st
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Classical fits to three surveys: mean and standard deviation over random halves of people."""
+    """Fits to three surveys; prints mean and standard deviation over random halves of people."""
 
     data_dir: str = ""
-    """Folder of the data; none = $SHATTER_DATA_DIR, else a cache that is filled by download."""
+    """Folder of the data; if not given, $SHATTER_DATA_DIR, else a cache filled by download."""
 
     num_splits: int = 5
     """How many random halves."""
 
     seed: int = 0
-    """The seed of the first."""
+    """Seed of the first half."""
 
 
 def print_baselines(config: Config) -> None:

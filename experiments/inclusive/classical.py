@@ -1,171 +1,57 @@
-"""Classical fits of choices and rankings by maximum likelihood, and what to compare them with.
+"""Maximum-likelihood fits of pairwise choices, and simple laws to compare with.
 
 Counts of wins are arrays [N, N]: entry (i, j) is how often item i was preferred to item j.
 Utilities are [N], in nats, of mean 0: P(i over j) = sig(u_i - u_j), and shares are softmax(u)
 (Luce's rule).
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
+import jax
+import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import minimize
+from scipy import sparse
 from scipy.sparse.csgraph import connected_components
-from scipy.special import expit, log_expit, logsumexp, rel_entr
+from scipy.special import expit, rel_entr
 
-from experiments.inclusive.arrays import Floats, Ints
+from experiments.common.bradley_terry import fit_weights
+from experiments.inclusive.arrays import Floats
+from shatter import evaluation
 
-# The ridge where none was asked for but no maximum exists, since some items never win or never lose
-# against the others (Ford 1957): a Gaussian prior on utilities, of standard deviation 10 nats.
 TINY_RIDGE = 0.01
-EM_TOLERANCE = 1e-6  # of the log-likelihood
-GRADIENT_TOLERANCE = 1e-8  # per comparison; a fit that misses 100 times as much is refused
-
-
-class PlackettLuceMixture(NamedTuple):
-    """A mixture of Plackett-Luce laws.
-
-    Attributes:
-      weights: [C] the components' shares of the population.
-      utilities: [C, N], each row of mean 0.
-      log_likelihood: Of all rankings, in nats.
-    """
-
-    weights: Floats
-    utilities: Floats
-    log_likelihood: float
+"""The ridge where none was asked for and no maximum exists, because some items never win or never
+lose against the others (Ford 1957): a Gaussian prior on utilities, of standard deviation 10."""
+GRADIENT_TOLERANCE = 1e-8  # per comparison
+NEWTON_STEPS = 1000
 
 
 def fit_bradley_terry(wins: Floats, *, ridge: float = 0.0) -> Floats:
-    """The Bradley-Terry model: minimises -sum_ij wins_ij log sig(u_i - u_j) + ridge/2 |u|^2.
-
-    Bradley and Terry, "Rank Analysis of Incomplete Block Designs", Biometrika 39, 1952.
+    """Fits the Bradley-Terry model: minimises -sum_ij wins_ij log sig(u_i - u_j) + ridge/2 |u|^2.
 
     Args:
       wins: [N, N] counts, >= 0; the diagonal is ignored.
-      ridge: The prior's precision, in nats^-2. Where it is 0 and the maximum does not exist (an
-        item that never wins or never loses, or items that were not compared), `TINY_RIDGE` stands
-        in for it.
+      ridge: The prior's precision, in nats^-2. `TINY_RIDGE` replaces 0 where the maximum does not
+        exist (an item that never wins or never loses, or items that were not compared).
 
     Returns:
       [N] utilities of mean 0.
 
     Raises:
-      ValueError: wins is not square, or has a negative or non-finite entry.
+      ValueError: if wins is not square, or has a negative or non-finite entry.
     """
     wins = _checked_wins(wins)
-    ridge = _existing_ridge(wins, ridge)
-
-    def loss(u: Floats) -> tuple[float, Floats]:
-        gaps = u[:, None] - u[None, :]
-        pull = wins * expit(-gaps)
-        value = -np.sum(wins * log_expit(gaps)) + 0.5 * ridge * u @ u
-        return value, pull.sum(axis=0) - pull.sum(axis=1) + ridge * u
-
-    return _minimise(loss, np.zeros(len(wins)), max(wins.sum(), 1.0))
-
-
-def fit_plackett_luce(
-    rankings: Ints,
-    *,
-    weights: Floats | None = None,
-    ridge: float = 0.0,
-    start: Floats | None = None,
-) -> Floats:
-    """The Plackett-Luce model of rankings: each place is a Luce choice among the items left.
-
-    Plackett, "The Analysis of Permutations", Applied Statistics 24, 1975.
-
-    Args:
-      rankings: [R, N] item indices, best first.
-      weights: [R] of the rankings, >= 0; None for 1 each.
-      ridge: As in `fit_bradley_terry`.
-      start: [N] utilities to begin with; None for 0.
-
-    Returns:
-      [N] utilities of mean 0.
-
-    Raises:
-      ValueError: A row that is not a permutation of 0..N-1.
-    """
-    rankings = _checked_rankings(rankings)
-    num_items = rankings.shape[1]
-    weights = np.ones(len(rankings)) if weights is None else weights
-    if ridge == 0:
-        ridge = _existing_ridge(_followed_by(rankings, weights), ridge)
-
-    def loss(u: Floats) -> tuple[float, Floats]:
-        ranked = u[rankings]
-        log_left = _log_sum_of_the_rest(ranked)
-        # log_left[r, t] has slope exp(ranked[r, s] - log_left[r, t]) in ranked[r, s] where s >= t
-        slopes = np.exp(ranked + np.logaddexp.accumulate(-log_left, axis=1)) - 1
-        value = weights @ (log_left - ranked).sum(axis=1) + 0.5 * ridge * u @ u
-        gradient = np.bincount(
-            rankings.ravel(), (weights[:, None] * slopes).ravel(), minlength=num_items
-        )
-        return value, gradient + ridge * u
-
-    start = np.zeros(num_items) if start is None else start
-    return _minimise(loss, start, max(weights.sum() * num_items, 1.0))
-
-
-def plackett_luce_log_prob(utilities: Floats, rankings: Ints) -> Floats:
-    """[R] log-probability in nats of complete rankings [R, N] (best first) under utilities [N]."""
-    ranked = utilities[rankings]
-    return (ranked - _log_sum_of_the_rest(ranked)).sum(axis=1)
-
-
-def fit_mixture_plackett_luce(
-    rankings: Ints,
-    num_components: int,
-    *,
-    seed: int,
-    ridge: float = TINY_RIDGE,
-    max_iterations: int = 200,
-) -> PlackettLuceMixture:
-    """A mixture of Plackett-Luce laws, by expectation maximisation from random responsibilities.
-
-    Args:
-      rankings: [R, N] item indices, best first.
-      num_components: C.
-      seed: Seed of numpy's default generator. The maximum found is a local one: compare several
-        seeds.
-      ridge: As in `fit_bradley_terry`, for each component.
-      max_iterations: The most rounds of expectation and maximisation; fewer where the
-        log-likelihood has stopped gaining a millionth of itself.
-
-    Returns:
-      The mixture of the last round.
-
-    Raises:
-      ValueError: A row that is not a permutation of 0..N-1.
-    """
-    rankings = _checked_rankings(rankings)
-    rng = np.random.default_rng(seed)
-    posterior = rng.dirichlet(np.ones(num_components), size=len(rankings))
-    utilities = np.zeros((num_components, rankings.shape[1]))
-    previous = -np.inf
-    for _ in range(max_iterations):
-        weights = posterior.mean(axis=0)
-        utilities = np.stack(
-            [
-                fit_plackett_luce(rankings, weights=p, ridge=ridge, start=u)
-                for p, u in zip(posterior.T, utilities, strict=True)
-            ]
-        )
-        log_probs = [plackett_luce_log_prob(u, rankings) for u in utilities]
-        joint = np.log(weights) + np.stack(log_probs, axis=1)
-        evidence = logsumexp(joint, axis=1, keepdims=True)
-        posterior = np.exp(joint - evidence)
-        log_likelihood = float(evidence.sum())
-        if log_likelihood - previous < EM_TOLERANCE * abs(log_likelihood):
-            break
-        previous = log_likelihood
-    return PlackettLuceMixture(weights, utilities, log_likelihood)
+    first, second = np.nonzero(np.triu(wins + wins.T, 1))
+    utilities = fit_weights(
+        sparse.eye(len(wins), format="csr"),
+        np.stack([first, second], axis=1),
+        np.stack([wins[first, second], wins[second, first]], axis=1),
+        ridge=existing_ridge(wins, ridge),
+        tolerance=GRADIENT_TOLERANCE,
+        max_steps=NEWTON_STEPS,
+    )
+    return np.asarray(utilities - utilities.mean())
 
 
 def fit_pair_table(wins: Floats, *, pseudo_count: float = 0.5) -> Floats:
-    """The free table of pairs: P(i over j) estimated for each pair alone.
+    """Estimates P(i over j) for each pair alone, without a model that joins the pairs.
 
     Args:
       wins: [N, N] counts.
@@ -179,25 +65,25 @@ def fit_pair_table(wins: Floats, *, pseudo_count: float = 0.5) -> Floats:
 
 
 def luce_pair_table(utilities: Floats) -> Floats:
-    """[N, N] probabilities sig(u_i - u_j) that i is preferred to j."""
+    """Returns the probabilities [N, N], sig(u_i - u_j), that i is preferred to j."""
     return expit(utilities[:, None] - utilities[None, :])
 
 
 def pair_log_loss(pair_table: Floats, wins: Floats) -> float:
-    """The mean of -log P(winner over loser) in nats over counted comparisons wins [N, N]."""
+    """Returns the mean of -log P(winner over loser), nats, over the comparisons in wins [N, N]."""
     wins = _checked_wins(wins)
     return float(-np.sum(wins * np.log(np.where(wins > 0, pair_table, 1.0))) / wins.sum())
 
 
 def majority(shares: Floats, weight: float = 0.95) -> Floats:
-    """[..., K] `weight` on the largest of shares [..., K] (the first of equals), even elsewhere."""
+    """Returns [..., K]: `weight` on the largest of the shares (the first of equals), else even."""
     num_options = shares.shape[-1]
     is_largest = np.arange(num_options) == np.argmax(shares, axis=-1)[..., None]
     return np.where(is_largest, weight, (1 - weight) / (num_options - 1))
 
 
 def agglomerative(p0: Floats, q: Floats, beta: float) -> Floats:
-    """p0 q^(1/beta) / Z over the last axis: where RLHF and DPO end with enough choices from q.
+    """Returns p0 q^(1/beta) / Z, the law in which RLHF and DPO end with enough choices from q.
 
     Args:
       p0: [..., K] the pretrained model's probabilities.
@@ -207,13 +93,13 @@ def agglomerative(p0: Floats, q: Floats, beta: float) -> Floats:
     Returns:
       [..., K] probabilities.
     """
-    with np.errstate(divide="ignore"):
-        logits = np.log(p0) + np.log(q) / beta
-    return np.exp(logits - logsumexp(logits, axis=-1, keepdims=True))
+    with jax.enable_x64(True):
+        log_p = evaluation.dpo_optimum(jnp.log(p0), jnp.log(q), beta=beta)
+        return np.exp(np.asarray(log_p))
 
 
 def kl(p: Floats, q: Floats) -> Floats:
-    """KL(p || q) in nats over the last axis; infinite where q is 0 and p is not."""
+    """Returns KL(p || q), nats, over the last axis; infinite where q is 0 and p is not."""
     return np.asarray(rel_entr(p, q).sum(axis=-1))
 
 
@@ -227,48 +113,8 @@ def _checked_wins(wins: Floats) -> Floats:
     return wins
 
 
-def _checked_rankings(rankings: Ints) -> Ints:
-    rankings = np.asarray(rankings)
-    wrong = np.flatnonzero((np.sort(rankings, axis=1) != np.arange(rankings.shape[1])).any(axis=1))
-    if len(wrong):
-        row = rankings[wrong[0]].tolist()
-        raise ValueError(
-            f"ranking {wrong[0]} is {row}, not a permutation of 0..{rankings.shape[1] - 1}"
-        )
-    return rankings
-
-
-def _existing_ridge(wins: Floats, ridge: float) -> float:
-    """`ridge`, or `TINY_RIDGE` where it is 0 and who beat whom is not strongly connected."""
+def existing_ridge(wins: Floats, ridge: float) -> float:
+    """Returns the ridge, or `TINY_RIDGE` if it is 0 and wins are not strongly connected."""
     if ridge == 0 and connected_components(wins > 0, connection="strong")[0] > 1:
         return TINY_RIDGE
     return ridge
-
-
-def _followed_by(rankings: Ints, weights: Floats) -> Floats:
-    """[N, N] total weight of the rankings in which item j comes directly after item i."""
-    num_items = rankings.shape[1]
-    follows = np.zeros((num_items, num_items))
-    np.add.at(follows, (rankings[:, :-1], rankings[:, 1:]), weights[:, None])
-    return follows
-
-
-def _log_sum_of_the_rest(ranked: Floats) -> Floats:
-    """[R, N] log sum of exp over the places from t to the last."""
-    return np.logaddexp.accumulate(ranked[:, ::-1], axis=1)[:, ::-1]
-
-
-def _minimise(
-    loss: Callable[[Floats], tuple[float, Floats]], start: Floats, scale: float
-) -> Floats:
-    """The minimum of a smooth convex loss of about `scale` comparisons, shifted to mean 0.
-
-    By BFGS: L-BFGS-B has the same answers, but calls a threaded LAPACK at each of its steps, which
-    on problems this small was measured to take several times as long.
-    """
-    options = {"maxiter": 10_000, "gtol": GRADIENT_TOLERANCE * scale}
-    result = minimize(loss, start, jac=True, method="BFGS", options=options)
-    slope = np.abs(result.jac).max()
-    if not slope <= 100 * GRADIENT_TOLERANCE * scale:
-        raise RuntimeError(f"the fit did not converge: slope {slope}, {result.message}")
-    return np.asarray(result.x - result.x.mean())

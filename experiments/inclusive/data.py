@@ -1,4 +1,4 @@
-"""The survey of voters and non-voters: what 40 questions were answered with, by whom."""
+"""The survey of voters and non-voters: 40 questions, their answers, and who gave them."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +36,7 @@ class Survey(NamedTuple):
       answers: [Q, R] the chosen option's index, or -1 where the respondent gave none.
       weights: [R] survey weights, above 0, of mean about 1.
       rid: [R] the file's identifiers of the respondents.
-      attributes: By name ("party", "age", ...).
+      attributes: Groups of respondents by name ("party", "age", ...).
     """
 
     questions: tuple[Question, ...]
@@ -46,7 +46,7 @@ class Survey(NamedTuple):
     attributes: dict[str, Attribute]
 
     def take(self, people: Ints) -> "Survey":
-        """The survey of the people of these indices."""
+        """Returns the survey of the people with these indices."""
         return Survey(
             questions=self.questions,
             answers=self.answers[:, people],
@@ -66,7 +66,7 @@ _LEVELS = {
     "voting": ("rarely/never", "sporadic", "always"),
 }
 _ORIGINAL_COLUMNS = {"education": "educ", "income": "income_cat", "voting": "voter_category"}
-# The opinion questions put to everybody that take one answer: number of options by column.
+# Number of options, by column, of the opinion questions that take one answer and were put to all.
 _QUESTIONS = {
     **{f"Q2_{i}": 4 for i in (1, 2, 3, 6, 8, 9, 10)},
     **{f"Q3_{i}": 4 for i in (1, 2, 3, 5, 6)},
@@ -80,22 +80,22 @@ _QUESTIONS = {
 
 
 def load_nonvoters(path: str | Path, shares_path: str | Path | None = None) -> Survey:
-    """The 2020 survey of voters and non-voters in the United States.
+    """Reads the 2020 survey of voters and non-voters in the United States.
 
     Args:
       path: The original `nonvoters_data.csv` (5,836 respondents; 1-based answers, -1 for none), or
         the prepared `nonvoters_respondents.csv` (2,912 of them drawn at random; 0-based answers,
-        blank for none). The header tells which one it is.
+        blank for none). The header says which of the two it is.
       shares_path: A file of population shares whose ids "nonvoters:<column>" give the texts of
-        questions and options. Without it the column's name and "option 1", "option 2", ... stand
-        for them.
+        questions and options. Without it, the texts are the column's name and "option 1",
+        "option 2", ...
 
     Returns:
       The survey, with the attributes party, age, race, gender, education, income and voting.
 
     Raises:
-      DataError: See `read_table`, `codes` and `load_shares`; a question without text in
-        `shares_path`.
+      DataError: as in `read_table`, `codes` and `load_shares`, or if `shares_path` lacks the text
+        of a question.
     """
     table = read_table(path)
     is_original = "RespId" in table.header
@@ -132,7 +132,7 @@ def _worded_questions(shares_path: str | Path) -> tuple[Question, ...]:
             found = "no such id" if record is None else f"{len(record.completions)} options"
             raise DataError(
                 f"{shares_path}, id 'nonvoters:{name}': expected {size} options, found {found}. "
-                "Correct the file, or leave it out to do without the texts."
+                "Correct the file, or delete it to use the columns' names instead of texts."
             )
         questions.append(Question(name, record.prompt, record.completions))
     return tuple(questions)
@@ -144,7 +144,7 @@ def _prepared_attributes(table: Table) -> dict[str, Attribute]:
 
 
 def _original_attributes(table: Table) -> dict[str, Attribute]:
-    """As the prepared file's; party is question 30 (1 to 5, -1 refused), age is in years."""
+    """Returns the attributes of the original file, where party is column Q30 and age in years."""
     years = {str(year): group for group, span in enumerate(_AGES.values()) for year in span}
     party = codes(table, "Q30", {"-1": UNKNOWN, **numbered(len(PARTIES), first=1)})
     return {

@@ -27,7 +27,7 @@ class Rankings(NamedTuple):
       rankings: [R, N] item indices, best first.
       seen: [R, N] whether the respondent has seen the item.
       rid: [R] the file's identifiers of the respondents.
-      attributes: By name ("gender", "age", ...).
+      attributes: Groups of respondents by name ("gender", "age", ...).
     """
 
     items: tuple[str, ...]
@@ -45,7 +45,7 @@ class Ratings(NamedTuple):
       ratings: [R, N] 1 to 5, 5 the best; 0 where the respondent is unfamiliar with the item, -1
         where the cell is blank.
       rid: [R] the file's identifiers of the respondents.
-      attributes: By name ("gender", "age", ...).
+      attributes: Groups of respondents by name ("gender", "age", ...).
     """
 
     items: tuple[str, ...]
@@ -96,25 +96,28 @@ _REGIONS = (
 
 
 def load_starwars(path: str | Path) -> Rankings:
-    """The 834 respondents of the 2014 Star Wars survey who ranked all six films without ties.
+    """Reads the rankings of the 834 people in the 2014 Star Wars survey who ranked all six films.
 
     Args:
       path: The original `StarWars.csv` (Windows-1252, two header lines).
 
     Returns:
-      The rankings, best first (many rank films that they have not seen; about 8.5% give the order
-      of the questionnaire), with the attributes gender, age, income, education, region and fan.
-      Respondents with a blank rank are left out.
+      The rankings, best first (many people rank films that they have not seen; about 8.5% give the
+      order of the questionnaire), with the attributes gender, age, income, education, region and
+      fan. Respondents with a blank rank are left out.
 
     Raises:
-      DataError: See `read_table` and `codes`; other films in the header; six ranks that are not 1
-        to 6.
+      DataError: as in `read_table` and `codes`, or if the header names other films, or six ranks
+        are not 1 to 6.
     """
     table = read_table(path, encoding="cp1252", has_subheader=True)
     for columns in (_SEEN, _RANK):
-        found = tuple(" ".join(table.subheader[column].split()) for column in columns)
-        if found != _FILMS:
-            raise DataError(f"{table.path}, line 2: expected the films {_FILMS}, found {found}.")
+        names = tuple(" ".join(table.subheader[column].split()) for column in columns)
+        if names != _FILMS:
+            raise DataError(
+                f"{table.path}, line 2: expected the films {_FILMS}, found {names}. Use the file "
+                "as it was published."
+            )
     values = {"": UNKNOWN, **numbered(len(_FILMS), first=1)}
     ranks = np.stack([codes(table, column, values) for column in _RANK], axis=1)
     seen = [codes(table, column, {"": 0, table.subheader[column]: 1}) for column in _SEEN]
@@ -136,17 +139,18 @@ def load_starwars(path: str | Path) -> Rankings:
 
 
 def load_cuisines(path: str | Path) -> Ratings:
-    """All 1,373 respondents of the 2014 survey on national cuisines, also those who rated none.
+    """Reads the ratings of all 1,373 people in the 2014 survey on national cuisines.
 
     Args:
       path: The original `food-world-cup-data.csv` (Windows-1252; a no-break space of another
         encoding reads as "Ê").
 
     Returns:
-      The ratings of 40 cuisines, with the attributes gender, age, income, education and region.
+      The ratings of 40 cuisines, with the attributes gender, age, income, education and region;
+      people who rated none are among them.
 
     Raises:
-      DataError: See `read_table` and `codes`; no column of ratings.
+      DataError: as in `read_table` and `codes`, or if there is no column of ratings.
     """
     table = read_table(path, encoding="cp1252")
     names = {
@@ -154,7 +158,8 @@ def load_cuisines(path: str | Path) -> Ratings:
     }
     if not names:
         raise DataError(
-            f"{table.path}, line 1: expected columns 'Please rate how much you like ...'."
+            f"{table.path}, line 1: expected columns 'Please rate how much you like ...', found "
+            "none. Use the file as it was published."
         )
     values = {"": UNKNOWN, "N/A": 0, **{str(rating): rating for rating in range(1, 6)}}
     return Ratings(
@@ -166,7 +171,7 @@ def load_cuisines(path: str | Path) -> Ratings:
 
 
 def _demographics(table: Table) -> dict[str, Attribute]:
-    """What both surveys asked in the same words."""
+    """Returns the attributes that both surveys asked for in the same words."""
     return {
         "gender": attribute(table, "Gender", ("Female", "Male")),
         "age": attribute(table, "Age", _AGES),

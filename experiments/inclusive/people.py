@@ -1,4 +1,4 @@
-"""From respondents to what models are fitted to: halves, weighted shares, counts of wins."""
+"""Turns respondents into data to fit models to: halves, weighted shares, counts of wins."""
 
 import numpy as np
 
@@ -8,18 +8,18 @@ from experiments.inclusive.tables import Attribute
 
 
 def split_people(num_people: int, *, seed: int, fraction: float = 0.5) -> tuple[Ints, Ints]:
-    """A random division of the respondents into those to fit and those to judge by.
+    """Divides the respondents at random into those to fit to and those to judge by.
 
     Args:
       num_people: R.
-      seed: Seed of numpy's default generator.
-      fraction: The part to fit, rounded down to whole people.
+      seed: Seed of NumPy's default generator.
+      fraction: The part to fit to, rounded down to whole people.
 
     Returns:
       Two sorted arrays of indices, disjoint, together all of 0..R-1, neither empty.
 
     Raises:
-      ValueError: One of the two would be empty.
+      ValueError: if one of the two would be empty.
     """
     num_fit = int(num_people * fraction)
     if not 0 < num_fit < num_people:
@@ -31,7 +31,7 @@ def split_people(num_people: int, *, seed: int, fraction: float = 0.5) -> tuple[
 
 
 def weighted_counts(answers: Ints, weights: Floats, num_options: int) -> Floats:
-    """[K] the summed weights of the respondents who chose each option.
+    """Sums the weights of the respondents who chose each option.
 
     Args:
       answers: [R] option indices, -1 for none.
@@ -41,13 +41,13 @@ def weighted_counts(answers: Ints, weights: Floats, num_options: int) -> Floats:
     Returns:
       [K] sums of weights.
     """
-    given = answers >= 0
-    counts = np.bincount(answers[given], weights[given], minlength=num_options)
+    answered = answers >= 0
+    counts = np.bincount(answers[answered], weights[answered], minlength=num_options)
     return np.asarray(counts, np.float64)
 
 
 def weighted_shares(answers: Ints, weights: Floats, num_options: int) -> Floats:
-    """[K] the weighted share of each option among those who answered; ValueError if nobody did."""
+    """Returns the weighted shares [K] of those who answered; raises ValueError if nobody did."""
     counts = weighted_counts(answers, weights, num_options)
     if counts.sum() <= 0:
         raise ValueError("nobody answered: there are no shares")
@@ -62,15 +62,15 @@ def group_shares(
     *,
     prior_strength: float = 0.0,
 ) -> Floats:
-    """The weighted shares of each option in each group, shrunk towards everybody's.
+    """Returns the weighted shares of each option in each group, shrunk towards everybody's.
 
-    (counts + prior_strength * overall shares) / (sum of counts + prior_strength), the posterior
-    mean under a Dirichlet prior with that many pseudo-respondents.
+    They are (counts + prior_strength * overall shares) / (sum of counts + prior_strength), the
+    posterior mean under a Dirichlet prior worth `prior_strength` respondents.
 
     Args:
       answers: [R] option indices, -1 for none.
       weights: [R] survey weights.
-      groups: The division into G groups; people of unknown group count for everybody's shares only.
+      groups: The division into G groups; people of no known group count in everybody's shares only.
       num_options: K.
       prior_strength: Pseudo-respondents who answer as everybody does, >= 0.
 
@@ -78,7 +78,7 @@ def group_shares(
       [G, K] rows that sum to 1.
 
     Raises:
-      ValueError: Nobody answered in a group and prior_strength is 0.
+      ValueError: if nobody answered in a group and prior_strength is 0.
     """
     overall = weighted_shares(answers, weights, num_options)
     members = [groups.codes == group for group in range(len(groups.values))]
@@ -92,7 +92,7 @@ def group_shares(
 
 
 def survey_shares(survey: Survey) -> tuple[Floats, ...]:
-    """The weighted shares [K] of the options of each of the survey's questions."""
+    """Returns the weighted shares [K] of the options of every question of the survey."""
     return tuple(
         weighted_shares(answers, survey.weights, len(question.options))
         for question, answers in zip(survey.questions, survey.answers, strict=True)
@@ -102,7 +102,7 @@ def survey_shares(survey: Survey) -> tuple[Floats, ...]:
 def survey_group_shares(
     survey: Survey, attribute: str, *, prior_strength: float = 0.0
 ) -> tuple[Floats, ...]:
-    """The shares [G, K] by group of each question; see `group_shares`."""
+    """Returns the shares [G, K] by group of every question; see `group_shares`."""
     groups = survey.attributes[attribute]
     return tuple(
         group_shares(
@@ -113,16 +113,16 @@ def survey_group_shares(
 
 
 def wins_from_rankings(rankings: Ints) -> Floats:
-    """[N, N] how often item i stands above item j in rankings [R, N] (item indices, best first)."""
+    """Counts [N, N] how often item i stands above item j in rankings [R, N], best first."""
     return wins_from_ratings(-np.argsort(rankings, axis=1))
 
 
 def wins_from_ratings(ratings: Ints | Floats, rated: Bools | None = None) -> Floats:
-    """How often one respondent rates item i above item j; equal ratings count for neither.
+    """Counts how often a respondent rates item i above item j; equal ratings count for neither.
 
     Args:
       ratings: [R, N], larger is better.
-      rated: [R, N], false where the respondent gave no rating; None where all did.
+      rated: [R, N], false where the respondent gave no rating; None if every rating was given.
 
     Returns:
       wins [N, N], its diagonal 0.
@@ -137,7 +137,7 @@ def wins_from_ratings(ratings: Ints | Floats, rated: Bools | None = None) -> Flo
 
 
 def sample_wins(shares: Floats, num_answers: int, rng: np.random.Generator) -> Floats:
-    """Pairwise answers of a population of which every member has one favourite option.
+    """Draws pairwise answers of a population in which every member has one favourite option.
 
     A pair {i, j} is drawn uniformly, then a respondent by weight among those whose answer is i or
     j; so i wins with probability s_i / (s_i + s_j), which is Luce's rule exactly. Pairs that nobody
@@ -151,12 +151,27 @@ def sample_wins(shares: Floats, num_answers: int, rng: np.random.Generator) -> F
     Returns:
       wins [K, K]: how often i was chosen over j.
     """
-    first, second = np.triu_indices(len(shares), k=1)
-    either = shares[first] + shares[second]
-    first, second, either = first[either > 0], second[either > 0], either[either > 0]
-    asked = rng.multinomial(num_answers, np.full(len(first), 1 / len(first)))
-    won = rng.binomial(asked, shares[first] / either)
-    wins = np.zeros((len(shares), len(shares)))
-    wins[first, second] = won
-    wins[second, first] = asked - won
-    return wins
+    return draw_wins(np.repeat(shares[:, None], len(shares), axis=1), num_answers, rng)
+
+
+def draw_wins(wins: Floats, num_answers: int, rng: np.random.Generator) -> Floats:
+    """Draws answers about uniform pairs, each by the pair's recorded choices.
+
+    Args:
+      wins: [K, K] how often, or with what weight, i is chosen over j; a pair without any choice is
+        not asked.
+      num_answers: The number of answers.
+      rng: A generator; its state advances.
+
+    Returns:
+      [K, K] how often i was chosen over j.
+    """
+    first, second = np.nonzero(np.triu(wins + wins.T, 1))
+    drawn = np.zeros_like(wins)
+    if not first.size:
+        return drawn
+    asked = rng.multinomial(num_answers, np.full(first.size, 1 / first.size))
+    chance = wins[first, second] / (wins[first, second] + wins[second, first])
+    won = rng.binomial(asked, chance)
+    drawn[first, second], drawn[second, first] = won, asked - won
+    return drawn

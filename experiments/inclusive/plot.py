@@ -8,8 +8,8 @@ import matplotlib
 import numpy as np
 
 from experiments.inclusive.config import Config
+from experiments.inclusive.plan import answers_after
 from experiments.inclusive.populations import Population
-from experiments.inclusive.process import answers_after
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -39,14 +39,14 @@ def draw(
     points: dict[str, Curves],
     folder: Path,
 ) -> Path:
-    """Draws KL and the known best against answers, and real shares beside predicted ones.
+    """Draws three measures against answers, and people's shares beside predicted ones.
 
     Args:
       config: the config.
       population: the recorded people.
       results: metrics `[S, 1 + R, ...]` of every arm.
-      fits: curves `[S, B]` of the classical fits at `fits[...]["answers"]`.
-      points: reference figures `[S]` and predictions `[S, P, K]`.
+      fits: curves `[S, B]` of the Bradley-Terry fits, at the answers `fits[...]["answers"]`.
+      points: measures `[S]` and predictions `[S, P, K]` of laws that need no answers.
       folder: where the PNG goes.
 
     Returns:
@@ -96,8 +96,8 @@ def _curves(
 def _shares(
     bottom: Any, population: Population, results: dict[str, Curves], points: dict[str, Curves]
 ) -> None:
-    """Grouped bars: the judges, inclusive learning, the agglomerative optimum."""
-    picked = _some_prompts(population)
+    """Draws the shares of the judges, of inclusive learning and of the agglomerative optimum."""
+    picked = _prompts_shown(population)
     name = next(n for n in ("random_map", "random", *results) if n in results)
     agglomerative = next(n for n in points if n.startswith("agglomerative"))
     laws = {
@@ -111,7 +111,9 @@ def _shares(
         order = np.argsort(laws["people (judges)"][p, : len(options)])[-12:]
         for i, (label, table) in enumerate(laws.items()):
             axis.barh(np.arange(len(order)) - 0.28 * (i - 1), table[p, order], 0.26, label=label)
-        text = {"parse_math": False}  # prices are no formulas
+        text = {
+            "parse_math": False
+        }  # matplotlib would take what stands between two $ for a formula
         axis.set_yticks(range(len(order)), [_two_lines(options[k]) for k in order], **text)
         title = textwrap.fill(textwrap.shorten(population.prompts[p], 110), 26)
         axis.set_title(title, fontsize=8, **text)
@@ -119,8 +121,8 @@ def _shares(
     bottom.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
 
-def _some_prompts(population: Population) -> np.ndarray:
-    """Evenly spaced ones; or, by groups, the question on which the groups differ most."""
+def _prompts_shown(population: Population) -> np.ndarray:
+    """Returns evenly spaced prompts, or, with groups, the question on which they differ most."""
     num_prompts = len(population.prompts)
     if not population.groups:
         return np.linspace(0, num_prompts - 1, min(PANELS, num_prompts)).astype(int)

@@ -1,4 +1,4 @@
-"""A data set as what a run needs: texts, recorded people, divisions into halves, the truth."""
+"""Loads a data set as a population: texts, recorded people, and their divisions into halves."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,23 +15,25 @@ from shatter.cli.common.binary import UsageError
 
 
 class Population(NamedTuple):
-    """P prompts of at most K options; R people; S divisions into those who answer and who judge.
+    """Recorded people: P prompts of at most K options, R people, S divisions into two halves.
+
+    One half of a division answers, the other half judges.
 
     Attributes:
       prompts: P texts.
       options: the options of each prompt.
-      asked: [P] how often a prompt is asked, sums to 1.
+      asked: [P] how often a prompt is asked about, sums to 1.
       answers: [P, R] the option each person chose (-1 for none), or, of rankings, [P, R, K] ranks
         (smaller is better, -1 unknown).
       weights: [S, R] survey weight of those who answer in this division, 0 for those who judge.
       truth: [S, P, K] the judges' shares; 0 where there is no option.
-      own: [S, P, K] the shares of those who answer, likewise.
+      own: [S, P, K] the shares of those who answer; 0 where there is no option.
       wins: [S, P, K, K] the judges' pairwise choices, shares or counts.
       own_wins: [S, P, K, K] those of the people who answer.
       judged: [P] weight of each prompt in the measures, sums to 1.
       question: [P] which question a prompt asks; prompts of one question differ by group.
-      groups: [P] the group each prompt is put to; empty where there are none.
-      note: what a reader of the results must know about the data; empty if nothing.
+      groups: [P] the group each prompt is put to; empty without groups.
+      note: a remark about the data for readers of the results; may be empty.
     """
 
     prompts: tuple[str, ...]
@@ -50,7 +52,10 @@ class Population(NamedTuple):
 
 
 def digest(population: Population) -> str:
-    """A checksum of everything in a population, so that a run is not resumed with other data."""
+    """Returns a checksum of a population, so that a run is not resumed with other data.
+
+    The note's wording is part of it: to reword a note is to begin runs anew.
+    """
     parts = [
         part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode()
         for part in population
@@ -68,7 +73,7 @@ def load(config: Config) -> Population:
       The population, with `config.num_seeds` divisions.
 
     Raises:
-      UsageError: if data is missing or damaged; the message says how to mend it.
+      UsageError: if data is missing or damaged; the message says how to repair it.
     """
     try:
         match config.dataset:
@@ -101,17 +106,17 @@ def _survey(config: Config, *, by_party: bool) -> Population:
     prompts, options, answers, sizes, asked_of, names = [], [], [], [], [], []
     party = survey.attributes["party"]
     groups = [(name, party.codes == g) for g, name in enumerate(party.values)] if by_party else []
-    for q, (question, given) in enumerate(zip(survey.questions, survey.answers, strict=True)):
-        for name, members in groups or [("", np.ones(len(given), bool))]:
+    for q, (question, chosen) in enumerate(zip(survey.questions, survey.answers, strict=True)):
+        for name, members in groups or [("", np.ones(len(chosen), bool))]:
             prompts.append(f"{name}: {question.text}" if name else question.text)
             options.append(question.options)
-            answers.append(np.where(members, given, -1))
+            answers.append(np.where(members, chosen, -1))
             sizes.append(survey.weights[members].sum())
             asked_of.append(q)
             names.append(name)
     recorded = np.stack(answers)
-    every = np.stack([survey.weights - row for row in weights])  # the judges' weights
-    own, truth = (_shares_of(recorded, w, options) for w in (weights, every))
+    judges = np.stack([survey.weights - row for row in weights])
+    own, truth = (_shares_of(recorded, w, options) for w in (weights, judges))
     asked = np.asarray(sizes) / np.sum(sizes)
     judged = np.full(len(prompts), 1 / len(prompts))
     return Population(
@@ -135,14 +140,14 @@ def _survey(config: Config, *, by_party: bool) -> Population:
 
 
 def _shares(config: Config) -> Population:
-    """Shares without people: one pseudo-person an option, weighted by its share, in both halves."""
+    """Returns shares as one pseudo-person an option, weighted by its share, in both halves."""
     if not config.shares_file:
-        raise UsageError("--dataset=shares needs --shares_file, a JSON-lines file")
+        raise UsageError("--dataset=shares needs --shares_file=FILE, a JSON-lines file of shares")
     records = shares.load_shares(config.shares_file)
     prompts = tuple(f"{r.group.value}: {r.prompt}" if r.group else r.prompt for r in records)
     options = tuple(r.completions for r in records)
     num_options = max(map(len, options))
-    # Person (p, k) answers k at prompt p only, so that one weight a person suffices.
+    # Person (p, k) answers option k of prompt p alone, so that a person needs one weight only.
     answers = np.full((len(records), len(records) * num_options), -1)
     weights = np.zeros(answers.shape[1])
     truth = np.zeros((len(records), num_options))
@@ -177,7 +182,7 @@ def _starwars(config: Config) -> Population:
 
 
 def _cuisines(config: Config) -> Population:
-    """The truth is Bradley-Terry's law on the judges' pairs: ratings have no first place."""
+    """Returns the cuisines; the truth is a Bradley-Terry fit, as ratings have no first place."""
     table = likings.load_cuisines(sources.locate("cuisines", config.data_dir or None))
     halves = _halves(config, len(table.ratings))
     rated = table.ratings > 0
@@ -221,16 +226,16 @@ def _one_prompt(
 
 
 def _shares_of(answers: Ints, weights: Floats, options: Sequence[Sequence[str]]) -> Floats:
-    """[S, P, K] weighted shares; 0 where there is no option."""
+    """Returns the weighted shares, [S, P, K]; 0 where there is no option."""
     table = np.zeros((len(weights), len(answers), max(map(len, options))))
-    for p, (given, row) in enumerate(zip(answers, options, strict=True)):
+    for p, (chosen, row) in enumerate(zip(answers, options, strict=True)):
         for s, weight in enumerate(weights):
-            table[s, p, : len(row)] = people.weighted_shares(given, weight, len(row))
+            table[s, p, : len(row)] = people.weighted_shares(chosen, weight, len(row))
     return table
 
 
 def _share_wins(table: Floats) -> Floats:
-    """[..., K, K] the chance that i is chosen of {i, j}, where somebody chose each of them."""
+    """Returns the chance [..., K, K] of i in {i, j}; 0 if nobody chose one of the two."""
     first, second = table[..., :, None], table[..., None, :]
     shown = (first > 0) & (second > 0) & ~np.eye(table.shape[-1], dtype=bool)
     return np.where(shown, first / np.where(shown, first + second, 1.0), 0.0)

@@ -1,26 +1,27 @@
-"""What the language model is compared with, on the same divisions of the people."""
+"""The laws that the language model is compared with, on the same divisions of the people."""
 
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import log_expit, softmax
+from scipy.special import entr, log_expit, softmax
 
-from experiments.inclusive import classical
+from experiments.inclusive import classical, people, plackett_luce
 from experiments.inclusive.arrays import Bools, Floats
 from experiments.inclusive.populations import Population
 
-GROUP_PRIOR = 30.0  # pseudo-people
+GROUP_PRIOR = 30.0  # pseudo-people who draw a group's shares towards everybody's
+SMALLEST_SHARE = 1e-12  # of an option in a predicted law, so that a KL stays finite
 RIDGES = (0.0, 1.0)
 Curves = dict[str, np.ndarray]
 
 
 def curves(population: Population, budgets: Sequence[int], *, seed: int) -> dict[str, Curves]:
-    """An independent Bradley-Terry fit per prompt, at equal numbers of answers.
+    """Fits Bradley-Terry to every prompt alone, at the language model's numbers of answers.
 
     Args:
       population: the recorded people.
-      budgets: B numbers of answers a prompt to fit at.
-      seed: of the draws.
+      budgets: B numbers of answers a prompt.
+      seed: of the draws of answers.
 
     Returns:
       By name, `[S, B]`: "kl", "choice_log_loss" and "best_known", and "answers", the budgets.
@@ -42,7 +43,7 @@ def curves(population: Population, budgets: Sequence[int], *, seed: int) -> dict
 
 
 def points(population: Population, pretrained: Floats, betas: Sequence[float]) -> dict[str, Curves]:
-    """Figures that no number of answers changes, `[S]`, and predictions `[S, P, K]`.
+    """Returns the measures of laws that do not depend on a number of answers.
 
     Args:
       population: the recorded people.
@@ -50,12 +51,13 @@ def points(population: Population, pretrained: Floats, betas: Sequence[float]) -
       betas: KL coefficients of the agglomerative optimum p0 q^(1/beta) / Z.
 
     Returns:
-      By name: "people", the shares of those who answer (the floor); "people, shrunk" where prompts
-      are groups; Bradley-Terry and Plackett-Luce fits to all their rankings where there are some; a
-      majority model; the agglomerative optima; of every one "kl", "choice_log_loss",
-      "best_known", "entropy" and "prediction".
+      By name: "people", the shares of those who answer (the floor); "people, shrunk" and
+      "everybody" where prompts are put to groups; Bradley-Terry and Plackett-Luce fits to all
+      rankings where there are some; "majority"; the agglomerative optima. For each of them "kl",
+      "choice_log_loss", "best_known" and "entropy", [S], and "prediction", [S, P, K].
     """
-    own = np.maximum(population.own, 1e-3 * (population.truth > 0))  # nobody said it: once in 1000
+    # An option that nobody of this half chose gets a share of 1 in 1000, so that KL stays finite.
+    own = np.maximum(population.own, 1e-3 * (population.truth > 0))
     own = own / own.sum(axis=-1, keepdims=True)
     laws = {"people": own, "majority": np.stack([_majorities(row) for row in own])}
     if population.answers.ndim == 3:
@@ -77,7 +79,7 @@ def points(population: Population, pretrained: Floats, betas: Sequence[float]) -
 
 
 def kl_by_group(population: Population, law: Floats) -> Curves:
-    """KL(judges' shares || law) by group, the mean over its prompts.
+    """Returns KL(judges' shares || law) by group, the mean over the group's prompts.
 
     Args:
       population: the recorded people.
@@ -86,22 +88,23 @@ def kl_by_group(population: Population, law: Floats) -> Curves:
     Returns:
       By group, [S]; empty where prompts are not put to groups.
     """
-    kl = _prompt_kl(population, population.truth, law)
+    kl = _prompt_kl(population.truth, law)
     names = np.asarray(population.groups)
     return {group: kl[:, names == group].mean(axis=1) for group in dict.fromkeys(population.groups)}
 
 
 def _ranking_fits(population: Population) -> dict[str, Floats]:
-    """Fits to everything that those who answer said, [S, 1, K]; one prompt."""
+    """Returns fits to all rankings of those who answer, [S, 1, K], of the only prompt."""
     ranks = population.answers[0]
     fits = {
         "Bradley-Terry, all pairs": [
             classical.fit_bradley_terry(wins[0], ridge=1.0) for wins in population.own_wins
         ]
     }
-    if (ranks >= 0).all() and (np.sort(ranks) == np.arange(1, ranks.shape[1] + 1)).all():
+    is_strict = (np.sort(ranks) == np.arange(1, ranks.shape[1] + 1)).all()
+    if (ranks >= 0).all() and is_strict:
         fits["Plackett-Luce, all rankings"] = [
-            classical.fit_plackett_luce(np.argsort(ranks[weights > 0], axis=1))
+            plackett_luce.fit_plackett_luce(np.argsort(ranks[weights > 0], axis=1))
             for weights in population.weights
         ]
     return {name: softmax(np.stack(rows), axis=1)[:, None] for name, rows in fits.items()}
@@ -114,30 +117,17 @@ def _fit(
     for p, options in enumerate(population.options):
         k = len(options)
         total = round(budget * population.asked[p] * len(population.prompts))
-        wins = _draw(population.own_wins[s, p, :k, :k], total, rng)
+        wins = people.draw_wins(population.own_wins[s, p, :k, :k], total, rng)
         law[p, :k] = softmax(classical.fit_bradley_terry(wins, ridge=ridge))
-    one = _measures(population, law[None], divisions=slice(s, s + 1))
-    return one["kl"][0], one["choice_log_loss"][0], one["best_known"][0]
-
-
-def _draw(wins: Floats, total: int, rng: np.random.Generator) -> Floats:
-    """Answers about uniformly drawn pairs that somebody can answer, by the shares of `wins`."""
-    first, second = np.nonzero(np.triu(wins + wins.T, 1))
-    if not first.size:
-        return np.zeros_like(wins)
-    asked = rng.multinomial(total, np.full(first.size, 1 / first.size))
-    chance = wins[first, second] / (wins[first, second] + wins[second, first])
-    won = rng.binomial(asked, chance)
-    drawn = np.zeros_like(wins)
-    drawn[first, second], drawn[second, first] = won, asked - won
-    return drawn
+    measures = _measures(population, law[None], divisions=slice(s, s + 1))
+    return measures["kl"][0], measures["choice_log_loss"][0], measures["best_known"][0]
 
 
 def _measures(population: Population, law: Floats, divisions: slice = slice(None)) -> Curves:
-    """The measures of shares [S, P, K]."""
+    """Returns the measures of predicted shares [S, P, K]."""
     truth, wins = population.truth[divisions], population.wins[divisions]
     is_option, log_law = _log_law(population, law)
-    kl = _prompt_kl(population, truth, law)
+    kl = _prompt_kl(truth, law)
     odds = log_law[..., :, None] - log_law[..., None, :]
     losses = -(wins * log_expit(odds)).sum(axis=(1, 2, 3)) / wins.sum(axis=(1, 2, 3))
     hits = np.where(is_option, law, -1).argmax(-1) == truth.argmax(-1)
@@ -145,23 +135,22 @@ def _measures(population: Population, law: Floats, divisions: slice = slice(None
         "kl": kl @ population.judged,
         "choice_log_loss": losses,
         "best_known": hits @ population.judged,
-        "entropy": -np.sum(law * log_law, axis=-1) @ population.judged,
+        "entropy": entr(law).sum(axis=-1) @ population.judged,
         "prediction": law,
     }
 
 
-def _prompt_kl(population: Population, truth: Floats, law: Floats) -> Floats:
-    """[S, P] KL(truth || law)."""
-    log_truth = np.log(np.where(truth > 0, truth, 1.0))
-    return np.sum(truth * (log_truth - _log_law(population, law)[1]), axis=-1)
+def _prompt_kl(truth: Floats, law: Floats) -> Floats:
+    """Returns KL(truth || law), [S, P]."""
+    return classical.kl(truth, np.maximum(law, SMALLEST_SHARE))
 
 
 def _log_law(population: Population, law: Floats) -> tuple[Bools, Floats]:
-    """[P, K] where there is an option, and [S, P, K] the logs of its share, 0 elsewhere."""
+    """Returns [P, K], where there is an option, and [S, P, K], the logs of its share, else 0."""
     is_option = np.zeros(law.shape[1:], bool)
     for p, options in enumerate(population.options):
         is_option[p, : len(options)] = True
-    return is_option, np.log(np.where(is_option, np.maximum(law, 1e-12), 1.0))
+    return is_option, np.log(np.where(is_option, np.maximum(law, SMALLEST_SHARE), 1.0))
 
 
 def _majorities(shares: Floats) -> Floats:
@@ -180,7 +169,7 @@ def _agglomerative(p0: Floats, q: Floats, beta: float) -> Floats:
 
 
 def _everybody(population: Population) -> Floats | None:
-    """[S, P, K] the shares of all groups together, where prompts are one question by groups."""
+    """Returns the shares of all groups together, [S, P, K]; None where no question has groups."""
     if len(set(population.question)) == len(population.question):
         return None
     table = np.zeros_like(population.own)

@@ -1,4 +1,4 @@
-"""`python -m experiments.inclusive.run`: see README.md beside this file."""
+"""The binary `python -m experiments.inclusive.run`, which README.md beside this file explains."""
 
 import time
 from pathlib import Path
@@ -6,23 +6,23 @@ from pathlib import Path
 import jax
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from experiments.common import chunks
-from experiments.common.intervals import format_interval, mean_interval
 from experiments.inclusive import plot, populations, process, references, texts
+from experiments.inclusive.arms import ARMS
 from experiments.inclusive.config import Config
+from experiments.inclusive.plan import answers_after, chunks_of
 from experiments.inclusive.populations import Population
+from experiments.inclusive.references import Curves
+from experiments.inclusive.summary import shown_answers, summarise, tables
 from shatter.cli.common import binary, run_folder
 from shatter.cli.common.progress import open_console, progress_bar
 
-SHOWN_ANSWERS = (10, 30, 100, 300, 1000)
 BETAS = (0.5, 0.1)
-Curves = dict[str, np.ndarray]
 
 
 def check(config: Config) -> tuple[str, ...]:
-    """Refuses values that cannot be.
+    """Raises an error if a flag has a value that cannot be used.
 
     Args:
       config: the config.
@@ -33,7 +33,7 @@ def check(config: Config) -> tuple[str, ...]:
     Raises:
       UsageError: with the flag's name, what was expected and what was found.
     """
-    binary.choose("arm", config.arms, (*process.ARMS, "all"))
+    binary.choose("arm", config.arms, (*ARMS, "all"))
     if not config.arms:
         raise binary.UsageError("--arms must name at least one arm, or all")
     binary.at_least(
@@ -58,11 +58,11 @@ def check(config: Config) -> tuple[str, ...]:
         raise binary.UsageError(f"--prior_answers must be at least 0, found {config.prior_answers}")
     if config.seeds_at_once is not None:
         binary.at_least(config, seeds_at_once=1)
-    return tuple(process.ARMS) if "all" in config.arms else config.arms
+    return tuple(ARMS) if "all" in config.arms else config.arms
 
 
 def experiment(config: Config) -> None:
-    """Runs every arm, then writes and prints the results beside the baselines."""
+    """Runs every arm, then writes and prints the results beside those of the references."""
     arms = check(config)
     console = open_console()
     population = populations.load(config)
@@ -71,7 +71,7 @@ def experiment(config: Config) -> None:
         f"people, {len(arms)} arms, about {minutes(config, population, arms):.1f} minutes on 2 CPU "
         "cores"
     )
-    asked = process.answers_after(config)
+    asked = answers_after(config)
     if population.note:
         console.print(f"note: {population.note}")
     if config.dataset != "shares":
@@ -81,7 +81,7 @@ def experiment(config: Config) -> None:
     ) as folder:
         began = time.perf_counter()
         results = _run(config, population, arms, folder, console)
-        fits = references.curves(population, _shown(config), seed=config.seed)
+        fits = references.curves(population, shown_answers(config), seed=config.seed)
         pretrained = results[arms[0]]["prediction"][:, 0]
         points = references.points(population, pretrained, BETAS)
         answers = np.concatenate([[0], asked])
@@ -97,10 +97,10 @@ def experiment(config: Config) -> None:
             )
         ]
         run_folder.write_csv(folder / "metrics.csv", rows)
-        summary = _summary(config, population, results, fits, points)
+        summary = summarise(config, population, results, fits, points)
         run_folder.write_json(folder / "summary.json", summary)
         figure = plot.draw(config, population, results, fits, points, folder)
-        for table in _tables(config, population, summary):
+        for table in tables(config, population, summary):
             console.print(table)
         console.print(
             f"{time.perf_counter() - began:.0f} s. Results in {folder}: metrics.csv, summary.json, "
@@ -109,24 +109,24 @@ def experiment(config: Config) -> None:
 
 
 def _resampling(population: Population, budget: int) -> str:
-    """Whether more answers are asked than there are people of a half to give them."""
-    given = (population.answers >= 0).reshape(*population.answers.shape[:2], -1).any(axis=-1)
-    people = (given & (population.weights[0] > 0)).sum(axis=1)
+    """Returns a line that says whether more answers are asked for than a half has people."""
+    answered = (population.answers >= 0).reshape(*population.answers.shape[:2], -1).any(axis=-1)
+    people = (answered & (population.weights[0] > 0)).sum(axis=1)
     over = population.asked * budget * len(population.prompts) > people
     if not over.any():
         return f"people of a half who answered a prompt: {people.min()} to {people.max()}"
     return (
-        f"note: at {over.sum()} of {len(over)} prompts more answers are asked than people of a "
+        f"note: at {over.sum()} of {len(over)} prompts more answers are asked for than people of a "
         f"half gave ({people[over].min()} to {people[over].max()}): people are drawn again "
         "(resampled)"
     )
 
 
 def minutes(config: Config, population: Population, arms: tuple[str, ...]) -> float:
-    """Rough cost on 2 CPU cores, from measured runs."""
-    members = sum(1 if process.ARMS[a].learner == "map" else config.num_members for a in arms)
+    """Estimates the cost in minutes of 2 CPU cores, from measured runs."""
+    members = sum(1 if ARMS[a].learner == "map" else config.num_members for a in arms)
     tokens = sum(35 + 8 * len(options) for options in population.options)
-    rounds = len(process.answers_after(config))
+    rounds = len(answers_after(config))
     passes = config.num_seeds * members * tokens * rounds * (config.num_steps + 1)
     pretraining = config.pretraining_steps * tokens
     seconds = 1.5e-5 * (config.width / 16) ** 1.5 * (passes + pretraining)
@@ -142,105 +142,19 @@ def _run(
     params = texts.pretrain(lm, root, pool, num_steps=config.pretraining_steps)
     keys = jax.random.split(jax.random.fold_in(root, 1), config.num_seeds)
     results = {}
-    with progress_bar(console, len(arms) * len(process.answers_after(config))) as advance:
+    with progress_bar(console, len(arms) * len(answers_after(config))) as advance:
         for arm in arms:
             advance(arm, 0)
             results[arm] = chunks.run_seeds(
                 process.make_process(config, arm, population, pool, lm, params),
-                (keys, process.people_of(population)),
+                (keys, process.divisions_of(population)),
                 folder / "arms" / arm,
-                process.chunks_of(config, population),
+                chunks_of(config, population),
                 seeds_at_once=config.seeds_at_once
                 or (1 if jax.default_backend() == "cpu" else None),
                 progress=lambda rounds, arm=arm: advance(arm, rounds),  # type: ignore[misc]
             )
     return results
-
-
-def _summary(
-    config: Config,
-    population: Population,
-    results: dict[str, Curves],
-    fits: dict[str, Curves],
-    points: dict[str, Curves],
-) -> list[dict]:
-    """A row an arm or baseline: KL at the shown numbers of answers, and the final measures."""
-
-    def by_group(law: np.ndarray) -> dict[str, dict[str, float]]:
-        groups = references.kl_by_group(population, law)
-        return {group: mean_interval(values) for group, values in groups.items()}
-
-    shown = _shown(config)
-    rows: list[dict] = []
-    for arm, metrics in results.items():
-        kl = dict(zip(process.answers_after(config), metrics["kl"][:, 1:].T, strict=True))
-        row = {"name": arm, "kl": {n: mean_interval(kl[n]) for n in shown}}
-        row |= {
-            name: mean_interval(metrics[name][:, -1])
-            for name in ("choice_log_loss", "best_known", "entropy", "leak")
-        }
-        row["kl_by_group"] = by_group(metrics["prediction"][:, -1])
-        rows.append(row)
-    first = next(iter(results.values()))
-    rows.append(
-        {
-            "name": "pretrained",
-            "kl": {n: mean_interval(first["kl"][:, 0]) for n in shown},
-            "choice_log_loss": mean_interval(first["choice_log_loss"][:, 0]),
-            "best_known": mean_interval(first["best_known"][:, 0]),
-            "entropy": mean_interval(first["entropy"][:, 0]),
-            "leak": mean_interval(first["leak"][:, 0]),
-            "kl_by_group": by_group(first["prediction"][:, 0]),
-        }
-    )
-    for name, curves in fits.items():
-        kl = dict(zip(shown, curves["kl"].T, strict=True))
-        row = {"name": name, "kl": {n: mean_interval(values) for n, values in kl.items()}}
-        row |= {k: mean_interval(curves[k][:, -1]) for k in ("choice_log_loss", "best_known")}
-        rows.append(row)
-    for name, values in points.items():
-        row = {"name": name, "kl": {shown[-1]: mean_interval(values["kl"])}}
-        row |= {k: mean_interval(v) for k, v in values.items() if k not in ("kl", "prediction")}
-        row["kl_by_group"] = by_group(values["prediction"])
-        rows.append(row)
-    return rows
-
-
-def _shown(config: Config) -> list[int]:
-    """The numbers of answers of the table, the last one always among them."""
-    asked = process.answers_after(config).tolist()
-    return [n for n in asked if n in SHOWN_ANSWERS or n == asked[-1]]
-
-
-def _tables(config: Config, population: Population, summary: list[dict]) -> list[Table]:
-    shown = _shown(config)
-    table = Table(
-        title=f"{config.dataset}: KL(judges' shares || prediction) by answers a question, nats",
-        caption=f"means over {config.num_seeds} divisions of the people [95%]; other columns "
-        "after the last answer, where the figures of those who need no answers stand too",
-    )
-    table.add_column("")
-    for n in shown:
-        table.add_column(f"{n}", justify="right")
-    for name in ("choice log-loss", "best known", "entropy", "leak"):
-        table.add_column(name, justify="right")
-    for row in summary:
-        cells = [format_interval(row["kl"].get(n)) for n in shown]
-        for name in ("choice_log_loss", "best_known", "entropy", "leak"):
-            cells.append(format_interval(row.get(name), interval=False))
-        table.add_row(row["name"], *cells)
-    if not population.groups:
-        return [table]
-    groups = list(dict.fromkeys(population.groups))
-    by_group = Table(title="the same by group, after the last answer")
-    for heading in ("", *groups):
-        by_group.add_column(heading, justify="right" if heading else "left")
-    for row in summary:
-        if "kl_by_group" in row:
-            by_group.add_row(
-                row["name"], *(format_interval(row["kl_by_group"][group]) for group in groups)
-            )
-    return [table, by_group]
 
 
 if __name__ == "__main__":

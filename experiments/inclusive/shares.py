@@ -1,4 +1,4 @@
-"""Population shares as JSON lines: what part of a population gives each answer to a prompt.
+"""Reads population shares from JSON lines: the part of a population that gives each answer.
 
 One JSON object a line:
 
@@ -6,9 +6,9 @@ One JSON object a line:
      "n": 250, "group": {"attribute": "age", "value": "18-34"}}
 
 `question`, `options` and `distribution` are accepted for `prompt`, `completions` and `shares`.
-`group` null, absent, or of attribute "all" means everybody. `id` (the prompt's identity, default
-its text) and `n_eff` (the effective number of people under survey weights) are optional; other
-fields are ignored.
+Where `group` is null, absent, or of attribute "all", the shares are everybody's. `id` (the prompt's
+identity, by default its text) and `n_eff` (the effective number of people under survey weights) are
+optional; other fields are ignored.
 """
 
 import json
@@ -21,7 +21,7 @@ import numpy as np
 from experiments.common.sources import DataError
 from experiments.inclusive.arrays import Floats
 
-SUM_TOLERANCE = 1e-3  # what rounding of published shares may add up to
+SUM_TOLERANCE = 1e-3  # published shares are rounded
 
 _TEXT, _TEXTS, _NUMBERS = (
     "a non-empty string",
@@ -46,7 +46,7 @@ class Shares(NamedTuple):
       completions: [K] texts.
       shares: [K] non-negative, summing to exactly 1.
       n: The number of people asked.
-      n_eff: Their effective number under survey weights; n where the file does not say.
+      n_eff: Their effective number under survey weights; n if the file gives none.
       group: The group, or None for everybody.
     """
 
@@ -60,7 +60,7 @@ class Shares(NamedTuple):
 
 
 class _Line(NamedTuple):
-    """One object of the file with its place, for error messages."""
+    """One object of the file, with its place for error messages."""
 
     path: Path
     number: int
@@ -72,17 +72,17 @@ class _Line(NamedTuple):
         )
 
     def pick(self, *names: str) -> tuple[str, Any]:
-        """The one of the alternative field names that the line has, and its value."""
+        """Returns the alternative name under which the line has a field, and the field's value."""
         present = [name for name in names if name in self.fields]
         if len(present) != 1:
             expected = "exactly one of " + ", ".join(names) if len(names) > 1 else "this field"
-            found = present or "no such field"
-            raise self.error(names[0], expected, found, "Name each field once on every line.")
+            names_found = present or "no such field"
+            raise self.error(names[0], expected, names_found, "Name each field once on every line.")
         return present[0], self.fields[present[0]]
 
 
 def load_shares(path: str | Path) -> tuple[Shares, ...]:
-    """Every line of a JSON-lines file of population shares.
+    """Reads every line of a JSON-lines file of population shares.
 
     Args:
       path: A UTF-8 file of the format above; blank lines are skipped.
@@ -91,10 +91,10 @@ def load_shares(path: str | Path) -> tuple[Shares, ...]:
       One `Shares` a line, in the file's order.
 
     Raises:
-      DataError: A missing or empty file; or a line that is not JSON, lacks a field, has a field of
-        a wrong type or value, repeats an earlier (id, group), or gives a known id another text or
-        other completions. The message names file, line and field, what was expected and found, and
-        how to mend it.
+      DataError: if the file is missing or empty; or if a line is not JSON, lacks a field, has a
+        field of a wrong type or value, repeats an earlier (id, group), or gives a known id another
+        text or other completions. The message names the file, the line and the field, what was
+        expected, what was found, and how to correct it.
     """
     path = Path(path)
     records: list[Shares] = []

@@ -1,4 +1,4 @@
-"""Comma-separated tables read strictly: every cell must be one that its column may have."""
+"""Reads comma-separated tables strictly: a cell that its column may not have is an error."""
 
 import csv
 import math
@@ -19,8 +19,8 @@ class Table(NamedTuple):
 
     Attributes:
       path: Where it was read from.
-      header: [C] column names; a second header row, where there is one, is `subheader`.
-      subheader: [C], or empty.
+      header: [C] column names.
+      subheader: [C] the second header row, or empty.
       lines: [R] the line of the file in which each row ends.
       rows: [R] lists of C cells.
     """
@@ -33,13 +33,13 @@ class Table(NamedTuple):
 
 
 class Attribute(NamedTuple):
-    """A division of respondents into groups: codes [R], an index into `values` or -1 (unknown)."""
+    """A division of respondents into groups: codes [R] are indices into `values`, -1 = unknown."""
 
     values: tuple[str, ...]
     codes: Ints
 
     def take(self, people: Ints) -> "Attribute":
-        """The same division of the people of these indices."""
+        """Returns the same division of the people with these indices."""
         return self._replace(codes=self.codes[people])
 
 
@@ -55,7 +55,7 @@ def read_table(path: str | Path, *, encoding: str = "utf-8", has_subheader: bool
       The table, with at least one row and as many cells in every row as in the header.
 
     Raises:
-      DataError: The file cannot be read or decoded, has no rows, or a row of another length.
+      DataError: if the file cannot be read or decoded, has no rows, or a row of another length.
     """
     path = Path(path)
     try:
@@ -93,7 +93,7 @@ def read_table(path: str | Path, *, encoding: str = "utf-8", has_subheader: bool
 
 
 def column_index(table: Table, name: str) -> int:
-    """The position of the column of this name; a DataError lists the columns if there is none."""
+    """Returns the position of a column; raises a DataError with the columns if there is none."""
     if name not in table.header:
         raise DataError(
             f"{table.path}, line 1: expected a column {name!r}, found {', '.join(table.header)}. "
@@ -103,7 +103,7 @@ def column_index(table: Table, name: str) -> int:
 
 
 def cell_error(table: Table, row: int, column: int, expected: str) -> DataError:
-    """The error for a cell whose value its column may not have."""
+    """Returns the error for a cell whose value its column may not have."""
     return DataError.at(
         table.path,
         table.lines[row],
@@ -115,7 +115,7 @@ def cell_error(table: Table, row: int, column: int, expected: str) -> DataError:
 
 
 def codes(table: Table, column: int | str, values: Mapping[str, int]) -> Ints:
-    """A column of categories as integers.
+    """Returns a column of categories as integers.
 
     Args:
       table: The table.
@@ -126,7 +126,7 @@ def codes(table: Table, column: int | str, values: Mapping[str, int]) -> Ints:
       [R] codes.
 
     Raises:
-      DataError: No such column, or a cell that holds another text; with line and column.
+      DataError: if there is no such column, or a cell has another text; with line and column.
     """
     index = column_index(table, column) if isinstance(column, str) else column
     result = np.empty(len(table.rows), np.int64)
@@ -138,18 +138,18 @@ def codes(table: Table, column: int | str, values: Mapping[str, int]) -> Ints:
 
 
 def numbered(size: int, *, first: int) -> dict[str, int]:
-    """The codes 0, 1, ... of the texts of `size` whole numbers from `first` on."""
+    """Returns the codes 0, 1, ... by the texts of `size` whole numbers, from `first` on."""
     return {str(first + index): index for index in range(size)}
 
 
 def attribute(table: Table, column: str, levels: Sequence[str]) -> Attribute:
-    """A column of group names; blank cells are unknown, and other texts a DataError."""
+    """Returns a column of group names; a blank cell is unknown, another text is a DataError."""
     values = {"": UNKNOWN, **{level: index for index, level in enumerate(levels)}}
     return Attribute(tuple(levels), codes(table, column, values))
 
 
 def positive_numbers(table: Table, name: str) -> Floats:
-    """[R] a column of finite numbers above 0; a DataError with line and column otherwise."""
+    """Returns a column [R] of finite numbers above 0; raises a DataError for other cells."""
     index = column_index(table, name)
     result = np.empty(len(table.rows), np.float64)
     for number, row in enumerate(table.rows):
@@ -163,7 +163,7 @@ def positive_numbers(table: Table, name: str) -> Floats:
 
 
 def identifiers(table: Table, name: str) -> Ints:
-    """[R] a column of different whole numbers; a DataError with line and column otherwise."""
+    """Returns a column [R] of whole numbers that all differ; raises a DataError otherwise."""
     index = column_index(table, name)
     seen: dict[int, int] = {}
     for number, row in enumerate(table.rows):

@@ -1,4 +1,4 @@
-"""Questions and options as token arrays, and a tiny language model pretrained on them."""
+"""Encodes questions and options as tokens, and pretrains a tiny language model on them."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -18,11 +18,11 @@ from shatter.types import Array, Key, Metrics, Params
 BOS, EOS, SEPARATOR, UNKNOWN = "<bos>", "<eos>", "<sep>", "<unk>"
 BPE_TOKENS = 1024  # enough for most words of a survey to be one token
 NUM_HEADS = 2
-LONG_OPTION = 8  # tokens; prompts with a longer one are scored apart, lest all be padded to it
+LONG_OPTION = 8  # tokens; prompts with longer ones are scored apart, so that they alone are padded
 
 
 class Bucket(NamedTuple):
-    """Prompts of a pool whose options are of like length, B prompts with K options each.
+    """B prompts of a pool whose options have similar lengths, with K options each.
 
     Attributes:
       rows: int `[B]`, which prompts of the pool.
@@ -52,13 +52,13 @@ class Pool(NamedTuple):
 
 
 def train_tokenizer(texts: Sequence[str]) -> Tokenizer:
-    """A small byte-pair encoding of the texts.
+    """Trains a small byte-pair encoding on texts.
 
     Args:
       texts: questions, options, tags.
 
     Returns:
-      A tokenizer with BOS, EOS and a separator, which knows every character of the texts.
+      A tokenizer with BOS, EOS and a separator, whose vocabulary has every character of the texts.
     """
     tokenizer = Tokenizer(BPE(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -77,7 +77,7 @@ def encode_pool(
     """Encodes prompts and their options.
 
     Args:
-      tokenizer: of `train_tokenizer`.
+      tokenizer: as from `train_tokenizer`.
       prompts: P texts.
       options: the options of each.
 
@@ -104,12 +104,12 @@ def encode_pool(
 def make_pool(
     prompts: Sequence[str], options: Sequence[Sequence[str]], *, width: int
 ) -> tuple[Pool, models.LanguageModel]:
-    """Prompts and options as tokens, and a transformer of 2 layers that is large enough for them.
+    """Encodes prompts and options, and makes a transformer of 2 layers with room for them.
 
     Args:
       prompts: P texts.
       options: the options of each.
-      width: of the transformer, a multiple of its heads.
+      width: of the transformer, a multiple of `NUM_HEADS`.
 
     Returns:
       The pool and the model.
@@ -145,7 +145,7 @@ def _bucket(
 
 
 def option_log_probs(lm: models.LanguageModel, params: Params, pool: Pool) -> Array:
-    """Log-prob of every option given its prompt; the options share the prompt's prefill.
+    """Returns the log-prob of every option given its prompt, which is read once for all of them.
 
     Args:
       lm: the transformer.
@@ -176,9 +176,9 @@ def _bucket_log_probs(lm: models.LanguageModel, params: Params, bucket: Bucket) 
 
 
 def pretrain(lm: models.LanguageModel, key: Key, pool: Pool, *, num_steps: int) -> Params:
-    """Next-token training on every question with every one of its options, all equally often.
+    """Trains by next tokens on every question with each of its options, all equally often.
 
-    So p0 knows the language and which options there are, and nothing of the answers.
+    The pretrained model so knows the language and the options, and nothing of people's answers.
 
     Args:
       lm: the language model.
@@ -187,7 +187,7 @@ def pretrain(lm: models.LanguageModel, key: Key, pool: Pool, *, num_steps: int) 
       num_steps: full-batch Adam steps.
 
     Returns:
-      theta_0.
+      The pretrained parameters.
     """
 
     def objective(params: Params, pool: Pool, key: Key, batch: None) -> tuple[Array, Metrics]:
@@ -210,5 +210,5 @@ def pretrain(lm: models.LanguageModel, key: Key, pool: Pool, *, num_steps: int) 
 
 
 def longest_document(pool: Pool) -> int:
-    """The largest number of tokens of a prompt with an option."""
+    """Returns the largest number of tokens of a prompt followed by an option."""
     return max(b.prompts.shape[1] + b.options.shape[2] for b in pool.buckets)

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import scipy.sparse
 from rich.table import Table
-from scipy.optimize import minimize
-from scipy.special import expit, log_expit
+from scipy.special import log_expit
 
+from experiments.common.bradley_terry import fit_weights
 from experiments.judgements.datasets import DATASETS, Judgements, load_judgements
 from shatter.cli.common import binary
 from shatter.cli.common.progress import open_console
@@ -173,40 +173,14 @@ def _bags(items: Sequence[Item], vocabulary: dict[str, int]) -> scipy.sparse.csr
 
 
 def _fit(features: scipy.sparse.csr_matrix, compared: Ints, wins: Floats, ridge: float) -> Floats:
-    """Minimises -sum_p (wins_p0 log sig(g_p) + wins_p1 log sig(-g_p)) + ridge/2 |w|^2.
-
-    `g_p` is the difference of the two items' utilities, features times w.
-    """
+    """Returns `fit_weights` with a ridge above 0, so that the fit exists; raises otherwise."""
     if not ridge > 0:
-        raise ValueError(f"expected a ridge above 0, for else a fit need not exist, found {ridge}")
-    transposed = features.T.tocsr()
-    num_items = features.shape[0]
-
-    def gaps_of(w: Floats) -> Floats:
-        u = features @ w
-        return u[compared[:, 0]] - u[compared[:, 1]]
-
-    def pull(slopes: Floats) -> Floats:  # the transposed of gaps_of
-        of_items = np.bincount(compared[:, 0], slopes, num_items)
-        return transposed @ (of_items - np.bincount(compared[:, 1], slopes, num_items))
-
-    def loss(w: Floats) -> tuple[float, Floats]:
-        gaps = gaps_of(w)
-        losses = wins[:, 0] * log_expit(gaps) + wins[:, 1] * log_expit(-gaps)
-        slopes = wins[:, 1] * expit(gaps) - wins[:, 0] * expit(-gaps)
-        return 0.5 * ridge * w @ w - losses.sum(), pull(slopes) + ridge * w
-
-    def curve(w: Floats, v: Floats) -> Floats:  # the Hessian times v
-        gaps = gaps_of(w)
-        return pull(wins.sum(axis=1) * expit(gaps) * expit(-gaps) * gaps_of(v)) + ridge * v
-
-    tolerance = TOLERANCE * max(wins.sum(), 1.0)
-    start = np.zeros(features.shape[1])
-    options = {"gtol": tolerance, "maxiter": MAX_STEPS}
-    found = minimize(loss, start, jac=True, hessp=curve, method="trust-ncg", options=options)
-    if not np.linalg.norm(found.jac) <= tolerance:
-        raise RuntimeError(f"the fit did not converge in {found.nit} steps: {found.message}")
-    return found.x
+        raise ValueError(
+            f"expected a ridge above 0, because without one a fit need not exist, found {ridge}"
+        )
+    return fit_weights(
+        features, compared, wins, ridge=ridge, tolerance=TOLERANCE, max_steps=MAX_STEPS
+    )
 
 
 def _chosen_ridge(

@@ -4,6 +4,7 @@ from shatter.training.interaction import (
     Interaction,
     InteractionState,
     ask,
+    ask_together,
     interaction,
     run_rounds,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "TrainState",
     "add_comparisons",
     "ask",
+    "ask_together",
     "asked",
     "empty_store",
     "interaction",

@@ -185,6 +185,20 @@ def ask(rater: Rater, key: Key, queries: Query) -> Comparison:
     return Comparison(queries, ranks, jnp.ones(num_queries))
 
 
+def ask_together(rater: Rater, key: Key, queries: Query) -> Comparison:
+    """Puts all queries at once to a rater that answers a whole round.
+
+    Args:
+      rater: `(key, queries[B]) -> ranks[B, K]`, for example with one draw for all queries.
+      key: a typed key.
+      queries: leaves `[B, ...]`.
+
+    Returns:
+      comparisons with leaves `[B, ...]`, of weight 1.
+    """
+    return Comparison(queries, rater(key, queries), jnp.ones(queries.prompt_id.shape[0]))
+
+
 def run_rounds(
     process: Interaction,
     rater: Rater,
@@ -194,6 +208,7 @@ def run_rounds(
     *,
     num_rounds: int,
     first_round: Array | int = 0,
+    ask: Callable[[Rater, Key, Query], Comparison] = ask,
 ) -> tuple[InteractionState, Metrics]:
     """Scans rounds of propose, ask, learn, evaluate.
 
@@ -208,6 +223,8 @@ def run_rounds(
       key: a typed key, the same for all chunks.
       num_rounds: how many rounds; static.
       first_round: number of the first round.
+      ask: how the rater is asked, `(rater, key, queries[B]) -> comparisons[B]`: `ask`,
+        `ask_together`, or your own where answers have weights.
 
     Returns:
       the state after the last round, and metrics with leaves `[num_rounds, ...]`.

@@ -23,8 +23,8 @@ from shatter.evaluation import kl_divergence
 from shatter.exploration import drawn_candidates, infomax, pool_candidates, uniform
 from shatter.losses import ilhf_loss, ilhf_ranking_loss
 from shatter.models import tabular
-from shatter.training import ask, interaction, pair_proposer, run_rounds
-from shatter.types import Comparison, Query
+from shatter.training import ask, ask_together, interaction, pair_proposer, run_rounds
+from shatter.types import Comparison, Query, item_query
 
 LM = tabular(vocab_size=3, max_length=2)
 TOKENS, MASK = enumerate_documents(vocab_size=3, max_length=2)
@@ -470,3 +470,12 @@ def test_no_key_is_used_twice(float64):
 
     with jax.debug_key_reuse(True):
         jax.make_jaxpr(jax.vmap(run))(jax.random.split(jax.random.key(0), SEEDS))
+
+
+def test_a_rater_may_answer_all_queries_of_a_round():
+    rater = luce_rater(table_utility(jnp.log(jnp.asarray(DENSITY, jnp.float32))[None]))
+    queries = item_query(jnp.arange(8).reshape(4, 2))
+    together = lambda key, queries: jax.vmap(rater)(jax.random.split(key, 4), queries)
+    key = jax.random.key(5)
+    one_by_one, at_once = ask(rater, key, queries), ask_together(together, key, queries)
+    jax.tree.map(np.testing.assert_array_equal, one_by_one, at_once)

@@ -6,16 +6,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import entr, expit, log_expit
+from scipy.special import entr, log_expit
 
+from shatter.cli.common.agreement import agreement
 from shatter.data import Row
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Item = tuple[str, str]
 """A prompt and a completion, each as a string."""
-
-BINS = 10  # of the calibration error
 
 
 class Pairs(NamedTuple):
@@ -100,19 +99,15 @@ def score(rows: Sequence[Row], utilities: npt.ArrayLike) -> dict[str, float]:
     gaps = utilities[pairs.rows, 0] - utilities[pairs.rows, 1]
     first, second, _ = pairs.votes.T
     decided = first + second
-    losses = -first * log_expit(gaps) - second * log_expit(-gaps)
-    has_majority = first != second
-    is_right = 0.5 + 0.5 * np.sign(gaps) * np.sign(first - second)
-    bins = np.minimum((expit(gaps) * BINS).astype(int), BINS - 1)
-    excess = np.bincount(bins, decided * expit(gaps) - first)
+    sums = agreement(log_expit(gaps), log_expit(-gaps), first, second)
     counted = pairs.has_counts & (decided > 0)
     share = first[counted] / decided[counted]
     noise = decided[counted] @ (entr(share) + entr(1 - share))
     return means(
-        log_loss=(losses.sum(), decided.sum()),
-        accuracy=(is_right[has_majority].sum(), has_majority.sum()),
-        calibration_error=(np.abs(excess).sum(), decided.sum()),
-        share_kl=(losses[counted].sum() - noise, decided[counted].sum()),
+        log_loss=(sums.losses.sum(), decided.sum()),
+        accuracy=(sums.is_right[sums.has_majority].sum(), sums.has_majority.sum()),
+        calibration_error=(sums.calibration_gap, decided.sum()),
+        share_kl=(sums.losses[counted].sum() - noise, decided[counted].sum()),
     )
 
 

@@ -1,6 +1,7 @@
-"""Active learning on recorded votes: who is asked, what is answered, what is measured."""
+"""Runs of active learning on recorded votes: queries, answers and measures."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,16 @@ from scipy.special import expit, log_expit, logsumexp
 from scipy.stats import binom
 
 from experiments.active import process
+from experiments.active.arms import ARMS
 from experiments.active.config import CHUNK_ROUNDS, Config, Setting
-from experiments.active.process import ARMS, Problem, make_process, measures
+from experiments.active.measures import JOINT_DRAWS, measures
+from experiments.active.process import Problem, make_process
 from experiments.active.splits import Division, Votes
 from experiments.common.chunks import run_seeds
 from experiments.judgements import baselines
+from shatter import training
 from shatter.data import Row
+from shatter.types import item_query
 
 NUM_TEXTS, NUM_PAIRS, WIDTH = 24, 40, 3
 TINY = Setting(
@@ -45,7 +50,7 @@ def votes_of(rng, num_texts, num_pairs):
 
 
 def problems(seeds, num_empty=3):
-    """Inputs of seeds; the last pairs of the pool fill up and have no votes."""
+    """Returns the inputs of seeds; the last pairs of the pool are padding without votes."""
     found = []
     for seed in seeds:
         rng = np.random.default_rng(seed)
@@ -64,28 +69,33 @@ def problems(seeds, num_empty=3):
     return jax.tree.map(lambda *leaves: np.stack(leaves), *found)._replace(key=keys)
 
 
+def asked(state):
+    """Returns which pairs of the pool were asked."""
+    return training.asked(state.store, NUM_PAIRS)
+
+
 def whole(arm, setting=TINY):
-    """`(input) -> (first metrics, state, metrics)`, all rounds of one seed."""
+    """Returns `(input) -> (first metrics, interaction, metrics)`, all rounds of one seed."""
     made = make_process(setting, arm)
 
     def run(problem):
         state, before = made.start(problem)
         state, metrics = made.rounds(state, 0, setting.plan()[0])
-        return before, state, metrics
+        return before, state.interaction, metrics
 
     return run
 
 
 @pytest.fixture(scope="module")
 def all_arms():
-    """Every arm on two seeds, in one program."""
+    """Runs every arm on two seeds, in one program."""
     inputs = problems((0, 1))
 
     def run(problem):
-        state, before = make_process(TINY, "random").start(problem)  # that of all arms
+        state, before = make_process(TINY, "random").start(problem)  # all arms have this start
         rounds = {arm: make_process(TINY, arm).rounds for arm in ARMS}
-        chunk = TINY.plan()[0]
-        return {arm: (before, *rounds[arm](state, 0, chunk)) for arm in ARMS}
+        ends = {arm: rounds[arm](state, 0, TINY.plan()[0]) for arm in ARMS}
+        return {arm: (before, end.interaction, metrics) for arm, (end, metrics) in ends.items()}
 
     return inputs, jax.device_get(jax.jit(jax.vmap(run))(inputs))
 
@@ -93,13 +103,14 @@ def all_arms():
 def test_every_query_is_of_the_pool_and_asked_once(all_arms):
     inputs, found = all_arms
     for arm, (_, state, _) in found.items():
-        assert state.store.size.tolist() == [24, 24] == state.asked.sum(axis=1).tolist(), arm
+        were_asked = np.asarray(jax.vmap(asked)(state))
+        assert state.store.size.tolist() == [24, 24] == were_asked.sum(axis=1).tolist(), arm
         for seed in range(2):
             pool = jax.tree.map(lambda leaf, seed=seed: leaf[seed], inputs.division.pool)
             given = dict(zip(map(tuple, pool.items.tolist()), pool.votes, strict=True))
             shown = [tuple(pair) for pair in state.store.comparisons.query.item_ids[seed].tolist()]
             assert len(set(shown)) == 24, arm  # none twice
-            assert set(shown) == set(map(tuple, pool.items[state.asked[seed]].tolist())), arm
+            assert set(shown) == set(map(tuple, pool.items[were_asked[seed]].tolist())), arm
             ranks = state.store.comparisons.ranks[seed].tolist()
             for pair, answer in zip(shown, ranks, strict=True):
                 assert given[pair][process.RANKS.index(tuple(answer))] > 0  # somebody said so
@@ -108,7 +119,7 @@ def test_every_query_is_of_the_pool_and_asked_once(all_arms):
 def test_all_arms_start_alike_and_go_apart(all_arms):
     _, found = all_arms
     starts = {make_process(TINY, arm).start for arm in ARMS}
-    assert len(starts) == 1  # the very same function: it is compiled once, too
+    assert len(starts) == 1  # one function, so that it is compiled once
     for before, _, metrics in found.values():
         assert np.all(before["decided"] == 0) and np.all(np.diff(metrics["decided"]) >= 0)
         assert metrics["new_log_loss"].shape == (2, 6)
@@ -121,17 +132,17 @@ def test_seeds_at_once_are_seeds_alone(all_arms):
     one = jax.tree.map(lambda leaf: leaf[1], inputs)
     _, state, metrics = jax.jit(whole("joint_infomax"))(one)
     _, both, both_metrics = found["joint_infomax"]
-    np.testing.assert_array_equal(state.asked, both.asked[1])
+    np.testing.assert_array_equal(asked(state), jax.vmap(asked)(both)[1])
     for name, values in metrics.items():
         np.testing.assert_allclose(values, both_metrics[name][1], rtol=1e-4, atol=1e-4)
 
 
 def test_a_pool_is_asked_to_its_end():
-    """Fewer queries are left than candidates are drawn; those without votes are not asked."""
+    """Fewer queries are left than candidates are drawn, and those without votes are not asked."""
     setting = dataclasses.replace(TINY, batches=(7,), until=(35,), num_candidates=1000)
     one = jax.tree.map(lambda leaf: leaf[0], problems((0, 1), num_empty=5))
     _, state, _ = jax.jit(whole("infomax", setting))(one)
-    np.testing.assert_array_equal(state.asked, np.arange(NUM_PAIRS) < NUM_PAIRS - 5)
+    np.testing.assert_array_equal(asked(state), np.arange(NUM_PAIRS) < NUM_PAIRS - 5)
 
 
 def test_answers_follow_the_votes():
@@ -139,8 +150,10 @@ def test_answers_follow_the_votes():
     pool = Votes(jnp.arange(6).reshape(3, 2), jnp.asarray(votes))
     num = 4000
     keys = jax.random.split(jax.random.key(0), num)
-    answers = jax.jit(jax.vmap(lambda key: process.answers(key, pool, jnp.array([2, 0, 1]))))
-    found = answers(keys)
+    numbers = jnp.array([2, 0, 1])
+    queries = item_query(pool.items[numbers], prompt_id=numbers)
+    rater = functools.partial(process.answers, pool)
+    found = jax.jit(jax.vmap(lambda key: training.ask_together(rater, key, queries)))(keys)
     assert found.query.item_ids[0].tolist() == [[4, 5], [0, 1], [2, 3]]
     for place, pair in enumerate((2, 0, 1)):
         shares = votes[pair] / votes[pair].sum()
@@ -151,12 +164,12 @@ def test_answers_follow_the_votes():
 
 def test_passive_asks_in_proportion_to_the_frozen_models_likings():
     setting = dataclasses.replace(TINY, batches=(1,), until=(1,), num_candidates=NUM_PAIRS)
-    inputs = jax.tree.map(lambda leaf: leaf[0], problems((0, 1)))
+    inputs = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), problems((0, 1)))
     num = 3000
     keys = jax.random.split(jax.random.key(3), num)
     run = whole("passive", setting)
-    asked = jax.jit(jax.vmap(lambda key: run(inputs._replace(key=key))[1].asked))
-    times = np.asarray(asked(keys)).mean(axis=0)
+    ask = jax.jit(jax.vmap(lambda key: asked(run(inputs._replace(key=key))[1])))
+    times = np.asarray(ask(keys)).mean(axis=0)
     weights = np.exp(inputs.log_prob[inputs.division.pool.items].sum(axis=1))
     weights[-3:] = 0  # no votes
     law = weights / weights.sum()
@@ -194,7 +207,7 @@ def test_measures_are_those_of_a_direct_computation(float64):
     for name, part in {"known": known, "new": new}.items():
         gaps = utilities[:, part.items[:, 0]] - utilities[:, part.items[:, 1]]
         p = expit(gaps).mean(axis=0)
-        # `score` reads utilities: those whose difference is the mixture's log-odds.
+        # `score` takes utilities; their difference here is the mixture's log-odds.
         rows = [
             Row("", (f"{a} ", f" {b}"), ranks, float(count))
             for (a, b), counts in zip(part.items, part.votes, strict=True)
@@ -213,7 +226,7 @@ def test_measures_are_those_of_a_direct_computation(float64):
 
 
 def test_the_joint_loss_is_an_average_over_dyadic_labels(float64):
-    """One pair alone: ten labels of one coin, a sum over how many say first."""
+    """With one pair it is the log-loss of ten tosses of one coin, summed over the outcomes."""
     rng = np.random.default_rng(1)
     utilities = np.stack([2 * rng.normal(size=3), np.zeros(3)], axis=1)
     pair = Votes(np.array([[0, 1]]), np.array([[3.0, 1.0, 2.0]]))
@@ -228,5 +241,5 @@ def test_the_joint_loss_is_an_average_over_dyadic_labels(float64):
         members = first * log_expit(gaps) + (10 - first) * log_expit(-gaps)
         nats = np.log(3) - logsumexp(members)
         expected, square = expected + weight * nats, square + weight * nats**2
-    error = np.sqrt((square - expected**2) / (40 * process.JOINT_DRAWS))
+    error = np.sqrt((square - expected**2) / (40 * JOINT_DRAWS))
     assert abs(np.mean(draws) - expected) < 4 * error

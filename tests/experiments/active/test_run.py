@@ -1,4 +1,4 @@
-"""The active binary: its results at a tiny size, its levels, its errors."""
+"""The active binary: its results at a tiny size, its levels and its errors."""
 
 import csv
 import json
@@ -83,7 +83,7 @@ def test_bad_flags(tmp_path):
         r"unknown arm 'lucky'; the known ones are: random, passive": {"arms": ("lucky",)},
         r"unknown ensemble 'trees'; the known ones are: heads": {"ensembles": ("trees",)},
         r"--num_seeds must be at least 2, found 1": {"num_seeds": 1},
-        r"each stage a whole number .* found \(30,\) and \(100,\)": {
+        r"each stage must be a whole number .* found \(30,\) and \(100,\)": {
             "batches": (30,),
             "until": (100,),
         },

@@ -1,4 +1,4 @@
-"""Tables of texts: what is computed once is what the whole model says of the tokens."""
+"""Tables of texts: numbers computed once and kept are those of the whole model on the tokens."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ MODEL = models.TransformerConfig(vocab_size=11, max_length=12, width=8, num_laye
 
 @pytest.fixture
 def texts(float64):
-    """Parameters, and five texts of 3 to 9 tokens after a prompt of two."""
+    """Returns parameters, and five texts of 3 to 9 tokens that begin with a prompt of two."""
     params = jax.jit(models.transformer(MODEL).init)(jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(1), (5, 9), 0, 11)
     columns, lengths = np.arange(9), np.array([3, 9, 5, 7, 4])
@@ -39,7 +39,7 @@ def test_features_are_means_over_a_texts_tokens_after_each_block(texts):
         part = {"params": {**params["params"], "blocks": blocks}}
         features_of = jax.jit(lm.features)
         for row in range(5):
-            # What comes after a text changes nothing before it: no mask is needed here.
+            # No mask is needed here, because later tokens do not change earlier features.
             alone = features_of(part, tokens)[row, : valid[row].sum()]
             mean = np.asarray(alone)[2:].mean(axis=0)
             np.testing.assert_allclose(found[row, 8 * (depth - 1) : 8 * depth], mean, atol=1e-12)

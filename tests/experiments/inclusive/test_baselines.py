@@ -14,7 +14,7 @@ from experiments.inclusive.tables import Attribute
 
 
 def toy_survey() -> Survey:
-    """60 people, two questions, two groups that answer in opposite ways."""
+    """Returns 60 people, two questions, and two groups that answer in opposite ways."""
     answers = np.repeat([[0, 0, 1, 1, 1, 0], [2, 1, 0, 0, 1, 2]], 10, axis=1)
     groups = Attribute(("left", "right"), np.repeat([0, 1], 30))
     questions = (Question("a", "A?", ("x", "y")), Question("b", "B?", ("x", "y", "z")))
@@ -43,14 +43,14 @@ def test_main_prints_every_survey(
         assert title in printed
 
 
-# The figures below were fitted by others with their own code to the people of the prepared files,
-# and judged by the other people of the published ones. So these tests also compare every parse.
+# The figures below come from independent code, which fitted to the people of the prepared files and
+# judged by the other people of the published files. So these tests also check how files are read.
 
 
 def split_like(
     prepared: Iterable[Iterable[object]], everybody: Collection[Iterable[object]]
 ) -> tuple[Ints, Ints]:
-    """The positions in `everybody` of the prepared people, who come in the same order; the rest."""
+    """Returns the positions in `everybody` of the prepared people, in order, and all others."""
     left = enumerate(map(tuple, everybody))
     fit = np.array([next(i for i, person in left if person == tuple(row)) for row in prepared])
     return fit, np.setdiff1d(np.arange(len(everybody)), fit)
@@ -64,7 +64,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def people_of(survey: Survey) -> Floats:
-    """[R, columns] everything that is known of each respondent but the identifier."""
+    """Returns [R, columns], all that is known of each respondent except the identifier."""
     codes = [attribute.codes for attribute in survey.attributes.values()]
     return np.concatenate([survey.weights[None], survey.answers, np.stack(codes)]).T
 

@@ -25,7 +25,7 @@ def write(path: Path, *rows: list[str]) -> Path:
 
 
 def starwars_rows(*people: tuple[int, list[str], str]) -> list[list[str]]:
-    """The file's two headers, and a row for each (id, ranks, fan)."""
+    """Returns the file's two headers and a row for each (id, ranks, fan)."""
     films = list(likings._FILMS)
     header = ["RespondentID", "Seen any?", likings._FAN, "Seen", *[""] * 5, "Rank", *[""] * 5]
     rows = [

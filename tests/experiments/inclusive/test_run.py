@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from experiments.inclusive import classical, populations, process, references, run
+from experiments.inclusive import classical, populations, references, run
+from experiments.inclusive.arms import ARMS
 from experiments.inclusive.config import Config
+from experiments.inclusive.plackett_luce import fit_plackett_luce
 from shatter.cli.common import run_folder
 from shatter.cli.common.binary import UsageError
 
@@ -84,7 +86,7 @@ def test_kl_by_group_is_the_mean_over_its_prompts(config):
 
 
 def rankings_of(orders, num_seeds=2):
-    """A population of people who each ranked three films; all of them answer and judge."""
+    """Returns people who each ranked three films; all of them both answer and judge."""
     ranks = 1 + np.argsort(orders, axis=1)
     wins = (ranks[:, :, None] < ranks[:, None, :]).sum(axis=0).astype(float)
     first = np.bincount(np.asarray(orders)[:, 0], minlength=3) / len(orders)
@@ -108,7 +110,7 @@ def test_fits_to_rankings_are_the_classical_ones():
     orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [0, 1, 2], [2, 1, 0]]
     population = rankings_of(orders)
     points = references.points(population, population.truth, (0.5,))
-    ranked = softmax(classical.fit_plackett_luce(np.array(orders)))
+    ranked = softmax(fit_plackett_luce(np.array(orders)))
     paired = softmax(classical.fit_bradley_terry(population.own_wins[0, 0], ridge=1.0))
     for name, law in [
         ("Plackett-Luce, all rankings", ranked),
@@ -122,7 +124,7 @@ def test_fits_to_rankings_are_the_classical_ones():
 def test_resampling_is_announced():
     population = rankings_of([[0, 1, 2]] * 7)
     assert run._resampling(population, 7) == "people of a half who answered a prompt: 7 to 7"
-    assert "at 1 of 1 prompts more answers are asked" in run._resampling(population, 8)
+    assert "at 1 of 1 prompts more answers are asked for" in run._resampling(population, 8)
 
 
 def test_a_run_is_not_resumed_with_other_data(config):
@@ -138,7 +140,7 @@ def test_a_run_is_not_resumed_with_other_data(config):
 
 
 def test_all_arms_by_one_word(config):
-    assert run.check(dataclasses.replace(config, arms=("all",))) == tuple(process.ARMS)
+    assert run.check(dataclasses.replace(config, arms=("all",))) == tuple(ARMS)
 
 
 def test_bad_flags(config):

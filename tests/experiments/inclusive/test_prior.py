@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.inclusive.process import prior_comparisons
+from experiments.inclusive.prior import num_prior_comparisons, prior_comparisons
 from experiments.inclusive.texts import Pool
 from shatter.losses import ilhf_ranking_loss
 
@@ -13,8 +13,9 @@ VALID = np.array([[True, True, True], [True, True, False]])
 
 def test_prior_answers_are_those_of_the_pretrained_model(float64):
     log_p0 = jnp.where(VALID, jnp.array([[-3.0, -1.0, -2.5], [-0.5, -4.0, 0.0]]), -jnp.inf)
-    rows = prior_comparisons(Pool((), jnp.asarray(VALID)), log_p0)
-    assert rows.weight.shape == (3 * 2 + 2 * 1,)
+    pool = Pool((), jnp.asarray(VALID))
+    rows = prior_comparisons(pool, log_p0)
+    assert rows.weight.shape == (3 * 2 + 2 * 1,) == (num_prior_comparisons(pool),)
     prompts, items = np.asarray(rows.query.prompt_id), np.asarray(rows.query.item_ids)
     np.testing.assert_allclose(np.bincount(prompts, rows.weight), 1.0)
 
