@@ -25,7 +25,7 @@ def fault_of_lines(path: Path, content: list[bytes], tokenizer: models.Tokenizer
     path.write_bytes(b"\n".join(content) + b"\n")
     try:
         found, report = data.read_rows(path, on_bad_row="skip")
-    except data.DataError as error:
+    except data.RowsError as error:
         return None if str(path) in str(error) or "no good one" in str(error) else "no file named"
     numbers = {int(problem.source.rpartition(":")[2]) for problem in report.problems}
     if not all(problem.source.startswith(f"{path}:") for problem in report.problems):
@@ -38,7 +38,7 @@ def fault_of_lines(path: Path, content: list[bytes], tokenizer: models.Tokenizer
         try:
             data.read_rows(path)
             return "a bad row passes"
-        except data.DataError as error:
+        except data.RowsError as error:
             if f"{path}:{min(numbers)}:" not in str(error):
                 return "the first bad line is not named"
     again = path.with_name("again.jsonl")
@@ -49,7 +49,7 @@ def fault_of_lines(path: Path, content: list[bytes], tokenizer: models.Tokenizer
         return "what was read is not what is read after it was written"
     try:
         encoded, _ = data.encode_rows(found, tokenizer, max_length=12, on_bad_row="skip")
-    except data.DataError as error:
+    except data.RowsError as error:
         return None if f"{path}:" in str(error) else "encoding: no file and line named"
     for row in encoded:
         if row.length > 12 or not len(row.prompt) or not all(map(len, row.completions)):
@@ -95,7 +95,7 @@ def test_tables_hold_the_rows_of_json(tmp_path: Path, tally: Tally):
                 read, report = data.read_rows(tmp_path / name, on_bad_row="skip")
                 bad = [problem.source.rpartition(":")[2] for problem in report.problems]
                 found.append(([(*row[:6], row.votes) for row in read], bad))
-            except data.DataError:
+            except data.RowsError:
                 found.append(([], ["all"]))
             except Exception as error:
                 tally.add(records, f"{name}: {kind_of(error)}")

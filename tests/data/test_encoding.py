@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shatter.data import DataError, Report, Row, collate, encode_rows, read_rows
+from shatter.data import Report, Row, RowsError, collate, encode_rows, read_rows
 from shatter.models import load_tokenizer
 
 USER = {"role": "user", "content": "hi"}
@@ -293,7 +293,7 @@ def test_a_last_turn_that_is_cut_away_is_a_bad_row():
         encoded = []
         try:
             encoded = encode_rows([row], tokenizer, max_length=max_length)[0]
-        except DataError as error:
+        except RowsError as error:
             assert re.search(r"parted:1: completions?.*: expected", str(error))
         for one in encoded:
             for ids, skipped in zip(one.completions, one.skipped, strict=True):
@@ -315,7 +315,7 @@ def test_a_call_of_a_tool_is_a_completion(data_dir):
     said = [tokenizer.decode(ids[:-1]) for ids in encoded.completions]
     assert [json.loads(text) for text in said] == calls
     silent = tokenizer.with_chat_template("{{ messages[0].content }}")  # shows no calls
-    with pytest.raises(DataError, match="f:1: completion: expected at least one token before EOS"):
+    with pytest.raises(RowsError, match="f:1: completion: expected at least one token before EOS"):
         encode_rows([row], silent, max_length=200)
 
 
@@ -325,7 +325,7 @@ def test_what_a_tokenizer_or_template_raises_names_the_row():
 
     tokenizer = Pieces()
     tokenizer.encode = refuse
-    with pytest.raises(DataError, match=r"f:7: row: expected texts that .* no token for 'x'"):
+    with pytest.raises(RowsError, match=r"f:7: row: expected texts that .* no token for 'x'"):
         encode_rows([Row("p", ("x",), (0,), source="f:7")], tokenizer, max_length=9)
 
 
@@ -345,9 +345,9 @@ def test_conversations_that_the_template_does_not_fit():
 
 def test_without_template_or_eos_the_error_says_what_to_do():
     for on_bad_row in ("fail", "skip"):
-        with pytest.raises(DataError, match=r"no chat template.*--chat_template=FILE"):
+        with pytest.raises(RowsError, match=r"no chat template.*--chat_template=FILE"):
             encode_rows([TALK], Pieces(), max_length=9, on_bad_row=on_bad_row)
-    with pytest.raises(DataError, match=r"the tokenizer has no EOS.*tokenizer_config\.json"):
+    with pytest.raises(RowsError, match=r"the tokenizer has no EOS.*tokenizer_config\.json"):
         encode_rows([TALK], Pieces(eos=None), max_length=9)
 
 
@@ -363,11 +363,11 @@ def test_bad_rows_of_reading_and_encoding_come_together(tmp_path):
     written = [json.loads(line) for line in bad.read_text().splitlines()]
     assert [entry["source"] for entry in written] == [f"{path}:2", f"{path}:4"]
     assert written == [problem._asdict() for problem in report.problems]
-    with pytest.raises(DataError, match=r"a\.jsonl:4: completion: expected at least one token"):
+    with pytest.raises(RowsError, match=r"a\.jsonl:4: completion: expected at least one token"):
         encode_rows(rows, Pieces(), **arguments)
     # What was skipped when the rows were read is no reason to fail now.
     assert len(encode_rows(rows[:-1], Pieces(), **arguments)[0]) == 2
-    with pytest.raises(DataError, match="of 1 rows no good one is left"):
+    with pytest.raises(RowsError, match="of 1 rows no good one is left"):
         encode_rows(rows[-1:], Pieces(), max_length=9, on_bad_row="skip")
 
 
@@ -410,5 +410,5 @@ def test_real_preferences_in_real_tokens(data_dir):
         assert all(ids[-1] == tokenizer.eos for ids in row.completions)
     answers = [tuple(answer.lstrip() for answer in row.completions) for row in rows]
     merged = [Row(rows[n].prompt + " ", answers[n], (1, 2)) for n in range(9)]
-    with pytest.raises(DataError, match="expected a prompt whose tokens the document begins with"):
+    with pytest.raises(RowsError, match="expected a prompt whose tokens the document begins with"):
         encode_rows(merged, tokenizer, max_length=128)

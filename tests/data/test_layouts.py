@@ -115,7 +115,12 @@ def ranked(*ranks):
         (TALK | {"chosen": []}, "chosen", "last message is the assistant's", r"the roles \[\]"),
         (TALK | {"chosen": [USER, ANSWER]}, r"chosen\[0\].role", "assistant or tool", "user"),
         (TALK | {"chosen": [ANSWER | {"content": " "}]}, "chosen", "something in it", "str ' '"),
-        (TALK | {"prompt": [USER, ANSWER]}, "prompt", "before the assistant speaks", "it does"),
+        (
+            TALK | {"prompt": [USER, ANSWER]},
+            "prompt",
+            "last message is not the assistant's",
+            "ends with the assistant",
+        ),
         (
             TALK | {"chosen": "a"},
             "chosen",

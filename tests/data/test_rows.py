@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from shatter.data import DataError, Report, Row, read_rows, write_rows
+from shatter.data import Report, Row, RowsError, read_rows, write_rows
 
 USER, ANSWER, OTHER = (
     {"role": "user", "content": "Größe? 🦊"},
@@ -252,7 +252,7 @@ def test_files_that_cannot_be_read(tmp_path):
     for content in (b"", b"\n \r\n", b"\xef\xbb\xbf"):
         (tmp_path / "empty.jsonl").write_bytes(content)
         for on_bad_row in ("fail", "skip"):
-            with pytest.raises(DataError, match=r"empty\.jsonl: file: expected at least one row"):
+            with pytest.raises(RowsError, match=r"empty\.jsonl: file: expected at least one row"):
                 read_rows(tmp_path / "empty.jsonl", on_bad_row=on_bad_row)
 
 
@@ -262,7 +262,7 @@ BAD = [b"{torn", {"prompt": "p", "chosen": "a"}]
 
 def test_fail_names_the_first_bad_row_and_counts_the_others(tmp_path):
     path = write(tmp_path / "a.jsonl", GOOD, *BAD, GOOD)
-    with pytest.raises(DataError) as error:
+    with pytest.raises(RowsError) as error:
         read_rows(path, bad_rows_path=tmp_path / "bad.jsonl")
     message = str(error.value)
     assert message.startswith(f"{path}:2: line: expected a whole JSON object, found str '{{torn'")
@@ -286,7 +286,7 @@ def test_skip_writes_the_bad_rows_with_their_reasons(tmp_path):
 
 def test_no_good_row_left_is_an_error(tmp_path):
     path = write(tmp_path / "a.jsonl", *BAD)
-    with pytest.raises(DataError, match=r"of 2 rows no good one is left; the first: .*a\.jsonl:1"):
+    with pytest.raises(RowsError, match=r"of 2 rows no good one is left; the first: .*a\.jsonl:1"):
         read_rows(path, on_bad_row="skip", bad_rows_path=tmp_path / "bad.jsonl")
     assert len((tmp_path / "bad.jsonl").read_bytes().splitlines()) == 2
     with pytest.raises(ValueError, match="on_bad_row expects 'fail' or 'skip', found 'ignore'"):

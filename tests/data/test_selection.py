@@ -66,8 +66,8 @@ def test_people_who_chose_none_ask_nobody_to_imitate_anything():
 def test_what_a_lone_completion_lacks_is_said():
     (_, report) = comparisons([SHOWN, PAIR])
     assert str(report.problems[0]) == (
-        "a:3: completions: expected at least two completions that were shown, or a label on this "
-        "one and its like, found 1"
+        "a:3: completions: expected at least two completions that were shown, or labels on "
+        "completions of one prompt, found 1"
     )
 
 

@@ -148,5 +148,7 @@ def test_the_base_of_adapters(base: str | None, tmp_path: Path, monkeypatch: pyt
         save_lora("own", CONFIG, zeros()[1], LORA, base=base, revision="v1")
         assert written(tmp_path / "own", "adapter_config")["revision"] == "v1"
     else:
-        with pytest.raises(ValueError, match="a revision is of a name on the Hugging Face hub"):
+        with pytest.raises(
+            ValueError, match="a revision needs a base by its name on the Hugging Face hub"
+        ):
             save_lora("own", CONFIG, zeros()[1], LORA, base=base, revision="v1")

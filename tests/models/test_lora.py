@@ -374,7 +374,7 @@ def test_refused_files(saved, tmp_path):
     with pytest.raises(ValueError, match=r"has no adapter of this model.*q_proj.*'org/name'"):
         load_lora(folder, GPT2)
     (folder / "adapter_model.safetensors").write_bytes(b"version https://git-lfs")
-    with pytest.raises(ValueError, match="is no whole safetensors file"):
+    with pytest.raises(ValueError, match="is not a complete safetensors file"):
         load_lora(folder, LLAMA)
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"adapter_model.safetensors is missing"):

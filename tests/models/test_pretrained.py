@@ -268,7 +268,7 @@ def test_head_of_a_tied_model(tmp_path: Path):
     assert_same(load_pretrained(tmp_path)[1], params)
     edit(tmp_path, lambda t: t.update({HEAD: t["transformer.wte.weight"] + 1}))
     with pytest.raises(
-        ValueError, match=r"lm_head.weight is not transformer.wte.weight, but .*ties"
+        ValueError, match=r"lm_head.weight differs from transformer.wte.weight, but .*ties"
     ):
         load_pretrained(tmp_path)
 
@@ -304,17 +304,17 @@ def test_head_of_a_tied_model(tmp_path: Path):
         (
             lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
             FileNotFoundError,
-            "(pytorch_model.bin), which can run code and is not read: convert them where torch",
+            "(pytorch_model.bin), which is not read because it can run any code: convert it where",
         ),
         (
             lambda f: (f / "model.safetensors").write_text("version https://git-lfs"),
             ValueError,
-            "model.safetensors (23 bytes) is no whole safetensors file",
+            "model.safetensors (23 bytes) is not a complete safetensors file",
         ),
         (
             lambda f: os.truncate(f / "model.safetensors", 3000),
             ValueError,
-            "model.safetensors (3000 bytes) is no whole safetensors file",
+            "model.safetensors (3000 bytes) is not a complete safetensors file",
         ),
         (
             lambda f: (

@@ -1,7 +1,6 @@
 """The transformer against numpy, against itself with a cache, with padding, scanned and stacked."""
 
 import dataclasses
-import importlib
 import itertools
 import math
 
@@ -11,12 +10,9 @@ import numpy as np
 import pytest
 from jax.experimental import checkify
 
-from shatter.models import TransformerConfig, transformer
+from shatter.models import TransformerConfig, transformer, transformer_module
 from shatter.models.transformer_block import cos_sin
 from shatter.models.transformer_config import Rope
-
-# The package shows the function of this name; the module is behind it.
-module = importlib.import_module("shatter.models.transformer")
 
 CONFIG = TransformerConfig(
     vocab_size=5, max_length=6, width=8, num_layers=2, num_heads=2, mlp_width=24
@@ -326,7 +322,7 @@ def test_layers_scanned_and_unrolled_agree(params, monkeypatch: pytest.MonkeyPat
             logits = LM.apply(params, tokens, valid=valid)
             return jnp.sum(jnp.sin(logits)), logits
 
-        monkeypatch.setattr(module, "_UNROLL_UP_TO", up_to)
+        monkeypatch.setattr(transformer_module, "_UNROLL_UP_TO", up_to)
         lowered = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params)
         return "stablehlo.while" in lowered.as_text(), lowered.compile()(params)
 

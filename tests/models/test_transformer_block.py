@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from shatter.models.transformer_block import _attention, _turn, cos_sin
+from shatter.models.transformer_block import _attention, _rotate, cos_sin
 from shatter.models.transformer_config import Rope
 
 
@@ -14,7 +14,7 @@ def test_scores_depend_on_relative_positions_alone(float64: None):
     def scores(of_query: int, of_key: int) -> np.ndarray:
         places = (jnp.arange(5)[None] + shift for shift in (of_query, of_key))
         turns = (cos_sin(Rope(theta=100.0), place, 6) for place in places)
-        turned = [_turn(x, turn) for x, turn in zip((query, key), turns, strict=True)]
+        turned = [_rotate(x, turn) for x, turn in zip((query, key), turns, strict=True)]
         return np.einsum("bths,buhs->bhtu", *turned)
 
     np.testing.assert_allclose(scores(7, 7), scores(0, 0), atol=1e-13)

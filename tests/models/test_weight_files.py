@@ -128,7 +128,7 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path):
             kernel.at[0, 1, 2].set(jnp.nan),
             "blocks/mlp_out/kernel holds 1 values of 64 that are NaN",
         ),
-        (kernel.astype(int), "blocks/mlp_out/kernel is of int32; expected a float type"),
+        (kernel.astype(int), "blocks/mlp_out/kernel has the type int32; expected a float type"),
     ]:
         changed = blocks | {"mlp_out": blocks["mlp_out"] | {"kernel": bad}}
         with pytest.raises(ValueError, match=message):
@@ -185,7 +185,7 @@ def test_a_tensor_in_two_files(tmp_path: Path):
     tensors = load_file(first)
     name = sorted(tensors)[0]
     save_file(load_file(last) | {name: tensors[name] + 1}, last)
-    message = f"{last.name}: {re.escape(name)} stands in .*{first.name} too"
+    message = f"{last.name}: {re.escape(name)} is also in .*{first.name}"
     with pytest.raises(ValueError, match=message):
         load_pretrained(tmp_path)
 
