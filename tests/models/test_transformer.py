@@ -1,6 +1,7 @@
 """The transformer against numpy, against itself with a cache, with padding, scanned and stacked."""
 
 import dataclasses
+import functools
 import itertools
 import math
 
@@ -62,9 +63,14 @@ jitted_decode = {
 }
 
 
+@functools.cache
+def shapes_of(config: TransformerConfig):
+    return jax.eval_shape(transformer(config).init, jax.random.key(0))
+
+
 def random_params(config: TransformerConfig, seed: int = 0):
     """Biases and norms away from zeros and ones, so that they count."""
-    shapes = jax.eval_shape(transformer(config).init, jax.random.key(0))
+    shapes = shapes_of(config)
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: jnp.array(0.5 * rng.standard_normal(leaf.shape)), shapes)
 
