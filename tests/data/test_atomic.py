@@ -1,4 +1,4 @@
-"""Writes that are whole or not at all, and the temporary files of processes that were killed."""
+"""Atomic writes, and the temporary files that killed processes leave behind."""
 
 import os
 import stat
@@ -14,7 +14,7 @@ def names(folder):
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):
-    """The second writes while the first has not finished; what stands is one of the two, whole."""
+    """The second writes before the first has finished; the file is one of the two, whole."""
     path, sync = tmp_path / "a.jsonl", os.fsync
     seen = []
 

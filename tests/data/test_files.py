@@ -1,4 +1,4 @@
-"""Files that cannot be read, tables that fill up their structures, and files that are written."""
+"""Files of rows: files that cannot be read, the nulls of tables, and files that are written."""
 
 import gzip
 import json
@@ -94,7 +94,7 @@ def call(name, **arguments):
 
 
 def test_the_padding_of_a_table_is_absent_as_it_is_in_json(tmp_path):
-    """At every depth; the nulls of a list stay."""
+    """Padding is absent at every depth, while the nulls of a list stay."""
     rows = [
         {"prompt": [call("look", where={"city": "Rome", "at": [1, 2]})], "ratings": [1.0, None]},
         {"prompt": [call("look", where={"zone": {"name": "UTC"}}), call("wait", hours=2)]},
@@ -128,7 +128,7 @@ def test_no_number_is_written_that_json_does_not_have(tmp_path, number):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_rows(tmp_path / "a.jsonl", [Row("p", ("a", "b"), (1, 2), weight=number)])
     assert not list(tmp_path.iterdir())
-    # A table may hold such numbers where nobody looks; a bad row is shown with them.
+    # A table may hold such numbers in fields that are not read; a bad row is shown with them.
     path = table(tmp_path / "a.parquet", [{"prompt": "p", "score": number}])
     with pytest.raises(ValueError, match=r"a\.parquet:1: row: expected one layout"):
         read_rows(path)

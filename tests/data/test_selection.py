@@ -1,4 +1,4 @@
-"""Which rows teach something: a rule about a row never depends on the rows beside it."""
+"""Selecting rows: whether a row is kept does not depend on unrelated rows."""
 
 import itertools
 
@@ -28,7 +28,7 @@ EVERY = [FALSE, TRUE, SHOWN, PAIR, TIE, RANKED, ONE_SHOWN]
 
 @pytest.mark.parametrize("size", range(1, len(EVERY) + 1))
 def test_a_completion_labelled_false_is_never_a_demonstration(size):
-    """In whatever company."""
+    """It does not matter which other rows there are."""
     for rows in itertools.combinations(EVERY, size):
         kept, report = demonstrations(rows)
         assert kept == [row for row in rows if row is not FALSE]
@@ -95,7 +95,7 @@ def test_labels_of_one_prompt_become_one_row():
         pair,
         label("p", "bad", 2),
         label("torn", "both", 1),
-        label("p", "good", 1),  # twice the same says no more
+        label("p", "good", 1),  # the same label twice counts once
         label("torn", "both", 2),
         label("torn", "worse", 2),
         label((USER,), (ANSWER,), 2),

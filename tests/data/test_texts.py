@@ -1,4 +1,4 @@
-"""Conversations with calls of tools, and what no text may hold; whatever stands in a line."""
+"""Conversations with tool calls, texts that are refused, and arbitrary lines."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def without_content(message):
 
 @pytest.mark.parametrize("calling", [CALLING, without_content(CALLING)])
 def test_a_call_of_a_tool_needs_no_content(tmp_path, calling):
-    """Null and absent are the same, in prompts, as completions and between turns."""
+    """Null is the same as absent: in prompts, as completions and between turns."""
     pair = {"prompt": [USER, calling, TOOL], "chosen": [ANSWER], "rejected": [OTHER]}
     alone = {"prompt": [USER], "completion": [calling], "label": True}
     among = {"chosen": [USER, calling, TOOL, ANSWER], "rejected": [USER, OTHER]}
@@ -80,7 +80,7 @@ def nested(depth):
         (ROW | {"completion": [CALLING | {"tool_calls": "f()"}]}, "tool_calls: expected a list"),
         (ROW | {"completion": [CALLING | {"tool_calls": ["f"]}]}, "tool_calls: expected a list"),
         (ROW | {"completion": [CALLING | {"content": 3}]}, "content: expected a text or null"),
-        # half a surrogate pair, wherever text may stand
+        # half a surrogate pair, in all places of a text
         (
             ROW | {"prompt": [USER | {"content": HALF}]},
             r"prompt\[0\].content: expected text that U",

@@ -32,7 +32,7 @@ def random_like(tree: Any, seed: int, scale: float) -> Any:
 
 
 def random_params(config: TransformerConfig) -> Any:
-    """Weights of which none is 0 or 1, biases and scales of norms included."""
+    """Returns weights of which none is 0 or 1, including biases and scales of norms."""
     shapes = jax.eval_shape(models.transformer(config).init, jax.random.key(0))
     scales = lambda path, leaf: leaf + 1.0 if path[-1].key == "scale" else leaf
     return jax.tree_util.tree_map_with_path(scales, random_like(shapes, 0, 0.4))
@@ -120,7 +120,7 @@ def test_half_precision_keeps_the_logits_in_float32():
 
 
 def test_members_share_the_product_with_the_vocabulary():
-    # At a vocabulary that is most of the work, eight members cost little more than one.
+    # With a large vocabulary, which is most of the work, eight members cost little more than one.
     config = TransformerConfig(
         vocab_size=4000, max_length=32, width=64, num_layers=2, num_heads=2, tied=True
     )
@@ -143,7 +143,7 @@ def test_members_share_the_product_with_the_vocabulary():
         draw = jax.vmap(partial(models.init_lora, lora=LORA), in_axes=(0, None))
         above = jax.eval_shape(parts.upper_params, params)
         own = jax.eval_shape(draw, jax.random.split(jax.random.key(2), num), above)
-        # Of the program before it is optimised, which spares compiling it.
+        # Counted before the program is optimised, because compiling it takes long.
         return jax.jit(step).lower(params, own).cost_analysis()["flops"]
 
     shared, whole = ([flops(layer, num) for num in (1, 8)] for layer in (2, 1))

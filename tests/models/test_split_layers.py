@@ -77,7 +77,7 @@ def test_gradients_of_the_upper_parameters_are_those_of_the_whole(float64):
 
 
 def test_members_share_the_lower_part():
-    # Work that no member has for itself stays unbatched under vmap.
+    # Under vmap, work that is the same for all members is done once.
     config = CONFIGS["rotary positions"]
     parts = split_layers(config, 2)
     params = jax.eval_shape(models.transformer(config).init, jax.random.key(0))
@@ -94,7 +94,7 @@ def test_members_share_the_lower_part():
         above = models.with_lora(parts.upper_params(params), own, lora)
         return parts.upper.apply(above, hidden, valid=VALID)
 
-    # Of the program before it is optimised, which spares compiling it.
+    # Counted before the program is optimised, because compiling it takes long.
     flops = lambda f, *args: jax.jit(f).lower(*args).cost_analysis()["flops"]
     one = flops(lambda p, o: member(p, jax.tree.map(lambda leaf: leaf[0], o)), params, own)
     four = flops(jax.vmap(member, in_axes=(None, 0)), params, own)

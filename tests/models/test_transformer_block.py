@@ -1,4 +1,4 @@
-"""Turning positions and attention by themselves."""
+"""Rotary positions and attention, without the rest of a block."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +22,7 @@ def test_scores_depend_on_relative_positions_alone(float64: None):
 
 
 def test_softmax_of_half_precision_is_in_float32():
-    """Scores of around 60, which bfloat16 has in steps of 1/4."""
+    """Scores are about 60, where bfloat16 has steps of 1/4."""
     rng = np.random.default_rng(0)
     query, keys, values = (
         jnp.array(scale * rng.standard_normal((1, 32, 2, 16)), jnp.bfloat16)
@@ -36,7 +36,7 @@ def test_softmax_of_half_precision_is_in_float32():
         shares /= shares.sum(-1, keepdims=True)
         return np.einsum("bhtu,buhs->bths", shares, exact[2])
 
-    by_head = (jnp.swapaxes(x, 1, 2) for x in (keys, values))  # as the cache has them
+    by_head = (jnp.swapaxes(x, 1, 2) for x in (keys, values))  # the order of axes in the cache
     found = _attention(query, *by_head, jnp.ones((1, 32, 32), bool))
     assert found.dtype == jnp.bfloat16
     assert np.abs(scores).max() > 50

@@ -1,4 +1,4 @@
-"""What files of weights may hold, where an index may point, and how they are written."""
+"""The contents of files of weights, the files of an index, and how both are written."""
 
 import json
 import os
@@ -169,7 +169,7 @@ def test_an_index_points_into_its_folder(place: Any, folder: Path):
 
 
 def test_links_of_the_hubs_cache_are_followed(tmp_path: Path):
-    """There a snapshot's files are links to blobs outside of it."""
+    """In the cache of the hub, the files of a snapshot are links to blobs outside of it."""
     snapshot, blobs = tmp_path / "snapshots" / "0" / "model", tmp_path / "blobs"
     save_pretrained(snapshot, LLAMA, params_of(LLAMA), max_shard_size=300)
     blobs.mkdir()
@@ -218,7 +218,7 @@ def test_sizes_are_compared_with_the_files_before_anything_is_made(
 
 
 def test_sizes_whose_product_is_beyond_all_bounds(folder: Path):
-    """Each alone could be; the tensors say that they are not."""
+    """Each size alone would fit the files, but their product does not."""
     edit(folder / "config.json", hidden_size=256, intermediate_size=256, num_attention_heads=128)
     with pytest.raises(ValueError, match=r"has shape \(4,\), expected \(256,\).*21 have another"):
         load_pretrained(folder)
