@@ -184,6 +184,9 @@ def blank(batch: Batch) -> Batch:
 
     Args:
       batch: any batch.
+
+    Returns:
+      The batch, from which nothing is learned.
     """
     return batch._replace(
         ranks=np.full_like(batch.ranks, -1),

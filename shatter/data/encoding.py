@@ -147,24 +147,37 @@ def encode_rows(
     lost: list[tuple[int, ...]] = []
     for row in rows:
         try:
-            short, counts = _encoded(row, encoding)
+            encoded_row, lost_of_row = _encoded(row, encoding)
         except BadRow as error:
             problems.append(Problem(row.source, raw_text(record_of(row)), *error.args))
             continue
-        encoded.append(short)
-        lost.append(counts)
-    report = report or Report(read=len(rows))
-    report = report._replace(
+        encoded.append(encoded_row)
+        lost.append(lost_of_row)
+    report = _with_counts(report or Report(read=len(rows)), encoded, problems, lost)
+    settle(report, len(problems), on_bad_row, bad_rows_path)
+    return encoded, report
+
+
+def _with_counts(
+    report: Report, encoded: list[Encoded], problems: list[Problem], lost: list[tuple[int, ...]]
+) -> Report:
+    """Returns the report with the counts of encoding.
+
+    Args:
+      report: the report of reading the rows.
+      encoded: the rows that could be encoded.
+      problems: the problems of the others.
+      lost: how many tokens the prompt and each completion have lost, for every encoded row.
+    """
+    return report._replace(
         kept=len(encoded),
         skipped=report.skipped + len(problems),
-        truncated_prompts=sum(counts[0] > 0 for counts in lost),
-        truncated_completions=sum(count > 0 for counts in lost for count in counts[1:]),
+        truncated_prompts=sum(of_prompt > 0 for of_prompt, *_ in lost),
+        truncated_completions=sum(count > 0 for _, *counts in lost for count in counts),
         truncated_tokens=sum(map(sum, lost)),
         tokens=sum(len(row.prompt) + len(c) for row in encoded for c in row.completions),
         problems=report.problems + tuple(problems),
     )
-    settle(report, len(problems), on_bad_row, bad_rows_path)
-    return encoded, report
 
 
 def _encoded(row: Row, encoding: _Encoding) -> tuple[Encoded, tuple[int, ...]]:
@@ -218,6 +231,7 @@ def _document(
     num = _num_before(start, ids, encoding)
     skipped = _num_before(before, ids, encoding) - num
     body = ids[num:]
+    # A template may close the last turn with EOS, followed by white space at most.
     while eos in body:
         last = len(body) - 1 - body[::-1].index(eos)
         if decode(body[last + 1 :]).strip():

@@ -10,8 +10,12 @@ from shatter.data.texts import Text, checked_text, shown, text_key
 __all__ = ["LAYOUTS", "Answers", "Text", "answers_of", "parsed", "shown", "text_key"]
 
 Ranks = tuple[int, ...]
-LABELLED_TRUE, LABELLED_FALSE, DEMONSTRATED = (1,), (2,), (0,)
-"""The ranks of a single completion, which tell what was said about it."""
+DEMONSTRATED: Ranks = (0,)
+"""The ranks of a single completion that somebody wrote as an example to imitate."""
+LABELLED_TRUE: Ranks = (1,)
+"""The ranks of a single completion that somebody labelled true."""
+LABELLED_FALSE: Ranks = (2,)
+"""The ranks of a single completion that somebody labelled false."""
 
 LAYOUTS = (
     "a row is prompt, chosen, rejected (prompt may be left out), or prompt, completion (and "

@@ -15,14 +15,14 @@ MAX_DEPTH = 64
 """How many levels of nesting the arguments of a tool may have."""
 
 
-def checked_text(given: Any, field: str) -> Text:
+def checked_text(value: Any, field: str) -> Text:
     """Checks a text or a conversation, and returns a conversation as a tuple of messages.
 
     A message has a role and, as content, a text. The content of an assistant's message that calls
     tools may be missing, and is then None. Other fields that are null are left out.
 
     Args:
-      given: the value in the file.
+      value: the value in the file.
       field: its place in the row, for messages.
 
     Returns:
@@ -31,20 +31,20 @@ def checked_text(given: Any, field: str) -> Text:
     Raises:
       BadRow: if it is neither, or holds what UTF-8 or JSON cannot hold.
     """
-    if isinstance(given, str):
-        _assert_json(given, field)
-        return given
-    if not isinstance(given, list | tuple):
-        raise BadRow(field, "a text or a list of messages", shown(given))
-    return tuple(_message(message, f"{field}[{n}]") for n, message in enumerate(given))
+    if isinstance(value, str):
+        _assert_json(value, field)
+        return value
+    if not isinstance(value, list | tuple):
+        raise BadRow(field, "a text or a list of messages", shown(value))
+    return tuple(_message(message, f"{field}[{n}]") for n, message in enumerate(value))
 
 
-def _message(given: Any, field: str) -> Message:
-    if not isinstance(given, dict) or "role" not in given:
-        raise BadRow(field, 'a message {"role": ..., "content": ...}', shown(given))
-    if given["role"] not in ROLES:
-        raise BadRow(f"{field}.role", f"one of {', '.join(ROLES)}", shown(given["role"]))
-    message = {name: value for name, value in given.items() if value is not None}
+def _message(value: Any, field: str) -> Message:
+    if not isinstance(value, dict) or "role" not in value:
+        raise BadRow(field, 'a message {"role": ..., "content": ...}', shown(value))
+    if value["role"] not in ROLES:
+        raise BadRow(f"{field}.role", f"one of {', '.join(ROLES)}", shown(value["role"]))
+    message = {name: value for name, value in value.items() if value is not None}
     calls = message.get("tool_calls")
     if calls is not None and not (
         isinstance(calls, list | tuple) and all(isinstance(call, dict) for call in calls)
@@ -53,9 +53,9 @@ def _message(given: Any, field: str) -> Message:
     if message["role"] == "assistant" and calls:
         message.setdefault("content", None)
     elif not isinstance(message.get("content"), str):
-        is_absent = given.get("content") is None
+        is_absent = value.get("content") is None
         mend = "only an assistant's message with tool_calls may lack it" if is_absent else ""
-        raise BadRow(f"{field}.content", "a text", shown(given.get("content")), mend)
+        raise BadRow(f"{field}.content", "a text", shown(value.get("content")), mend)
     if not isinstance(message["content"], str | None):
         raise BadRow(f"{field}.content", "a text or null", shown(message["content"]))
     _assert_json(message, field)

@@ -1,6 +1,6 @@
 """A decoder-only transformer (GPT-2, Llama, Qwen, or a didactic one) with an explicit cache."""
 
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -36,9 +36,6 @@ def transformer(config: TransformerConfig) -> LanguageModel:
     """
     module = Transformer(config)
 
-    def run(params: Params, *args: Any) -> tuple[Array, Array, Array, Cache]:
-        return cast(tuple[Array, Array, Array, Cache], module.apply(params, *args))
-
     def init_cache(batch: int, length: int) -> Cache:
         shape = (config.num_layers, batch, config.kv_heads, length, config.size_of_head)
         empty = jnp.zeros(shape, config.dtype or float)
@@ -66,17 +63,19 @@ def transformer(config: TransformerConfig) -> LanguageModel:
             raise ValueError(f"found {tokens.shape[1]} tokens for a cache of {slots} slots")
         _check_length(tokens, valid, config)
         valid = _check_tokens(tokens, valid, config, cache)
-        logits, _, _, cache = run(params, tokens, valid, cache)
+        outputs: Any = module.apply(params, tokens, valid, cache)
+        logits, _, _, cache = outputs
         return logits, cache
 
-    def repeat_cache(cache: Cache, num: int) -> Cache:
-        keys, values = (
-            None if array is None else jnp.repeat(array, num, axis=1)
-            for array in (cache.keys, cache.values)
-        )
-        return Cache(keys, values, jnp.repeat(cache.valid, num, axis=0), cache.length)
+    return LanguageModel(init, apply, features, init_cache, decode, _repeat_cache)
 
-    return LanguageModel(init, apply, features, init_cache, decode, repeat_cache)
+
+def _repeat_cache(cache: Cache, num: int) -> Cache:
+    keys, values = (
+        None if array is None else jnp.repeat(array, num, axis=1)
+        for array in (cache.keys, cache.values)
+    )
+    return Cache(keys, values, jnp.repeat(cache.valid, num, axis=0), cache.length)
 
 
 class Outputs(NamedTuple):
