@@ -1,6 +1,5 @@
 """The ways that are not the rounds in JAX: PyTorch, layers looped or scanned, the imports."""
 
-import importlib
 import importlib.util
 import os
 import subprocess
@@ -20,6 +19,7 @@ from experiments.benchmark.config import Sizes
 from experiments.benchmark.ways import Way, call_way, compile_program
 from experiments.benchmark.work import Frozen
 from shatter import documents, models
+from shatter.models import transformer_module
 from shatter.types import Array, Params
 
 DOCUMENTS = 16  # a step of the layers section: pairs of 8 comparisons
@@ -92,11 +92,9 @@ def layers(sizes: Sizes, depth: int) -> list[Way]:
     def step(params: Params, tokens: Array, mask: Array) -> tuple[Array, Params]:
         return jax.vmap(jax.value_and_grad(loss), in_axes=(0, None, None))(params, tokens, mask)
 
-    # `shatter.models.transformer` is the function; the module comes by its full name.
-    module = importlib.import_module("shatter.models.transformer")
     ways = []
     for name, unroll_up_to in (("looped", depth), ("scanned", 0)):
-        with mock.patch.object(module, "_UNROLL_UP_TO", unroll_up_to):
+        with mock.patch.object(transformer_module, "_UNROLL_UP_TO", unroll_up_to):
             # A partial of its own each, for jax remembers traces by function.
             program = compile_program(partial(step), params, tokens, mask)
         ways.append(call_way(name, program, (params, tokens, mask), 1))

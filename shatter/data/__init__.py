@@ -1,19 +1,23 @@
-"""Files of preferences to token batches."""
+"""Reads files of preferences and turns them into batches of tokens."""
 
 from shatter.data.batches import Batch, batches, blank, collate, length_buckets, plan_batches
 from shatter.data.encoding import Encoded, TextTokenizer, encode_rows
-from shatter.data.report import DataError, Problem, Report
+from shatter.data.layouts import DEMONSTRATED, LABELLED_FALSE, LABELLED_TRUE
+from shatter.data.report import Problem, Report, RowsError
 from shatter.data.rows import Row, read_rows, write_rows
 from shatter.data.selection import comparisons, demonstrations, pair_labels, without_preference
 from shatter.data.truncation import truncate_prompt
 
 __all__ = [
+    "DEMONSTRATED",
+    "LABELLED_FALSE",
+    "LABELLED_TRUE",
     "Batch",
-    "DataError",
     "Encoded",
     "Problem",
     "Report",
     "Row",
+    "RowsError",
     "TextTokenizer",
     "batches",
     "blank",

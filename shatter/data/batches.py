@@ -1,4 +1,4 @@
-"""Batches of few shapes: shuffled by a seed, bucketed by length, sharded, resumable."""
+"""Makes batches of few shapes: shuffled by a seed, bucketed by length, sharded and resumable."""
 
 import functools
 import sys
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
-    """B rows of K documents, all right-padded to T tokens.
+    """B rows of K documents, right-padded to T tokens.
 
-    An empty slot repeats the row's first document, with rank -1; a row that fills up the batch
-    repeats the first row, with weight 0 and all ranks -1. So no document is empty, and every loss
-    of one is finite.
+    No document is empty, so that every loss is finite: a row with fewer than K documents repeats
+    its first one, with rank -1, and a batch with fewer than B rows repeats its first one, with
+    weight 0 and all ranks -1.
 
     Attributes:
-      tokens: int32 `[B, K, T]`, prompt, completion, padding.
-      mask: bool `[B, K, T]`, true on the tokens that the loss counts: the completion, EOS included,
+      tokens: int32 `[B, K, T]`: prompt, completion, padding.
+      mask: bool `[B, K, T]`, true on the tokens that the loss counts: the completion with its EOS,
         without the turns that `Encoded.skipped` leaves out.
       valid: bool `[B, K, T]`, false on padding.
-      ranks: int32 `[B, K]`, smaller is better; < 0 = not shown, or an empty slot (-1).
+      ranks: int32 `[B, K]`, smaller is better; < 0 = not shown, or a repeated document (-1).
       weight: float32 `[B]`.
-      row: int32 `[B]`, index of the encoded row; -1 = fills up the batch.
+      row: int32 `[B]`, the index of the encoded row; -1 = the row only fills up the batch.
     """
 
     tokens: np.ndarray
@@ -39,14 +39,14 @@ class Batch(NamedTuple):
 
 
 def length_buckets(max_length: int, *, smallest: int = 16) -> list[int]:
-    """Lengths to pad to: powers of two times `smallest`, 1.5 times them, and the largest.
+    """Returns lengths to pad to: powers of two times `smallest`, 1.5 times these, and the largest.
 
     Args:
-      max_length: the largest.
-      smallest: the smallest, even.
+      max_length: the largest length.
+      smallest: the smallest length, even.
 
     Returns:
-      Increasing lengths; padding to the next one adds less than half.
+      Increasing lengths. Padding from `smallest` on to the next one adds less than half.
 
     Raises:
       ValueError: if a length is not positive or `smallest` is odd.
@@ -70,24 +70,24 @@ def plan_batches(
     epoch: int,
     buckets: Sequence[int],
 ) -> list[tuple[int, np.ndarray]]:
-    """Which rows make each batch of an epoch: every row once, rows of one bucket together.
+    """Plans the batches of an epoch: every row once, rows of similar length together.
 
-    Rows that are too few for a batch of their bucket go to the next one, so that at most one batch
-    of an epoch is partly filled: no row has a larger say for being in a nearly empty batch. That
+    Rows that are too few for a batch of their bucket go to the next bucket, so that at most one
+    batch of an epoch is partly filled; in a nearly empty batch a row would count for more. This
     pads no more than a partly filled batch in every bucket would.
 
     The order is a hash of seed, epoch and row, so that it is the same in every version of every
-    library, for as long as a run may be resumed.
+    library and a run can be resumed at any time.
 
     Args:
-      lengths: of every row, in tokens.
+      lengths: the length of every row, in tokens.
       batch_size: B.
-      seed: of the order.
-      epoch: number of the epoch, from 0.
+      seed: the seed of the order.
+      epoch: the number of the epoch, from 0.
       buckets: increasing lengths to pad to.
 
     Returns:
-      The bucket and the rows, int32 `[B]`, of every batch; rows that are -1 fill it up.
+      The bucket and the rows, int32 `[B]`, of every batch; -1 = the row only fills up the batch.
 
     Raises:
       ValueError: if the batch size is not positive, there are no rows, or one fits no bucket.
@@ -103,7 +103,7 @@ def plan_batches(
     bucket_of = np.searchsorted(buckets, lengths[order])
     batches, left = [], order[:0]
     for number, bucket in enumerate(buckets):
-        rows = np.concatenate([order[bucket_of == number], left])  # what is left over is short
+        rows = np.concatenate([order[bucket_of == number], left])  # those left over are shorter
         num_whole = len(rows) - len(rows) % batch_size
         batches += [(bucket, part) for part in rows[:num_whole].reshape(-1, batch_size)]
         left = rows[num_whole:]
@@ -114,7 +114,7 @@ def plan_batches(
 
 
 def _shuffled(num: int, *words: int) -> np.ndarray:
-    """A permutation of `num` by the words; the generator is SplitMix64.
+    """Returns a permutation of `num` numbers that the words decide, by the generator SplitMix64.
 
     Source: Steele, Lea, Flood, Fast Splittable Pseudorandom Number Generators, figure 16,
     https://doi.org/10.1145/2660193.2660195.
@@ -141,16 +141,16 @@ def collate(
 
     Args:
       encoded: all rows.
-      rows: which of them, `[B]`; -1 = fill up at weight 0.
+      rows: the indices of the rows of the batch, `[B]`; -1 = a row that only fills up the batch.
       length: T.
       num_slots: K.
-      fill: the row to fill up with; None = the first of `rows`.
+      fill: the index of the row to fill up with; None = the first of `rows`.
 
     Returns:
       The batch.
 
     Raises:
-      ValueError: if a row does not fit.
+      ValueError: if a row has more than `length` tokens or `num_slots` completions.
     """
     rows = np.asarray(rows, np.int32)
     fill = rows[0] if fill is None else fill
@@ -180,13 +180,13 @@ def collate(
 
 
 def blank(batch: Batch) -> Batch:
-    """Returns a batch of the same shapes from which nothing is learned: all its rows fill it up.
+    """Returns a batch of the same shapes whose rows all have weight 0.
 
     Args:
       batch: any batch.
 
     Returns:
-      The batch without its rows.
+      The batch, from which nothing is learned.
     """
     return batch._replace(
         ranks=np.full_like(batch.ranks, -1),
@@ -207,27 +207,27 @@ def batches(
     buckets: Sequence[int] | None = None,
     num_ahead: int = 4,
 ) -> "grain.DatasetIterator[Batch]":
-    """Iterates over batches through grain, a few of them prepared ahead by a thread.
+    """Returns an iterator over batches, of which a thread prepares a few ahead, through grain.
 
-    `get_state()` and `set_state()` of the iterator resume at the exact batch, with the same
-    arguments. Every process gets its part of each global batch, in the order of the processes.
+    With the same arguments, `get_state()` and `set_state()` of the iterator resume at the exact
+    batch. Every process gets its part of each global batch, in the order of the processes.
 
     Args:
-      encoded: all rows, in every process.
+      encoded: all rows, the same in every process.
       batch_size: B of the global batch.
-      seed: of the order.
+      seed: the seed of the order.
       max_length: the largest length of a document.
-      num_epochs: passes over the rows; None = no end.
-      process_index: which process this is, from 0.
-      process_count: how many there are.
-      buckets: lengths to pad to, `length_buckets(max_length)` by default.
-      num_ahead: batches prepared ahead; 0 = none.
+      num_epochs: the number of passes over the rows; None = without end.
+      process_index: the number of this process, from 0.
+      process_count: the number of processes.
+      buckets: lengths to pad to; None = `length_buckets(max_length)`.
+      num_ahead: how many batches are prepared ahead; 0 = none.
 
     Returns:
       The iterator over `Batch`es.
 
     Raises:
-      ImportError: if grain is not installed.
+      ImportError: if grain is missing.
       ValueError: if a size is out of range.
     """
     if process_count < 1 or batch_size % process_count or not 0 <= process_index < process_count:

@@ -1,4 +1,4 @@
-"""Rows of text to token arrays: the prompt's tokens once, every completion closed by one EOS."""
+"""Encodes rows of text as tokens: the prompt once, and every completion with one EOS at its end."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -9,10 +9,10 @@ import numpy as np
 
 from shatter.data.report import (
     BadRow,
-    DataError,
     OnBadRow,
     Problem,
     Report,
+    RowsError,
     raw_text,
     settle,
 )
@@ -22,11 +22,11 @@ from shatter.data.truncation import truncate_document
 
 
 class TextTokenizer(Protocol):
-    """What a tokenizer must offer; `shatter.models.Tokenizer` does.
+    """The tokenizer that rows need; `shatter.models.Tokenizer` is one.
 
     Attributes:
-      bos: the id that begins a document; None = the model has none, EOS serves.
-      eos: the id that ends it; rows cannot be encoded without.
+      bos: the id of the token that begins a document; None = EOS serves in its place.
+      eos: the id of the token that ends a document; rows cannot be encoded without it.
       adds_bos: whether documents of this model begin with `bos`.
       chat_template: the template of conversations, if there is one.
     """
@@ -41,27 +41,27 @@ class TextTokenizer(Protocol):
     def chat_template(self) -> str | None: ...  # noqa: D102
 
     def encode(self, text: str) -> Sequence[int]:
-        """Text to ids, none added."""
+        """Returns the ids of a text, without added special tokens."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Ids to text."""
+        """Returns the text of ids."""
 
     def render_chat(self, messages: Any, *, add_generation_prompt: bool = False) -> str:
-        """A conversation as text, with the special tokens; ValueError if it cannot be."""
+        """Returns a conversation as text with special tokens; raises ValueError if it cannot."""
 
 
 class Encoded(NamedTuple):
-    """A row in tokens.
+    """A row as tokens.
 
     Attributes:
       prompt: int32 `[P]`, at least one token.
-      completions: K arrays, int32 `[C_k]`, the last token EOS.
+      completions: K arrays, int32 `[C_k]`, each ending with EOS.
       ranks: K ranks; smaller is better, equal = unresolved, < 0 = not shown.
       weight: how much the answer counts.
-      votes: how many chose each, and maybe how many chose none.
-      row: what was encoded.
-      skipped: K counts: the first tokens of each completion that the loss leaves out, turns before
-        the last one; empty = none of any.
+      votes: how many people chose each completion, as in `Row`.
+      row: the row that was encoded.
+      skipped: how many of the first tokens of each completion the loss leaves out, those of turns
+        before the last one; empty if none are left out.
     """
 
     prompt: np.ndarray
@@ -74,12 +74,12 @@ class Encoded(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Tokens of the longest document, prompt and completion."""
+        """The number of tokens of the longest document, prompt included."""
         return len(self.prompt) + max(map(len, self.completions))
 
 
-class _Limits(NamedTuple):
-    """What encoding needs of a tokenizer and of lengths."""
+class _Encoding(NamedTuple):
+    """The tokenizer, with its `encode` cached, and the limits on lengths."""
 
     tokenizer: TextTokenizer
     encode: Callable[[str], tuple[int, ...]]
@@ -99,31 +99,33 @@ def encode_rows(
     bad_rows_path: str | Path | None = None,
     report: Report | None = None,
 ) -> tuple[list[Encoded], Report]:
-    """Encodes prompt and completion as one text and cuts it where the prompt's tokens end.
+    """Encodes prompt and completion as one text, which is then cut after the prompt's tokens.
 
-    A document begins with BOS if the tokenizer adds it or the prompt is empty (EOS where there is
-    no BOS). Too long a document loses prompt tokens on the left, after BOS, by `truncate_prompt`:
-    down to `max_prompt_length`, or as many as its longest completion needs, but no more than half
-    of `max_length`; then completion tokens on the right, before EOS.
+    A document begins with BOS if the tokenizer adds it or the prompt is empty, or with EOS if there
+    is no BOS. A document that is too long first loses prompt tokens on the left, after BOS (see
+    `truncate_prompt`): the prompt is cut to `max_prompt_length`, or as far as the longest
+    completion needs, but at least half of `max_length` is left to it. Then completions lose tokens
+    on the right, before EOS.
 
-    The loss counts the whole completion and its EOS, messages of tools and users in it too; of a
-    row with `last_turn` only the completion's last message.
+    The loss counts the whole completion with its EOS, including messages of tools and users in it;
+    in a row with `last_turn` only the last message of the completion.
 
     Args:
       rows: the rows.
-      tokenizer: of the model.
-      max_length: largest number of tokens of a document, at least 3.
-      max_prompt_length: largest number of prompt tokens.
-      on_bad_row: "fail" = raise, naming the first bad row; "skip" = leave bad rows out.
-      bad_rows_path: where "skip" writes the bad rows, those of `report` too, with their reasons.
-      report: that of reading the rows; the returned one goes on from it.
+      tokenizer: the tokenizer of the model.
+      max_length: the largest number of tokens of a document, at least 3.
+      max_prompt_length: the largest number of tokens of a prompt.
+      on_bad_row: "fail" raises RowsError with the first bad row; "skip" leaves bad rows out.
+      bad_rows_path: the file to which "skip" writes the bad rows with the reasons, those of
+        `report` included, as JSON lines.
+      report: the report of reading the rows, which the returned one continues.
 
     Returns:
       The encoded rows, in order, and the report.
 
     Raises:
-      DataError: if a row is bad and `on_bad_row` is "fail", if no good row is left, or if the
-        tokenizer has no EOS, or no chat template where a row is a conversation.
+      RowsError: if a row is bad and `on_bad_row` is "fail", no good row is left, the tokenizer has
+        no EOS, or it has no chat template and a row is a conversation.
       ValueError: if a length is too small.
     """
     if max_length < 3 or (max_prompt_length is not None and max_prompt_length < 1):
@@ -133,56 +135,69 @@ def encode_rows(
         )
     eos = tokenizer.eos
     if eos is None:
-        raise DataError(
+        raise RowsError(
             "the tokenizer has no EOS, so no completion can end: expected eos_token in "
             "tokenizer_config.json or eos_token_id in config.json, found neither"
         )
     encode = functools.lru_cache(4096)(lambda text: tuple(tokenizer.encode(text)))
     bos = eos if tokenizer.bos is None else tokenizer.bos
-    limits = _Limits(tokenizer, encode, bos, eos, max_length, max_prompt_length)
+    encoding = _Encoding(tokenizer, encode, bos, eos, max_length, max_prompt_length)
     encoded: list[Encoded] = []
     problems: list[Problem] = []
     lost: list[tuple[int, ...]] = []
     for row in rows:
         try:
-            short, counts = _encoded(row, limits)
+            encoded_row, lost_of_row = _encoded(row, encoding)
         except BadRow as error:
             problems.append(Problem(row.source, raw_text(record_of(row)), *error.args))
             continue
-        encoded.append(short)
-        lost.append(counts)
-    report = report or Report(read=len(rows))
-    report = report._replace(
-        kept=len(encoded),
-        skipped=report.skipped + len(problems),
-        truncated_prompts=sum(counts[0] > 0 for counts in lost),
-        truncated_completions=sum(count > 0 for counts in lost for count in counts[1:]),
-        truncated_tokens=sum(map(sum, lost)),
-        tokens=sum(len(row.prompt) + len(c) for row in encoded for c in row.completions),
-        problems=report.problems + tuple(problems),
-    )
+        encoded.append(encoded_row)
+        lost.append(lost_of_row)
+    report = _with_counts(report or Report(read=len(rows)), encoded, problems, lost)
     settle(report, len(problems), on_bad_row, bad_rows_path)
     return encoded, report
 
 
-def _encoded(row: Row, limits: _Limits) -> tuple[Encoded, tuple[int, ...]]:
-    """A row in tokens, and how many its prompt and each completion have lost."""
+def _with_counts(
+    report: Report, encoded: list[Encoded], problems: list[Problem], lost: list[tuple[int, ...]]
+) -> Report:
+    """Returns the report with the counts of encoding.
+
+    Args:
+      report: the report of reading the rows.
+      encoded: the rows that could be encoded.
+      problems: the problems of the others.
+      lost: how many tokens the prompt and each completion have lost, for every encoded row.
+    """
+    return report._replace(
+        kept=len(encoded),
+        skipped=report.skipped + len(problems),
+        truncated_prompts=sum(of_prompt > 0 for of_prompt, *_ in lost),
+        truncated_completions=sum(count > 0 for _, *counts in lost for count in counts),
+        truncated_tokens=sum(map(sum, lost)),
+        tokens=sum(len(row.prompt) + len(c) for row in encoded for c in row.completions),
+        problems=report.problems + tuple(problems),
+    )
+
+
+def _encoded(row: Row, encoding: _Encoding) -> tuple[Encoded, tuple[int, ...]]:
+    """Encodes a row; also returns how many tokens its prompt and each completion have lost."""
     try:
-        documents = [_document(row.prompt, c, row.last_turn, limits) for c in row.completions]
-    except DataError:
+        documents = [_document(row.prompt, c, row.last_turn, encoding) for c in row.completions]
+    except RowsError:
         raise
-    except ValueError as error:  # what the tokenizer says of a text
+    except ValueError as error:  # from the tokenizer
         raise BadRow("row", "texts that the tokenizer can encode", str(error)) from error
     prompt, completions = documents[0][0], [completion for _, completion, _ in documents]
-    if not prompt or (limits.tokenizer.adds_bos and prompt[0] != limits.bos):
-        prompt = [limits.bos, *prompt]
+    if not prompt or (encoding.tokenizer.adds_bos and prompt[0] != encoding.bos):
+        prompt = [encoding.bos, *prompt]
     short, cut = truncate_document(
         prompt,
         completions,
-        max_length=limits.max_length,
-        max_prompt_length=limits.max_prompt_length,
-        bos=limits.bos,
-        eos=limits.eos,
+        max_length=encoding.max_length,
+        max_prompt_length=encoding.max_prompt_length,
+        bos=encoding.bos,
+        eos=encoding.eos,
     )
     _assert_distinct(cut)
     skipped = tuple(number for *_, number in documents)
@@ -190,7 +205,7 @@ def _encoded(row: Row, limits: _Limits) -> tuple[Encoded, tuple[int, ...]]:
         if number and len(ids) < number + 2:
             raise BadRow(
                 f"completions[{k}]",
-                f"room for its last turn in max_length = {limits.max_length}",
+                f"room for its last turn in max_length = {encoding.max_length}",
                 f"{len(short)} prompt tokens and {number} of the turns before it",
                 "raise max_length",
             )
@@ -202,18 +217,21 @@ def _encoded(row: Row, limits: _Limits) -> tuple[Encoded, tuple[int, ...]]:
 
 
 def _document(
-    prompt: Text, completion: Text, last_turn: bool, limits: _Limits
+    prompt: Text, completion: Text, last_turn: bool, encoding: _Encoding
 ) -> tuple[list[int], list[int], int]:
-    """Ids of the prompt, without an added BOS, and of one completion, EOS included.
+    """Encodes one document.
 
-    And how many of the completion's the loss leaves out: those before its last turn.
+    Returns:
+      The ids of the prompt, without an added BOS; those of the completion, with EOS; and how many
+      of the completion's first ids the loss leaves out, because they are before its last turn.
     """
-    eos, decode = limits.eos, limits.tokenizer.decode
-    start, before, whole = _texts(prompt, completion, last_turn, limits.tokenizer)
-    ids = list(limits.encode(whole))
-    num = _num_before(start, ids, limits)
-    skipped = _num_before(before, ids, limits) - num
+    eos, decode = encoding.eos, encoding.tokenizer.decode
+    start, before, whole = _texts(prompt, completion, last_turn, encoding.tokenizer)
+    ids = list(encoding.encode(whole))
+    num = _num_before(start, ids, encoding)
+    skipped = _num_before(before, ids, encoding) - num
     body = ids[num:]
+    # A template may close the last turn with EOS, followed by white space at most.
     while eos in body:
         last = len(body) - 1 - body[::-1].index(eos)
         if decode(body[last + 1 :]).strip():
@@ -226,13 +244,13 @@ def _document(
     return ids[:num], [*body, eos], skipped
 
 
-def _num_before(start: str, ids: list[int], limits: _Limits) -> int:
-    """How many tokens of a document its start has, which must end where a token ends."""
-    start_ids = list(limits.encode(start)) if start else []
+def _num_before(start: str, ids: list[int], encoding: _Encoding) -> int:
+    """Returns how many tokens the start of a document has; it must end where a token ends."""
+    start_ids = list(encoding.encode(start)) if start else []
     if ids[: len(start_ids)] == start_ids:
         return len(start_ids)
     first = next(n for n, a in enumerate(start_ids) if ids[n : n + 1] != [a])
-    decode = limits.tokenizer.decode
+    decode = encoding.tokenizer.decode
     alone, merged = (decode(part[first : first + 1]) for part in (start_ids, ids))
     raise BadRow(
         "prompt",
@@ -247,14 +265,14 @@ def _num_before(start: str, ids: list[int], limits: _Limits) -> int:
 def _texts(
     prompt: Text, completion: Text, last_turn: bool, tokenizer: TextTokenizer
 ) -> tuple[str, str, str]:
-    """The prompt, what comes before the turns that count, and the whole document.
+    """Returns the prompt, the text before the turns that count, and the whole document.
 
-    Conversations are written by the chat template.
+    Conversations are rendered by the chat template.
     """
     if isinstance(prompt, str):
         return prompt, prompt, prompt + cast(str, completion)
     if tokenizer.chat_template is None:
-        raise DataError(
+        raise RowsError(
             "the rows are conversations and the tokenizer has no chat template: expected a "
             "template, found none; pass one (--chat_template=FILE, a Jinja template such as the "
             "chat_template of a tokenizer_config.json), or write prompts and completions as text"
@@ -277,11 +295,12 @@ def _texts(
                 f"...{whole[max(len(part) - 40, 0) : len(part)]!r}",
                 "the template's generation prompt must be what it writes before an answer",
             )
-    return start, max(start, before, key=len), whole  # turns that a template hides have no text
+    # `before` can be shorter than `start` where the template hides earlier turns.
+    return start, max(start, before, key=len), whole
 
 
 def _assert_distinct(completions: Sequence[list[int]]) -> None:
-    """Refuses completions that are the same to the model."""
+    """Raises BadRow if two completions have the same tokens."""
     for k, ids in enumerate(completions):
         if ids in completions[:k]:
             raise BadRow(

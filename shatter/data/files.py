@@ -1,4 +1,4 @@
-"""Files of rows: JSON lines, plain or gzipped, and parquet tables."""
+"""Reads and writes files of rows: JSON lines, plain or gzipped, and parquet tables."""
 
 import errno
 import gzip
@@ -6,28 +6,31 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from shatter.data.atomic import write_atomically
 
 JSON_LINES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
 
 def records(path: str | Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
-    """The rows of a file, JSON not yet parsed: one damaged row is no reason to lose the others.
+    """Yields the rows of a file, JSON not yet parsed so that one damaged row does not end the rest.
 
     Args:
-      path: ends in .jsonl or .json (one object a line, UTF-8, with or without .gz) or .parquet.
+      path: the file, ending in .jsonl or .json (one object a line, UTF-8, with or without .gz) or
+        .parquet.
 
     Yields:
-      The row's number, from 1, and its bytes, or its dict where it comes from a table. Blank lines
-      count but are left out, and so are the nulls by which a table fills up its structures.
+      The number of the row, from 1, and its bytes, or its dict if it comes from a table. Blank
+      lines count but are left out. Nulls with which a table fills up its structures are removed.
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ImportError: if the file is a table and pyarrow is not installed.
-      ValueError: on a folder, a pipe or a device, another ending, a file that may not be read, or a
-        damaged archive or table.
+      ImportError: if the file is a table and pyarrow is missing.
+      ValueError: if the path is a folder, a pipe or a device, has another ending or may not be
+        read, or the archive or table is damaged.
     """
     path = Path(path)
     _assert_readable(path)
@@ -52,13 +55,13 @@ def records(path: str | Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
 
 
 def _assert_readable(path: Path) -> None:
-    """Refuses what is no file of rows, so that nothing waits at a pipe or a device for ever."""
+    """Raises an error if a path is not a file, because reading a pipe might never end."""
     name = ascii(str(path)) if "\0" in str(path) else str(path)
     try:
         mode = os.stat(path).st_mode
     except PermissionError as error:
         raise ValueError(f"{name}: cannot be read: {error.strerror}") from error
-    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+    except (OSError, ValueError) as error:  # ValueError if the name has a zero byte
         reason = error.strerror if isinstance(error, OSError) else error
         raise FileNotFoundError(
             f"expected a file of rows, found none at {name}: {reason}"
@@ -84,37 +87,34 @@ def _table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 for row in batch.to_pylist():
                     number += 1
                     yield number, _without_padding(row)
-    except Exception as error:  # Arrow's layers each have errors of their own for damaged bytes
+    except Exception as error:  # Arrow raises many kinds of errors for damaged files
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"{path}: not a readable parquet table: {reason}") from error
 
 
 def _without_padding(value: Any) -> Any:
-    """A table's value as JSON lines would have it: a structure's nulls are fields left out.
+    """Returns the value of a table as JSON lines would have it, without the nulls of structures.
 
-    All structures of a column have the fields of each, null where a row had none. A null in a list
-    was written there and stays.
+    In a table all structures of a column have the same fields, which are null where a row had no
+    such field. A null in a list was written by somebody and stays.
     """
     if isinstance(value, dict):
         return {name: _without_padding(part) for name, part in value.items() if part is not None}
     if isinstance(value, list):
-        if value and all(isinstance(part, tuple) for part in value):  # how Arrow shows a map
+        if value and all(isinstance(part, tuple) for part in value):  # how Arrow represents a map
             return _without_padding(dict(value))
         return [_without_padding(part) for part in value]
     return value
 
 
 def json_line(record: dict[str, Any]) -> bytes:
-    """One line of JSON in UTF-8; what UTF-8 cannot hold (half an emoji) is escaped.
+    """Returns an object as one line of JSON in UTF-8, with its newline.
 
     Args:
-      record: the object.
-
-    Returns:
-      The line, with its newline.
+      record: the object. Characters that UTF-8 cannot hold (half an emoji) are escaped.
 
     Raises:
-      ValueError: if a number is NaN or infinite, which JSON does not have.
+      ValueError: if a number is NaN or infinite, which JSON cannot hold.
     """
     try:
         return json.dumps(record, ensure_ascii=False, default=str, allow_nan=False).encode() + b"\n"
@@ -122,28 +122,20 @@ def json_line(record: dict[str, Any]) -> bytes:
         return json.dumps(record, default=str, allow_nan=False).encode() + b"\n"
 
 
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Writes a file whole or not at all; an interrupted write leaves the old file as it was.
+def write_json_lines(path: str | Path, objects: Iterable[dict[str, Any]]) -> None:
+    """Writes objects as JSON lines; the file is replaced whole or stays as it was.
 
     Args:
-      path: the file; its folder is made where it is missing. Compressed if it ends in .gz.
-      content: what goes into it.
+      path: the file, ending in .jsonl or .json, and compressed if it ends in .gz; its folder is
+        made if it is missing.
+      objects: the objects, one a line.
 
     Raises:
-      OSError: if it cannot be written, on a full disk for example.
-      ValueError: if the name does not end as JSON lines do.
+      OSError: if the file cannot be written, because the disk is full for example.
+      ValueError: if the name ends otherwise, or a number is NaN or infinite.
     """
-    path = Path(os.path.realpath(path))
-    if not path.name.endswith(JSON_LINES):
+    name = Path(os.path.realpath(path)).name
+    if not name.endswith(JSON_LINES):
         raise ValueError(f"{path}: expected a name ending in {', '.join(JSON_LINES)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A name that no other process has, nor another thread of this one.
-    partial = path.with_name(f".{path.name[:40]}.{os.getpid()}.{os.urandom(6).hex()}.part")
-    try:
-        with partial.open("xb") as file:
-            file.write(gzip.compress(content, mtime=0) if path.name.endswith(".gz") else content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    content = b"".join(map(json_line, objects))
+    write_atomically(path, gzip.compress(content, mtime=0) if name.endswith(".gz") else content)

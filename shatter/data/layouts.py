@@ -1,4 +1,4 @@
-"""From one JSON object, in any of the layouts, to completions and what was said of them."""
+"""Reads one JSON object, in any of the layouts, as completions and answers about them."""
 
 import json
 from collections.abc import Sequence
@@ -9,31 +9,39 @@ from shatter.data.texts import Text, checked_text, shown, text_key
 
 __all__ = ["LAYOUTS", "Answers", "Text", "answers_of", "parsed", "shown", "text_key"]
 
+Ranks = tuple[int, ...]
+DEMONSTRATED: Ranks = (0,)
+"""The ranks of a single completion that somebody wrote as an example to imitate."""
+LABELLED_TRUE: Ranks = (1,)
+"""The ranks of a single completion that somebody labelled true."""
+LABELLED_FALSE: Ranks = (2,)
+"""The ranks of a single completion that somebody labelled false."""
+
 LAYOUTS = (
     "a row is prompt, chosen, rejected (prompt may be left out), or prompt, completion (and "
     "label), or prompt, completions and one of ranks, ratings, votes"
 )
 MAX_COUNT = 1e15
-"""The largest weight or number of votes, and one over the smallest."""
+"""The largest weight or number of votes; the smallest is one over it."""
 
 
 class Answers(NamedTuple):
-    """One object of a file: the fields of its rows.
+    """The content of one JSON object, which may make several rows.
 
     Attributes:
       prompt: the text or conversation.
-      completions: K of them.
-      answers: ranks `[K]` and the weight, one a row.
+      completions: K completions.
+      answers: the ranks `[K]` and the weight of every row.
       votes: the counts, `[K]` or `[K + 1]`, if there are any.
       about: annotator and group.
       is_implicit: whether the prompt was cut out of the completions.
-      last_turn: whether of each completion, a conversation of several messages, the last one alone
-        counts in the loss.
+      last_turn: whether the loss counts only the last message of each completion, a conversation of
+        several messages.
     """
 
     prompt: Text
     completions: tuple[Text, ...]
-    answers: list[tuple[tuple[int, ...], float]]
+    answers: list[tuple[Ranks, float]]
     votes: tuple[float, ...] | None
     about: tuple[str | None, str | None]
     is_implicit: bool
@@ -41,16 +49,16 @@ class Answers(NamedTuple):
 
 
 def parsed(raw: bytes | dict[str, Any]) -> dict[str, Any]:
-    """The object of a line, without its nulls.
+    """Parses a line, and returns its JSON object without the fields that are null.
 
     Args:
-      raw: the line, or its object where it comes from a table.
+      raw: the line, or the object if it comes from a table.
 
     Returns:
       The object.
 
     Raises:
-      BadRow: if the line holds no JSON object, or one with a field twice.
+      BadRow: if the line is not one JSON object, or the object has a field twice.
     """
     record: Any = raw
     if isinstance(raw, bytes):
@@ -77,19 +85,19 @@ def _fields_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def answers_of(record: dict[str, Any]) -> Answers:
-    """Reads one object.
+    """Reads the prompt, the completions and the answers of one object.
 
     Args:
       record: the object, without nulls.
 
     Returns:
-      Its prompt, completions and answers.
+      Its content.
 
     Raises:
-      BadRow: if it is of no layout or a field does not hold what belongs there.
+      BadRow: if it has none of the layouts or a field does not hold what belongs there.
     """
     kind, fields = _fields(record)
-    completions = [checked_text(given, field) for field, given in fields.items()]
+    completions = [checked_text(value, field) for field, value in fields.items()]
     prompt = checked_text(record["prompt"], "prompt") if "prompt" in record else None
     _assert_distinct(completions, list(fields))
     is_told_twice = isinstance(prompt, str) and all(isinstance(c, tuple) for c in completions)
@@ -104,7 +112,8 @@ def answers_of(record: dict[str, Any]) -> Answers:
     for field, completion in zip(fields, completions, strict=True):
         _assert_completion(completion, field, prompt)
     if isinstance(prompt, tuple) and prompt and prompt[-1]["role"] == "assistant":
-        raise BadRow("prompt", "a conversation that ends before the assistant speaks", "it does")
+        expected = "a conversation whose last message is not the assistant's"
+        raise BadRow("prompt", expected, "one that ends with the assistant")
     answers, votes = _answers(record, kind, len(completions))
     about = _name(record, "annotator"), _name(record, "group")
     last_turn = record.get("last_turn", is_implicit)
@@ -115,23 +124,23 @@ def answers_of(record: dict[str, Any]) -> Answers:
 
 
 def _fields(record: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The field that tells the layout, and what should be completions, by where they stand."""
-    found = _names(record)
+    """Returns the field that tells the layout, and the unchecked completions by their place."""
+    names = _names(record)
     kinds: list[str] = [name for name in ("chosen", "completion", "completions") if name in record]
     kinds += ["rejected"] if "rejected" in record and "chosen" not in record else []
     if len(kinds) != 1:
-        raise BadRow("row", "one layout", found, LAYOUTS)
+        raise BadRow("row", "one layout", names, LAYOUTS)
     kind = kinds[0]
     needed = {"chosen": "rejected", "rejected": "chosen"}.get(kind, "prompt")
     if needed not in record:
-        raise BadRow(needed, f"this field beside {kind}", found, LAYOUTS)
-    given = record[kind]
+        raise BadRow(needed, f"this field beside {kind}", names, LAYOUTS)
     if kind != "completions":
-        names = ["chosen", "rejected"] if kind == "chosen" else [kind]
-        return kind, {name: record[name] for name in names}
-    if not isinstance(given, list | tuple) or not given:
-        raise BadRow(kind, "a list of texts or conversations", shown(given))
-    return kind, {f"{kind}[{k}]": completion for k, completion in enumerate(given)}
+        fields = ["chosen", "rejected"] if kind == "chosen" else [kind]
+        return kind, {field: record[field] for field in fields}
+    completions = record[kind]
+    if not isinstance(completions, list | tuple) or not completions:
+        raise BadRow(kind, "a list of texts or conversations", shown(completions))
+    return kind, {f"{kind}[{k}]": completion for k, completion in enumerate(completions)}
 
 
 def _names(record: dict[str, Any]) -> str:
@@ -140,8 +149,8 @@ def _names(record: dict[str, Any]) -> str:
 
 def _answers(
     record: dict[str, Any], kind: str, num: int
-) -> tuple[list[tuple[tuple[int, ...], float]], tuple[float, ...] | None]:
-    """Ranks and weight of every row to be made, and the vote counts."""
+) -> tuple[list[tuple[Ranks, float]], tuple[float, ...] | None]:
+    """Returns the ranks and the weight of every row to be made, and the counts of votes."""
     weight = _count(record.get("weight", 1.0), "weight")
     if kind == "chosen":
         return [((1, 2), weight)], None
@@ -149,17 +158,18 @@ def _answers(
         label = record.get("label")
         if label is not None and not isinstance(label, bool):
             raise BadRow("label", "true or false (none on a demonstration)", shown(label))
-        return [((0 if label is None else 1 if label else 2,), weight)], None
-    given = [name for name in ("ranks", "ratings", "votes") if name in record]
-    if given not in (["ranks"], ["ratings"], ["votes"], ["ranks", "votes"]):
+        labelled = LABELLED_TRUE if label else LABELLED_FALSE
+        return [(DEMONSTRATED if label is None else labelled, weight)], None
+    fields = [name for name in ("ranks", "ratings", "votes") if name in record]
+    if fields not in (["ranks"], ["ratings"], ["votes"], ["ranks", "votes"]):
         raise BadRow("ranks", "one of ranks, ratings, votes beside completions", _names(record))
     votes = _votes(record["votes"], num) if "votes" in record else None
-    if given[0] == "ranks":
+    if fields[0] == "ranks":
         return [(_ranks(record["ranks"], num), weight)], votes
     if votes is None:
-        return [(_rating_ranks(record["ratings"], num), weight)], None
+        return [(_ranks_of_ratings(record["ratings"], num), weight)], None
     choices = [tuple(1 if k == chosen else 2 for k in range(num)) for chosen in range(num)]
-    choices.append((1,) * num)  # chose none
+    choices.append((1,) * num)  # a vote for none leaves the order unresolved
     counted = zip(choices, votes, strict=False)
     answers = [(ranks, weight * count) for ranks, count in counted if count > 0]
     for _, product in answers:
@@ -167,45 +177,45 @@ def _answers(
     return answers, votes
 
 
-def _ranks(given: Any, num: int) -> tuple[int, ...]:
-    _assert_length(given, "ranks", [num])
-    for k, rank in enumerate(given):
+def _ranks(value: Any, num: int) -> Ranks:
+    _assert_length(value, "ranks", [num])
+    for k, rank in enumerate(value):
         if not isinstance(rank, int) or isinstance(rank, bool) or abs(rank) >= 2**31:
             raise BadRow(f"ranks[{k}]", "a whole number, 1 = best, of 32 bits", shown(rank))
-    if max(given) < 0:
-        raise BadRow("ranks", "a rank >= 0: a completion that was shown", shown(given))
-    return tuple(given)
+    if max(value) < 0:
+        raise BadRow("ranks", "a rank >= 0: a completion that was shown", shown(value))
+    return tuple(value)
 
 
-def _rating_ranks(given: Any, num: int) -> tuple[int, ...]:
-    _assert_length(given, "ratings", [num])
-    ratings = [None if r is None else _number(r, f"ratings[{k}]") for k, r in enumerate(given)]
+def _ranks_of_ratings(value: Any, num: int) -> Ranks:
+    _assert_length(value, "ratings", [num])
+    ratings = [None if r is None else _number(r, f"ratings[{k}]") for k, r in enumerate(value)]
     levels = sorted({rating for rating in ratings if rating is not None}, reverse=True)
     if not levels:
-        raise BadRow("ratings", "at least one number", shown(given))
+        raise BadRow("ratings", "at least one number", shown(value))
     return tuple(-1 if rating is None else 1 + levels.index(rating) for rating in ratings)
 
 
-def _votes(given: Any, num: int) -> tuple[float, ...]:
+def _votes(value: Any, num: int) -> tuple[float, ...]:
     if num < 2:
         raise BadRow("completions", "at least two, to vote on", str(num))
-    _assert_length(given, "votes", [num, num + 1])
-    votes = tuple(_number(count, f"votes[{k}]") for k, count in enumerate(given))
+    _assert_length(value, "votes", [num, num + 1])
+    votes = tuple(_number(count, f"votes[{k}]") for k, count in enumerate(value))
     if min(votes) < 0 or max(votes) == 0:
-        raise BadRow("votes", "counts >= 0, one of them above 0", shown(given))
+        raise BadRow("votes", "counts >= 0, one of them above 0", shown(value))
     return tuple(_count(n, f"votes[{k}]") if n else 0.0 for k, n in enumerate(votes))
 
 
-def _number(given: Any, field: str) -> int | float:
-    is_number = isinstance(given, int | float) and not isinstance(given, bool)
-    if not is_number or not abs(given) < 1e300:
-        raise BadRow(field, "a number", shown(given))
-    return cast(int | float, given)
+def _number(value: Any, field: str) -> int | float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not abs(value) < 1e300:
+        raise BadRow(field, "a number", shown(value))
+    return cast(int | float, value)
 
 
-def _count(given: Any, field: str) -> float:
-    """How much an answer counts: float32 must hold it, its square, and the sum over a file."""
-    number = _number(given, field)
+def _count(value: Any, field: str) -> float:
+    """Checks a weight; float32 must hold it, its square, and the sum over a file."""
+    number = _number(value, field)
     if number <= 0:
         raise BadRow(field, "a number above 0", str(float(number)))
     if not 1 / MAX_COUNT <= number <= MAX_COUNT:
@@ -214,15 +224,15 @@ def _count(given: Any, field: str) -> float:
     return float(number)
 
 
-def _assert_length(given: Any, field: str, lengths: list[int]) -> None:
-    if not isinstance(given, list | tuple) or len(given) not in lengths:
+def _assert_length(value: Any, field: str, lengths: list[int]) -> None:
+    if not isinstance(value, list | tuple) or len(value) not in lengths:
         more = ", or one more: how many chose none" if len(lengths) > 1 else ""
         expected = f"a list of {lengths[0]} numbers, one a completion{more}"
-        raise BadRow(field, expected, shown(given))
+        raise BadRow(field, expected, shown(value))
 
 
 def _name(record: dict[str, Any], field: str) -> str | None:
-    """A name; a whole number stands for its digits, written as 3 or, by some tables, as 3.0."""
+    """Returns a name; a whole number, which some tables write as 3.0, becomes its digits."""
     name = record.get(field)
     if isinstance(name, float) and name.is_integer() and abs(name) < 2**53:
         name = int(name)
@@ -232,26 +242,29 @@ def _name(record: dict[str, Any], field: str) -> str | None:
 
 
 def _split(chosen: Text, rejected: Text) -> tuple[Text, list[Text]]:
-    """The longest common start, and what it leaves of both: at least a word or a message."""
+    """Splits two texts or conversations into their longest common start and what follows it.
+
+    At least a word or a message of both is left, and no word is cut.
+    """
     shortest = min(len(chosen), len(rejected))
     pairs = enumerate(zip(chosen, rejected, strict=False))
     end = next((n for n, (a, b) in pairs if a != b), shortest)
     if isinstance(chosen, str) and isinstance(rejected, str):
-        while end and not (_cuts(chosen, end) and _cuts(rejected, end)):
+        while end and not (_may_cut(chosen, end) and _may_cut(rejected, end)):
             end -= 1
     else:
         end = min(end, max(shortest - 1, 0))
     return chosen[:end], [chosen[end:], rejected[end:]]
 
 
-def _cuts(text: str, end: int) -> bool:
-    """Whether a text may be cut here: before white space that is followed by something."""
+def _may_cut(text: str, end: int) -> bool:
+    """Returns whether a text may be cut here, before white space that something follows."""
     is_boundary = text[end : end + 1].isspace() and not text[end - 1].isspace()
     return is_boundary and bool(text[end:].strip())
 
 
 def _assert_completion(completion: Text, field: str, prompt: Text) -> None:
-    """Refuses what is empty, mixes text and conversation, or is not the assistant's."""
+    """Raises BadRow for an empty completion, or one that cannot follow the prompt."""
     if isinstance(completion, str) != isinstance(prompt, str):
         kinds = ("a text", "a conversation")[:: 1 if isinstance(prompt, str) else -1]
         mend = 'a text becomes a conversation as [{"role": "assistant", "content": text}]'
@@ -263,7 +276,7 @@ def _assert_completion(completion: Text, field: str, prompt: Text) -> None:
             expected = "a conversation whose last message is the assistant's"
             raise BadRow(field, expected, f"the roles {roles}")
         if roles[0] not in ("assistant", "tool"):
-            mend = "the prompt's messages belong into prompt only, or leave prompt out"
+            mend = "do not repeat the prompt's messages in the completion, or leave prompt out"
             raise BadRow(f"{field}[0].role", "assistant or tool", roles[0], mend)
         last = completion[-1]["content"] or completion[-1].get("tool_calls")
     if not last or not str(last).strip():

@@ -1,32 +1,41 @@
-"""What was wrong with a row, and how many rows, truncations and tokens there were."""
+"""Reports on rows: problems with single rows, and counts of rows, truncations and tokens."""
 
 import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from shatter.data.files import json_line, write_atomically
+from shatter.data.files import write_json_lines
 
 OnBadRow = Literal["fail", "skip"]
 
 
-class DataError(ValueError):
-    """A file of preferences that cannot be used as it is; the message says how to mend it."""
+SKIP_ADVICE = (
+    "\nTo leave bad rows out, set on_bad_row='skip' (--on_bad_row=skip on the command line)."
+)
+"""The end of the message of `RowsError` if rows are bad and `on_bad_row` is "fail"."""
+
+
+class RowsError(ValueError):
+    """Rows of preferences cannot be used as they are; the message says how to mend them."""
 
 
 class BadRow(Exception):
-    """`BadRow(field, expected, found, mend="")`, inside the package: one row cannot be used."""
+    """One row cannot be used; `BadRow(field, expected, found, mend="")`, as in `Problem`.
+
+    It stays inside this package, which turns it into a `Problem`.
+    """
 
 
 class Problem(NamedTuple):
-    """One bad row.
+    """The reason why a row cannot be used.
 
     Attributes:
-      source: "file:line" ("file:row" in a table).
+      source: "file:line" ("file:row" of a table).
       text: the row itself, as far as it could be read.
-      field: where in the row, such as `completions[1]`.
+      field: the place in the row, such as `completions[1]`.
       expected: what belongs there.
       found: what is there.
-      mend: what to do about it; may be empty.
+      mend: how to mend it; may be empty.
     """
 
     source: str
@@ -39,22 +48,22 @@ class Problem(NamedTuple):
     def __str__(self) -> str:
         message = f"{self.source}: {self.field}: expected {self.expected}, found {self.found}"
         message = f"{message}; {self.mend}" if self.mend else message
-        # The name of a file or of a field may hold what no terminal can show.
+        # Names of files and fields may have characters that a terminal cannot show.
         return message.encode("utf-8", "backslashreplace").decode()
 
 
 class Report(NamedTuple):
-    """Counts of one pass over rows.
+    """Counts of rows, truncations and tokens.
 
     Attributes:
-      read: rows that came in.
-      kept: rows that went out; more than came in where votes make several of one.
-      skipped: rows left out; `problems` says why.
-      implicit_prompts: rows whose prompt was cut out of the completions.
+      read: rows that were read.
+      kept: rows that are left; more than were read if votes make several rows of one.
+      skipped: rows that were left out; `problems` has the reasons.
+      implicit_prompts: rows whose prompt was cut out of their completions.
       truncated_prompts: rows whose prompt lost tokens on the left.
       truncated_completions: completions that lost tokens on the right.
-      truncated_tokens: tokens lost in all, prompts counted once.
-      tokens: tokens of all documents kept, prompts counted once a completion.
+      truncated_tokens: all tokens that were lost; those of a prompt count once.
+      tokens: tokens of all documents that are left; a prompt counts once for every completion.
       problems: the bad rows, in order.
     """
 
@@ -70,13 +79,10 @@ class Report(NamedTuple):
 
 
 def raw_text(raw: bytes | dict[str, Any]) -> str:
-    """A row of a file as text, for `Problem`.
+    """Returns a row of a file as a line of text for people, for `Problem.text`.
 
     Args:
-      raw: the line, or the object.
-
-    Returns:
-      One line, for people to read; damaged bytes are replaced.
+      raw: the line, or the object. Bytes that are not UTF-8 are replaced.
     """
     if isinstance(raw, bytes):
         return raw.decode("utf-8", "replace").strip()
@@ -87,27 +93,26 @@ def raw_text(raw: bytes | dict[str, Any]) -> str:
 def settle(
     report: Report, num_new: int, on_bad_row: OnBadRow, bad_rows_path: str | Path | None
 ) -> None:
-    """Fails on bad rows, or writes them down.
+    """Raises RowsError if there are bad rows and none may be skipped, or writes them to a file.
 
     Args:
-      report: with all problems so far.
-      num_new: how many of them, the last ones, this pass found.
+      report: the report with all problems so far.
+      num_new: the number of new problems, which are the last ones of the report.
       on_bad_row: "fail" or "skip".
-      bad_rows_path: where "skip" writes all problems, as JSON lines; None = nowhere.
+      bad_rows_path: the file to which "skip" writes all problems, as JSON lines; None = no file.
 
     Raises:
-      DataError: on "fail" if there is a new problem; on either if no row is kept.
-      ValueError: if `on_bad_row` is neither.
+      RowsError: if there is a new problem and `on_bad_row` is "fail", or no row is left.
+      ValueError: if `on_bad_row` is neither "fail" nor "skip".
     """
     if on_bad_row not in ("fail", "skip"):
         raise ValueError(f"on_bad_row expects 'fail' or 'skip', found {on_bad_row!r}")
     if num_new and on_bad_row == "fail":
         others = f"\n{num_new - 1} more rows are bad." if num_new > 1 else ""
         first = report.problems[-num_new]
-        raise DataError(f"{first}{others}\non_bad_row='skip' leaves bad rows out.")
+        raise RowsError(f"{first}{others}{SKIP_ADVICE}")
     if bad_rows_path is not None:
-        lines = [json_line(problem._asdict()) for problem in report.problems]
-        write_atomically(bad_rows_path, b"".join(lines))
+        write_json_lines(bad_rows_path, (problem._asdict() for problem in report.problems))
     if not report.kept:
         first_bad = f"; the first: {report.problems[0]}" if report.problems else ""
-        raise DataError(f"of {report.read} rows no good one is left{first_bad}")
+        raise RowsError(f"of {report.read} rows no good one is left{first_bad}")

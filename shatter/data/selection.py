@@ -1,24 +1,27 @@
-"""Which rows teach an objective something, decided row by row, and what the others lack."""
+"""Selects the rows from which an objective can learn, and reports what the others lack."""
 
 from collections.abc import Sequence
 
+from shatter.data.layouts import LABELLED_FALSE, LABELLED_TRUE
 from shatter.data.report import Problem, Report, raw_text
 from shatter.data.rows import Row, record_of
 from shatter.data.texts import text_key
 
 
 def demonstrations(rows: Sequence[Row]) -> tuple[list[Row], Report]:
-    """Leaves out what nobody wants to be imitated: labelled false, or by people who chose none.
+    """Selects the rows whose best completion may be imitated.
+
+    Left out are completions that are labelled false, and votes of people who chose none.
 
     Args:
       rows: rows of any layout.
 
     Returns:
-      The rows whose best completion may be imitated, and the report: every other row is a problem.
+      The rows, and a report in which every other row is a problem.
     """
     bad: dict[int, tuple[str, str, str]] = {}
     for n, row in enumerate(rows):
-        if row.ranks == (2,):
+        if row.ranks == LABELLED_FALSE:
             bad[n] = "label", "a completion to imitate: without a label, or labelled true", "false"
         elif len(row.votes or ()) > len(row.completions) and len(set(row.ranks)) == 1:
             bad[n] = "votes", "votes for a completion to imitate", f"{row.weight:g} for none"
@@ -26,17 +29,17 @@ def demonstrations(rows: Sequence[Row]) -> tuple[list[Row], Report]:
 
 
 def comparisons(rows: Sequence[Row]) -> tuple[list[Row], Report]:
-    """Pairs labelled completions and leaves out every other row that compares nothing.
+    """Selects the rows that compare completions, after joining labelled ones by `pair_labels`.
 
     Args:
       rows: rows of any layout.
 
     Returns:
-      Rows of at least two completions that were shown, those of `pair_labels` at the place of their
-      first, and the report: every row that has no partner is a problem.
+      The rows of at least two completions that were shown, and a report in which every other row is
+      a problem. A joined row stands at the place of its first completion.
     """
     paired, report = pair_labels(rows)
-    expected = "at least two completions that were shown, or a label on this one and its like"
+    expected = "at least two completions that were shown, or labels on completions of one prompt"
     kept, lone = _split(
         paired,
         {
@@ -50,16 +53,16 @@ def comparisons(rows: Sequence[Row]) -> tuple[list[Row], Report]:
 
 
 def without_preference(rows: Sequence[Row]) -> tuple[Problem, ...]:
-    """Names the comparisons from which no objective learns an order.
+    """Returns a problem for every row from which no objective learns an order.
 
     Args:
       rows: the rows.
 
     Returns:
-      A problem for every row whose completions are all ranked the same, of which fewer than two
-      were shown, or whose weight is 0; as many as there are rows = there is nothing to learn.
+      The problems of the rows whose completions are all ranked the same, of which fewer than two
+      were shown, or whose weight is 0.
     """
-    found: list[Problem] = []
+    problems: list[Problem] = []
     for row in rows:
         shown = [rank for rank in row.ranks if rank >= 0]
         if len(set(shown)) < 2:
@@ -68,12 +71,12 @@ def without_preference(rows: Sequence[Row]) -> tuple[Problem, ...]:
             about = "weight", "a number above 0", str(row.weight)
         else:
             continue
-        found.append(Problem(row.source, raw_text(record_of(row)), *about))
-    return tuple(found)
+        problems.append(Problem(row.source, raw_text(record_of(row)), *about))
+    return tuple(problems)
 
 
 def _split(rows: Sequence[Row], bad: dict[int, tuple[str, str, str]]) -> tuple[list[Row], Report]:
-    """The rows that are not among the bad ones, and the report on these."""
+    """Returns the rows that are not bad, and the report on the bad ones."""
     kept = [row for n, row in enumerate(rows) if n not in bad]
     problems = tuple(
         Problem(rows[n].source, raw_text(record_of(rows[n])), *about) for n, about in bad.items()
@@ -82,42 +85,33 @@ def _split(rows: Sequence[Row], bad: dict[int, tuple[str, str, str]]) -> tuple[l
 
 
 def pair_labels(rows: Sequence[Row]) -> tuple[list[Row], Report]:
-    """Makes comparisons of labelled completions: those of one prompt, true above false.
+    """Joins the labelled completions of every prompt to one comparison, true above false.
 
     Args:
-      rows: rows of a single labelled completion (ranks `(1,)` or `(2,)`); others pass unchanged.
+      rows: rows of a single labelled completion; all other rows are returned unchanged.
 
     Returns:
-      One row a prompt that has both labels, at the place of its first row, and the report: a
-      completion labelled both ways and every row of a prompt with one label only is a problem. The
-      row weighs what its completions weigh on average. The same label twice says no more than
-      once: the heavier row counts.
+      One row for every prompt with both labels, at the place of its first row, and a report. A
+      completion that is labelled both ways, and every row of a prompt with one label only, is a
+      problem in it. The weight of a row is the mean weight of its completions. If a completion has
+      the same label twice, the row with the larger weight counts.
     """
     prompts: dict[str, list[Row]] = {}
     for number, row in enumerate(rows):
-        key = text_key(row.prompt) if row.ranks in ((1,), (2,)) else str(number)
+        key = text_key(row.prompt) if _is_labelled(row) else str(number)
         prompts.setdefault(key, []).append(row)
     paired: list[Row] = []
     bad: list[tuple[Row, str]] = []
-    for same in prompts.values():
-        if same[0].ranks not in ((1,), (2,)):
-            paired += same
+    for same_prompt in prompts.values():
+        if not _is_labelled(same_prompt[0]):
+            paired += same_prompt
             continue
-        labels: dict[str, set[int]] = {}
-        for row in same:
-            labels.setdefault(text_key(row.completions[0]), set()).add(row.ranks[0])
-        torn = [row for row in same if len(labels[text_key(row.completions[0])]) > 1]
+        clear, torn = _clear_labels(same_prompt)
         bad += [(row, "both labels on one completion") for row in torn]
-        clear: dict[str, Row] = {}
-        for row in same:
-            if row not in torn:
-                before = clear.setdefault(text_key(row.completions[0]), row)
-                if row.weight > before.weight:
-                    clear[text_key(row.completions[0])] = row
-        if len({row.ranks for row in clear.values()}) == 2:
-            paired.append(_joined(list(clear.values())))
+        if len({row.ranks for row in clear}) == 2:
+            paired.append(_joined(clear))
         else:
-            bad += [(row, f"no completion labelled {row.ranks == (2,)}") for row in clear.values()]
+            bad += [(row, f"no completion labelled {row.ranks == LABELLED_FALSE}") for row in clear]
     expected = "completions of one prompt labelled true and others labelled false"
     problems = [
         Problem(row.source, raw_text(record_of(row)), "label", expected, found)
@@ -126,8 +120,28 @@ def pair_labels(rows: Sequence[Row]) -> tuple[list[Row], Report]:
     return paired, Report(len(rows), len(paired), len(bad), problems=tuple(problems))
 
 
+def _is_labelled(row: Row) -> bool:
+    return row.ranks in (LABELLED_TRUE, LABELLED_FALSE)
+
+
+def _clear_labels(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Returns one row for every completion with one label, and all rows of those with both."""
+    labels: dict[str, set[int]] = {}
+    for row in rows:
+        labels.setdefault(text_key(row.completions[0]), set()).add(row.ranks[0])
+    clear: dict[str, Row] = {}
+    torn = []
+    for row in rows:
+        key = text_key(row.completions[0])
+        if len(labels[key]) > 1:
+            torn.append(row)
+        elif row.weight > clear.setdefault(key, row).weight:
+            clear[key] = row
+    return list(clear.values()), torn
+
+
 def _joined(rows: Sequence[Row]) -> Row:
-    """Several labelled completions of one prompt as one row."""
+    """Joins rows of a single completion of the same prompt to one row."""
     first = rows[0]
     return first._replace(
         completions=tuple(row.completions[0] for row in rows),

@@ -1,4 +1,4 @@
-"""Texts and conversations, checked: what every later part may rely on."""
+"""Checks texts and conversations, so that later code can rely on their form."""
 
 import json
 import math
@@ -8,43 +8,43 @@ from shatter.data.report import BadRow
 
 Message = dict[str, Any]
 Text = str | tuple[Message, ...]
-"""A text, or a conversation: messages with a role and a content."""
+"""A text, or a conversation of messages with a role and a content."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_DEPTH = 64
-"""How deeply the arguments of a tool may be nested."""
+"""How many levels of nesting the arguments of a tool may have."""
 
 
-def checked_text(given: Any, field: str) -> Text:
-    """Reads a text as it is, and a list of messages as a tuple of checked messages.
+def checked_text(value: Any, field: str) -> Text:
+    """Checks a text or a conversation, and returns a conversation as a tuple of messages.
 
-    A message has a role and a content, a text; that of an assistant who calls tools may be missing,
-    and is None then. Other fields that are null are left out.
+    A message has a role and, as content, a text. The content of an assistant's message that calls
+    tools may be missing, and is then None. Other fields that are null are left out.
 
     Args:
-      given: what the file holds.
-      field: where, for messages.
+      value: the value in the file.
+      field: its place in the row, for messages.
 
     Returns:
       The text or conversation.
 
     Raises:
-      BadRow: if it is neither, or holds what UTF-8 or JSON cannot.
+      BadRow: if it is neither, or holds what UTF-8 or JSON cannot hold.
     """
-    if isinstance(given, str):
-        _assert_json(given, field)
-        return given
-    if not isinstance(given, list | tuple):
-        raise BadRow(field, "a text or a list of messages", shown(given))
-    return tuple(_message(message, f"{field}[{n}]") for n, message in enumerate(given))
+    if isinstance(value, str):
+        _assert_json(value, field)
+        return value
+    if not isinstance(value, list | tuple):
+        raise BadRow(field, "a text or a list of messages", shown(value))
+    return tuple(_message(message, f"{field}[{n}]") for n, message in enumerate(value))
 
 
-def _message(given: Any, field: str) -> Message:
-    if not isinstance(given, dict) or "role" not in given:
-        raise BadRow(field, 'a message {"role": ..., "content": ...}', shown(given))
-    if given["role"] not in ROLES:
-        raise BadRow(f"{field}.role", f"one of {', '.join(ROLES)}", shown(given["role"]))
-    message = {name: value for name, value in given.items() if value is not None}
+def _message(value: Any, field: str) -> Message:
+    if not isinstance(value, dict) or "role" not in value:
+        raise BadRow(field, 'a message {"role": ..., "content": ...}', shown(value))
+    if value["role"] not in ROLES:
+        raise BadRow(f"{field}.role", f"one of {', '.join(ROLES)}", shown(value["role"]))
+    message = {name: value for name, value in value.items() if value is not None}
     calls = message.get("tool_calls")
     if calls is not None and not (
         isinstance(calls, list | tuple) and all(isinstance(call, dict) for call in calls)
@@ -53,9 +53,9 @@ def _message(given: Any, field: str) -> Message:
     if message["role"] == "assistant" and calls:
         message.setdefault("content", None)
     elif not isinstance(message.get("content"), str):
-        is_absent = given.get("content") is None
-        mend = "only an assistant's tool_calls stand without one" if is_absent else ""
-        raise BadRow(f"{field}.content", "a text", shown(given.get("content")), mend)
+        is_absent = value.get("content") is None
+        mend = "only an assistant's message with tool_calls may lack it" if is_absent else ""
+        raise BadRow(f"{field}.content", "a text", shown(value.get("content")), mend)
     if not isinstance(message["content"], str | None):
         raise BadRow(f"{field}.content", "a text or null", shown(message["content"]))
     _assert_json(message, field)
@@ -63,7 +63,7 @@ def _message(given: Any, field: str) -> Message:
 
 
 def _assert_json(value: Any, field: str, depth: int = 0) -> None:
-    """Refuses what no file of ours could hold: half characters, NaN, and nesting without end."""
+    """Raises BadRow for what JSON in UTF-8 cannot hold, and for too deeply nested values."""
     if isinstance(value, str):
         try:
             value.encode()
@@ -84,25 +84,19 @@ def _assert_json(value: Any, field: str, depth: int = 0) -> None:
 
 
 def text_key(text: Text) -> str:
-    """A text or conversation as a dict key.
+    """Returns a text or conversation as JSON, to compare or to look it up.
 
     Args:
       text: the text or conversation.
-
-    Returns:
-      Its JSON.
     """
     return json.dumps(text, sort_keys=True, default=str)
 
 
 def shown(value: Any) -> str:
-    """A value and its type, for a message.
+    """Returns the type and the value of what a file holds, in about 80 characters, for messages.
 
     Args:
-      value: anything.
-
-    Returns:
-      At most some 80 characters.
+      value: any value.
     """
     try:
         text = repr(value)

@@ -1,4 +1,4 @@
-"""The one rule by which documents that are too long lose tokens."""
+"""Truncates documents that are too long, by one rule for training and sampling."""
 
 from collections.abc import Sequence
 
@@ -8,19 +8,19 @@ from shatter.data.report import BadRow
 
 
 def truncate_prompt(ids: Sequence[int] | np.ndarray, limit: int, *, bos: int | None) -> list[int]:
-    """Shortens a prompt to `limit` tokens: BOS stays, and what follows it goes first.
+    """Shortens a prompt to `limit` tokens by removing the first ones after BOS.
 
-    Everything that encodes a prompt or samples after one shortens it by this function, so that a
-    model answers to the very tokens that it learns from.
+    Training and sampling both shorten prompts by this function, so that a model answers the same
+    tokens from which it learned.
 
     Args:
       ids: the prompt, `[P]`, at least one token.
       limit: the largest number of tokens, at least 1.
-      bos: the token that begins documents: the tokenizer's BOS, or its EOS where it has none. A
-        prompt that begins with another token keeps its end alone.
+      bos: the token that begins documents: the tokenizer's BOS, or its EOS if it has no BOS. If the
+        prompt begins with another token, that is not kept.
 
     Returns:
-      The last `limit` tokens, or BOS and the last `limit - 1`; never none.
+      The last `limit` tokens, or BOS and the last `limit - 1`.
 
     Raises:
       ValueError: if `limit` is below 1 or the prompt is empty.
@@ -48,14 +48,14 @@ def truncate_document(
 ) -> tuple[list[int], list[list[int]]]:
     """Shortens the prompt and then the completions, so that every document fits.
 
-    The prompt keeps `max_prompt_length` tokens, or where that is None as many as its longest
-    completion leaves, but at least half of `max_length`. Completions lose their end before EOS.
+    The prompt keeps `max_prompt_length` tokens; if that is None, as many as the longest completion
+    leaves, but at least half of `max_length`. Completions lose their last tokens before EOS.
 
     Args:
       prompt: `[P]`, at least one token.
-      completions: K of them, `[C_k]`, each closed by EOS.
+      completions: K completions, `[C_k]`, each ending with EOS.
       max_length: the largest number of tokens of prompt and completion.
-      max_prompt_length: the largest number of prompt tokens; None = see above.
+      max_prompt_length: the largest number of prompt tokens; None = as above.
       bos: the token that begins documents.
       eos: the token that ends them.
 
@@ -63,7 +63,7 @@ def truncate_document(
       The prompt and the completions.
 
     Raises:
-      BadRow: if no room is left for a token of a completion and EOS.
+      BadRow: if no room is left for one token of a completion and EOS.
     """
     longest = max(map(len, completions))
     limit = max_prompt_length or max(max_length - longest, max_length // 2)

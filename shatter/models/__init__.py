@@ -1,10 +1,15 @@
-"""Language models: params, tokens -> logits."""
+"""Language models: pure functions from parameters and tokens to logits."""
 
 from shatter.models.base import LanguageModel, from_flax
 from shatter.models.layers import Layers, split_layers
 from shatter.models.lora import LoraConfig, init_lora, merge_lora, with_lora
 from shatter.models.lora_files import load_lora, save_lora
-from shatter.models.pretrained import find_pretrained, load_pretrained, save_pretrained
+from shatter.models.pretrained import (
+    end_tokens,
+    find_pretrained,
+    load_pretrained,
+    save_pretrained,
+)
 from shatter.models.tabular import tabular
 from shatter.models.tokenizer import CHAT_TEMPLATES, Tokenizer, load_tokenizer
 from shatter.models.transformer import transformer
@@ -18,6 +23,7 @@ __all__ = [
     "Rope",
     "Tokenizer",
     "TransformerConfig",
+    "end_tokens",
     "find_pretrained",
     "from_flax",
     "init_lora",

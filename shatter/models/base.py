@@ -1,4 +1,4 @@
-"""The language model as a NamedTuple of pure functions, and the adapter for any flax module."""
+"""The language model, a NamedTuple of pure functions, and how to make one from a flax module."""
 
 import inspect
 from collections.abc import Callable
@@ -20,11 +20,11 @@ class LanguageModel(NamedTuple):
         the law of token t + 1 given tokens 0..t. `valid[..., T]` is false on padding, left or
         right; positions come from it.
       features: `(params, tokens, *, valid=None) -> [..., T, D]`, the last hidden layer; optional.
-      init_cache: `(batch, length) -> cache`, room for `length` tokens; optional.
-      decode: `(params, cache, tokens[B, t], *, valid=None) -> (logits[B, t, V], cache)`, prefill
-        and step by one function; optional.
-      repeat_cache: `(cache, n) -> cache`, every row of the batch n times in a row, so that several
-        responses share the prefill of their prompt; there where `decode` is.
+      init_cache: `(batch, length) -> cache`, an empty cache for `length` tokens; optional.
+      decode: `(params, cache, tokens[B, t], *, valid=None) -> (logits[B, t, V], cache)`, both the
+        prefill and every later step of generation; optional.
+      repeat_cache: `(cache, n) -> cache`, with every row of the batch n times in a row, so that
+        several responses share the prefill of their prompt; present if `decode` is.
     """
 
     init: Callable[[Key], Params]
@@ -36,21 +36,22 @@ class LanguageModel(NamedTuple):
 
 
 def from_flax(module: nn.Module, *, length: int = 1) -> LanguageModel:
-    """Makes a language model of a flax (linen) module tokens -> logits.
+    """Makes a language model from a flax (linen) module that maps tokens to logits.
 
-    The module's whole variable dict is the params. The module must be causal: logits at t may
-    depend on tokens 0..t only. An nnx module comes in through `flax.nnx.bridge.ToLinen`.
+    All variables of the module are the parameters. The module must be causal: the logits at t may
+    depend on tokens 0..t only. Wrap an nnx module with `flax.nnx.bridge.ToLinen` first.
 
     Args:
-      module: `module.apply(variables, tokens[..., T]) -> logits[..., T, V]`; called with `valid=`
-        too where the caller has padding, if its `__call__` takes it.
-      length: number of tokens of the dummy document that `init` shows the module.
+      module: `module.apply(variables, tokens[..., T]) -> logits[..., T, V]`. Its `__call__` needs
+        an argument `valid` if documents with padding are to be scored.
+      length: the number of tokens of the document with which `init` initialises the module.
 
     Returns:
-      A language model without cache.
+      A language model without a cache. Its `apply` raises TypeError if it is given `valid` and the
+      module does not take it.
 
     Raises:
-      TypeError: if `module` is not a linen module, or padding is given to a module without `valid`.
+      TypeError: if `module` is not a linen module.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(

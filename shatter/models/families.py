@@ -1,23 +1,23 @@
-"""Families of pretrained models: their names for our tensors and for the fields of our config."""
+"""Families of pretrained models: how they name the tensors and the fields of our transformer."""
 
 import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+from shatter.models.fused import fused_kernels, places_of_parts
 from shatter.models.transformer_config import TransformerConfig
 
 
 class Tensor(NamedTuple):
-    """Where a tensor of theirs lies in our parameters.
+    """A tensor of a family's files, and the leaf of our parameters that holds its values.
 
     Attributes:
-      name: theirs; `{layer}` stands for the block.
-      path: ours; of a tensor with `{layer}` the leaf is stacked over layers.
-      kind: how theirs is stored: "vector" flat, "table" as ours, "linear" as a matrix [out, in],
-        "conv" as a matrix [in, out].
-      part: which part of the second last axis of our leaf it is: "query", "key" or "value" of
-        `qkv`, "gate" or "up" of `mlp_in`; None = the whole.
-      inputs: number of leading axes of our kernel (of one layer) that are inputs.
+      name: its name in the files; `{layer}` stands for the number of the block.
+      path: the path of our leaf, which is stacked over layers if the name has `{layer}`.
+      kind: how the files store it: "vector" flattened, "table" with the axes of our leaf, "linear"
+        as a matrix [out, in], "conv" as a matrix [in, out].
+      part: the part of a fused leaf that it holds (`fused.py`); None = the whole leaf.
+      inputs: how many leading axes of our kernel (of one layer) are inputs.
     """
 
     name: str
@@ -28,17 +28,17 @@ class Tensor(NamedTuple):
 
 
 class Family(NamedTuple):
-    """What a family's folder looks like.
+    """How the folders of a family's models are written.
 
     Attributes:
-      architecture: the class of transformers.
-      prefix: what the names of tensors begin with, or do not where the head was left out.
-      tensors: the table of names; those of which our parameters have the path are in the file.
-      passed_over: endings of names of buffers, which older files hold.
-      fields: field of our config -> its spellings in config.json; the first is written.
-      defaults: field of our config -> what holds where config.json is silent.
-      fixed: field of our config -> what every model of the family has.
-      required: key of config.json -> the only value that our forward pass computes.
+      architecture: the name of the family's class in the library transformers.
+      prefix: the start of the tensors' names, which files saved without a head leave out.
+      tensors: all tensors; a model has those whose path is in its parameters.
+      passed_over: the ends of the names of buffers in older files, which are not read.
+      fields: field of our config -> its names in config.json; the first one is written.
+      defaults: field of our config -> its value if config.json does not have it.
+      fixed: field of our config -> its value in every model of the family.
+      required: key of config.json -> the only value that our forward pass supports.
     """
 
     architecture: str
@@ -196,10 +196,10 @@ FAMILIES: dict[str, Family] = {"gpt2": _GPT2, "llama": _LLAMA, "qwen2": _QWEN2, 
 
 
 def family_of(config: TransformerConfig) -> str:
-    """The family whose folder can hold a transformer, if any can.
+    """Returns the family whose files can hold a transformer, if any can.
 
     Args:
-      config: of the transformer.
+      config: the configuration of the transformer.
 
     Returns:
       A key of `FAMILIES`.
@@ -212,34 +212,26 @@ def family_of(config: TransformerConfig) -> str:
 
 
 def part_of(tensor: Tensor, config: TransformerConfig) -> slice:
-    """Which entries of the second last axis of our leaf a tensor of theirs is.
+    """Returns the entries of a fused leaf that a tensor holds, on the leaf's second last axis.
 
     Args:
-      tensor: a row of a family's table.
-      config: of the transformer.
+      tensor: a tensor of a family.
+      config: the configuration of the transformer.
 
     Returns:
-      A slice.
+      A slice; that of the whole axis for a tensor that is not a part.
     """
     if tensor.part is None:
         return slice(None)
-    heads, kv_heads = config.num_heads, config.kv_heads
-    ends = {
-        "query": (0, heads),
-        "key": (heads, heads + kv_heads),
-        "value": (heads + kv_heads, heads + 2 * kv_heads),
-        "gate": (0, 1),
-        "up": (1, 2),
-    }
-    return slice(*ends[tensor.part])
+    return places_of_parts(fused_kernels(config))[tensor.part].entries
 
 
 def stored_shape(tensor: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a tensor of theirs.
+    """Returns the shape of a tensor in the files.
 
     Args:
-      tensor: a row of a family's table.
-      shape: of its part of our leaf, for one layer.
+      tensor: a tensor of a family.
+      shape: the shape of its part of our leaf, for one layer.
 
     Returns:
       A shape of one or two axes.

@@ -1,4 +1,4 @@
-"""What a field of a settings file may hold, and the check that names the field."""
+"""Types and ranges of the fields of settings files, and their checks."""
 
 import math
 from collections.abc import Mapping
@@ -17,13 +17,13 @@ _NAMES = {
 
 
 class Field(NamedTuple):
-    """What a field may hold.
+    """The type and the range of a field.
 
     Attributes:
-      kind: "integer" and "number" take no true or false, "number" takes integers; "ids" is an
+      kind: "integer" and "number" exclude true and false, "number" includes integers; "ids" is an
         integer or a list of integers.
-      low: the least number.
-      high: the largest number. Whatever the bounds, NaN and the infinities are refused.
+      low: the smallest number.
+      high: the largest number. NaN and infinities never fit.
       optional: whether null (None) is allowed.
     """
 
@@ -33,7 +33,7 @@ class Field(NamedTuple):
     optional: bool = False
 
     def __str__(self) -> str:
-        """What is expected, for messages."""
+        """Returns what is expected, for messages."""
         text = _NAMES[self.kind]
         if self.high < math.inf:
             text += f" from {self.low:.12g} to {self.high:.12g}"
@@ -47,14 +47,14 @@ FLAG = Field("flag")
 
 
 def check_fields(values: Mapping[str, Any], fields: Mapping[str, Field]) -> None:
-    """Refuses values of another type or out of range; fields that are absent are not asked for.
+    """Raises ValueError if a value has another type or is out of its range.
 
     Args:
-      values: by name.
-      fields: what is expected, by name; values that it does not name are passed over.
+      values: the values by name; a field may be absent.
+      fields: the fields by name; other values are not checked.
 
     Raises:
-      ValueError: naming the first field that is wrong, what is expected and what was found.
+      ValueError: with the name of the first wrong field, what was expected and what was found.
     """
     for name, field in fields.items():
         if name in values and not _fits(values[name], field):
@@ -62,13 +62,10 @@ def check_fields(values: Mapping[str, Any], fields: Mapping[str, Field]) -> None
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it.
+    """Returns the `repr` of a value, shortened to 80 characters, for messages.
 
     Args:
-      value: any.
-
-    Returns:
-      Its `repr`, shortened to about 80 characters.
+      value: any value.
     """
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
@@ -85,6 +82,6 @@ def _fits(value: Any, field: Field) -> bool:
         if not isinstance(value, kind) or isinstance(value, bool):
             return False
         number: Any = value
-        # Written so that NaN fails; an integer beyond the floats is compared, never converted.
+        # Written so that NaN fails, and without converting integers that are too large for floats.
         return bool(field.low <= number <= field.high and -math.inf < number < math.inf)
     return isinstance(value, {"flag": bool, "text": str, "object": dict}.get(field.kind, ()))

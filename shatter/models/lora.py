@@ -1,8 +1,7 @@
-"""Low-rank adapters of a transformer: trainable, few, beside a base that stays as it is."""
+"""Low-rank adapters (LoRA): a few trainable matrices beside a transformer whose weights stay."""
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,22 +9,26 @@ import jax
 import jax.numpy as jnp
 
 from shatter.models.fields import FLAG, SIZE, Field, check_fields
+from shatter.models.fused import fused_kernels_of_shapes, places_of_parts
 from shatter.types import Array, Key, Params
 
 FIELDS = {"rank": SIZE, "alpha": Field("number", 1e-6, 1e9), "use_rslora": FLAG}
 """Types and ranges of the fields of `LoraConfig`."""
 
+_PROJECTIONS = ("qkv", "attention_out", "mlp_in", "mlp_out")
+
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Which projections have adapters, and of what size.
+    """Which projections have adapters, and how large the adapters are.
 
     Attributes:
-      rank: inner size of an adapter.
-      alpha: an adapter adds `alpha / rank` times its product.
-      targets: "query", "key" and "value" each for itself, or "qkv" as one; "attention_out"; "gate"
-        and "up" each for itself where the feed-forward part is gated; "mlp_in"; "mlp_out".
-      use_rslora: `alpha / sqrt(rank)` instead, https://arxiv.org/abs/2312.03732.
+      rank: the inner size of an adapter.
+      alpha: the output of an adapter is multiplied by `alpha / rank`.
+      targets: the projections: "query", "key", "value", or all three as one, "qkv";
+        "attention_out"; "mlp_in", or where the feed-forward part is gated "gate" and "up"
+        separately; "mlp_out".
+      use_rslora: multiplies by `alpha / sqrt(rank)` instead, https://arxiv.org/abs/2312.03732.
     """
 
     rank: int = 8
@@ -34,11 +37,11 @@ class LoraConfig:
     use_rslora: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be.
+        """Checks the fields.
 
         Raises:
-          ValueError: if a field is of another type or out of its range (`FIELDS`), or the targets
-            are no tuple, or empty, or not distinct.
+          ValueError: if a field has another type or is out of its range (`FIELDS`), or the targets
+            are not a tuple, empty, or not distinct.
         """
         check_fields(vars(self), FIELDS)
         if not isinstance(self.targets, tuple) or not self.targets:
@@ -51,19 +54,19 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """What the product of an adapter's two matrices is multiplied by."""
+        """The factor by which the output of an adapter is multiplied."""
         return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
 
 class Place(NamedTuple):
-    """Where an adapter adds.
+    """The kernel, or the part of a fused kernel, to which an adapter adds.
 
     Attributes:
-      projection: of the blocks.
-      entries: of the second last axis of its kernel; None = the whole kernel.
-      layers: number of blocks.
-      inputs: flattened.
-      outputs: flattened.
+      projection: the name of the kernel's projection in a block.
+      entries: the part, on the second last axis of the kernel; None = the whole kernel.
+      layers: the number of blocks.
+      inputs: the size of the inputs, flattened.
+      outputs: the size of the outputs, flattened.
     """
 
     projection: str
@@ -74,55 +77,56 @@ class Place(NamedTuple):
 
 
 def init_lora(key: Key, params: Params, lora: LoraConfig) -> Params:
-    """Draws adapters that change nothing yet: `a` uniform within `1 / sqrt(inputs)`, `b` zero.
+    """Draws initial adapters, `a` uniform within `1 / sqrt(inputs)` and `b` zero.
 
-    Source: Hu et al., LoRA, https://arxiv.org/abs/2106.09685; the bound as in PEFT.
+    Because `b` is zero, the model with its new adapters is the base.
+
+    Source: Hu et al., LoRA, https://arxiv.org/abs/2106.09685; the bound is that of PEFT.
 
     Args:
       key: a typed key.
-      params: of a transformer, or their shapes (of `jax.eval_shape`).
+      params: parameters of a transformer, or their shapes as `jax.eval_shape` gives them.
       lora: targets and rank.
 
     Returns:
       Adapters: `{"blocks": {projection: {"adapters": {target: {"a": [layers, inputs, rank], "b":
-      [layers, rank, outputs]}}}}}`, in the default float type. Members of an ensemble are one such
-      tree with an axis M in front.
+      [layers, rank, outputs]}}}}}`, in the default float type. The adapters of an ensemble are one
+      such tree whose leaves have an additional first axis M.
 
     Raises:
       ValueError: if a target is unknown, or the parameters are not those of a transformer.
     """
     adapters: dict[str, Any] = {}
-    places = _targets(params, lora)
-    for own, (target, place) in zip(
-        jax.random.split(key, len(places)), places.items(), strict=True
-    ):
+    places = _places_of_targets(params, lora)
+    keys = jax.random.split(key, len(places))
+    for target_key, (target, place) in zip(keys, places.items(), strict=True):
         bound = place.inputs**-0.5
         shape = (place.layers, place.inputs, lora.rank)
-        parts = adapters.setdefault(place.projection, {"adapters": {}})["adapters"]
-        parts[target] = {
-            "a": jax.random.uniform(own, shape, float, -bound, bound),
+        of_projection = adapters.setdefault(place.projection, {"adapters": {}})["adapters"]
+        of_projection[target] = {
+            "a": jax.random.uniform(target_key, shape, float, -bound, bound),
             "b": jnp.zeros((place.layers, lora.rank, place.outputs), float),
         }
     return {"blocks": adapters}
 
 
 def with_lora(params: Params, adapters: Params, lora: LoraConfig) -> Params:
-    """Puts adapters beside the base: every target's output gains `scale x a b`.
+    """Returns parameters with adapters: the output of every target gains `scale x a b`.
 
-    Adapters are what a training step learns; the base is an argument of it, frozen. An ensemble on
-    one base: `jax.vmap(lambda params, own: lm.apply(with_lora(params, own, lora), tokens),
+    A training step updates the adapters and takes the base as a frozen argument. An ensemble on one
+    base is `jax.vmap(lambda params, adapters: lm.apply(with_lora(params, adapters, lora), tokens),
     in_axes=(None, 0))`.
 
     Args:
-      params: of the base.
-      adapters: of `init_lora`.
-      lora: of the adapters.
+      params: the parameters of the base.
+      adapters: adapters as `init_lora` makes them.
+      lora: the configuration of the adapters.
 
     Returns:
       Parameters for every function of the transformer.
 
     Raises:
-      ValueError: if the adapters do not fit the base or `lora`, or it has adapters already.
+      ValueError: if the adapters do not fit the base or `lora`, or the base has adapters already.
     """
     check_adapters(params, adapters, lora)
 
@@ -133,19 +137,19 @@ def with_lora(params: Params, adapters: Params, lora: LoraConfig) -> Params:
 
 
 def merge_lora(params: Params, adapters: Params, lora: LoraConfig) -> Params:
-    """Adds the adapters to the base's kernels: `kernel + scale x a b`.
+    """Returns the base with the adapters added to its kernels: `kernel + scale x a b`.
 
     Args:
-      params: of the base.
-      adapters: of `init_lora`.
-      lora: of the adapters.
+      params: the parameters of the base.
+      adapters: adapters as `init_lora` makes them.
+      lora: the configuration of the adapters.
 
     Returns:
-      Parameters without adapters, with which the model is that of `with_lora`, as fast as the base;
-      in the types of the base.
+      Parameters without adapters, in the types of the base. The model is that of `with_lora`, and
+      as fast as the base.
 
     Raises:
-      ValueError: if the adapters do not fit the base or `lora`, or it has adapters already.
+      ValueError: if the adapters do not fit the base or `lora`, or the base has adapters already.
     """
     places = check_adapters(params, adapters, lora)
     blocks = dict(params["params"]["blocks"])
@@ -161,51 +165,38 @@ def merge_lora(params: Params, adapters: Params, lora: LoraConfig) -> Params:
     return {**params, "params": {**params["params"], "blocks": blocks}}
 
 
-def places_of(params: Params) -> dict[str, Place]:
-    """Every target that a transformer has.
+def places_of_params(params: Params) -> dict[str, Place]:
+    """Returns where adapters may be added in a transformer.
 
     Args:
-      params: of a transformer, or their shapes.
+      params: parameters of a transformer, or their shapes.
 
     Returns:
-      Where adapters of each target add, by its name.
+      The place of every possible target, by the target's name.
 
     Raises:
       ValueError: if the parameters are not those of a transformer.
     """
     try:
         blocks = params["params"]["blocks"]
-        shapes = {
-            name: blocks[name]["kernel"].shape
-            for name in ("qkv", "attention_out", "mlp_in", "mlp_out")
-        }
+        shapes = {name: blocks[name]["kernel"].shape for name in _PROJECTIONS}
     except (KeyError, TypeError) as error:
         raise ValueError(
-            "adapters are for the parameters of shatter.models.transformer, {'params': {'blocks': "
-            f"...}}}}; found a {type(params).__name__} without the part {error}"
+            "adapters need the parameters of shatter.models.transformer, {'params': {'blocks': "
+            f"...}}}}; found a {type(params).__name__} without the key {error}"
         ) from error
     places = {}
     for name, (layers, *shape) in shapes.items():
         inputs = math.prod(shape[:2]) if name == "attention_out" else shape[0]
         places[name] = Place(name, None, layers, inputs, math.prod(shape) // inputs)
-
-    def split(name: str, parts: Mapping[str, int]) -> None:
-        start, size = 0, shapes[name][-1]
-        for part, entries in parts.items():
-            where = slice(start, start + entries)
-            places[part] = places[name]._replace(entries=where, outputs=entries * size)
-            start += entries
-
-    heads = shapes["attention_out"][1]
-    kv_heads = (shapes["qkv"][2] - heads) // 2
-    split("qkv", {"query": heads, "key": kv_heads, "value": kv_heads})
-    if len(shapes["mlp_in"]) == 4:
-        split("mlp_in", {"gate": 1, "up": 1})
+    for name, part in places_of_parts(fused_kernels_of_shapes(shapes)).items():
+        outputs = (part.entries.stop - part.entries.start) * shapes[part.kernel][-1]
+        places[name] = places[part.kernel]._replace(entries=part.entries, outputs=outputs)
     return places
 
 
-def _targets(params: Params, lora: LoraConfig) -> dict[str, Place]:
-    places = places_of(params)
+def _places_of_targets(params: Params, lora: LoraConfig) -> dict[str, Place]:
+    places = places_of_params(params)
     for target in lora.targets:
         if target not in places:
             raise ValueError(f"the target {target!r} is unknown; known are {', '.join(places)}")
@@ -213,33 +204,33 @@ def _targets(params: Params, lora: LoraConfig) -> dict[str, Place]:
 
 
 def check_adapters(params: Params, adapters: Params, lora: LoraConfig) -> dict[str, Place]:
-    """Refuses adapters that do not fit.
+    """Checks that adapters fit a transformer, and returns where they are added.
 
     Args:
-      params: of the base, or their shapes.
-      adapters: of `init_lora`.
-      lora: of the adapters.
+      params: the parameters of the base, or their shapes.
+      adapters: adapters as `init_lora` makes them.
+      lora: the configuration of the adapters.
 
     Returns:
-      Where the adapters of each target add, by its name.
+      The place of every target of `lora`, by the target's name.
 
     Raises:
-      ValueError: if the adapters do not fit the base or `lora`, or it has adapters already.
+      ValueError: if the adapters do not fit the base or `lora`, or the base has adapters already.
     """
     if "lora" in params:
         raise ValueError(
-            "the parameters have adapters (the collection 'lora') already: merge those first, or "
-            "pass the base"
+            "the parameters have adapters (the collection 'lora') already: merge those with "
+            "merge_lora first, or pass the base"
         )
-    expected = jax.eval_shape(partial(init_lora, lora=lora), jax.random.key(0), params)
-    wanted, given = _leaf_shapes(expected), _leaf_shapes(adapters)
-    for path in {**wanted, **given}:
-        if wanted.get(path) != given.get(path):
+    fitting = jax.eval_shape(partial(init_lora, lora=lora), jax.random.key(0), params)
+    expected, found = _leaf_shapes(fitting), _leaf_shapes(adapters)
+    for path in {**expected, **found}:
+        if expected.get(path) != found.get(path):
             raise ValueError(
                 f"the adapters do not fit the base and {lora}: {path} has shape "
-                f"{given.get(path)}, expected {wanted.get(path)} (None = absent)"
+                f"{found.get(path)}, expected {expected.get(path)} (None = absent)"
             )
-    return _targets(params, lora)
+    return _places_of_targets(params, lora)
 
 
 def _leaf_shapes(tree: Params) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Adapters in the PEFT layout: to files, and back."""
+"""Saves and loads low-rank adapters in the PEFT layout."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from shatter.models.families import FAMILIES, family_of
-from shatter.models.lora import LoraConfig, check_adapters, places_of
+from shatter.models.lora import LoraConfig, check_adapters, places_of_params
 from shatter.models.peft_config import check_targets, read_peft_config, write_peft_config
 from shatter.models.pretrained import generation_settings
 from shatter.models.saving import check_finite, staged, write_json, write_tensors
@@ -42,28 +42,28 @@ def save_lora(
 ) -> None:
     """Saves adapters in the PEFT layout: adapter_config.json and adapter_model.safetensors.
 
-    `peft.PeftModel.from_pretrained(model, folder)` loads them onto the base in transformers;
+    `peft.PeftModel.from_pretrained(model, folder)` loads them onto a base of transformers.
     `peft.AutoPeftModelForCausalLM.from_pretrained(folder)` and `transformers.AutoModelForCausalLM`
-    fetch the base by its name too. Those generate by the base's own generation_config.json; where
-    training closed completions with another token, the folder's has it:
+    also load the base, by the name that is saved here. All of them generate with the base's own
+    generation_config.json. If training ended completions with another token, take the saved one:
     `model.generation_config = transformers.GenerationConfig.from_pretrained(folder)`.
 
     Args:
-      folder: where to; made where it is not. Other files in it stay.
-      config: of the base.
-      adapters: of one member, stored in the types they have.
-      lora: of the adapters.
-      base: folder or hub name of the base, for those who load the adapters: without it peft alone
-        can, and only onto a base that the user names. A folder is written with its whole path.
-      revision: of a name on the hub: a commit, branch or tag.
-      tokenizer: of the base, saved beside the adapters. None leaves a tokenizer that is there.
-      like: the folder of the base, whose other generation settings are kept. None keeps none.
+      folder: the folder to write to, made if it is missing; other files in it stay.
+      config: the configuration of the base.
+      adapters: the adapters of one member; they keep their types.
+      lora: the configuration of the adapters.
+      base: the base's folder, saved as an absolute path, or its name on the Hugging Face hub, from
+        which the adapters' users load it. With None, they must name the base themselves.
+      revision: commit, branch or tag of a base on the hub.
+      tokenizer: the base's tokenizer, saved beside the adapters. None leaves the folder's as it is.
+      like: the folder of the base, whose other generation settings are saved too. None = no others.
 
     Raises:
       FileNotFoundError: if there is no folder `like`.
-      ValueError: if the layout has no such target in the base's family, the adapters do not fit or
-        are not finite, or there is a revision without a name on the hub.
-      ImportError: without the packages of the extra "pretrained".
+      ValueError: if the layout has no such target in the base's family, the adapters do not fit the
+        base or are not finite, or a revision is given without a name on the hub.
+      ImportError: if the packages of the extra "pretrained" are missing.
     """
     safetensors()
     places = check_adapters(_shapes(config), adapters, lora)
@@ -80,8 +80,8 @@ def save_lora(
         pair = adapters["blocks"][place.projection]["adapters"][target]
         for side in _SIDES:
             for layer, matrix in enumerate(np.asarray(pair[side])):
-                name = _name(modules[target], layer, side)
-                tensors[name] = np.ascontiguousarray(matrix.T)  # not a view: it would be scrambled
+                name = _tensor_name(modules[target], layer, side)
+                tensors[name] = np.ascontiguousarray(matrix.T)  # a view would be saved untransposed
     check_finite(tensors.items())
     settings = write_peft_config(
         lora,
@@ -101,21 +101,21 @@ def save_lora(
 
 
 def load_lora(folder: str | Path, config: TransformerConfig) -> tuple[Params, LoraConfig]:
-    """Loads adapters that `save_lora` or PEFT saved; the name and shape of every tensor is checked.
+    """Loads adapters that `save_lora` or PEFT has saved, and checks every tensor.
 
     Args:
-      folder: with adapter_config.json and adapter_model.safetensors.
-      config: of the base.
+      folder: the folder with adapter_config.json and adapter_model.safetensors.
+      config: the configuration of the base.
 
     Returns:
-      `(adapters, lora)`, in the types they are stored in.
+      `(adapters, lora)`, the adapters in the types in which they are stored.
 
     Raises:
       FileNotFoundError: if a file is missing.
-      ValueError: if a tensor is missing, unexpected, misshapen, not of floats or not finite, a
-        field is of another type or out of its range, or the adapters are of a kind that is not
-        supported.
-      ImportError: without the packages of the extra "pretrained".
+      ValueError: if a tensor is missing, unexpected, not finite or not of floats, or has another
+        shape; if a field has another type or is out of its range; or if the adapters are of a kind
+        that is not supported.
+      ImportError: if the packages of the extra "pretrained" are missing.
     """
     safetensors()
     path = Path(folder).expanduser()
@@ -124,18 +124,13 @@ def load_lora(folder: str | Path, config: TransformerConfig) -> tuple[Params, Lo
         settings = read_peft_config(read_json(settings_file))
     except ValueError as error:
         raise ValueError(f"{settings_file}: {error}") from error
-    modules, places = _modules(config), places_of(_shapes(config))
-    names = {
-        (target, side): [_name(module, layer, side) for layer in range(config.num_layers)]
-        for target, module in modules.items()
-        for side in _SIDES
-    }
+    places, names = places_of_params(_shapes(config)), _tensor_names(config)
     with open_weights(file) as opened:
         stored = {name: Stored(file, opened, name) for name in opened.keys()}
         targets = dict.fromkeys(
             target for (target, _), own in names.items() if not stored.keys().isdisjoint(own)
         )
-        check_targets(settings, _of_layers(config), targets, file)
+        check_targets(settings, _modules_by_target(config), targets, file)
         lora = LoraConfig(settings.rank, settings.alpha, tuple(targets), settings.use_rslora)
         expected: dict[str, tuple[int, ...]] = {}
         for target in targets:
@@ -145,8 +140,9 @@ def load_lora(folder: str | Path, config: TransformerConfig) -> tuple[Params, Lo
         _check_stored(file, {name: tensor.shape() for name, tensor in stored.items()}, expected)
         adapters: dict[str, Any] = {}
         for target in targets:
-            parts = adapters.setdefault(places[target].projection, {"adapters": {}})["adapters"]
-            parts[target] = {
+            projection = places[target].projection
+            of_projection = adapters.setdefault(projection, {"adapters": {}})["adapters"]
+            of_projection[target] = {
                 side: jnp.asarray(np.stack([stored[name].read().T for name in names[target, side]]))
                 for side in _SIDES
             }
@@ -158,7 +154,7 @@ def _shapes(config: TransformerConfig) -> Params:
 
 
 def _modules(config: TransformerConfig) -> dict[str, str]:
-    """Target -> its module in transformers, `{layer}` standing for the block."""
+    """Returns the module of every target in transformers; `{layer}` stands for the block."""
     modules = {}
     for tensor in FAMILIES[family_of(config)].tensors:
         within, _, name = tensor.path.partition("/")
@@ -168,22 +164,31 @@ def _modules(config: TransformerConfig) -> dict[str, str]:
     return modules
 
 
-def _of_layers(config: TransformerConfig) -> dict[str, list[str]]:
-    """Target -> its modules in transformers, one a block."""
+def _modules_by_target(config: TransformerConfig) -> dict[str, list[str]]:
+    """Returns the modules of every target in transformers, one a block."""
     return {
         target: [module.format(layer=layer) for layer in range(config.num_layers)]
         for target, module in _modules(config).items()
     }
 
 
-def _name(module: str, layer: int, side: str) -> str:
+def _tensor_names(config: TransformerConfig) -> dict[tuple[str, str], list[str]]:
+    """Returns the names of the stored tensors of `(target, side)`, one a block."""
+    return {
+        (target, side): [_tensor_name(module, layer, side) for layer in range(config.num_layers)]
+        for target, module in _modules(config).items()
+        for side in _SIDES
+    }
+
+
+def _tensor_name(module: str, layer: int, side: str) -> str:
     return f"base_model.model.{module.format(layer=layer)}.{_SIDES[side]}.weight"
 
 
 def _check_stored(
     file: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Refuses names and shapes that the config does not ask for; names the first."""
+    """Raises ValueError for the first tensor that the configuration does not ask for."""
     for name in {**expected, **found}:
         if name not in found:
             raise ValueError(f"{file}: {name} is missing, expected with shape {expected[name]}")
@@ -191,6 +196,6 @@ def _check_stored(
             raise ValueError(f"{file}: {name} with shape {found[name]} is unexpected")
         if found[name] != expected[name]:
             raise ValueError(
-                f"{file}: {name} has shape {found[name]}, expected {expected[name]} (of {_CONFIG} "
-                "and the base's config)"
+                f"{file}: {name} has shape {found[name]}, expected {expected[name]} (by {_CONFIG} "
+                "and the configuration of the base)"
             )

@@ -1,4 +1,4 @@
-"""adapter_config.json of PEFT: what is read of it, and what is refused."""
+"""Reads and writes adapter_config.json, the settings of adapters in the PEFT layout."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -13,12 +13,12 @@ _FIELDS = {
     "r": SIZE,
     "lora_alpha": LORA_FIELDS["alpha"],
     "use_rslora": _FLAG,
-    # Those below say nothing of what the adapters compute.
+    # The fields below do not change what the adapters compute.
     "base_model_name_or_path": _TEXT,
     "revision": _TEXT,
     "inference_mode": _FLAG,
     "lora_dropout": Field("number", 0.0, 1.0, optional=True),
-    "fan_in_fan_out": _FLAG,  # PEFT corrects it by the module; matrices are stored alike
+    "fan_in_fan_out": _FLAG,  # PEFT itself corrects it; matrices are stored alike
     "auto_mapping": Field("object", optional=True),
     "peft_version": _TEXT,
     "megatron_core": _TEXT,
@@ -29,23 +29,23 @@ _CHOICES = {
     "peft_type": ("LORA",),
     "task_type": ("CAUSAL_LM", None),
     "bias": ("none", None),
-    # Other ways to begin change the base as well.
+    # Other initialisations change the weights of the base too.
     "init_lora_weights": (True, False, None, "gaussian", "eva"),
 }
-"""Fields that must be one of few values; an absent one is None."""
+"""Fields that allow a few values only; an absent field is None."""
 _MODULES = ("target_modules", "exclude_modules")
 
 
 class PeftConfig(NamedTuple):
-    """What is read of an adapter_config.json.
+    """The settings that are read from an adapter_config.json.
 
     Attributes:
-      rank: of the adapters.
-      alpha: of the adapters.
-      use_rslora: as in `LoraConfig`.
-      base: name of the base, if any.
-      target_modules: names of modules, or what PEFT writes instead.
-      exclude_modules: the same.
+      rank: `LoraConfig.rank`.
+      alpha: `LoraConfig.alpha`.
+      use_rslora: `LoraConfig.use_rslora`.
+      base: the name of the base, if there is one.
+      target_modules: a list of module names, or a pattern.
+      exclude_modules: the same, of modules without adapters.
     """
 
     rank: int
@@ -57,24 +57,25 @@ class PeftConfig(NamedTuple):
 
 
 def read_peft_config(settings: Mapping[str, Any]) -> PeftConfig:
-    """Reads an adapter_config.json of plain low-rank adapters.
+    """Reads the settings of plain low-rank adapters.
 
     Args:
-      settings: of adapter_config.json.
+      settings: the content of adapter_config.json.
 
     Returns:
-      What is used of it.
+      The settings that are used.
 
     Raises:
-      ValueError: if a field is missing, of another type or out of its range, or asks for what our
-        adapters do not compute: DoRA, other ranks for some layers, biases, ... A field that is not
-        known may hold nothing but null, false or an empty list or object.
+      ValueError: if a field is missing, has another type, is out of its range, or asks for what
+        our adapters do not compute (DoRA, different ranks, biases, ...). A field that is unknown
+        must be null, false or empty.
     """
     for name, allowed in _CHOICES.items():
-        found = settings.get(name)
-        if not any(found is value or (found == value and _is_text(found)) for value in allowed):
+        value = settings.get(name)
+        # `is` for true and false, because 1 == True.
+        if not any(value is one or (value == one and _is_text(value)) for one in allowed):
             raise ValueError(
-                f"{name} must be {' or '.join(map(repr, allowed))}, found {shown(found)}: "
+                f"{name} must be {' or '.join(map(repr, allowed))}, found {shown(value)}: "
                 "not supported"
             )
     for name in ("r", "lora_alpha"):
@@ -88,8 +89,8 @@ def read_peft_config(settings: Mapping[str, Any]) -> PeftConfig:
         is_known = name in _FIELDS or name in _CHOICES or name in _MODULES
         if not is_known and value is not None and value is not False and value not in ([], {}):
             raise ValueError(
-                f"{name} is {shown(value)}, which is not supported; expected null, false or nothing"
-                " in it"
+                f"{name} is {shown(value)}, which is not supported; expected null, false or an "
+                "empty list or object"
             )
     return PeftConfig(
         rank=settings["r"],
@@ -109,28 +110,28 @@ def write_peft_config(
     base: str | Path | None,
     revision: str | None,
 ) -> dict[str, Any]:
-    """Makes an adapter_config.json.
+    """Returns the content of an adapter_config.json.
 
     Args:
-      lora: of the adapters.
+      lora: the configuration of the adapters.
       target_modules: names of modules in transformers, without their block.
-      fan_in_fan_out: whether those modules store their weights [in, out].
-      base: folder of the base, or its name on the hub.
-      revision: of a name on the hub.
+      fan_in_fan_out: whether those modules store their weights as [in, out].
+      base: the base's folder, or its name on the hub.
+      revision: commit, branch or tag of a base on the hub.
 
     Returns:
       The settings.
 
     Raises:
-      ValueError: if there is a revision without a name on the hub.
+      ValueError: if a revision is given without a name on the hub.
     """
     folder = None if base is None else Path(base).expanduser()
     if revision is not None and (folder is None or folder.is_dir()):
         raise ValueError(
-            f"a revision is of a name on the Hugging Face hub, found {revision!r} and the base "
-            f"{base!r}: leave it out, or pass the name"
+            f"a revision needs a base by its name on the Hugging Face hub, found {revision!r} and "
+            f"the base {base!r}: leave the revision out, or pass the name"
         )
-    if folder is not None:  # a folder's whole path, which holds wherever the reader stands
+    if folder is not None:  # an absolute path, which is valid in any working directory
         base = str(folder.resolve() if folder.is_dir() else base)
     return {
         "peft_type": "LORA",
@@ -154,19 +155,19 @@ def check_targets(
     targets: Collection[str],
     file: Path,
 ) -> None:
-    """Refuses files whose tensors are not those of the modules that the config names.
+    """Raises ValueError if a file has adapters of other modules than adapter_config.json names.
 
-    PEFT passes over tensors of a module that the config does not name, and leaves a module that it
-    names without tensors as it is. A pattern or "all-linear" is not compared.
+    PEFT would ignore adapters of modules that are not named, and leave a named module without
+    adapters unchanged. Patterns and "all-linear" are not compared.
 
     Args:
-      settings: of adapter_config.json.
-      modules: the names of a target's modules in transformers, by target.
-      targets: that the file has tensors of.
-      file: of the tensors.
+      settings: the settings of adapter_config.json.
+      modules: the names of the modules in transformers, by target.
+      targets: the targets of which the file has adapters.
+      file: the file of the adapters.
 
     Raises:
-      ValueError: if the file has tensors of no target, or not of those that the config names.
+      ValueError: if the file has adapters of no target, or of others than those that are named.
     """
     if not targets:
         raise ValueError(
@@ -194,6 +195,6 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_named(module: str, names: Collection[str]) -> bool:
-    """Whether a list of PEFT has a module: by its whole name, or by the end of it."""
+    """Returns whether PEFT's list of names has a module, by its whole name or by the end of it."""
     parts = module.split(".")
     return not {".".join(parts[i:]) for i in range(len(parts))}.isdisjoint(names)

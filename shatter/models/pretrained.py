@@ -1,4 +1,4 @@
-"""Folders of pretrained models in the Hugging Face layout: to parameters, and back."""
+"""Loads and saves pretrained models as folders in the Hugging Face layout."""
 
 import dataclasses
 import re
@@ -25,26 +25,43 @@ def load_pretrained(
 ) -> tuple[TransformerConfig, Params, Tokenizer | None]:
     """Loads a model of the GPT-2, Llama (2, 3) or Qwen (2, 2.5, 3) family.
 
-    Files are memory-mapped and read tensor by tensor; the name and shape of every one is checked,
-    and that it holds floats, none of them NaN or infinite.
+    The weights are memory-mapped and read one tensor at a time. Every tensor is checked: its name
+    and shape, that it holds floats, and that none of them is NaN or infinite.
+
+    Example:
+      >>> import tempfile
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from shatter import models
+      >>> config = models.TransformerConfig(
+      ...     vocab_size=16, max_length=8, width=8, tied=True, head_bias=False
+      ... )
+      >>> params = jax.jit(models.transformer(config).init)(jax.random.key(0))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     models.save_pretrained(folder, config, params)
+      ...     config, params, tokenizer = models.load_pretrained(folder)
+      >>> lm = models.transformer(config)
+      >>> jax.jit(lm.apply)(params, jnp.array([[3, 1, 4]])).shape
+      (1, 3, 16)
 
     Args:
-      folder: with config.json, model.safetensors (or shards and model.safetensors.index.json) and
-        tokenizer.json; or a name on the Hugging Face hub, "org/name".
-      dtype: of the parameters, such as "float32" or "bfloat16". None = as stored.
-      revision: of a name on the hub: a commit, branch or tag. None = its main branch.
+      folder: the folder with config.json, model.safetensors (or several files of weights and
+        model.safetensors.index.json) and tokenizer.json; or a name on the Hugging Face hub,
+        "org/name".
+      dtype: the type of the parameters, such as "float32" or "bfloat16". None = as stored.
+      revision: commit, branch or tag of a model on the hub. None = its main branch.
 
     Returns:
-      `(config, params, tokenizer)`; `transformer(config).apply(params, tokens)` gives the logits.
-      The tokenizer is None without a tokenizer.json.
+      `(config, params, tokenizer)`; `transformer(config).apply(params, tokens)` computes the
+      logits. The tokenizer is None if there is no tokenizer.json.
 
     Raises:
-      FileNotFoundError: if there is no such folder, it lacks a file, or the hub cannot be reached.
-      ValueError: if the family or a setting is not supported, a field of config.json or
-        generation_config.json is of another type or out of its range, a tensor is missing,
-        unexpected, misshapen, not of floats or not finite, the tokenizer has more tokens than the
-        model, or a folder is given a revision.
-      ImportError: without the packages of the extra "pretrained".
+      FileNotFoundError: if the folder or one of its files is missing, or the hub cannot be reached.
+      ValueError: if the family or a setting is not supported; a field of config.json or
+        generation_config.json has another type or is out of its range; a tensor is missing,
+        unexpected, not finite or not of floats, or has another shape; the tokenizer has more tokens
+        than the model; or a revision is given for a folder.
+      ImportError: if the packages of the extra "pretrained" are missing.
     """
     safetensors()
     path, _ = find_pretrained(folder, revision=revision)
@@ -69,43 +86,42 @@ def save_pretrained(
     max_shard_size: int = 5_000_000_000,
     like: str | Path | None = None,
 ) -> None:
-    """Saves a model in the Hugging Face layout, for transformers and all that read its folders.
+    """Saves a model in the Hugging Face layout, which transformers and many other programs read.
 
-    Everything is written beside the folder first. A new folder then appears at once and whole; in
-    an existing one file after file is replaced, config.json last, so that no file is ever damaged.
-    The tokens that end a text are those of the config, and the tokenizer's, with which training
-    closes completions: config.json and generation_config.json have them all.
+    The files are first written to a temporary folder beside the target. A new folder then appears
+    complete; in an existing one the files are replaced one by one, config.json last, and none of
+    them is ever half written. Both config.json and generation_config.json list all `end_tokens`.
 
     Args:
-      folder: where to; made where it is not.
-      config: of the transformer.
-      params: of the transformer, stored in the types they have.
-      tokenizer: saved beside it, as it was loaded. None leaves a tokenizer that is there.
-      max_shard_size: bytes of tensors a file; more are split over files with an index.
+      folder: the folder to write to, made if it is missing.
+      config: the configuration of the transformer.
+      params: its parameters; they keep their types.
+      tokenizer: the tokenizer, saved as it was loaded. None leaves the folder's as it is.
+      max_shard_size: the largest size of a file of weights, in bytes; a larger model is split into
+        several files with an index.
       like: the folder that the model came from, whose other generation settings (temperature,
-        repetition_penalty, ...) are kept. None keeps none.
+        repetition_penalty, ...) are saved too. None = no others.
 
     Raises:
       FileNotFoundError: if there is no folder `like`.
-      ValueError: if no family has such a config (the field is named), the parameters do not fit it,
-        have adapters or are not finite, or the tokenizer has more tokens than the model.
-      ImportError: without the packages of the extra "pretrained".
+      ValueError: if no family has such a configuration (the message names the field), the
+        parameters do not fit it, have adapters or are not finite, or the tokenizer has more tokens
+        than the model.
+      ImportError: if the packages of the extra "pretrained" are missing.
     """
     safetensors()
     if "lora" in params:
         raise ValueError(
-            "the parameters have adapters (the collection 'lora'): merge them into the weights "
-            "first, or save them apart in the PEFT layout"
+            "the parameters have adapters (the collection 'lora'): merge them into the weights by "
+            "merge_lora first, or save the adapters alone by save_lora"
         )
     if set(params) != {"params"}:
         raise ValueError(f"expected parameters {{'params': ...}}, found the keys {list(params)}")
     check_fields({"max_shard_size": max_shard_size}, {"max_shard_size": Field("integer", 1)})
     _check_vocabulary(tokenizer, config, Path(folder))
     dtype = str(params["params"]["token_embedding"]["embedding"].dtype)
-    own = None if tokenizer is None else tokenizer.eos
-    # The tokenizer's first: readers that know of one end token take the first.
-    ends = sorted(end_tokens(config, tokenizer), key=lambda token: token != own)
-    settings, _ = write_config(dataclasses.replace(config, eos=tuple(ends)), dtype)
+    ends = end_tokens(config, tokenizer)
+    settings, _ = write_config(dataclasses.replace(config, eos=ends), dtype)
     generation = generation_settings(config, tokenizer, like)
     with staged(folder, config="config.json") as staging:
         family = FAMILIES[family_of(config)]
@@ -117,20 +133,20 @@ def save_pretrained(
 
 
 def find_pretrained(folder: str | Path, *, revision: str | None = None) -> tuple[Path, str | None]:
-    """Finds the folder of a pretrained model; one of the hub is downloaded.
+    """Returns the folder of a pretrained model, and downloads the model if it is on the hub.
 
     Args:
-      folder: of a model, or a name on the Hugging Face hub, "org/name".
-      revision: of a name on the hub: a commit, branch or tag. None = its main branch.
+      folder: the model's folder, or its name on the Hugging Face hub, "org/name".
+      revision: commit, branch or tag of a model on the hub. None = its main branch.
 
     Returns:
-      `(folder, commit)`: the folder, and of a model of the hub the commit that the revision stands
-      for, which pins it for good. None of any other folder.
+      `(folder, commit)`; of a model on the hub the commit that the revision stands for, by which
+      the same files can be found again, and None of any other folder.
 
     Raises:
       FileNotFoundError: if there is no such folder, or the hub cannot be reached.
-      ValueError: if a folder is given a revision.
-      ImportError: without the packages of the extra "hub".
+      ValueError: if a revision is given for a folder.
+      ImportError: if the packages of the extra "hub" are missing.
     """
     path = _find(folder, revision)
     is_snapshot = path.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", path.name)
@@ -138,31 +154,34 @@ def find_pretrained(folder: str | Path, *, revision: str | None = None) -> tuple
 
 
 def end_tokens(config: TransformerConfig, tokenizer: Tokenizer | None) -> tuple[int, ...]:
-    """The tokens that end a text: those of the config, and the tokenizer's.
+    """Returns every token that ends a text: the tokenizer's and those of the configuration.
+
+    The tokenizer's is the first, because training closes completions with it, sampling fills up
+    with it what comes after the end, and programs that know of only one end token read the first.
 
     Args:
-      config: of the transformer.
-      tokenizer: of the model, if it has one.
+      config: the configuration of the transformer.
+      tokenizer: the tokenizer of the model, if it has one.
 
     Returns:
-      Token ids; the tokenizer's is first if the config lacks it.
+      Different token ids; none if neither has one.
     """
-    own = None if tokenizer is None else tokenizer.eos
-    return config.eos if own is None or own in config.eos else (own, *config.eos)
+    own = () if tokenizer is None or tokenizer.eos is None else (tokenizer.eos,)
+    return tuple(dict.fromkeys((*own, *config.eos)))
 
 
 def generation_settings(
     config: TransformerConfig, tokenizer: Tokenizer | None, like: str | Path | None
 ) -> dict[str, Any]:
-    """The settings of a generation_config.json.
+    """Returns the content of a generation_config.json.
 
     Args:
-      config: of the transformer.
-      tokenizer: of the model, if it has one.
-      like: the folder whose settings hold besides. None = none.
+      config: the configuration of the transformer.
+      tokenizer: the tokenizer of the model, if it has one.
+      like: the folder whose other settings are kept. None = no others.
 
     Returns:
-      Its settings, with the tokens that begin and end a text in place of theirs.
+      The settings, with the model's tokens that begin and end a text.
 
     Raises:
       FileNotFoundError: if there is no folder `like`.
@@ -170,6 +189,8 @@ def generation_settings(
     """
     kept = {} if like is None else _read_generation(find_pretrained(like)[0])
     ends = end_tokens(config, tokenizer)
+    if set(ends) == set(config.eos):
+        ends = config.eos  # this file's own order stays if no token is added
     own: dict[str, Any] = {
         "bos_token_id": config.bos,
         "eos_token_id": None if not ends else ends[0] if len(ends) == 1 else list(ends),
@@ -190,7 +211,7 @@ def _read_generation(folder: Path) -> dict[str, Any]:
 
 
 def _find(folder: str | Path, revision: str | None) -> Path:
-    """The folder itself, or that of a hub name, downloaded."""
+    """Returns the folder, or the folder of the downloaded model that a hub name stands for."""
     path, name = Path(folder).expanduser(), str(folder)
     if path.is_dir():
         if revision is not None:
@@ -213,15 +234,17 @@ def _find(folder: str | Path, revision: str | None) -> Path:
         ) from error
     patterns = [*_HUB_FILES, *TOKENIZER_FILES]
     try:
-        found = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns)
-        return Path(found)
+        snapshot = huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=patterns
+        )
+        return Path(snapshot)
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        asked = "" if revision is None else f" at the revision {revision!r}"
+        at_revision = "" if revision is None else f" at the revision {revision!r}"
         raise FileNotFoundError(
-            f"there is no folder {name}, and no model {name}{asked} could be fetched from the "
-            f"Hugging Face hub ({type(error).__name__}: {reason}): without network, pass a folder "
-            f"that `hf download {name} --local-dir FOLDER` made elsewhere"
+            f"there is no folder {name}, and no model {name}{at_revision} could be fetched from "
+            f"the Hugging Face hub ({type(error).__name__}: {reason}): without network, run "
+            f"`hf download {name} --local-dir FOLDER` on another machine and pass the folder"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""config.json of a pretrained model to our config, and back."""
+"""Translates between the config.json of pretrained models and `TransformerConfig`."""
 
 import dataclasses
 import json
@@ -17,9 +17,9 @@ _ACTIVATIONS = {
 }
 _TOKENS = ("bos", "eos")
 _NOT_IN_FOLDER = ("dtype", "remat", *_TOKENS)
-_IDS = Field("ids", optional=True)  # of any sign: -1 stands for no token in some files
+_IDS = Field("ids", optional=True)  # may be negative, because some files write -1 for no token
 _OWN_FIELDS = FIELDS | {"activation": Field("text"), "bos": _IDS, "eos": _IDS}
-"""What config.json may hold where it spells a field of ours."""
+"""Types and ranges in config.json of the fields that `TransformerConfig` has."""
 _SHARE = Field("number", 0.0, 1.0, optional=True)
 _OTHER_FIELDS = {
     "model_type": Field("text"),
@@ -46,20 +46,20 @@ _GENERATION_FIELDS = {f"{role}_token_id": _IDS for role in ("bos", "eos", "pad")
 
 
 def read_config(settings: Mapping[str, Any], generation: Mapping[str, Any]) -> TransformerConfig:
-    """Translates a config.json, in its older or newer spelling.
+    """Translates a config.json in its older or newer spelling.
 
-    Token ids are those of generation_config.json where it has them; ids outside the vocabulary,
-    which no model can emit, are left out.
+    Token ids are read from generation_config.json if it has them. Ids outside the vocabulary, which
+    no model can emit, are left out.
 
     Args:
-      settings: of config.json.
-      generation: of generation_config.json; {} where there is none.
+      settings: the content of config.json.
+      generation: the content of generation_config.json; {} if there is none.
 
     Returns:
-      Our config, without a dtype of its own.
+      The configuration, with `dtype` None.
 
     Raises:
-      ValueError: if the family is unknown, a size is missing, a field is of another type or out of
+      ValueError: if the family is unknown, a size is missing, a field has another type or is out of
         its range, or the settings ask for what our forward pass does not compute.
     """
     check_generation(generation)
@@ -69,43 +69,60 @@ def read_config(settings: Mapping[str, Any], generation: Mapping[str, Any]) -> T
         raise ValueError(f"model_type is {shown(kind)}; the known families are {families}")
     family = FAMILIES[kind]
     check_fields(settings, _OTHER_FIELDS)
-    _refuse(settings, family)
+    _check_supported(settings, family)
     fields = {name: _setting(settings, family, name) for name in family.fields}
     fields |= family.fixed
-    if fields.get("head_size") is None:
-        heads = fields["num_heads"]
-        if fields["width"] % heads:
-            raise ValueError(f"{heads} attention heads do not divide the width {fields['width']}")
-        fields["head_size"] = fields["width"] // heads
-    fields["num_kv_heads"] = fields.get("num_kv_heads") or fields["num_heads"]
-    if fields["num_heads"] % fields["num_kv_heads"]:
-        raise ValueError(
-            f"num_key_value_heads must divide num_attention_heads, found {fields['num_kv_heads']} "
-            f"and {fields['num_heads']}"
-        )
-    fields["mlp_width"] = fields["mlp_width"] or 4 * fields["width"]
-    known = {theirs: ours for ours, names in _ACTIVATIONS.items() for theirs in names}
-    if fields["activation"] not in known:
-        raise ValueError(
-            f"the activation {fields['activation']!r} is unknown; known are {', '.join(known)}"
-        )
-    fields["activation"] = known[fields["activation"]]
-    for role in _TOKENS:
-        ids = generation.get(f"{role}_token_id", fields[role])
-        ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
-        fields[role] = tuple(token for token in ids if 0 <= token < fields["vocab_size"])
-    fields["bos"] = fields["bos"][0] if fields["bos"] else None
+    fields |= _sizes(fields) | _token_ids(fields, generation)
+    fields["activation"] = _activation(fields["activation"])
     return TransformerConfig(**fields, rope=None if kind == "gpt2" else _read_rope(settings))
 
 
+def _sizes(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the sizes that follow from others where config.json does not have them."""
+    num_heads, width = fields["num_heads"], fields["width"]
+    num_kv_heads = fields.get("num_kv_heads") or num_heads
+    head_size = fields.get("head_size")
+    if head_size is None:
+        if width % num_heads:
+            raise ValueError(f"{num_heads} attention heads do not divide the width {width}")
+        head_size = width // num_heads
+    if num_heads % num_kv_heads:
+        raise ValueError(
+            f"num_key_value_heads must divide num_attention_heads, found {num_kv_heads} "
+            f"and {num_heads}"
+        )
+    return {
+        "num_kv_heads": num_kv_heads,
+        "head_size": head_size,
+        "mlp_width": fields["mlp_width"] or 4 * width,
+    }
+
+
+def _token_ids(fields: Mapping[str, Any], generation: Mapping[str, Any]) -> dict[str, Any]:
+    tokens: dict[str, tuple[int, ...]] = {}
+    for role in _TOKENS:
+        ids = generation.get(f"{role}_token_id", fields[role])
+        ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+        tokens[role] = tuple(token for token in ids if 0 <= token < fields["vocab_size"])
+    return {"bos": tokens["bos"][0] if tokens["bos"] else None, "eos": tokens["eos"]}
+
+
+def _activation(name: str) -> str:
+    known = {theirs: ours for ours, names in _ACTIVATIONS.items() for theirs in names}
+    if name not in known:
+        raise ValueError(f"the activation {name!r} is unknown; known are {', '.join(known)}")
+    return known[name]
+
+
 def check_generation(generation: Mapping[str, Any]) -> None:
-    """Refuses settings of generation_config.json that cannot be read, or not be written again.
+    """Raises ValueError if a generation_config.json could not be read or written again.
 
     Args:
-      generation: of generation_config.json.
+      generation: the content of generation_config.json.
 
     Raises:
-      ValueError: naming the field that is no token id, or holds NaN or an infinity.
+      ValueError: with the name of a field that is not a token id as it should be, or that holds NaN
+        or an infinity.
     """
     check_fields(generation, _GENERATION_FIELDS)
     for name, value in generation.items():
@@ -116,17 +133,17 @@ def check_generation(generation: Mapping[str, Any]) -> None:
 
 
 def write_config(config: TransformerConfig, dtype: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Translates to config.json, in the spelling that every version of transformers reads.
+    """Translates a configuration to a config.json that every version of transformers reads.
 
     Args:
-      config: of a transformer.
-      dtype: of the stored parameters, by name.
+      config: the configuration of the transformer.
+      dtype: the name of the type of the stored parameters.
 
     Returns:
-      The settings of config.json and of generation_config.json.
+      The contents of config.json and of generation_config.json.
 
     Raises:
-      ValueError: if no family's folder can hold the transformer; it names the field.
+      ValueError: with the name of a field, if no family has such a transformer.
     """
     kind = family_of(config)
     family = FAMILIES[kind]
@@ -135,28 +152,29 @@ def write_config(config: TransformerConfig, dtype: str) -> tuple[dict[str, Any],
         tokens["bos_token_id"] = config.bos
     if config.eos:
         tokens["eos_token_id"] = config.eos[0] if len(config.eos) == 1 else list(config.eos)
-    resolved = _resolve(config)
+    ours_resolved = _resolve(config)
     settings: dict[str, Any] = {"architectures": [family.architecture], "model_type": kind}
     for ours, (theirs, *_) in family.fields.items():
         if ours not in _TOKENS:
-            settings[theirs] = resolved[ours]
+            settings[theirs] = ours_resolved[ours]
     activation = family.fields["activation"][0]
     settings[activation] = _ACTIVATIONS[config.activation][0]
     settings |= {"bos_token_id": None, "eos_token_id": None} | tokens | {"torch_dtype": dtype}
     if config.rope is not None:
         settings |= _write_rope(config.rope)
 
-    read = _resolve(read_config(settings, tokens))
-    for name, value in resolved.items():
-        if name not in _NOT_IN_FOLDER and value != read[name]:
+    read_again = _resolve(read_config(settings, tokens))
+    for name, value in ours_resolved.items():
+        if name not in _NOT_IN_FOLDER and value != read_again[name]:
             raise ValueError(
                 f"no family of pretrained models has {name} = {value!r} beside the other fields "
-                f"of this config: in {kind}, the nearest, it would be {read[name]!r}"
+                f"of this config: in {kind}, the nearest, it would be {read_again[name]!r}"
             )
     return settings, tokens
 
 
-def _refuse(settings: Mapping[str, Any], family: Family) -> None:
+def _check_supported(settings: Mapping[str, Any], family: Family) -> None:
+    """Raises ValueError if the settings ask for what our forward pass does not compute."""
     for key, value in {**family.required, "quantization_config": None}.items():
         if settings.get(key, value) is not value:  # 1 is not true
             found = shown(settings[key])
@@ -174,20 +192,20 @@ def _refuse(settings: Mapping[str, Any], family: Family) -> None:
 
 
 def _setting(settings: Mapping[str, Any], family: Family, field: str) -> Any:
-    """The value of a field of ours, of the right type and in its range."""
+    """Returns the value of a field of `TransformerConfig`, or the family's default for it."""
     names = family.fields[field]
-    found = [name for name in names if name in settings]
-    if not found and field not in family.defaults:
+    name = next((name for name in names if name in settings), None)
+    if name is None and field not in family.defaults:
         raise ValueError(f"{' or '.join(names)} is missing")
-    if not found:
+    if name is None:
         return family.defaults[field]
     may_be_null = field in _TOKENS or (field in family.defaults and family.defaults[field] is None)
-    check_fields(settings, {found[0]: _OWN_FIELDS[field]._replace(optional=may_be_null)})
-    return settings[found[0]]
+    check_fields(settings, {name: _OWN_FIELDS[field]._replace(optional=may_be_null)})
+    return settings[name]
 
 
 def _resolve(config: TransformerConfig) -> dict[str, Any]:
-    """Every field, sizes that are left to their defaults included."""
+    """Returns all fields by name, with sizes in place of the None that stands for a default."""
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     return fields | {
         "num_kv_heads": config.kv_heads,
@@ -199,18 +217,8 @@ def _resolve(config: TransformerConfig) -> dict[str, Any]:
 
 
 def _read_rope(settings: Mapping[str, Any]) -> Rope:
-    """From `rope_theta` and `rope_scaling`, or `rope_parameters`, nested by layer type or not."""
-    parameters = {**(settings.get("rope_parameters") or {}), **(settings.get("rope_scaling") or {})}
-    check_fields(parameters, _ROPE_FIELDS)
-    if any(isinstance(value, dict) for value in parameters.values()):
-        if "full_attention" not in parameters:
-            raise ValueError(
-                f"rope_parameters has {', '.join(parameters)}; only full_attention is supported"
-            )
-        check_fields(parameters, {"full_attention": Field("object")})
-        parameters = parameters["full_attention"]
-        check_fields(parameters, _ROPE_FIELDS)
-    parameters = {"rope_theta": settings.get("rope_theta", 10_000.0)} | parameters
+    """Reads rotary positions from `rope_theta` and `rope_scaling`, or from `rope_parameters`."""
+    parameters = {"rope_theta": settings.get("rope_theta", 10_000.0)} | _rope_parameters(settings)
     share = parameters.get("partial_rotary_factor", settings.get("partial_rotary_factor", 1.0))
     if share not in (None, 1.0):
         raise ValueError(f"partial_rotary_factor must be 1.0, found {share!r}: not supported")
@@ -224,25 +232,37 @@ def _read_rope(settings: Mapping[str, Any]) -> Rope:
     missing = [name for name in needed[kind] if name not in parameters]
     if missing:
         raise ValueError(f"{missing[0]} of the rope type {kind!r} is missing")
-    if kind == "llama3" and not parameters["low_freq_factor"] < parameters["high_freq_factor"]:
-        raise ValueError(
-            f"low_freq_factor must be below high_freq_factor, found {parameters['low_freq_factor']}"
-            f" and {parameters['high_freq_factor']}"
-        )
+    factor = float(parameters["factor"])
     if kind == "linear":
-        return Rope(theta=theta, scaling="linear", factor=float(parameters["factor"]))
+        return Rope(theta=theta, scaling="linear", factor=factor)
+    low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
+    if not low < high:
+        raise ValueError(f"low_freq_factor must be below high_freq_factor, found {low} and {high}")
     original = "original_max_position_embeddings"
-    length = settings.get(
-        original, parameters.get(original, settings.get("max_position_embeddings"))
-    )
+    length = parameters.get(original, settings.get("max_position_embeddings"))
     return Rope(
         theta=theta,
         scaling="llama3",
-        factor=float(parameters["factor"]),
-        low_frequency_factor=float(parameters["low_freq_factor"]),
-        high_frequency_factor=float(parameters["high_freq_factor"]),
+        factor=factor,
+        low_frequency_factor=float(low),
+        high_frequency_factor=float(high),
         original_max_length=settings.get(original, length),
     )
+
+
+def _rope_parameters(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the checked parameters of rotary positions, which may be nested by layer type."""
+    parameters = {**(settings.get("rope_parameters") or {}), **(settings.get("rope_scaling") or {})}
+    check_fields(parameters, _ROPE_FIELDS)
+    if any(isinstance(value, dict) for value in parameters.values()):
+        if "full_attention" not in parameters:
+            raise ValueError(
+                f"rope_parameters has {', '.join(parameters)}; only full_attention is supported"
+            )
+        check_fields(parameters, {"full_attention": Field("object")})
+        parameters = parameters["full_attention"]
+        check_fields(parameters, _ROPE_FIELDS)
+    return parameters
 
 
 def _write_rope(rope: Rope) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Tensors of a pretrained model's files to our parameters, and back, by its family's table."""
+"""Reads and writes the weights of a pretrained model, by the table of its family."""
 
 import contextlib
 import functools
@@ -30,7 +30,14 @@ from shatter.types import Params
 
 
 class _Row(NamedTuple):
-    """A tensor of theirs that a config asks for: a row of the table, at one layer."""
+    """A tensor that the files of a model must have: a tensor of its family, for one layer.
+
+    Attributes:
+      name: its name in the files.
+      tensor: the tensor of the family.
+      layer: the number of the block; None of a tensor outside the blocks.
+      shape: its shape in the files.
+    """
 
     name: str
     tensor: Tensor
@@ -41,23 +48,23 @@ class _Row(NamedTuple):
 def read_weights(
     folder: Path, config: TransformerConfig, family: Family, dtype: str | None
 ) -> Params:
-    """Reads model.safetensors, or the shards that the index names, one tensor at a time.
+    """Reads model.safetensors, or the files that the index names, one tensor at a time.
 
     Args:
-      folder: of the model.
-      config: of the transformer.
-      family: whose table of names holds.
-      dtype: of the parameters. None = as stored.
+      folder: the folder of the model.
+      config: the configuration of the transformer.
+      family: its family.
+      dtype: the type of the parameters. None = as stored.
 
     Returns:
       The parameters.
 
     Raises:
       FileNotFoundError: if a file is missing.
-      ValueError: if a tensor is missing, unexpected, misshapen, not of floats, or holds NaN, an
-        infinity or what is beyond the range of `dtype`.
+      ValueError: if a tensor is missing, unexpected, not finite or not of floats, has another
+        shape, or has values beyond the range of `dtype`.
     """
-    asked = None if dtype is None else float_type(dtype)
+    wanted_dtype = None if dtype is None else float_type(dtype)
     with contextlib.ExitStack() as stack:
         stored = _open_all(folder, family, stack)
         _check_sizes(folder, config, family, stored)
@@ -66,11 +73,12 @@ def read_weights(
         leaves = {}
         for path, shape in _leaf_shapes(config).items():
             own = [row for row in rows if row.tensor.path == path]
-            kinds = {stored[row.name].dtype() for row in own} if asked is None else {asked}
-            kind = jnp.result_type(*map(jax.dtypes.canonicalize_dtype, kinds))
-            leaf = np.empty(shape, kind)
+            stored_dtypes = {stored[row.name].dtype() for row in own}
+            dtypes = stored_dtypes if wanted_dtype is None else {wanted_dtype}
+            leaf_dtype = jnp.result_type(*map(jax.dtypes.canonicalize_dtype, dtypes))
+            leaf = np.empty(shape, leaf_dtype)
             for row in own:
-                value = stored[row.name].read(kind)
+                value = stored[row.name].read(leaf_dtype)
                 part = _part(leaf, row, config)
                 part[...] = (value.T if row.tensor.kind == "linear" else value).reshape(part.shape)
             leaves[path] = jnp.asarray(leaf)
@@ -85,17 +93,17 @@ def write_weights(
     *,
     max_shard_size: int,
 ) -> None:
-    """Writes model.safetensors, or shards and their index.
+    """Writes model.safetensors, or several files and their index.
 
     Args:
-      folder: an existing one.
-      config: of the transformer.
-      family: whose table of names holds.
-      params: of the transformer.
-      max_shard_size: bytes of tensors a file; a larger tensor has a file of its own.
+      folder: an existing folder.
+      config: the configuration of the transformer.
+      family: its family.
+      params: its parameters.
+      max_shard_size: the largest size of a file, in bytes; a larger tensor has a file of its own.
 
     Raises:
-      ValueError: if the parameters are not those of the config, or not finite.
+      ValueError: if the parameters do not fit the configuration, or are not finite.
     """
     leaves = {
         path: np.asarray(leaf)
@@ -123,7 +131,7 @@ def write_weights(
 
 
 def _open_all(folder: Path, family: Family, stack: contextlib.ExitStack) -> dict[str, Stored]:
-    """The tensors of all files, by their whole names."""
+    """Opens all files, and returns their tensors by name, with the prefix of the family."""
     stored: dict[str, Stored] = {}
     for file in weight_files(folder):
         opened = stack.enter_context(open_weights(file))
@@ -132,7 +140,9 @@ def _open_all(folder: Path, family: Family, stack: contextlib.ExitStack) -> dict
             tensor = Stored(file, opened, name)
             first = stored.setdefault(name if is_whole else family.prefix + name, tensor)
             if first is not tensor:
-                raise ValueError(f"{file}: {name} stands in {first.file} too, as {first.name}")
+                raise ValueError(
+                    f"{file}: {name} is also in {first.file}, as {first.name}; expected it once"
+                )
     return stored
 
 
@@ -144,7 +154,7 @@ def _leaf_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _rows(config: TransformerConfig, family: Family) -> list[_Row]:
-    """The tensors of theirs that hold the parameters of a config, leaf by leaf."""
+    """Returns the tensors that the files must have, in the order of our leaves."""
     rows = []
     for path, shape in _leaf_shapes(config).items():
         for tensor in family.tensors:
@@ -163,7 +173,7 @@ def _rows(config: TransformerConfig, family: Family) -> list[_Row]:
 
 
 def _part(leaf: np.ndarray, row: _Row, config: TransformerConfig) -> np.ndarray:
-    """The view of our leaf that a tensor of theirs is."""
+    """Returns a view of the part of our leaf that a tensor holds."""
     leaf = leaf if row.layer is None else leaf[row.layer]
     return leaf if row.tensor.part is None else leaf[..., part_of(row.tensor, config), :]
 
@@ -172,13 +182,13 @@ def _to_stored(leaf: np.ndarray, row: _Row, config: TransformerConfig) -> np.nda
     part = _part(leaf, row, config)
     linear = row.tensor.kind == "linear"
     value = part.reshape(row.shape[::-1]).T if linear else part.reshape(row.shape)
-    return np.ascontiguousarray(value)  # safetensors writes the memory of a view, not its values
+    return np.ascontiguousarray(value)  # safetensors would save the memory behind a view
 
 
 def _check_sizes(
     folder: Path, config: TransformerConfig, family: Family, stored: Mapping[str, Stored]
 ) -> None:
-    """Refuses sizes that the files cannot hold before a shape, a loop or an array has them."""
+    """Raises ValueError for sizes that are too large for the files, before memory is allocated."""
     sizes = {
         "vocab_size": config.vocab_size,
         "width": config.width,
@@ -206,7 +216,7 @@ def _check_stored(
     rows: list[_Row],
     stored: Mapping[str, Stored],
 ) -> None:
-    """Refuses names and shapes that the config does not ask for; names the first, counts all."""
+    """Raises ValueError with the first name or shape that is not as expected."""
     expected = {row.name: row.shape for row in rows}
     found = {name: tensor.shape() for name, tensor in stored.items()}
     passed_over = (*family.passed_over, "lm_head.weight") if config.tied else family.passed_over
@@ -237,8 +247,9 @@ def _check_stored(
         head = stored["lm_head.weight"]
         if not np.array_equal(head.read(), stored[table].read()):
             raise ValueError(
-                f"{head.file}: lm_head.weight is not {table}, but {folder / 'config.json'} ties "
-                "them: set its tie_word_embeddings to false if the head counts, or drop the tensor"
+                f"{head.file}: lm_head.weight differs from {table}, but {folder / 'config.json'} "
+                "ties them: set its tie_word_embeddings to false to use the head, or remove the "
+                "tensor"
             )
 
 
@@ -248,6 +259,6 @@ def _check_leaves(leaves: Mapping[str, np.ndarray], config: TransformerConfig) -
     for path in {**expected, **found}:
         if expected.get(path) != found.get(path):
             raise ValueError(
-                f"the parameters are not those of the config: {path} has shape "
+                f"the parameters do not fit the config: {path} has shape "
                 f"{found.get(path)}, expected {expected.get(path)} (None = absent)"
             )

@@ -1,4 +1,4 @@
-"""Folders that are saved whole or not at all, beside which nothing is left."""
+"""Saves folders of models so that an interrupted save never leaves a damaged one."""
 
 import contextlib
 import json
@@ -25,20 +25,20 @@ _WEIGHT_FILES = {
 
 @contextlib.contextmanager
 def staged(folder: str | Path, *, config: str) -> Iterator[Path]:
-    """Writes a folder beside its place, and moves it there when all is written.
+    """Yields a temporary folder whose files replace those of a folder when the block ends.
 
-    A new folder then appears at once and whole; in an existing one file after file is replaced, the
-    config last, so that no file is ever damaged. Where the config changes, the old one goes first:
-    a save that is killed between two files leaves a folder that no one reads, not a mixture of two
-    models. Weights and tokenizer files that the new ones replace are removed, other files stay.
-    What a killed process left beside the folder, the next one removes.
+    A new folder then appears complete. In an existing one the files are replaced one by one, the
+    config last, so that none is ever half written. If the config changes, the old one is removed
+    first: a save that is killed half-way leaves a folder that nothing loads, not a mixture of two
+    models. Old weights and tokenizer files that the new ones replace are removed; other files stay.
+    Temporary folders that killed processes left behind are removed too.
 
     Args:
-      folder: where to; made where it is not.
+      folder: the folder to write to, made if it is missing.
       config: the file that is moved last: "config.json" or "adapter_config.json".
 
     Yields:
-      An empty folder to write to.
+      The temporary folder, empty.
     """
     target = Path(folder).expanduser().resolve()
     _remove_stale(target)
@@ -55,58 +55,59 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes a file of settings.
 
     Args:
-      path: of the file.
-      value: what JSON can hold, NaN and the infinities not among it.
+      path: the path of the file.
+      value: the settings; JSON cannot hold NaN and infinities.
     """
     path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_tensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes a safetensors file, as readable for others as any file of this process.
+    """Writes a safetensors file.
 
     Args:
-      file: a new one.
-      tensors: by name, contiguous.
+      file: the path of a new file.
+      tensors: contiguous arrays by name.
     """
     file.touch()
-    mode = stat.S_IMODE(file.stat().st_mode)  # as the umask has it; the package writes 0600
+    mode = stat.S_IMODE(file.stat().st_mode)  # by the umask, where the package would set 0600
     safetensors().numpy.save_file(dict(tensors), file, metadata={"format": "pt"})
     file.chmod(mode)
 
 
 def write_index(folder: Path, places: Mapping[str, str], total: int) -> None:
-    """Writes the index of shards.
+    """Writes the index of weights that are split into several files.
 
     Args:
-      folder: of the model.
-      places: file by name of tensor.
-      total: bytes of all tensors.
+      folder: the folder of the model.
+      places: the name of the file of every tensor, by the tensor's name.
+      total: the size of all tensors, in bytes.
     """
     index = {"metadata": {"total_size": total}, "weight_map": dict(places)}
     write_json(folder / INDEX, index)
 
 
 def check_finite(leaves: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Refuses parameters that no one could load again.
+    """Raises ValueError for parameters that could not be loaded again.
 
     Args:
-      leaves: of parameters, by path.
+      leaves: paths and leaves of the parameters.
 
     Raises:
-      ValueError: if one is not of floats, or holds NaN or an infinity.
+      ValueError: if a leaf does not hold floats, or holds NaN or an infinity.
     """
     for path, leaf in leaves:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(f"{path} is of {leaf.dtype}; expected a float type")
+            raise ValueError(f"{path} has the type {leaf.dtype}; expected a float type")
         if (num := not_finite(leaf)) > 0:
             raise ValueError(
                 f"{path} holds {num} values of {leaf.size} that are NaN or infinite: the training "
-                "diverged, and nothing is saved; take an earlier checkpoint, or a smaller step"
+                "diverged, and nothing is saved; use an earlier checkpoint, or train again with a "
+                "lower learning rate"
             )
 
 
 def _remove_stale(target: Path) -> None:
-    """Removes what dead processes were writing for the same place."""
+    """Removes the temporary folders of dead processes, and of this one, for the same target."""
     own = re.compile(rf"\.{re.escape(target.name)}\.saving-(\d+)")
     if target.parent.is_dir():
         for path in target.parent.iterdir():
@@ -126,7 +127,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _move(staging: Path, target: Path, config: str) -> None:
-    """Puts the files of a finished folder into place and removes those that they replace."""
+    """Moves the files of a finished folder into place, and removes those that they replace."""
     if not target.exists():
         os.rename(staging, target)
         return
@@ -136,11 +137,11 @@ def _move(staging: Path, target: Path, config: str) -> None:
     old = target / config
     if old.is_file() and old.read_bytes() != (staging / config).read_bytes():
         old.unlink()
-    if INDEX in new:  # no index stands while there may be shards of two models
+    if INDEX in new:  # so that no index exists while files of two models may
         (target / INDEX).unlink(missing_ok=True)
     for name in weights:
         os.replace(staging / name, target / name)
-    for file in sorted(target.iterdir()):  # an old index goes after the old whole file
+    for file in sorted(target.iterdir()):  # an old model.safetensors goes before its index
         old_tokenizer = "tokenizer.json" in new and file.name in TOKENIZER_FILES
         if file.name not in new and (old_tokenizer or is_weights(file.name)):
             file.unlink()

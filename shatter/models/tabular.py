@@ -1,4 +1,4 @@
-"""A logit vector for every prefix: the language model of exact work."""
+"""A language model with a logit vector for every prefix, for exact computations."""
 
 import chex
 import jax
@@ -14,16 +14,17 @@ _MAX_PREFIXES = 10_000_000
 def tabular(
     *, vocab_size: int, max_length: int, num_prompts: int = 1, init_scale: float = 1.0
 ) -> LanguageModel:
-    """A table with a logit vector for every prompt and every prefix of a response.
+    """Makes a language model that is a table of logits by prompt and prefix of the response.
 
-    Every law over responses of at most `max_length` tokens is in it. The parameters are one array
-    `[num_prompts, 1 + V + ... + V^(max_length - 1), V]`, prefixes by length, then in base V.
+    It can represent every law over responses of at most `max_length` tokens. The parameters are one
+    array `[num_prompts, 1 + V + ... + V^(max_length - 1), V]`, with prefixes in the order of their
+    length and then of their tokens, read as a number in base V.
 
     Args:
-      vocab_size: V, number of tokens.
-      max_length: the largest number of response tokens.
-      num_prompts: token 0 of a document is the prompt's id, 0 <= id < num_prompts.
-      init_scale: standard deviation of the Gaussian initial logits.
+      vocab_size: V, the number of tokens.
+      max_length: the largest number of tokens of a response.
+      num_prompts: the number of prompts; token 0 of a document is the prompt's id, from 0.
+      init_scale: the standard deviation of the Gaussian initial logits.
 
     Returns:
       A language model. After `max_length` response tokens its logits are 0.

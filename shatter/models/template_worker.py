@@ -1,8 +1,8 @@
-"""Renders chat templates in a process of its own; `templates.py` starts this file as a program.
+"""Renders chat templates in a process of its own; `templates.py` runs this file as a program.
 
-A template is a program that somebody else wrote, and jinja's sandbox bounds neither its time nor
-its memory. This process may take `SECONDS` of processor time for a request and `BYTES` of memory:
-when the time is over the system ends it, even inside one long operation of Python's C code.
+A template is a program that somebody else wrote, and jinja's sandbox limits neither its time nor
+its memory. This process may use `SECONDS` of processor time for a request, and `BYTES` of memory.
+When the time is over the system kills it, even in the middle of one long operation in C.
 
 A request and its answer are one line of JSON each.
 """
@@ -26,7 +26,7 @@ CHARACTERS = 10**7
 
 
 class Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks what the assistant said; here its body is just rendered."""
+    """The tag `{% generation %}` around what the assistant said; its body is just rendered."""
 
     tags = {"generation"}  # noqa: RUF012 - as jinja declares it
 
@@ -47,13 +47,13 @@ def _tojson(value: Any, ensure_ascii: bool = False, **settings: Any) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _environment() -> jinja2.Environment:
-    """Jinja's sandbox with the names that transformers gives a chat template."""
+    """Returns jinja's sandbox with the names that transformers offers to a chat template."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
-    # The same conversation must become the same text, so nothing is drawn at random.
+    # Removed because the same conversation must always become the same text.
     del environment.filters["random"], environment.globals["lipsum"]
     return environment
 
@@ -67,12 +67,12 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Compiles a template and renders it.
 
     Args:
-      request: `source`, the template; `now`, a date as ISO 8601 has it; `variables`, what the
-        template sees, None = only compile it.
+      request: `source`, the template; `now`, the date in the format of ISO 8601; `variables`, the
+        variables of the template, None = only compile it.
 
     Returns:
-      `text`, or, of a template that was only compiled, `asks_for_date`; or `error`, and in `stage`
-      whether that came of compiling or of rendering, in `exceeds` whether it took too much memory.
+      `text`; or `asks_for_date` for a template that was only compiled; or `error`, with `stage`
+      ("compile" or "render") and `exceeds`, whether it took too much memory.
     """
     stage = "compile"
     try:
@@ -88,7 +88,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         if len(text) > CHARACTERS:
             raise OverflowError(f"a text of {len(text)} characters, over {CHARACTERS}")
         return {"text": text}
-    except Exception as error:  # a template may raise whatever Python can
+    except Exception as error:  # a template can raise any exception
         exceeds = isinstance(error, MemoryError)
         return {"stage": stage, "error": _reason(error), "exceeds": exceeds}
 
@@ -105,8 +105,8 @@ def _reason(error: Exception) -> str:
 
 
 def main() -> None:
-    """Answers requests from the standard input until that is closed."""
-    with contextlib.suppress(ValueError):  # macOS knows the limit, but does not let it be set
+    """Answers requests from the standard input until it is closed."""
+    with contextlib.suppress(ValueError):  # macOS has the limit, but refuses to set it
         resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
     with contextlib.suppress(ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -115,11 +115,12 @@ def main() -> None:
         for line in requests:
             signal.setitimer(signal.ITIMER_PROF, SECONDS)
             try:
-                said = json.dumps(answer(json.loads(line)))
-            except (MemoryError, RecursionError) as error:  # of a conversation beyond all measure
-                said = json.dumps({"stage": "render", "error": f"{type(error).__name__}: {error}"})
+                answered = json.dumps(answer(json.loads(line)))
+            except (MemoryError, RecursionError) as error:  # raised by reading a huge conversation
+                reason = f"{type(error).__name__}: {error}"
+                answered = json.dumps({"stage": "render", "error": reason})
             signal.setitimer(signal.ITIMER_PROF, 0)
-            answers.write(said.encode() + b"\n")
+            answers.write(answered.encode() + b"\n")
             answers.flush()
 
 

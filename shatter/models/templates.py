@@ -1,4 +1,4 @@
-"""Chat templates: jinja programs by other people, compiled and rendered within bounds."""
+"""Compiles and renders chat templates, within bounds because other people have written them."""
 
 import atexit
 import contextlib
@@ -27,22 +27,22 @@ CHAT_TEMPLATES = {
         "{% if add_generation_prompt %}{{ '\\nAssistant:' }}{% endif %}"
     )
 }
-"""Chat templates by name, for tokenizers without one: `plain` is a line "Role: content" a message,
-with every tool call as a line of JSON, without special tokens."""
+"""Chat templates by name, for tokenizers without one. `plain` writes a line "Role: content" for
+every message and a line of JSON for every tool call, without special tokens."""
 
 MAX_SOURCE = 10**6
-"""Characters of a template, at most; the longest in use have some ten thousand."""
+"""The largest number of characters of a template; the longest in use have about ten thousand."""
 
 MAX_FAILURES = 3
-"""Conversations in a row on which a template may exceed its bounds before it is given up: a file
-of many rows would wait a second for each."""
+"""How many times in a row a template may exceed its bounds before it is no longer tried. A file of
+many conversations would otherwise wait a second for each of them."""
 
 WAIT = 60.0
-"""Seconds for an answer, which takes a second of the processor's time at most."""
+"""Seconds to wait for an answer, which takes at most one second of processor time."""
 
 
 class TemplateError(ValueError):
-    """A template that cannot be compiled; or, where `compiled`, that does not render."""
+    """A template cannot be compiled, or, if `compiled` is true, cannot be rendered."""
 
     def __init__(self, message: str, *, compiled: bool) -> None:
         super().__init__(message)
@@ -51,17 +51,14 @@ class TemplateError(ValueError):
 
 @functools.lru_cache(maxsize=64)
 def check_template(source: str) -> bool:
-    """Compiles a template.
+    """Compiles a template, and returns whether its text depends on the date (`strftime_now`).
 
     Args:
-      source: jinja source.
-
-    Returns:
-      Whether the template uses `strftime_now`, so that what it renders depends on the date.
+      source: the template, in jinja.
 
     Raises:
-      TemplateError: if it is no jinja, or compiling it takes more than the bounds of `render`.
-      ImportError: without jinja2.
+      TemplateError: if it is not valid jinja, or compiling it exceeds the bounds of `render`.
+      ImportError: if jinja2 is missing.
     """
     return bool(_ask(source, None, None)["asks_for_date"])
 
@@ -69,22 +66,22 @@ def check_template(source: str) -> bool:
 def render(source: str, variables: Mapping[str, Any], now: datetime.datetime) -> str:
     """Renders a template in jinja's sandbox, in a process of its own.
 
-    Bounded are time (a second of the processor's), memory (512 MiB) and the length of the text
-    (10^7 characters), whatever the template does: endless loops and recursion, huge powers, widths
-    and copies end with an error; after three of them in a row it comes without a further try. The
-    filter `random` and `lipsum` are not there.
+    The template may use one second of processor time and 512 MiB of memory, and its text may have
+    10^7 characters. Endless loops, deep recursion and huge strings or numbers therefore end with an
+    error; after three such errors in a row the template is not tried again. The filter `random` and
+    the function `lipsum` are removed.
 
     Args:
-      source: jinja source.
-      variables: what the template sees, as JSON has it.
-      now: the date of `strftime_now`.
+      source: the template, in jinja.
+      variables: the variables of the template, values that JSON can hold.
+      now: the date for `strftime_now`.
 
     Returns:
       The text.
 
     Raises:
-      TemplateError: if the template is no jinja, raises anything, or exceeds a bound.
-      ImportError: without jinja2.
+      TemplateError: if the template is not valid jinja, raises an error, or exceeds a bound.
+      ImportError: if jinja2 is missing.
     """
     return str(_ask(source, variables, now)["text"])
 
@@ -97,18 +94,19 @@ def _ask(
             "a chat template needs the package jinja2: pip install 'shatter-lm[pretrained]'"
         )
     if len(source) > MAX_SOURCE:
-        found = f"it has {len(source)} characters, at most {MAX_SOURCE} are expected"
-        raise TemplateError(found, compiled=False)
+        reason = f"expected at most {MAX_SOURCE} characters, found {len(source)}"
+        raise TemplateError(reason, compiled=False)
     try:
         source.encode()
     except UnicodeEncodeError as error:
-        found = f"half a surrogate pair at character {error.start}"
-        raise TemplateError(found, compiled=False) from error
+        found = f"found half a surrogate pair at character {error.start}"
+        reason = f"expected text that UTF-8 can hold, {found}"
+        raise TemplateError(reason, compiled=False) from error
     request = {"source": source, "variables": variables, "now": now and now.isoformat()}
     try:
         line = json.dumps(request, default=str).encode() + b"\n"
     except (RecursionError, TypeError, ValueError) as error:
-        raise TemplateError(f"a conversation that is no JSON ({error})", compiled=True) from error
+        raise TemplateError(f"the conversation is not JSON ({error})", compiled=True) from error
     with _LOCK:
         failures = _failures.pop(source, [])
         if len(failures) < MAX_FAILURES:
@@ -124,13 +122,13 @@ def _ask(
 
 _LOCK = threading.Lock()
 _failures: dict[str, list[dict[str, Any]]] = {}
-"""The answers on which a template exceeded its bounds, those since it last did not."""
+"""The latest answers for a template that has exceeded its bounds ever since, by its source."""
 _worker: tuple[int, subprocess.Popen[bytes]] | None = None
-"""The process that renders, and the process that started it: a fork of that starts its own."""
+"""The id of the process that started the worker, and the worker. A fork starts its own worker."""
 
 
 def _exchange(line: bytes, stage: str) -> dict[str, Any]:
-    """Sends a request and waits for its answer; a worker that a template has ended is replaced."""
+    """Sends a request to the worker and waits for the answer; a dead worker is replaced first."""
     worker = _running_worker()
     assert worker.stdin is not None and worker.stdout is not None
     deadline, received = time.monotonic() + WAIT, bytearray()
@@ -147,7 +145,7 @@ def _exchange(line: bytes, stage: str) -> dict[str, Any]:
             received += part
     except BrokenPipeError:
         return _ended("", stage)
-    except BaseException:  # an answer that nobody waits for must not answer the next request
+    except BaseException:  # its late answer must not be taken for that of the next request
         _stop()
         raise
     answer: dict[str, Any] = json.loads(received)
@@ -165,23 +163,23 @@ def _running_worker() -> subprocess.Popen[bytes]:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            start_new_session=True,  # Ctrl-C is for us; the worker ends when its input does
+            start_new_session=True,  # so that Ctrl-C does not reach it; it ends when its input does
         )
         _worker = os.getpid(), process
     return _worker[1]
 
 
 def _ended(reason: str, stage: str) -> dict[str, Any]:
-    """What is said of a worker that gives no answer."""
+    """Stops a worker that gives no answer, and returns the answer in its place."""
     code = _stop()
     if code == -signal.SIGPROF:
-        reason = "it takes more than a second of the processor's time: does it loop for ever?"
+        reason = "it takes more than one second of processor time: does it loop for ever?"
     reason = reason or f"its process ended (exit status {code})"
     return {"stage": stage, "error": reason, "exceeds": True}
 
 
 def _stop() -> int | None:
-    """Ends the worker; returns the exit status that it had already."""
+    """Ends the worker, and returns its exit status if it had ended by itself."""
     global _worker
     if _worker is None or _worker[0] != os.getpid():
         return None

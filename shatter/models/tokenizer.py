@@ -1,4 +1,4 @@
-"""The tokenizer of a pretrained model: tokenizer.json, its special tokens and its chat template."""
+"""The tokenizer of a pretrained model, with its special tokens and its chat template."""
 
 import dataclasses
 import datetime
@@ -27,26 +27,27 @@ FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
-"""The files of a tokenizer, of which only the first is always there."""
+"""The files of a tokenizer, of which all but the first may be missing."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """Text to token ids and back, with what the model's authors say of special tokens and chats.
+    """A tokenizer with the special tokens and the chat template of its model.
 
     Attributes:
-      files: the content of every file of the tokenizer, by name, as loaded.
+      files: the content of the tokenizer's files by name, as loaded.
       backend: the `tokenizers.Tokenizer` that does the work.
-      special_tokens: the special tokens' text by role (`bos_token`, ...), for chat templates.
-      bos: id of the token that begins a document; None where there is none.
-      eos: id of the token that ends a document; None where there is none.
-      pad: id of the padding token; None where there is none. Masks, never ids, say what is padding.
+      special_tokens: the texts of special tokens by role (`bos_token`, ...), for chat templates.
+      bos: the id of the token that begins a document, or None.
+      eos: the id of the token that ends a document, or None.
+      pad: the id of the padding token, or None. Nothing here relies on it, because masks say which
+        tokens are padding.
       adds_bos: whether the model was trained on documents that begin with `bos`.
       vocab_size: 1 + the largest id.
-      chat_template: jinja source that renders a conversation; None where there is none.
-      date: what a chat template that asks for the date is given; None = the clock's.
-      template_name: what messages call the chat template, with its file.
-      added_tokens: settings by id of the tokens that tokenizer.json lacks and another file adds.
+      chat_template: the jinja template that renders a conversation, or None.
+      date: the date that chat templates see. None = that of the clock.
+      template_name: how messages name the chat template.
+      added_tokens: the settings, by id, of tokens that other files add to tokenizer.json.
     """
 
     files: dict[str, bytes] = dataclasses.field(repr=False, hash=False)
@@ -65,12 +66,13 @@ class Tokenizer:
     )
 
     def encode(self, text: str) -> list[int]:
-        """Splits a text into tokens; adds no special token, but reads those spelt out in the text.
+        """Splits a text into tokens.
 
-        The pieces of a text may have other tokens than the whole: encode the whole.
+        No special token is added, but those spelt out in the text are recognised. The tokens of two
+        texts are not always those of the two joined, so encode a text as a whole.
 
         Args:
-          text: any string.
+          text: any text.
 
         Returns:
           Token ids.
@@ -89,7 +91,7 @@ class Tokenizer:
         """Joins tokens to a text.
 
         Args:
-          ids: token ids, an array `[T]` too.
+          ids: token ids, a list or an array `[T]`.
           skip_special: whether special tokens (bos, eos, ...) are left out.
 
         Returns:
@@ -102,12 +104,12 @@ class Tokenizer:
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False
     ) -> str:
-        """Renders a conversation to one text, by the tokenizer's chat template.
+        """Renders a conversation as one text, by the chat template.
 
-        The template runs in jinja's sandbox with the names that transformers gives it:
-        https://huggingface.co/docs/transformers/chat_templating_writing. Its time, memory and the
-        length of its text are bounded (`shatter.models.templates.render`). The text has the special
-        tokens spelt out; `encode` reads them.
+        The template runs in jinja's sandbox with the names that transformers offers to it,
+        https://huggingface.co/docs/transformers/chat_templating_writing. Its time, its memory and
+        the length of its text are bounded (`shatter.models.templates.render`). Special tokens are
+        spelt out in the text, and `encode` recognises them.
 
         Args:
           messages: the turns, each with `role` and `content`.
@@ -117,15 +119,15 @@ class Tokenizer:
           The text.
 
         Raises:
-          ValueError: if there is no template, or the template is no jinja, raises anything at all
-            on the conversation, or exceeds the bounds.
-          ImportError: without jinja2.
+          ValueError: if there is no template, or it is not valid jinja, raises an error on the
+            conversation, or exceeds the bounds.
+          ImportError: if jinja2 is missing.
         """
         if self.chat_template is None:
             raise ValueError(
                 "the tokenizer has no chat template, so a conversation cannot become text: give "
                 "one by --chat_template=FILE (jinja) or --chat_template=plain ('User: ...' and "
-                "'Assistant: ...' lines); in code Tokenizer.with_chat_template"
+                "'Assistant: ...' lines), or in code by Tokenizer.with_chat_template"
             )
         variables = self.special_tokens | {
             "messages": [dict(message) for message in messages],
@@ -142,28 +144,28 @@ class Tokenizer:
             raise ValueError(f"{self.template_name} {reason}: {error}") from error
 
     def with_chat_template(self, template: str, *, name: str | None = None) -> "Tokenizer":
-        """The same tokenizer with another chat template.
+        """Returns the tokenizer with another chat template.
 
         Args:
-          template: jinja source, or a name in `CHAT_TEMPLATES`: "plain".
-          name: what messages call the template, its file for example.
+          template: the template, in jinja, or a name in `CHAT_TEMPLATES`: "plain".
+          name: how messages name the template, for example its file.
 
         Returns:
-          A tokenizer whose `save` writes the template too, into tokenizer_config.json, where every
+          A tokenizer whose `save` writes the template into tokenizer_config.json, where every
           version of transformers finds it.
 
         Raises:
-          ValueError: if `template` is no jinja, or too large to be compiled.
-          ImportError: without jinja2.
+          ValueError: if `template` is not valid jinja, or too large to be compiled.
+          ImportError: if jinja2 is missing.
         """
         name = "the chat template" if name is None else f"the chat template {name}"
         template = CHAT_TEMPLATES.get(template, template)
         _assert_jinja(template, name)
         files = {name: data for name, data in self.files.items() if name != "chat_template.jinja"}
         config = json.loads(files.get("tokenizer_config.json", b"{}"))
-        named = config.get("chat_template")
-        if isinstance(named, list):
-            others = [entry for entry in named if entry["name"] != "default"]
+        templates = config.get("chat_template")
+        if isinstance(templates, list):
+            others = [entry for entry in templates if entry["name"] != "default"]
             config["chat_template"] = [{"name": "default", "template": template}, *others]
         else:
             config["chat_template"] = template
@@ -172,19 +174,19 @@ class Tokenizer:
         return dataclasses.replace(self, files=files, chat_template=template, template_name=name)
 
     def with_date(self, date: datetime.datetime) -> "Tokenizer":
-        """The same tokenizer with a date of its own, so that no rendering depends on the clock.
+        """Returns the tokenizer with a fixed date, so that rendering does not depend on the clock.
 
         Args:
-          date: what `strftime_now` in a chat template formats from now on; `save` does not keep it.
+          date: the date that `strftime_now` in a chat template formats; `save` does not keep it.
 
         Returns:
-          A tokenizer whose `fingerprint` holds the date if the chat template asks for one.
+          A tokenizer whose `fingerprint` depends on the date if the chat template asks for one.
         """
         return dataclasses.replace(self, date=date)
 
     @property
     def asks_for_date(self) -> bool:
-        """Whether the chat template uses `strftime_now`: then texts depend on the date."""
+        """Whether the chat template uses `strftime_now`, so that texts depend on the date."""
         return self.chat_template is not None and _assert_jinja(
             self.chat_template, self.template_name
         )
@@ -199,11 +201,11 @@ class Tokenizer:
             (Path(folder) / name).write_bytes(data)
 
     def fingerprint(self) -> str:
-        """A hash of what decides how texts and conversations become tokens.
+        """Returns a hash of all that decides how texts and conversations become tokens.
 
         Returns:
-          sha256, in hexadecimal, of tokenizer.json, the tokens that other files add, the chat
-          template and, where that asks for a date that `with_date` has set, the date.
+          The sha256, in hexadecimal, of tokenizer.json, the tokens that other files add, the chat
+          template and, if that asks for a date and `with_date` has set one, the date.
         """
         digest = hashlib.sha256(self.files["tokenizer.json"])
         if self.added_tokens:
@@ -216,24 +218,24 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer | None:
-    """Reads the tokenizer of a Hugging Face model folder.
+    """Loads the tokenizer of a model in the Hugging Face layout.
 
-    Special tokens are those of tokenizer_config.json or special_tokens_map.json; one that neither
-    mentions is taken from config.json, as for GPT-2. Tokens of tokenizer_config.json's
-    `added_tokens_decoder` or of added_tokens.json that tokenizer.json lacks are added, as
-    transformers does. Truncation and padding that tokenizer.json may prescribe are switched off.
+    Special tokens are read from tokenizer_config.json or special_tokens_map.json, and one that
+    neither mentions from config.json, as for GPT-2. Tokens that tokenizer.json lacks and that
+    `added_tokens_decoder` of tokenizer_config.json or added_tokens.json has are added, as
+    transformers does. Truncation and padding in tokenizer.json are switched off.
 
     Args:
-      folder: with tokenizer.json, and tokenizer_config.json, special_tokens_map.json,
-        added_tokens.json, chat_template.jinja and config.json where there are.
+      folder: the folder with tokenizer.json, and any of tokenizer_config.json,
+        special_tokens_map.json, added_tokens.json, chat_template.jinja and config.json.
 
     Returns:
-      The tokenizer; None without tokenizer.json.
+      The tokenizer; None if there is no tokenizer.json.
 
     Raises:
-      ValueError: naming the file, if one cannot be read, a field does not hold what belongs there,
-        bos or eos is not in the vocabulary, or an added token has two ids.
-      ImportError: without the package tokenizers.
+      ValueError: with the name of the file, if one cannot be read, a field has another type, bos or
+        eos is not in the vocabulary, or an added token has two ids.
+      ImportError: if the package tokenizers is missing.
     """
     folder = Path(folder)
     if not (folder / "tokenizer.json").is_file():
@@ -242,22 +244,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer | None:
     backend = _backend(folder / "tokenizer.json", files["tokenizer.json"])
     config = special_settings(folder)
     added = add_missing_tokens(backend, folder, config)
-    texts = {key: text for key, value in config.items() if (text := token_text(key, value))}
-    ids: dict[str, int | None] = {}
-    for role in ("bos", "eos", "pad"):
-        key = f"{role}_token"
-        if key in config:
-            ids[role] = None if key not in texts else backend.token_to_id(texts[key])
-            if key in texts and ids[role] is None and role != "pad":
-                raise ValueError(
-                    f"{folder}: {key} is {texts[key]!r}, which tokenizer.json does not have"
-                )
-        else:
-            token = model_token(folder, f"{key}_id")
-            text = None if token is None else backend.id_to_token(token)
-            ids[role] = None if text is None else token
-            if text is not None:
-                texts[key] = text
+    texts, ids = _special_tokens(backend, folder, config)
     adds_bos = config.get("add_bos_token")
     if adds_bos is None:
         adds_bos = _first_token(backend, folder) == ids["bos"]
@@ -277,6 +264,29 @@ def load_tokenizer(folder: str | Path) -> Tokenizer | None:
     )
 
 
+def _special_tokens(
+    backend: Any, folder: Path, config: Mapping[str, Any]
+) -> tuple[dict[str, str], dict[str, int | None]]:
+    """Returns the texts of special tokens by field, and the ids of "bos", "eos" and "pad"."""
+    texts = {key: text for key, value in config.items() if (text := token_text(key, value))}
+    ids: dict[str, int | None] = {}
+    for role in ("bos", "eos", "pad"):
+        key = f"{role}_token"
+        if key in config:
+            ids[role] = None if key not in texts else backend.token_to_id(texts[key])
+            if key in texts and ids[role] is None and role != "pad":
+                raise ValueError(
+                    f"{folder}: {key} is {texts[key]!r}, which tokenizer.json does not have"
+                )
+        else:
+            token = model_token(folder, f"{key}_id")
+            text = None if token is None else backend.id_to_token(token)
+            ids[role] = None if text is None else token
+            if text is not None:
+                texts[key] = text
+    return texts, ids
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -285,12 +295,12 @@ def _read(path: Path) -> bytes:
 
 
 def _backend(path: Path, content: bytes) -> Any:
-    """The tokenizer of a tokenizer.json."""
+    """Returns the `tokenizers.Tokenizer` of a tokenizer.json."""
     try:
         import tokenizers
     except ImportError as error:
         raise ImportError(
-            "a tokenizer.json needs the package tokenizers: pip install 'shatter-lm[pretrained]'"
+            "tokenizer.json needs the package tokenizers: pip install 'shatter-lm[pretrained]'"
         ) from error
     try:
         backend = tokenizers.Tokenizer.from_str(content.decode())
@@ -302,16 +312,16 @@ def _backend(path: Path, content: bytes) -> Any:
 
 
 def _first_token(backend: Any, folder: Path) -> int | None:
-    """The token that the post-processor puts before a text."""
+    """Returns the token that the tokenizer itself puts before a text."""
     try:
         return next(iter(backend.encode("a").ids), None)
-    except Exception as error:  # a word that the vocabulary has no token for
+    except Exception as error:  # the vocabulary has no token for the text
         path = folder / "tokenizer.json"
         raise ValueError(f"{path} cannot encode the text 'a': {error}") from error
 
 
 def _assert_jinja(source: str, name: str) -> bool:
-    """Whether a template asks for the date; refuses one that is no jinja."""
+    """Returns whether a template asks for the date; raises ValueError if it is not valid jinja."""
     try:
         return check_template(source)
     except TemplateError as error:

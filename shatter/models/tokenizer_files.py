@@ -1,4 +1,4 @@
-"""What the files beside tokenizer.json say: special tokens, added tokens, the chat template."""
+"""Reads the files beside tokenizer.json: special tokens, added tokens and the chat template."""
 
 import json
 from collections.abc import Mapping
@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-"""The settings of an added token, each true or false."""
+"""The settings of an added token that are true or false."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON file that holds one object.
 
     Args:
-      path: of the file.
+      path: the path of the file.
 
     Returns:
       The object.
 
     Raises:
-      ValueError: if it cannot be read, is not JSON or no object.
+      ValueError: if the file cannot be read, is not JSON, or holds something else.
     """
     try:
         value = json.loads(path.read_bytes())
@@ -33,50 +33,51 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def special_settings(folder: Path) -> dict[str, Any]:
-    """Reads tokenizer_config.json over special_tokens_map.json.
+    """Reads special_tokens_map.json and tokenizer_config.json; the latter takes precedence.
 
     Args:
-      folder: of the tokenizer.
+      folder: the folder of the tokenizer.
 
     Returns:
-      Their fields.
+      The fields of both.
 
     Raises:
-      ValueError: if a file cannot be read or a field does not hold what belongs there.
+      ValueError: if a file cannot be read or a field has another type.
     """
     settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         path = folder / name
-        if not path.is_file():
-            continue
-        found = read_json(path)
-        for role in ("bos", "eos", "pad"):
-            value = found.get(f"{role}_token")
-            given = value.get("content") if isinstance(value, dict) else value
-            if not isinstance(given, str | None) or (isinstance(value, dict) and given is None):
-                expected = 'a text, {"content": a text} or null'
-                raise ValueError(f"{path}: {role}_token: expected {expected}, {_found(value)}")
-        for key, value in found.items():
-            if text := token_text(key, value):
-                _assert_utf8(text, path, key)
-        adds_bos = found.get("add_bos_token")
-        if not isinstance(adds_bos, bool | None):
-            raise ValueError(
-                f"{path}: add_bos_token: expected true, false or null, {_found(adds_bos)}"
-            )
-        settings |= found
+        if path.is_file():
+            fields = read_json(path)
+            _check_special_settings(path, fields)
+            settings |= fields
     return settings
 
 
+def _check_special_settings(path: Path, fields: Mapping[str, Any]) -> None:
+    for role in ("bos", "eos", "pad"):
+        value = fields.get(f"{role}_token")
+        text = value.get("content") if isinstance(value, dict) else value
+        if not isinstance(text, str | None) or (isinstance(value, dict) and text is None):
+            expected = 'a text, {"content": a text} or null'
+            raise ValueError(f"{path}: {role}_token: expected {expected}, {_found(value)}")
+    for key, value in fields.items():
+        if text := token_text(key, value):
+            _assert_utf8(text, path, key)
+    adds_bos = fields.get("add_bos_token")
+    if not isinstance(adds_bos, bool | None):
+        raise ValueError(f"{path}: add_bos_token: expected true, false or null, {_found(adds_bos)}")
+
+
 def token_text(key: str, value: Any) -> str | None:
-    """The text of a special token.
+    """Returns the text of a special token.
 
     Args:
-      key: its field, such as `eos_token`.
-      value: a text, or an object with the text as its `content`.
+      key: the name of its field, such as `eos_token`.
+      value: the text, or an object with the text as its `content`.
 
     Returns:
-      The text; None for fields that are no tokens, and for empty texts.
+      The text; None if the field is not a token, or its text is empty.
     """
     if not key.endswith("_token"):
         return None
@@ -85,41 +86,41 @@ def token_text(key: str, value: Any) -> str | None:
 
 
 def model_token(folder: Path, key: str) -> int | None:
-    """Reads a token's id from config.json.
+    """Reads the id of a token from config.json.
 
     Args:
-      folder: of the model.
-      key: the field, such as `eos_token_id`.
+      folder: the folder of the model.
+      key: the name of the field, such as `eos_token_id`.
 
     Returns:
-      The id, of a list the first; None where there is none or it is below 0.
+      The id, the first one of a list; None if there is none or it is negative.
 
     Raises:
-      ValueError: if config.json cannot be read or holds something else there.
+      ValueError: if config.json cannot be read or the field has another type.
     """
     path = folder / "config.json"
     if not path.is_file():
         return None
-    given = read_json(path).get(key)
-    value = given[0] if isinstance(given, list) and given else given
-    if not isinstance(value, int | None) or isinstance(value, bool) or (value or 0) >= 2**31:
+    value = read_json(path).get(key)
+    token = value[0] if isinstance(value, list) and value else value
+    if not isinstance(token, int | None) or isinstance(token, bool) or (token or 0) >= 2**31:
         expected = "a whole number below 2^31, a list of them or null"
-        raise ValueError(f"{path}: {key}: expected {expected}, {_found(given)}")
-    return value if value is not None and value >= 0 else None
+        raise ValueError(f"{path}: {key}: expected {expected}, {_found(value)}")
+    return token if token is not None and token >= 0 else None
 
 
 def chat_template(folder: Path, config: Mapping[str, Any]) -> tuple[str | None, str]:
-    """The chat template of chat_template.jinja, or else of tokenizer_config.json.
+    """Reads the chat template from chat_template.jinja, or else from tokenizer_config.json.
 
     Args:
-      folder: of the tokenizer.
-      config: of `special_settings`.
+      folder: the folder of the tokenizer.
+      config: the fields of `special_settings`.
 
     Returns:
-      The source, of several templates that of the default; and what messages call it.
+      The template, the default one if there are several, or None; and how messages name it.
 
     Raises:
-      ValueError: if it is no text in UTF-8.
+      ValueError: if the field has another type, or the text is not UTF-8.
     """
     path = folder / "chat_template.jinja"
     if path.is_file():
@@ -128,12 +129,12 @@ def chat_template(folder: Path, config: Mapping[str, Any]) -> tuple[str | None, 
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} cannot be read as UTF-8: {error}") from error
     path = folder / "tokenizer_config.json"
-    template, is_list = config.get("chat_template"), False
+    template, is_damaged = config.get("chat_template"), False
     if isinstance(template, list):
         named = [e for e in template if isinstance(e, dict) and isinstance(e.get("name"), str)]
-        is_list = len(named) < len(template) or any("template" not in entry for entry in named)
+        is_damaged = len(named) < len(template) or any("template" not in entry for entry in named)
         template = {e["name"]: e.get("template") for e in named}.get("default")
-    if is_list or not isinstance(template, str | None):
+    if is_damaged or not isinstance(template, str | None):
         expected = 'a text, a list of {"name": ..., "template": ...} or null'
         found = _found(config["chat_template"])
         raise ValueError(f"{path}: chat_template: expected {expected}, {found}")
@@ -145,34 +146,34 @@ def chat_template(folder: Path, config: Mapping[str, Any]) -> tuple[str | None, 
 def add_missing_tokens(
     backend: Any, folder: Path, config: Mapping[str, Any]
 ) -> dict[int, dict[str, Any]]:
-    """Adds the tokens that stand beside tokenizer.json and not in it, as transformers does.
+    """Adds the tokens that other files have and tokenizer.json lacks, as transformers does.
 
     Args:
       backend: the `tokenizers.Tokenizer`, which is changed.
-      folder: of the tokenizer, with tokenizer_config.json (`added_tokens_decoder`) or
+      folder: the folder of the tokenizer, with tokenizer_config.json (`added_tokens_decoder`) or
         added_tokens.json, or both.
-      config: of `special_settings`.
+      config: the fields of `special_settings`.
 
     Returns:
       The settings of the tokens that were added, by their ids.
 
     Raises:
-      ValueError: if a token is described in another way than these files have it, or its id is not
-        the one at which it comes to stand.
+      ValueError: if a token is not described as these files should do, or the id that it gets is
+        another one than they say.
     """
     import tokenizers
 
     special = {text for key, value in config.items() if (text := token_text(key, value))}
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     added: dict[int, dict[str, Any]] = {}
-    for source, number, given in _tokens_beside(folder, config, special):
-        text = given["content"]
+    for source, number, settings in _tokens_beside(folder, config, special):
+        text = settings["content"]
         if text not in known:
-            is_special = given.get("special", False) or text in special
+            is_special = settings.get("special", False) or text in special
             add = backend.add_special_tokens if is_special else backend.add_tokens
-            add([tokenizers.AddedToken(**given)])
+            add([tokenizers.AddedToken(**settings)])
             known.add(text)
-            added[number] = given
+            added[number] = settings
         if backend.token_to_id(text) != number:
             raise ValueError(
                 f"{source}: token {text!r}: expected the id {backend.token_to_id(text)}, which it "
@@ -184,8 +185,8 @@ def add_missing_tokens(
 def _tokens_beside(
     folder: Path, config: Mapping[str, Any], special: set[str]
 ) -> list[tuple[Path, int, dict[str, Any]]]:
-    """Tokens by their ids: the file, the id and the settings with the text as `content`."""
-    path, found = folder / "tokenizer_config.json", []
+    """Returns the file, the id and the settings of the tokens in other files, ordered by id."""
+    path, entries = folder / "tokenizer_config.json", []
     tokens = config.get("added_tokens_decoder")
     if not isinstance(tokens, dict | None):
         raise ValueError(f"{path}: added_tokens_decoder: expected an object, {_found(tokens)}")
@@ -198,23 +199,24 @@ def _tokens_beside(
             expected = f'an id and {{"content": a text, {", ".join(FLAGS)}: true or false}}'
             raise ValueError(f"{path}: {place}: expected {expected}, {_found(value)}")
         _assert_utf8(value["content"], path, place)
-        found.append((path, int(key[:10]), {"content": value["content"], **flags}))
+        entries.append((path, int(key[:10]), {"content": value["content"], **flags}))
     path = folder / "added_tokens.json"
     for text, number in (read_json(path) if path.is_file() else {}).items():
         if not text or not isinstance(number, int) or isinstance(number, bool):
             expected = "a token's text and its id, a whole number"
             raise ValueError(f"{path}: {text!r}: expected {expected}, {_found(number)}")
         _assert_utf8(text, path, repr(text))
-        found.append((path, number, {"content": text, "special": text in special}))
-    # Ids are given in the order of adding; what tokenizer_config.json says in full comes first.
-    return sorted(found, key=lambda token: token[1])
+        entries.append((path, number, {"content": text, "special": text in special}))
+    # Sorted because tokens get their ids in the order in which they are added. The sort is stable:
+    # of two entries with one id that of tokenizer_config.json, which has all settings, is first.
+    return sorted(entries, key=lambda token: token[1])
 
 
 def _assert_utf8(text: str, path: Path, field: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        found = f"half a surrogate pair at character {error.start}"
+        found = f"found half a surrogate pair at character {error.start}"
         raise ValueError(f"{path}: {field}: expected text that UTF-8 can hold, {found}") from error
 
 

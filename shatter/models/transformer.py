@@ -1,128 +1,40 @@
-"""A decoder-only transformer, from didactic to GPT-2, Llama and Qwen, with an explicit cache."""
+"""A decoder-only transformer (GPT-2, Llama, Qwen, or a didactic one) with an explicit cache."""
 
-from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.experimental import checkify
 
 from shatter.models.base import LanguageModel
-from shatter.models.transformer_block import Block, cos_sin, norm
 from shatter.models.transformer_config import TransformerConfig
+from shatter.models.transformer_module import Cache, Transformer
 from shatter.types import Array, Key, Params
-
-_UNROLL_UP_TO = 8
-"""Layers are looped up to this depth, scanned above: a loop runs faster at any depth, and takes the
-longer to compile the deeper it is (`python -m experiments.benchmark.run` prints both)."""
-
-
-class Cache(NamedTuple):
-    """Keys and values of the tokens so far.
-
-    Attributes:
-      keys: `[layers, B, heads of keys, length, head size]`: as the products of attention read them,
-        so that no step of decoding transposes the cache.
-      values: `[layers, B, heads of keys, length, head size]`. Both are None in `apply`, which keeps
-        nothing.
-      valid: bool `[B, length]`, true on slots that hold a token that is no padding.
-      length: int `[]`, number of slots in use.
-    """
-
-    keys: Array | None
-    values: Array | None
-    valid: Array
-    length: Array
-
-
-class _Transformer(nn.Module):
-    config: TransformerConfig
-
-    @nn.compact
-    def __call__(
-        self, inputs: Array, valid: Array, cache: Cache
-    ) -> tuple[Array, Array, Array, Cache]:
-        """inputs[B, t] (tokens) or [B, t, D] (what enters the first block), valid[B, t] -> all.
-
-        Returns logits[B, t, V], features[B, t, D], what leaves the last block [B, t, D], cache.
-        """
-        config = self.config
-        so_far = jnp.sum(cache.valid, axis=1, keepdims=True) + jnp.cumsum(valid, axis=1)
-        positions = jnp.clip(so_far - 1, 0, config.max_length - 1)
-        slots, length = cache.valid.shape[1], valid.shape[1]
-        in_use = jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, cache.length, axis=1)
-        own_slot = cache.length + jnp.arange(length)
-        causal = jnp.arange(slots)[None, :] <= own_slot[:, None]
-        # Padding before all text attends to itself alone: a softmax over nothing would be NaN.
-        itself = jnp.arange(slots)[None, :] == own_slot[:, None]
-        attend = causal[None] & (in_use[:, None, :] | (itself[None] & (so_far == 0)[..., None]))
-
-        embed = nn.Embed(config.vocab_size, config.width, config.dtype, name="token_embedding")
-        is_text = inputs.ndim == 2
-        x, turn = embed(_fill_padding(inputs, valid)) if is_text else inputs, None
-        if config.rope is not None:
-            turn = cos_sin(config.rope, positions, config.size_of_head)
-        elif is_text:
-            place = nn.Embed(
-                config.max_length, config.width, config.dtype, name="position_embedding"
-            )
-            x = x + place(positions)
-        blocks = nn.scan(
-            nn.remat(Block, prevent_cse=False) if config.remat else Block,
-            variable_axes={"params": 0, "lora": 0, "intermediates": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=config.num_layers,
-            unroll=config.num_layers if config.num_layers <= _UNROLL_UP_TO else 1,
-        )(config, name="blocks")
-        carry = (x.reshape(-1, config.width), cache.keys, cache.values)
-        layers = jnp.arange(config.num_layers)
-        (rows, keys, values), _ = blocks(carry, layers, cache.length, attend, turn)
-        features = norm(config, "final_norm")(rows)
-        dtype = None if config.dtype is None else jnp.promote_types(config.dtype, jnp.float32)
-        product = partial(jax.lax.dot_general, preferred_element_type=dtype)
-        if config.tied:
-            table = embed.embedding.astype(features.dtype)
-            logits = product(features, table, (((features.ndim - 1,), (1,)), ((), ())))
-        else:
-            logits = nn.Dense(
-                config.vocab_size,
-                use_bias=config.head_bias,
-                dtype=config.dtype,
-                dot_general=lambda x, y, numbers, precision=None: product(x, y, numbers),
-                name="head",
-            )(features)
-        logits, features, rows = (y.reshape(*valid.shape, -1) for y in (logits, features, rows))
-        return logits, features, rows, Cache(keys, values, in_use, cache.length + length)
 
 
 def transformer(config: TransformerConfig) -> LanguageModel:
-    """A decoder-only transformer with pre-norm blocks: of GPT-2's, Llama's and Qwen's kind.
+    """Makes a decoder-only transformer with pre-norm blocks, as GPT-2, Llama and Qwen have them.
 
-    One forward function serves training, prefill and decoding: `apply` is `decode` that keeps no
-    cache. Parameters of the blocks are stacked over layers. After padding
-    in one call the logits are those of the last valid token before it, so what follows a prompt
-    padded on the right is scored right too.
+    One forward pass serves training, prefill and decoding: `apply` is `decode` without a cache. The
+    parameters of the blocks are stacked over layers. The logits on padding are those of the last
+    valid token before it in the same call, so that the text after a prompt padded on the right is
+    scored correctly too.
 
     Source: Vaswani et al., Attention Is All You Need, https://arxiv.org/abs/1706.03762; Radford et
     al., Language Models are Unsupervised Multitask Learners (2019); Touvron et al., LLaMA,
     https://arxiv.org/abs/2302.13971.
 
     Args:
-      config: what it is made of.
+      config: sizes and kinds of the parts.
 
     Returns:
-      A language model with `features`, `init_cache`, `decode` and `repeat_cache`. They raise
-      ValueError on documents of over `max_length` tokens, and on tokens for which the cache has no
-      slot: where the shapes show it (none of the tokens is declared padding), and where values are
-      known, outside of jit; inside, `checkify` finds the rest.
+      A language model with `features`, `init_cache`, `decode` and `repeat_cache`. Its functions
+      raise ValueError on documents of more than `max_length` tokens, on tokens outside the
+      vocabulary and on tokens for which the cache has no slot. Under jit they can do so only where
+      the shapes show it (no token is declared padding); `checkify` finds the rest.
     """
-    module = _Transformer(config)
-
-    def run(params: Params, *args: Any) -> tuple[Array, Array, Array, Cache]:
-        return cast(tuple[Array, Array, Array, Cache], module.apply(params, *args))
+    module = Transformer(config)
 
     def init_cache(batch: int, length: int) -> Cache:
         shape = (config.num_layers, batch, config.kv_heads, length, config.size_of_head)
@@ -151,27 +63,29 @@ def transformer(config: TransformerConfig) -> LanguageModel:
             raise ValueError(f"found {tokens.shape[1]} tokens for a cache of {slots} slots")
         _check_length(tokens, valid, config)
         valid = _check_tokens(tokens, valid, config, cache)
-        logits, _, _, cache = run(params, tokens, valid, cache)
+        outputs: Any = module.apply(params, tokens, valid, cache)
+        logits, _, _, cache = outputs
         return logits, cache
 
-    def repeat_cache(cache: Cache, num: int) -> Cache:
-        keys, values = (
-            None if array is None else jnp.repeat(array, num, axis=1)
-            for array in (cache.keys, cache.values)
-        )
-        return Cache(keys, values, jnp.repeat(cache.valid, num, axis=0), cache.length)
+    return LanguageModel(init, apply, features, init_cache, decode, _repeat_cache)
 
-    return LanguageModel(init, apply, features, init_cache, decode, repeat_cache)
+
+def _repeat_cache(cache: Cache, num: int) -> Cache:
+    keys, values = (
+        None if array is None else jnp.repeat(array, num, axis=1)
+        for array in (cache.keys, cache.values)
+    )
+    return Cache(keys, values, jnp.repeat(cache.valid, num, axis=0), cache.length)
 
 
 class Outputs(NamedTuple):
-    """What a forward pass gives.
+    """The results of a forward pass.
 
     Attributes:
       logits: `[..., T, V]`.
-      features: `[..., T, D]`, after the final norm.
-      hidden: `[..., T, D]`, what leaves the last block.
-      activations: `[..., T, H]`, what enters the last block's mlp_out; None if not asked for.
+      features: `[..., T, D]`, the output of the final norm.
+      hidden: `[..., T, D]`, the output of the last block.
+      activations: `[..., T, H]`, the input of the last block's mlp_out; None if not asked for.
     """
 
     logits: Array
@@ -188,54 +102,47 @@ def forward(
     *,
     with_activations: bool = False,
 ) -> Outputs:
-    """A forward pass without a cache.
+    """Runs a transformer without a cache.
 
     Args:
-      config: of the transformer.
+      config: the configuration of the transformer.
       params: its parameters.
       inputs: int `[..., T]`, tokens, or float `[..., T, D]`, what enters the first block.
       valid: bool `[..., T]`, false on padding; None = all true.
-      with_activations: whether those are kept; of all blocks until the end, so few are best.
+      with_activations: whether `Outputs.activations` are kept. Those of all blocks are held until
+        the end, so that it takes memory in deep transformers.
 
     Returns:
-      What it gives.
+      Logits, features and what else was asked for.
 
     Raises:
-      ValueError: if there are over `max_length` tokens none of which is declared padding.
+      ValueError: if there are more than `max_length` tokens and none is declared padding.
     """
     num_axes = 1 if jnp.issubdtype(inputs.dtype, jnp.integer) else 2
     shape = inputs.shape if num_axes == 1 else inputs.shape[:-1]
     tokens = inputs if num_axes == 1 else jnp.zeros(shape, int)
     _check_length(tokens, valid, config)
     valid = _check_tokens(tokens, valid, config).reshape(-1, shape[-1])
-    nothing = Cache(None, None, jnp.zeros_like(valid), jnp.zeros((), int))
+    no_cache = Cache(None, None, jnp.zeros_like(valid), jnp.zeros((), int))
     flat = inputs.reshape(-1, *inputs.shape[-num_axes:])
-    (*outputs, _), kept = _Transformer(config).apply(
-        params, flat, valid, nothing, mutable=["intermediates"] if with_activations else []
+    (*outputs, _), sown = Transformer(config).apply(
+        params, flat, valid, no_cache, mutable=["intermediates"] if with_activations else []
     )
     logits, features, hidden = (output.reshape(*shape, -1) for output in outputs)
     activations = None
     if with_activations:
-        activations = kept["intermediates"]["blocks"]["activations"][0][-1].reshape(*shape, -1)
+        activations = sown["intermediates"]["blocks"]["activations"][0][-1].reshape(*shape, -1)
     return Outputs(logits, features, hidden, activations)
 
 
-def _fill_padding(tokens: Array, valid: Array) -> Array:
-    """Every padding token becomes the last valid one before it, or 0: no id of it is looked up."""
-    columns = jnp.where(valid, jnp.arange(tokens.shape[1]), -1)
-    latest = jax.lax.cummax(columns, axis=1)
-    filled = jnp.take_along_axis(tokens, jnp.maximum(latest, 0), axis=1)
-    return jnp.where(latest < 0, 0, filled)
-
-
 def _check_length(tokens: Array, valid: Array | None, config: TransformerConfig) -> None:
-    """Refuses what the shape alone shows; with padding declared, a longer array may be right."""
+    """Raises ValueError if the shape alone shows too long a document: none of it is padding."""
     if valid is None and tokens.shape[-1] > config.max_length:
         raise ValueError(f"found {tokens.shape[-1]} tokens, over max_length {config.max_length}")
 
 
 def _require(condition: Array, message: str, **values: Array) -> None:
-    """Raises ValueError where the values are known; where they are traced, checkify sees it."""
+    """Raises ValueError if a condition is false; a traced one is left to checkify."""
     if isinstance(condition, jax.core.Tracer):
         checkify.debug_check(condition, message, **values)
     elif not condition:
@@ -245,7 +152,7 @@ def _require(condition: Array, message: str, **values: Array) -> None:
 def _check_tokens(
     tokens: Array, valid: Array | None, config: TransformerConfig, cache: Cache | None = None
 ) -> Array:
-    """`valid`, all true where it is None, once the values are checked."""
+    """Checks tokens and lengths, and returns `valid`, all true if it was None."""
     chex.assert_type(tokens, int)
     valid = jnp.ones(tokens.shape, bool) if valid is None else valid
     chex.assert_type(valid, bool)

@@ -1,4 +1,4 @@
-"""A pre-norm block of a transformer, with adapters beside its projections, and its attention."""
+"""A pre-norm transformer block: attention and a feed-forward network, with optional adapters."""
 
 from functools import partial
 from typing import Any
@@ -8,17 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shatter.models.fused import fused_kernels, split_parts
 from shatter.models.transformer_config import ACTIVATIONS, Rope, TransformerConfig
 from shatter.numerics import LOG_ZERO
 from shatter.types import Array
 
 
 class _Linear(nn.DenseGeneral):
-    """A dense layer, to which low-rank adapters add where the collection "lora" has them.
+    """A dense layer that adds the low-rank adapters of the collection "lora" to its output.
 
-    An adapter is `a [in, rank]` and `b [rank, out]`, in and out in flattened form. That of the
-    layer's own name adds to the whole output; others to a part of the output's first axis: `parts`
-    are their names and sizes in order.
+    An adapter is `a [inputs, rank]` and `b [rank, outputs]`, inputs and outputs flattened. The
+    adapter with the layer's own name adds to the whole output, the others to a part of it.
+
+    Attributes:
+      parts: the parts of a fused kernel with their numbers of entries, in order; see `fused.py`.
     """
 
     parts: tuple[tuple[str, int], ...] = ()
@@ -37,20 +40,20 @@ class _Linear(nn.DenseGeneral):
             a, b = (adapters[part][side].astype(flat.dtype) for side in ("a", "b"))
             return ((flat @ a) @ b).reshape(*flat.shape[:-1], *shape)
 
-        first, *others = outputs.shape[flat.ndim - 1 :]
+        entries, *size = outputs.shape[flat.ndim - 1 :]
         if self.name in adapters:
-            outputs = outputs + product(self.name, first, *others)
+            outputs = outputs + product(self.name, entries, *size)
         if any(part in adapters for part, _ in self.parts):
-            pieces = [product(part, size, *others) for part, size in self.parts]
+            pieces = [product(part, own_entries, *size) for part, own_entries in self.parts]
             outputs = outputs + jnp.concatenate(pieces, axis=flat.ndim - 1)
         return outputs
 
 
 class Block(nn.Module):
-    """Attention and the feed-forward part, each behind a norm and beside the residual stream.
+    """Attention and a feed-forward network, which read norms of the residual stream and add to it.
 
     Attributes:
-      config: of the transformer.
+      config: the configuration of the transformer.
     """
 
     config: TransformerConfig
@@ -64,28 +67,26 @@ class Block(nn.Module):
         attend: Array,
         turn: tuple[Array, Array] | None,
     ) -> tuple[tuple[Array, Array | None, Array | None], None]:
-        """x[B t, D], the cache of all layers -> the same.
+        """Returns the residual stream after the block, and the cache with the block's new entries.
 
-        Rows, for XLA on CPUs copies [B, t, D] to get a kernel's gradient. The whole cache is
-        carried, so that every step of decoding writes it in place.
+        The stream is flattened to rows because XLA on CPUs otherwise copies `[B, t, D]` to form a
+        kernel's gradient. The cache of all layers is carried along so that every step of decoding
+        writes it in place.
+
+        Args:
+          carry: the residual stream `[B t, D]`; the cached keys and the cached values of all
+            layers, as in `Cache`, or None.
+          layer: int `[]`, the number of this block.
+          index: int `[]`, the first slot of the cache that is free.
+          attend: bool `[B, t, slots]`, which slots a token may attend to.
+          turn: the cosines and sines of rotary positions, `[B, t, 1, size / 2]`; None = learned
+            positions.
         """
         config = self.config
         x, old_keys, old_values = carry
-        heads, kv_heads, size = config.num_heads, config.kv_heads, config.size_of_head
-        y = norm(config, "attention_norm")(x)
-        qkv = _Linear(
-            (heads + 2 * kv_heads, size),
-            use_bias=config.qkv_bias,
-            dtype=config.dtype,
-            parts=(("query", heads), ("key", kv_heads), ("value", kv_heads)),
-            name="qkv",
-        )(y)
-        qkv = qkv.reshape(*attend.shape[:2], *qkv.shape[1:])
-        query, key, value = jnp.split(qkv, (heads, heads + kv_heads), axis=-2)
-        if config.qk_norm:
-            query, key = norm(config, "query_norm")(query), norm(config, "key_norm")(key)
+        query, key, value = self._project(norm(config, "attention_norm")(x), attend.shape[:2])
         if turn is not None:
-            query, key = _turn(query, turn), _turn(key, turn)
+            query, key = _rotate(query, turn), _rotate(key, turn)
         new_keys, keys = _append(old_keys, key, layer, index)
         new_values, values = _append(old_values, value, layer, index)
         mixed = _attention(query, keys, values, attend)
@@ -95,18 +96,36 @@ class Block(nn.Module):
             use_bias=config.attention_out_bias,
             dtype=config.dtype,
             name="attention_out",
-        )(mixed.reshape(-1, heads, size))
+        )(mixed.reshape(-1, config.num_heads, config.size_of_head))
         x = x + self._feed_forward(norm(config, "mlp_norm")(x))
         return (x, new_keys, new_values), None
+
+    def _project(self, x: Array, batch_shape: tuple[int, ...]) -> tuple[Array, Array, Array]:
+        """Returns queries, keys and values `[B, t, heads, size]`, before they are rotated."""
+        config = self.config
+        parts = fused_kernels(config)["qkv"]
+        qkv = _Linear(
+            (sum(parts.values()), config.size_of_head),
+            use_bias=config.qkv_bias,
+            dtype=config.dtype,
+            parts=tuple(parts.items()),
+            name="qkv",
+        )(x)
+        query, key, value = split_parts(qkv.reshape(*batch_shape, *qkv.shape[1:]), parts)
+        if config.qk_norm:
+            query, key = norm(config, "query_norm")(query), norm(config, "key_norm")(key)
+        return query, key, value
 
     def _feed_forward(self, x: Array) -> Array:
         config, hidden = self.config, self.config.hidden_width
         linear: Any = partial(_Linear, use_bias=config.mlp_bias, dtype=config.dtype)
         activation: Any = ACTIVATIONS[config.activation]
         if config.gated:
-            parts = (("gate", 1), ("up", 1))
-            gate_up = linear((2, hidden), parts=parts, name="mlp_in")(x)
-            x = activation(gate_up[..., 0, :]) * gate_up[..., 1, :]
+            parts = fused_kernels(config)["mlp_in"]
+            shape = (sum(parts.values()), hidden)
+            gate_up = linear(shape, parts=tuple(parts.items()), name="mlp_in")(x)
+            gate, up = (part[..., 0, :] for part in split_parts(gate_up, parts))
+            x = activation(gate) * up
         else:
             x = activation(linear(hidden, name="mlp_in")(x))
         self.sow("intermediates", "activations", x)
@@ -114,14 +133,11 @@ class Block(nn.Module):
 
 
 def norm(config: TransformerConfig, name: str) -> Any:
-    """A norm of a transformer.
+    """Returns a norm as a flax module.
 
     Args:
-      config: of the transformer.
-      name: of the module; those of queries and keys are RMS norms always.
-
-    Returns:
-      A flax module.
+      config: the configuration of the transformer.
+      name: the name of the module. Norms of queries and keys are always RMS norms.
     """
     kind = (
         nn.RMSNorm if config.norm == "rms" or name in ("query_norm", "key_norm") else nn.LayerNorm
@@ -129,24 +145,24 @@ def norm(config: TransformerConfig, name: str) -> Any:
     return kind(epsilon=config.norm_epsilon, dtype=config.dtype, name=name)
 
 
-def _turn(x: Array, turn: tuple[Array, Array]) -> Array:
-    """Rotates `[B, t, heads, size]` by cosines and sines `[B, t, 1, size / 2]`."""
+def _rotate(x: Array, turn: tuple[Array, Array]) -> Array:
+    """Rotates `[B, t, heads, size]` by the angles whose cosines and sines are given."""
     cos, sin = turn
     first, second = jnp.split(x.astype(cos.dtype), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
 
 
 def cos_sin(rope: Rope, positions: Array, size: int) -> tuple[Array, Array]:
-    """Turns positions into the angles by which features turn.
+    """Computes the cosines and sines of the angles by which rotary positions turn features.
 
     Args:
-      rope: how.
+      rope: the frequencies.
       positions: `[B, t]`.
-      size: features of a head.
+      size: the head size, in features.
 
     Returns:
-      Cosines and sines `[B, t, 1, size / 2]`.
+      Cosines and sines, each `[B, t, 1, size / 2]`.
     """
     frequencies = rope.theta ** (-np.arange(0, size, 2) / size)
     if rope.scaling == "linear":
@@ -154,7 +170,7 @@ def cos_sin(rope: Rope, positions: Array, size: int) -> tuple[Array, Array]:
     elif rope.scaling == "llama3":
         turns = frequencies * rope.original_max_length / (2 * np.pi)
         low, high = rope.low_frequency_factor, rope.high_frequency_factor
-        keep = np.clip((turns - low) / (high - low), 0.0, 1.0)  # the share that is not divided
+        keep = np.clip((turns - low) / (high - low), 0.0, 1.0)  # the share that is not scaled
         frequencies = keep * frequencies + (1 - keep) * frequencies / rope.factor
     angles = positions.astype(float)[..., None, None] * jnp.asarray(frequencies)[None, None, None]
     return jnp.cos(angles), jnp.sin(angles)
@@ -163,9 +179,11 @@ def cos_sin(rope: Rope, positions: Array, size: int) -> tuple[Array, Array]:
 def _append(
     cache: Array | None, new: Array, layer: Array, index: Array
 ) -> tuple[Array | None, Array]:
-    """The cache of all layers with `new[B, t, heads, size]` in it, and what it holds of the layer.
+    """Writes new keys or values `[B, t, heads, size]` into the cache.
 
-    Without a cache (training) that is `new` alone, `[B, heads, t, size]`.
+    Returns:
+      The cache of all layers, and this layer's part of it, `[B, heads, slots, size]`. Without a
+      cache, in training, that part is the new keys or values alone.
     """
     new = jnp.swapaxes(new, 1, 2)
     if cache is None:
@@ -176,11 +194,11 @@ def _append(
 
 
 def _attention(query: Array, keys: Array, values: Array, attend: Array) -> Array:
-    """softmax(query . keys / sqrt(head size)) . values: `[B, t, heads, head size]`.
+    """Computes softmax(query . keys / sqrt(head size)) . values, `[B, t, heads, head size]`.
 
-    Heads of queries share those of keys in order. The softmax is in float32 at least.
-    `jax.nn.dot_product_attention` has it in float32 at most, which would end the exactness of
-    float64 here.
+    Consecutive heads of queries share a head of keys. The softmax is computed in float32 or wider.
+    `jax.nn.dot_product_attention` is not used because it computes the softmax in float32 at most,
+    which would lose precision when the model runs in float64.
     """
     batch, length, heads, size = query.shape
     dtype = jnp.promote_types(query.dtype, jnp.float32)
@@ -188,5 +206,5 @@ def _attention(query: Array, keys: Array, values: Array, attend: Array) -> Array
     keys, values = keys.astype(query.dtype), values.astype(query.dtype)
     scores = jnp.einsum("btkgs,bkus->bkgtu", grouped, keys, preferred_element_type=dtype)
     scores = jnp.where(attend[:, None, None], scores / size**0.5, LOG_ZERO)
-    shares = jax.nn.softmax(scores).astype(query.dtype)
-    return jnp.einsum("bkgtu,bkus->btkgs", shares, values).reshape(batch, length, heads, size)
+    weights = jax.nn.softmax(scores).astype(query.dtype)
+    return jnp.einsum("bkgtu,bkus->btkgs", weights, values).reshape(batch, length, heads, size)

@@ -1,4 +1,4 @@
-"""What a transformer is made of."""
+"""The configuration of a transformer."""
 
 import dataclasses
 from functools import partial
@@ -46,24 +46,24 @@ ROPE_FIELDS = {
     "high_frequency_factor": _FACTOR,
     "original_max_length": SIZE,
 }
-"""Types and ranges of the fields of `Rope`: beyond them angles are not finite in float32."""
+"""Types and ranges of the fields of `Rope`, within which all angles are finite in float32."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Rotary positions: pairs of a head's features turn by position times frequency.
+    """Rotary positions: pairs of a head's features are rotated by position times frequency.
 
-    Source: Su et al., RoFormer, https://arxiv.org/abs/2104.09864; the scaling "llama3" as the
-    configurations of Llama 3.1 give it.
+    Source: Su et al., RoFormer, https://arxiv.org/abs/2104.09864; the scaling "llama3" is that of
+    the configurations of Llama 3.1.
 
     Attributes:
-      theta: frequency i of a head of size s is `theta^(-2 i / s)`, radians a token.
-      scaling: "none"; "linear": every frequency is divided by `factor`; "llama3": the low ones
-        are, the high ones are not, with a ramp between.
+      theta: frequency i of a head of size s is `theta^(-2 i / s)`, in radians a token.
+      scaling: "none"; "linear" divides every frequency by `factor`; "llama3" divides the low
+        frequencies, keeps the high ones, and interpolates between them.
       factor: how much longer documents are than those of pretraining.
-      low_frequency_factor: below this many turns in `original_max_length` a frequency is low.
-      high_frequency_factor: above this many it is high.
-      original_max_length: tokens of a document of pretraining.
+      low_frequency_factor: frequencies with fewer turns in `original_max_length` tokens are low.
+      high_frequency_factor: frequencies with more turns are high.
+      original_max_length: the largest length of a document in pretraining, in tokens.
     """
 
     theta: float = 10_000.0
@@ -74,10 +74,10 @@ class Rope:
     original_max_length: int = 8192
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be.
+        """Checks the fields.
 
         Raises:
-          ValueError: naming the field, what is expected and what was found.
+          ValueError: with the name of a wrong field, what is expected and what was found.
         """
         check_fields(vars(self), ROPE_FIELDS)
         _check_choice("scaling", self.scaling, ("none", "linear", "llama3"))
@@ -90,34 +90,35 @@ class Rope:
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """What a transformer is made of; the defaults are those of a didactic one.
+    """The sizes and kinds of a transformer's parts; the defaults are those of a didactic one.
 
     Attributes:
-      vocab_size: V, number of tokens.
-      max_length: largest number of valid tokens in a document, prompt included.
-      width: D, size of the residual stream.
-      num_layers: number of blocks.
-      num_heads: attention heads; divides `width` where `head_size` is not given.
-      num_kv_heads: heads of keys and values, each shared by as many heads of queries; divides
-        `num_heads`. None = `num_heads`.
-      head_size: features of a head. None = `width / num_heads`.
-      mlp_width: hidden width of the feed-forward part. None = `4 width`.
+      vocab_size: V, the number of tokens.
+      max_length: the largest number of valid tokens in a document, prompt included.
+      width: D, the size of the residual stream.
+      num_layers: the number of blocks.
+      num_heads: the number of attention heads; it divides `width` if `head_size` is None.
+      num_kv_heads: the number of heads of keys and values, each shared by the same number of heads
+        of queries; it divides `num_heads`. None = `num_heads`.
+      head_size: the number of features of a head. None = `width / num_heads`.
+      mlp_width: H, the hidden width of the feed-forward part. None = `4 width`.
       norm: "layer" (scale and bias) or "rms" (scale).
-      norm_epsilon: what a norm adds to the variance.
-      activation: of the feed-forward part; "gelu" is its tanh form.
-      gated: the feed-forward part is `activation(gate) * up`.
-      rope: rotary positions. None = a learned vector a position.
+      norm_epsilon: the constant that a norm adds to the variance.
+      activation: the activation of the feed-forward part; "gelu" is its tanh approximation.
+      gated: whether the feed-forward part computes `activation(gate) * up`.
+      rope: rotary positions. None = a learned vector for every position.
       qkv_bias: whether queries, keys and values have biases.
-      attention_out_bias: whether the attention's output has one.
-      mlp_bias: whether the feed-forward part has them.
-      qk_norm: an RMS norm over every head's query and key, before they turn.
-      tied: the head is the token embedding.
+      attention_out_bias: whether the output of the attention has a bias.
+      mlp_bias: whether the feed-forward part has biases.
+      qk_norm: whether an RMS norm is applied to every head's query and key, before the rotation.
+      tied: whether the head is the token embedding.
       head_bias: whether an untied head has a bias.
-      dtype: of the computation. None = that of the parameters. With "bfloat16" the softmax of the
-        attention and the logits are in float32 nevertheless.
-      remat: blocks are computed again in the backward pass instead of kept: less memory, more time.
-      bos: the token id that begins a document; nothing here reads it.
-      eos: the token ids that end one; nothing here reads them.
+      dtype: the type of the computation. None = that of the parameters. With "bfloat16" the softmax
+        of the attention and the logits are still in float32.
+      remat: whether blocks are computed again in the backward pass, which takes less memory and
+        more time.
+      bos: the id of the token that begins a document, for the caller; the model does not use it.
+      eos: the ids of the tokens that end a document, likewise.
     """
 
     vocab_size: int
@@ -145,11 +146,11 @@ class TransformerConfig:
     eos: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be.
+        """Checks the fields.
 
         Raises:
-          ValueError: if a field is of another type or out of its range (`FIELDS`), heads do not
-            divide what they should, or a name is unknown.
+          ValueError: if a field has another type or is out of its range (`FIELDS`), a number of
+            heads does not divide what it should, or a name is unknown.
         """
         check_fields(vars(self), FIELDS)
         if not isinstance(self.eos, tuple):
@@ -170,17 +171,17 @@ class TransformerConfig:
 
     @property
     def kv_heads(self) -> int:
-        """`num_kv_heads`, or what it is by default."""
+        """Returns `num_kv_heads`, or its default."""
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
     @property
     def size_of_head(self) -> int:
-        """`head_size`, or what it is by default."""
+        """Returns `head_size`, or its default."""
         return self.width // self.num_heads if self.head_size is None else self.head_size
 
     @property
     def hidden_width(self) -> int:
-        """`mlp_width`, or what it is by default."""
+        """Returns `mlp_width`, or its default."""
         return 4 * self.width if self.mlp_width is None else self.mlp_width
 
 

@@ -1,4 +1,4 @@
-"""Files of weights: opened, checked and read, tensor by tensor."""
+"""Opens files of weights, and checks and reads their tensors."""
 
 import math
 import os
@@ -17,12 +17,12 @@ _FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 
 
 class Stored(NamedTuple):
-    """A tensor of a file that is open; nothing of it is read yet.
+    """A tensor in an open file, of which nothing has been read yet.
 
     Attributes:
-      file: where it is.
-      opened: the file, of `open_weights`.
-      name: in the file.
+      file: the path of the file.
+      opened: the file as `open_weights` gives it.
+      name: the name of the tensor in the file.
     """
 
     file: Path
@@ -30,14 +30,14 @@ class Stored(NamedTuple):
     name: str
 
     def shape(self) -> tuple[int, ...]:
-        """Its shape, of the file's header."""
+        """Returns its shape, from the header of the file."""
         return tuple(self.opened.get_slice(self.name).get_shape())
 
     def dtype(self) -> Any:
-        """Its type.
+        """Returns its type.
 
         Raises:
-          ValueError: if it is not one of floats.
+          ValueError: if it does not hold floats.
         """
         kind = self.opened.get_slice(self.name).get_dtype()
         if kind not in _FLOATS:
@@ -45,25 +45,25 @@ class Stored(NamedTuple):
                 f"{self.file}: {self.name} is stored as {kind}; expected one of "
                 f"{', '.join(_FLOATS)} (quantised weights are not supported)"
             )
-        return np.dtype(_FLOATS[kind])  # numpy knows of float64 without a warning
+        return np.dtype(_FLOATS[kind])  # jnp.dtype would warn of float64
 
     def read(self, dtype: Any = None) -> np.ndarray:
-        """Its values.
+        """Returns its values.
 
         Args:
           dtype: a float type; None = as stored.
 
         Raises:
-          ValueError: if the stored type is not one of floats, or a value is NaN, infinite or beyond
-            the range of `dtype`.
+          ValueError: if it does not hold floats, or a value is NaN, infinite or beyond the range of
+            `dtype`.
         """
         self.dtype()
         value = self.opened.get_tensor(self.name)
         if (num := not_finite(value)) > 0:
             raise ValueError(
                 f"{self.file}: {self.name} holds {num} values of {value.size} that are NaN or "
-                "infinite: the training that wrote it diverged, or the file is damaged; take an "
-                "earlier one, or fetch it again"
+                "infinite: the training that wrote it diverged, or the file is damaged; use an "
+                "earlier checkpoint, or download the file again"
             )
         if dtype is None or value.dtype == dtype:
             return value
@@ -78,28 +78,22 @@ class Stored(NamedTuple):
 
 
 def not_finite(values: np.ndarray) -> int:
-    """Counts what is NaN or infinite.
+    """Returns how many values are NaN or infinite.
 
     Args:
-      values: of floats.
-
-    Returns:
-      The number of entries.
+      values: an array of floats.
     """
     return int(values.size - np.count_nonzero(np.isfinite(values)))
 
 
 def float_type(dtype: str) -> Any:
-    """A type of weights by its name.
+    """Returns the type of weights that has a name.
 
     Args:
-      dtype: such as "float32".
-
-    Returns:
-      The type.
+      dtype: the name, such as "float32".
 
     Raises:
-      ValueError: if it is not one of floats.
+      ValueError: if it is not a float type.
     """
     try:
         known = np.dtype(dtype).name in _FLOATS.values()
@@ -114,17 +108,17 @@ def float_type(dtype: str) -> Any:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files with the weights of a model.
+    """Returns the files of a model's weights.
 
     Args:
-      folder: of the model.
+      folder: the folder of the model.
 
     Returns:
-      model.safetensors, or the shards that the index names.
+      model.safetensors, or the files that the index names.
 
     Raises:
       FileNotFoundError: if one is missing.
-      ValueError: if the index is no index, or names a file that is not in the folder.
+      ValueError: if the index is damaged, or names a file outside the folder.
     """
     if (folder / WEIGHTS).is_file():
         return [existing(folder / WEIGHTS)]
@@ -142,96 +136,87 @@ def weight_files(folder: Path) -> list[Path]:
     for pickled in ("pytorch_model.bin", "pytorch_model.bin.index.json"):
         if (folder / pickled).is_file():
             raise FileNotFoundError(
-                f"{folder} has its weights in pickled form only ({pickled}), which can run code "
-                "and is not read: convert them where torch and transformers are installed, by "
+                f"{folder} has its weights only as a pickle ({pickled}), which is not read because "
+                "it can run any code: convert it where torch and transformers are installed, by "
                 "transformers.AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(FOLDER)"
             )
     return [existing(folder / WEIGHTS)]
 
 
 def open_weights(file: Path) -> Any:
-    """Opens a safetensors file; its tensors are memory-mapped.
+    """Opens a safetensors file, whose tensors are memory-mapped.
 
     Args:
-      file: an existing one.
+      file: the path of an existing file.
 
     Returns:
-      What `safetensors.safe_open` gives, a context manager.
+      The context manager of `safetensors.safe_open`.
 
     Raises:
-      ValueError: if it is damaged.
+      ValueError: if the file is damaged.
     """
     package = safetensors()
     try:
         return package.safe_open(file, framework="numpy")
     except (package.SafetensorError, OSError) as error:
         raise ValueError(
-            f"{file} ({file.stat().st_size} bytes) is no whole safetensors file: {error}; fetch it "
-            "again (by `git lfs pull` where it is a pointer)"
+            f"{file} ({file.stat().st_size} bytes) is not a complete safetensors file: {error}; "
+            "download it again (by `git lfs pull` if it is a Git LFS pointer)"
         ) from error
 
 
 def check_size(name: str, declared: int, stored: int, what: str) -> None:
-    """Refuses a size that the files cannot hold, before anything of that size is made.
+    """Raises ValueError if a size in config.json is larger than the files allow.
 
     Args:
-      name: of the field.
+      name: the name of the field.
       declared: its value.
-      stored: the largest that it could be.
-      what: what the files have that many of.
+      stored: the largest value that the files allow.
+      what: what the files hold `stored` of, for the message.
 
     Raises:
-      ValueError: naming the field and both numbers.
+      ValueError: with the field and both numbers.
     """
     if declared > stored:
         raise ValueError(
-            f"{name} is {declared}, but the weights hold {stored} {what} in all: they are not "
-            "those of this config"
+            f"{name} is {declared}, but the weights hold {stored} {what} in all: they belong to "
+            "another config"
         )
 
 
 def num_values(stored: Iterable[Stored]) -> int:
-    """Counts the values of tensors.
+    """Returns how many values tensors have in all, from the headers of their files.
 
     Args:
       stored: the tensors.
-
-    Returns:
-      Their number, of the files' headers alone.
     """
     return sum(math.prod(tensor.shape()) for tensor in stored)
 
 
 def existing(path: Path) -> Path:
-    """The path of a file that must be there.
+    """Returns the path of a file after checking that it exists and can be read.
 
     Args:
-      path: of the file.
-
-    Returns:
-      `path`.
+      path: the path of the file.
 
     Raises:
-      FileNotFoundError: if it is not; it lists what the folder has.
+      FileNotFoundError: if there is no such file; the message lists the files of the folder.
       ValueError: if this user may not read it.
     """
     if not os.path.isfile(path):
-        found = sorted(file.name for file in path.parent.iterdir())
-        listed = ", ".join(found[:10]) + (", ..." if len(found) > 10 else "")
+        names = sorted(file.name for file in path.parent.iterdir())
+        listed = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
         raise FileNotFoundError(f"{path} is missing; the folder has {listed or 'nothing'}")
     if not os.access(path, os.R_OK):
-        raise ValueError(f"{path} cannot be read: permission denied; `chmod +r` it")
+        raise ValueError(f"{path} cannot be read: permission denied; run `chmod +r {path}`")
     return path
 
 
 def safetensors() -> Any:
-    """The package safetensors, imported when it is needed.
-
-    Returns:
-      The module, with its part `numpy`.
+    """Imports the package safetensors, and returns it with its module `numpy`.
 
     Raises:
-      ImportError: naming the extra to install.
+      ImportError: if it is missing; the message names the extra to install.
     """
     try:
         import safetensors
@@ -244,10 +229,10 @@ def safetensors() -> Any:
 
 
 def _is_within(folder: Path, name: Any) -> bool:
-    """Whether an index's entry names a file of the folder.
+    """Returns whether an entry of an index names a file in the folder.
 
-    A file that is a link is followed wherever it leads, because the hub's cache consists of them; a
-    folder that is a link out of the model's folder is not.
+    The file may be a link that leads anywhere, because the cache of the hub consists of such links.
+    A folder in the name must not lead out of the model's folder.
     """
     if not isinstance(name, str) or not name.endswith(".safetensors"):
         return False

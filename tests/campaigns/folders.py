@@ -1,4 +1,4 @@
-"""One damaged model folder: made, loaded, run. Called by `tests.campaigns.worker` in a process."""
+"""Damages, loads and runs one model folder; `tests.campaigns.worker` calls it in a process."""
 
 import base64
 import dataclasses
@@ -23,12 +23,12 @@ def attempt(case: dict[str, Any]) -> str | None:
     """Loads a damaged copy of a model folder.
 
     Args:
-      case: `folder`, what is copied; `file`, what is damaged; and either `content`, its new bytes
-        in base64, or `field` and `value`, or `field` alone: it is removed. `dtype` asks for a type.
-        With `must_refuse` loading it is a fault.
+      case: `folder`, which is copied; `file`, which is damaged; and either `content`, its new bytes
+        in base64, or `field` and its new `value`, or `field` alone, which is removed. `dtype` is
+        the type of the parameters. With `must_refuse` it is a fault if the folder loads.
 
     Returns:
-      None if it was refused by field or file, or gives finite logits; else what went wrong.
+      None if the error names the field or file, or the logits are finite; else what went wrong.
     """
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model"
@@ -39,11 +39,11 @@ def attempt(case: dict[str, Any]) -> str | None:
         except REFUSALS as error:
             known = (case.get("field") or case["file"], *_names(folder))
             named = any(name in str(error) for name in known)
-            return None if named else "the refusal names neither field nor file"
+            return None if named else "the error names neither field nor file"
         except Exception as error:
             return kind_of(error)
         if case.get("must_refuse"):
-            return "what cannot be right is accepted"
+            return "a folder that must be refused is accepted"
         return loaded
 
 
@@ -76,7 +76,7 @@ def _load(folder: Path, case: dict[str, Any]) -> str | None:
             tokenizer.render_chat([{"role": "user", "content": "ab"}])
         tokenizer.fingerprint()
     if case["file"] not in ("config.json", "generation_config.json") and "safe" not in case["file"]:
-        return None  # the model is as it was
+        return None  # the file does not change the model
     return _fault_of_logits(config, params)
 
 

@@ -1,4 +1,4 @@
-"""One hostile chat template, in a process of its own."""
+"""Renders one hostile chat template; `tests.campaigns.worker` calls it in a process."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ def attempt(case: dict[str, Any]) -> str | None:
     """Renders a conversation by a template.
 
     Args:
-      case: `folder` of a model; `value`, the template.
+      case: `folder`, the folder of a model; `value`, the template.
 
     Returns:
-      None if it rendered to something of a sane size or was refused; else what went wrong.
+      None if the text is not too long, or the template was refused; else what went wrong.
     """
     try:
         tokenizer = models.load_tokenizer(case["folder"])

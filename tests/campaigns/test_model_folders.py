@@ -1,5 +1,8 @@
-"""Model folders, adapters and templates with absurd fields and damaged bytes: refused by name, or
-right; never another exception, never long, never large."""
+"""Model folders, adapters and templates with absurd fields and damaged bytes.
+
+Each is either refused by the name of the field or file, or works. None raises another exception,
+takes long, or takes much memory.
+"""
 
 import base64
 import json
@@ -20,10 +23,10 @@ from tests.campaigns.worker import try_apart
 from tests.strategies import SIZE, absurd_settings
 
 ATTEMPT = ("tests.campaigns.folders", "attempt")
-SPARE = 24  # every so many cases the default run tries one; all with a larger size
+SPARE = 24  # the default run tries one case in so many; a larger size tries more of them
 
 Case = dict[str, Any]
-"""As of `tests.campaigns.folders.attempt`."""
+"""A case of `tests.campaigns.folders.attempt`."""
 
 
 def settle(tally: Tally, cases: list[Case]) -> None:
@@ -34,7 +37,7 @@ def settle(tally: Tally, cases: list[Case]) -> None:
 
 
 def fields_of(folder: Path, file: str, more: dict[str, Any], **about: Any) -> list[Case]:
-    """A case for every field of a JSON file, and for fields that it might have."""
+    """Returns cases for every field of a JSON file, and for fields that it might have."""
     found = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
     return [
         {"folder": str(folder), "file": file, "field": name, **about}
@@ -60,7 +63,7 @@ MIGHT = {
 
 
 def fields_of_configs(model: Path, adapters: Path) -> list[Case]:
-    """Of config.json and generation_config.json, and of the ways to scale rotary positions."""
+    """Returns cases of config.json and generation_config.json, and of scaled rotary positions."""
     cases = fields_of(model, "config.json", MIGHT)
     cases += fields_of(model, "generation_config.json", {"eos_token_id": 2})
     for kind in ("linear", "dynamic", "yarn", "llama3", "longrope", "nonsense"):
@@ -74,7 +77,7 @@ def fields_of_configs(model: Path, adapters: Path) -> list[Case]:
 
 
 def fields_of_tokenizers(model: Path, adapters: Path) -> list[Case]:
-    """Of tokenizer_config.json, special_tokens_map.json and tokenizer.json."""
+    """Returns cases of tokenizer_config.json, special_tokens_map.json and tokenizer.json."""
     special = {f"{role}_token": "<s>" for role in ("bos", "eos", "pad", "unk")}
     cases = fields_of(model, "tokenizer_config.json", special | {"added_tokens_decoder": {}})
     cases += fields_of(model, "special_tokens_map.json", special)
@@ -98,11 +101,11 @@ CHANGES_THE_MEANING = {
     "use_bdlora": {"nblocks": 2},
     "arrow_config": {"top_k": 2},
 }
-"""Fields of PEFT that our forward pass does not know, with values that change what it gives."""
+"""Fields of PEFT that our adapters do not support, with values that change their output."""
 
 
 def fields_of_adapters(model: Path, adapters: Path) -> list[Case]:
-    """Of adapter_config.json, those first that change the meaning."""
+    """Returns cases of adapter_config.json; the first ones change what the adapters compute."""
     about = {"folder": str(adapters), "file": "adapter_config.json"}
     about |= {"base": str(model), "must_refuse": True}
     cases = [{**about, "field": k, "value": v} for k, v in CHANGES_THE_MEANING.items()]
@@ -114,13 +117,13 @@ def fields_of_adapters(model: Path, adapters: Path) -> list[Case]:
 
 
 def packed(header: Any, body: bytes, length: int | None = None) -> bytes:
-    """A safetensors file."""
+    """Returns the content of a safetensors file."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + body
 
 
 def damaged_weights(file: Path, seed: int) -> list[tuple[str, bytes, bool]]:
-    """A name, the new bytes, and whether they must be refused."""
+    """Returns the name, the content and whether it must be refused of damaged files of weights."""
     rng = np.random.default_rng(seed)
     whole = file.read_bytes()
     (length,) = struct.unpack("<Q", whole[:8])
@@ -159,7 +162,7 @@ def damaged_weights(file: Path, seed: int) -> list[tuple[str, bytes, bool]]:
 
 
 def bytes_of_weights(model: Path, adapters: Path) -> list[Case]:
-    """Of both files of weights, as they are and in float32."""
+    """Returns cases of the weights of model and adapters; the model is also read as float32."""
     cases = []
     for folder, file in (
         (model, "model.safetensors"),
@@ -174,7 +177,7 @@ def bytes_of_weights(model: Path, adapters: Path) -> list[Case]:
 
 
 def bytes_of_other_files(model: Path, adapters: Path) -> list[Case]:
-    """Each JSON file cut, emptied, or another kind of value."""
+    """Returns cases in which a JSON file is cut, emptied, or another kind of value."""
     cases = []
     files = [(model, path.name) for path in model.glob("*.json")]
     for folder, file in [*files, (adapters, "adapter_config.json")]:
@@ -209,7 +212,7 @@ KINDS: dict[str, Callable[[Path, Path], list[Case]]] = {
 
 
 def test_some_damaged_folders(model_folder: Path, adapter_folder: Path, tally: Tally):
-    """A few of each kind, in one process."""
+    """Tries a few cases of each kind, in one process."""
     cases = [
         make(model_folder, adapter_folder)[:: max(1, SPARE // SIZE)] for make in KINDS.values()
     ]
@@ -223,7 +226,7 @@ def test_all_damaged_folders(model_folder: Path, adapter_folder: Path, tally: Ta
 
 
 def test_indices_of_shards(model_folder: Path, tmp_path: Path, tally: Tally):
-    """Entries of an index name shards of the folder, and nothing else."""
+    """An index may name the files of its folder, and nothing else."""
     folder = tmp_path / "sharded"
     config, params, tokenizer = models.load_pretrained(model_folder)
     models.save_pretrained(folder, config, params, tokenizer, max_shard_size=500)
@@ -279,7 +282,7 @@ LONG = (
     "{{ (range(99999) | list) * 99999 }}",
     "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
 )
-"""Those that a careless renderer follows for minutes, or into all memory."""
+"""Templates with which a careless renderer would run for minutes, or out of memory."""
 
 
 @pytest.mark.parametrize(
@@ -287,7 +290,7 @@ LONG = (
     [pytest.param(QUICK, id="quick"), pytest.param(LONG, marks=pytest.mark.slow, id="long")],
 )
 def test_templates(model_folder: Path, tally: Tally, templates: tuple[str, ...]):
-    """A template that fails, or would render for ever or without end, is an error that says so."""
+    """A template that fails, never ends or makes a huge text gives an error that says so."""
     about = {"folder": str(model_folder), "file": "tokenizer_config.json", "field": "chat_template"}
     cases: list[dict[str, Any]] = [{**about, "value": template} for template in templates]
     faults = try_apart("tests.campaigns.templates", "attempt", cases, seconds=15)

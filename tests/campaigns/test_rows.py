@@ -1,4 +1,4 @@
-"""Mutated rows and damaged files: read, or refused by file, line and field; nothing is lost."""
+"""Mutated rows and damaged files are read, or refused by file, line and field; none is lost."""
 
 import gzip
 import importlib.util
@@ -21,11 +21,11 @@ HAS_TABLES = importlib.util.find_spec("pyarrow") is not None  # parquet tables c
 
 
 def fault_of_lines(path: Path, content: list[bytes], tokenizer: models.Tokenizer) -> str | None:
-    """What is wrong with how a file of such lines is read, encoded, written and read again."""
+    """Returns what goes wrong when the lines are read, encoded, written and read again, or None."""
     path.write_bytes(b"\n".join(content) + b"\n")
     try:
         found, report = data.read_rows(path, on_bad_row="skip")
-    except data.DataError as error:
+    except data.RowsError as error:
         return None if str(path) in str(error) or "no good one" in str(error) else "no file named"
     numbers = {int(problem.source.rpartition(":")[2]) for problem in report.problems}
     if not all(problem.source.startswith(f"{path}:") for problem in report.problems):
@@ -38,7 +38,7 @@ def fault_of_lines(path: Path, content: list[bytes], tokenizer: models.Tokenizer
         try:
             data.read_rows(path)
             return "a bad row passes"
-        except data.DataError as error:
+        except data.RowsError as error:
             if f"{path}:{min(numbers)}:" not in str(error):
                 return "the first bad line is not named"
     again = path.with_name("again.jsonl")
@@ -46,10 +46,10 @@ def fault_of_lines(path: Path, content: list[bytes], tokenizer: models.Tokenizer
     if [row._replace(source="") for row in data.read_rows(again)[0]] != [
         row._replace(source="") for row in found
     ]:
-        return "what was read is not what is read after it was written"
+        return "the rows are not the same after they were written and read again"
     try:
         encoded, _ = data.encode_rows(found, tokenizer, max_length=12, on_bad_row="skip")
-    except data.DataError as error:
+    except data.RowsError as error:
         return None if f"{path}:" in str(error) else "encoding: no file and line named"
     for row in encoded:
         if row.length > 12 or not len(row.prompt) or not all(map(len, row.completions)):
@@ -74,7 +74,7 @@ def test_mutated_lines(model_folder: Path, tmp_path: Path, tally: Tally):
 
 
 def test_tables_hold_the_rows_of_json(tmp_path: Path, tally: Tally):
-    """The nulls with which a table pads its structures are fields that are absent in JSON."""
+    """Nulls with which a table pads its structures are the same as absent fields in JSON."""
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
 
@@ -87,7 +87,7 @@ def test_tables_hold_the_rows_of_json(tmp_path: Path, tally: Tally):
             table = pyarrow.Table.from_pylist(padded)
             parquet.write_table(table, tmp_path / "rows.parquet")
         except (pyarrow.ArrowException, UnicodeError, OverflowError, TypeError, ValueError):
-            assume(False)  # a table cannot hold them
+            assume(False)  # a table cannot hold these rows
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records))
         found = []
         for name in ("rows.jsonl", "rows.parquet"):
@@ -95,7 +95,7 @@ def test_tables_hold_the_rows_of_json(tmp_path: Path, tally: Tally):
                 read, report = data.read_rows(tmp_path / name, on_bad_row="skip")
                 bad = [problem.source.rpartition(":")[2] for problem in report.problems]
                 found.append(([(*row[:6], row.votes) for row in read], bad))
-            except data.DataError:
+            except data.RowsError:
                 found.append(([], ["all"]))
             except Exception as error:
                 tally.add(records, f"{name}: {kind_of(error)}")
@@ -108,7 +108,7 @@ def test_tables_hold_the_rows_of_json(tmp_path: Path, tally: Tally):
 
 
 def damaged_files(folder: Path) -> list[Path]:
-    """Files, and what is none, under names of files of rows."""
+    """Makes damaged files, and folders, pipes and links, with the names of files of rows."""
     row = {"prompt": "a ", "chosen": "b", "rejected": "c"}
     text = b"".join(json.dumps({**row, "chosen": f"b{n}"}).encode() + b"\n" for n in range(9))
     packed = gzip.compress(text, mtime=0)
@@ -161,7 +161,7 @@ def damaged_files(folder: Path) -> list[Path]:
 
 
 def test_damaged_files(tmp_path: Path, tally: Tally):
-    """What cannot be read is named, with the reason."""
+    """A path that cannot be read is named in the error, with the reason."""
     (tmp_path / "rows").mkdir()
     for path in damaged_files(tmp_path / "rows"):
         for way in ("fail", "skip"):

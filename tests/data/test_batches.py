@@ -24,7 +24,7 @@ EOS = 0
 
 
 def rows(num=53, *, largest=90):
-    """Rows that carry their number in every token; a third of them have three completions."""
+    """Makes rows whose tokens are all their number; a third of them have three completions."""
     encoded = []
     for n in range(num):
         sizes = [1 + (n * 7 + k * 5) % (largest // 2) for k in range(3 if n % 3 == 0 else 2)]
@@ -95,7 +95,7 @@ def test_an_epoch_has_every_row_once_and_at_most_one_batch_is_partly_filled():
 
 
 def test_no_more_is_padded_than_by_a_partly_filled_batch_in_every_bucket():
-    """Rows in the smallest bucket they fit, but for those too few for a batch of it."""
+    """Every row is in the smallest bucket that fits, except where these are too few for a batch."""
     buckets, rng = length_buckets(96), np.random.default_rng(0)
     for _ in range(50):
         lengths = rng.integers(1, 97, rng.integers(1, 40))
@@ -122,14 +122,14 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 
 
 def test_the_order_stays_in_every_version():
-    """A run may be resumed years later: the same in Python integers."""
+    """A run may be resumed years later, so the order is compared with one by Python integers."""
 
     def mixed(state):
         state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
         state = (state ^ (state >> 27)) * 0x94D049BB133111EB % 2**64
         return state ^ (state >> 31)
 
-    # The first number of SplitMix64 from the seed 1234567, as other implementations give it.
+    # The first number of SplitMix64 with the seed 1234567 in other implementations.
     assert mixed(1234567 + 0x9E3779B97F4A7C15) == 6457827717110365317
 
     def order(num, *words):
@@ -147,7 +147,7 @@ def test_the_order_stays_in_every_version():
 
 
 def test_the_order_is_uniform():
-    """Each of 6 rows comes first in the plan in a sixth of 6,000 epochs; so in the last place."""
+    """In 6,000 epochs each of 6 rows is first in a sixth of them, and last in a sixth."""
     epochs = [plan([5] * 6, batch_size=1, epoch=epoch) for epoch in range(3_000)]
     table = np.array([[part.item() for _, part in found] for found in epochs])
     counts = np.stack([(table == row).mean(axis=0) for row in range(6)])
@@ -164,7 +164,7 @@ def test_rows_that_cannot_be_planned():
 
 
 def assert_is_row(batch, b, row, number):
-    """Whether row b of a batch is this encoded row, padded."""
+    """Asserts that row b of a batch is this encoded row, padded."""
     num = len(row.completions)
     for k, completion in enumerate(row.completions):
         np.testing.assert_array_equal(batch.tokens[b, k][batch.mask[b, k]], completion)
@@ -286,7 +286,7 @@ def test_processes_must_divide_the_batch():
 
 
 class Letters:
-    """One token a character."""
+    """Makes a token of every character."""
 
     bos, eos, adds_bos, chat_template = 1, 2, True, None
 
@@ -309,11 +309,11 @@ def test_text_becomes_batches():
 
 def test_a_missing_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
-    with pytest.raises(ImportError, match=r"batches need grain: pip install 'shatter\[data\]'"):
+    with pytest.raises(ImportError, match=r"batches need grain: pip install 'shatter-lm\[data\]'"):
         batches(rows(), batch_size=4, seed=0, max_length=96)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ImportError, match=r"needs pyarrow: pip install 'shatter\[parquet\]'"):
+    with pytest.raises(ImportError, match=r"needs pyarrow: pip install 'shatter-lm\[parquet\]'"):
         read_rows(tmp_path / "a.parquet")
 
 

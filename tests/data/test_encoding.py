@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shatter.data import DataError, Report, Row, collate, encode_rows, read_rows
+from shatter.data import Report, Row, RowsError, collate, encode_rows, read_rows
 from shatter.models import load_tokenizer
 
 USER = {"role": "user", "content": "hi"}
@@ -18,7 +18,7 @@ TALK = Row((USER,), ((ANSWER,), (OTHER,)), (1, 2), source="talk:1")
 
 @dataclasses.dataclass
 class Pieces:
-    """Words with the space before them, runs of newlines, single signs; ids as they come."""
+    """Tokens are words with the space before them, newlines and single characters."""
 
     bos: int | None = 0
     eos: int | None = 1
@@ -50,7 +50,7 @@ class Pieces:
 
 @dataclasses.dataclass
 class Real(Pieces):
-    """A tokenizer.json."""
+    """Returns the content of a tokenizer.json."""
 
     backend: Any = None
 
@@ -75,7 +75,7 @@ def stories(data_dir):
 
 
 def encode_one(tokenizer, prompt, *completions, max_length=99, **arguments):
-    """Prompt and completions as the tokenizer spells them."""
+    """Returns prompt and completions, decoded."""
     row = Row(prompt, completions, tuple(range(1, 1 + len(completions))), source="f:1")
     (encoded,), report = encode_rows([row], tokenizer, max_length=max_length, **arguments)
     assert encoded.row is row and encoded.ranks == row.ranks
@@ -91,7 +91,7 @@ def encode_one(tokenizer, prompt, *completions, max_length=99, **arguments):
         ({}, "", "<s>"),
         ({"adds_bos": True}, "a b", "<s>a b"),
         ({"adds_bos": True}, "", "<s>"),
-        ({"adds_bos": True}, "<s>a b", "<s>a b"),  # it is there already
+        ({"adds_bos": True}, "<s>a b", "<s>a b"),  # BOS is in the text already
         ({"bos": None}, "", "</s>"),
         ({"bos": None}, "a b", "a b"),
         ({"bos": 1, "adds_bos": True}, "a b", "</s>a b"),
@@ -112,7 +112,7 @@ def test_eos_in_the_prompt_ends_nothing():
 
 
 def problem_of(row, tokenizer, **arguments):
-    """The only problem of a row, beside a good one."""
+    """Returns the only problem of a row, which is encoded together with a good one."""
     good = Row("g", (" x", " y"), (1, 2), source="good:1")
     settings = {"max_length": 99, "on_bad_row": "skip"} | arguments
     encoded, report = encode_rows([good, row], tokenizer, **settings)
@@ -153,7 +153,7 @@ def test_the_fields_of_a_row_are_kept():
     assert report == Report(read=1, kept=1, tokens=6)
 
 
-# ten prompt tokens with BOS, and completions of 8 and 3 with EOS
+# The prompt has ten tokens with BOS, the completions have 8 and 3 with EOS.
 LONG = "a0" + "".join(f" a{n}" for n in range(1, 9)), "".join(f" b{n}" for n in range(7)), " c0 c1"
 
 
@@ -161,9 +161,9 @@ LONG = "a0" + "".join(f" a{n}" for n in range(1, 9)), "".join(f" b{n}" for n in 
     ("max_length", "max_prompt_length", "prompt", "first", "lost"),
     [
         (18, None, 10, 8, 0),
-        (17, None, 9, 8, 1),  # the prompt makes room
+        (17, None, 9, 8, 1),  # the prompt is cut
         (16, None, 8, 8, 2),
-        (14, None, 7, 7, 4),  # but keeps half of the document
+        (14, None, 7, 7, 4),  # but half of the document is left to it
         (18, 4, 4, 8, 6),
         (12, 6, 6, 6, 6),
         (12, 1, 1, 8, 9),
@@ -178,10 +178,10 @@ def test_truncation_keeps_bos_and_eos(max_length, max_prompt_length, prompt, fir
     (encoded,), report = encode_rows([row], tokenizer, **limits)
     assert [len(encoded.prompt), len(encoded.completions[0])] == [prompt, first]
     assert encoded.length <= max_length
-    # From the left, but for BOS: what is left is the end of the prompt.
+    # The prompt is cut on the left, after BOS.
     text = tokenizer.spelt(encoded.prompt)
     assert text.startswith("<s>") and whole.endswith(text.removeprefix("<s>"))
-    # From the right, but for EOS.
+    # Completions are cut on the right, before EOS.
     spelt = [tokenizer.spelt(ids) for ids in encoded.completions]
     assert LONG[1].startswith(spelt[0].removesuffix("</s>")) and spelt[0].endswith("</s>")
     assert spelt[1] == " c0 c1</s>"
@@ -249,7 +249,7 @@ def turn(role, content):
     return {"role": role, "content": content}
 
 
-# Chosen and rejected part at their first answer; what follows it is other in each.
+# Chosen and rejected differ from their first answer on.
 PARTED = Row(
     (USER,),
     ((ANSWER, turn("user", "more"), OTHER), (OTHER, turn("tool", "x y"), ANSWER)),
@@ -277,7 +277,7 @@ def test_the_mask_of_a_batch_shows_the_turns_that_count(adds_bos, last_turn):
     expected = last if last_turn else whole
     assert spelt[0] == [*expected, expected[0]]  # an empty slot repeats the first document
     assert spelt[1] == ["hello you</s>", "hey</s>", "hello you</s>"]
-    # The document is the same, whatever counts in it, and every token counts once.
+    # Which tokens count does not change the document, and every token counts once.
     pairs = zip(batch.tokens[0], batch.valid[0], strict=True)
     documents = [tokenizer.spelt(ids[valid]) for ids, valid in pairs]
     begin = "<s>" * adds_bos + "user:\nhi</s>\nassistant:\n"
@@ -293,7 +293,7 @@ def test_a_last_turn_that_is_cut_away_is_a_bad_row():
         encoded = []
         try:
             encoded = encode_rows([row], tokenizer, max_length=max_length)[0]
-        except DataError as error:
+        except RowsError as error:
             assert re.search(r"parted:1: completions?.*: expected", str(error))
         for one in encoded:
             for ids, skipped in zip(one.completions, one.skipped, strict=True):
@@ -315,7 +315,7 @@ def test_a_call_of_a_tool_is_a_completion(data_dir):
     said = [tokenizer.decode(ids[:-1]) for ids in encoded.completions]
     assert [json.loads(text) for text in said] == calls
     silent = tokenizer.with_chat_template("{{ messages[0].content }}")  # shows no calls
-    with pytest.raises(DataError, match="f:1: completion: expected at least one token before EOS"):
+    with pytest.raises(RowsError, match="f:1: completion: expected at least one token before EOS"):
         encode_rows([row], silent, max_length=200)
 
 
@@ -325,7 +325,7 @@ def test_what_a_tokenizer_or_template_raises_names_the_row():
 
     tokenizer = Pieces()
     tokenizer.encode = refuse
-    with pytest.raises(DataError, match=r"f:7: row: expected texts that .* no token for 'x'"):
+    with pytest.raises(RowsError, match=r"f:7: row: expected texts that .* no token for 'x'"):
         encode_rows([Row("p", ("x",), (0,), source="f:7")], tokenizer, max_length=9)
 
 
@@ -345,9 +345,9 @@ def test_conversations_that_the_template_does_not_fit():
 
 def test_without_template_or_eos_the_error_says_what_to_do():
     for on_bad_row in ("fail", "skip"):
-        with pytest.raises(DataError, match=r"no chat template.*--chat_template=FILE"):
+        with pytest.raises(RowsError, match=r"no chat template.*--chat_template=FILE"):
             encode_rows([TALK], Pieces(), max_length=9, on_bad_row=on_bad_row)
-    with pytest.raises(DataError, match=r"the tokenizer has no EOS.*tokenizer_config\.json"):
+    with pytest.raises(RowsError, match=r"the tokenizer has no EOS.*tokenizer_config\.json"):
         encode_rows([TALK], Pieces(eos=None), max_length=9)
 
 
@@ -363,11 +363,11 @@ def test_bad_rows_of_reading_and_encoding_come_together(tmp_path):
     written = [json.loads(line) for line in bad.read_text().splitlines()]
     assert [entry["source"] for entry in written] == [f"{path}:2", f"{path}:4"]
     assert written == [problem._asdict() for problem in report.problems]
-    with pytest.raises(DataError, match=r"a\.jsonl:4: completion: expected at least one token"):
+    with pytest.raises(RowsError, match=r"a\.jsonl:4: completion: expected at least one token"):
         encode_rows(rows, Pieces(), **arguments)
-    # What was skipped when the rows were read is no reason to fail now.
+    # Rows that were skipped when the file was read do not make encoding fail.
     assert len(encode_rows(rows[:-1], Pieces(), **arguments)[0]) == 2
-    with pytest.raises(DataError, match="of 1 rows no good one is left"):
+    with pytest.raises(RowsError, match="of 1 rows no good one is left"):
         encode_rows(rows[-1:], Pieces(), max_length=9, on_bad_row="skip")
 
 
@@ -410,5 +410,5 @@ def test_real_preferences_in_real_tokens(data_dir):
         assert all(ids[-1] == tokenizer.eos for ids in row.completions)
     answers = [tuple(answer.lstrip() for answer in row.completions) for row in rows]
     merged = [Row(rows[n].prompt + " ", answers[n], (1, 2)) for n in range(9)]
-    with pytest.raises(DataError, match="expected a prompt whose tokens the document begins with"):
+    with pytest.raises(RowsError, match="expected a prompt whose tokens the document begins with"):
         encode_rows(merged, tokenizer, max_length=128)

@@ -1,4 +1,4 @@
-"""Files that cannot be read, tables that fill up their structures, and writes that are whole."""
+"""Files of rows: files that cannot be read, the nulls of tables, and files that are written."""
 
 import gzip
 import json
@@ -9,7 +9,7 @@ import stat
 import pytest
 
 from shatter.data import read_rows, write_rows
-from shatter.data.files import records, write_atomically
+from shatter.data.files import records
 from shatter.data.rows import Row
 
 ROW = {"prompt": "p", "chosen": " a", "rejected": " b"}
@@ -94,7 +94,7 @@ def call(name, **arguments):
 
 
 def test_the_padding_of_a_table_is_absent_as_it_is_in_json(tmp_path):
-    """At every depth; the nulls of a list stay."""
+    """Padding is absent at every depth, while the nulls of a list stay."""
     rows = [
         {"prompt": [call("look", where={"city": "Rome", "at": [1, 2]})], "ratings": [1.0, None]},
         {"prompt": [call("look", where={"zone": {"name": "UTC"}}), call("wait", hours=2)]},
@@ -123,44 +123,12 @@ def test_written_files_have_ordinary_permissions_and_long_names(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_two_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):
-    """The second writes while the first has not finished; what stands is one of the two, whole."""
-    path, replace = tmp_path / "a.jsonl", os.fsync
-    seen = []
-
-    def write_within(descriptor):
-        seen.append([file.name for file in tmp_path.iterdir()])
-        if len(seen) == 1:
-            write_atomically(path, b"second\n")
-        replace(descriptor)
-
-    monkeypatch.setattr(os, "fsync", write_within)
-    write_atomically(path, b"first\n")
-    assert len(seen[1]) == 2 and len(set(seen[1])) == 2
-    assert path.read_bytes() == b"first\n"
-    assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
-
-
-def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "a.jsonl"
-    write_atomically(path, b"old\n")
-
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(path, b"new\n")
-    assert path.read_bytes() == b"old\n"
-    assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
-
-
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_no_number_is_written_that_json_does_not_have(tmp_path, number):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_rows(tmp_path / "a.jsonl", [Row("p", ("a", "b"), (1, 2), weight=number)])
     assert not list(tmp_path.iterdir())
-    # A table may hold such numbers where nobody looks; a bad row is shown with them.
+    # A table may hold such numbers in fields that are not read; a bad row is shown with them.
     path = table(tmp_path / "a.parquet", [{"prompt": "p", "score": number}])
     with pytest.raises(ValueError, match=r"a\.parquet:1: row: expected one layout"):
         read_rows(path)

@@ -1,4 +1,4 @@
-"""Every way in which a row can be bad, and what is said of it."""
+"""All the ways in which a row can be bad, and their messages."""
 
 import json
 import re
@@ -65,7 +65,7 @@ def ranked(*ranks):
         ),
         (TALK | {"rejected": [ANSWER]}, "rejected", "a completion of its own", "that of chosen"),
         ({"chosen": "a b", "rejected": "a b"}, "rejected", "a completion of its own", "that of"),
-        # answers that are none
+        # answers that say nothing
         (ranked(1, 2), "ranks", "a list of 3 numbers, one a completion", "list of length 2"),
         (ranked(1, 2, 1.5), r"ranks\[2\]", "a whole number", "float 1.5"),
         (ranked(1, True, 2), r"ranks\[1\]", "a whole number", "bool True"),
@@ -115,7 +115,12 @@ def ranked(*ranks):
         (TALK | {"chosen": []}, "chosen", "last message is the assistant's", r"the roles \[\]"),
         (TALK | {"chosen": [USER, ANSWER]}, r"chosen\[0\].role", "assistant or tool", "user"),
         (TALK | {"chosen": [ANSWER | {"content": " "}]}, "chosen", "something in it", "str ' '"),
-        (TALK | {"prompt": [USER, ANSWER]}, "prompt", "before the assistant speaks", "it does"),
+        (
+            TALK | {"prompt": [USER, ANSWER]},
+            "prompt",
+            "last message is not the assistant's",
+            "ends with the assistant",
+        ),
         (
             TALK | {"chosen": "a"},
             "chosen",

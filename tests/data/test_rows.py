@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from shatter.data import DataError, Report, Row, read_rows, write_rows
+from shatter.data import Report, Row, RowsError, read_rows, write_rows
 
 USER, ANSWER, OTHER = (
     {"role": "user", "content": "Größe? 🦊"},
@@ -17,7 +17,7 @@ TEXTS += ["x\u2028y\u0085z\x0b", "\ufeffbom", "🦊"]
 
 
 def write(path, *lines):
-    """Lines as they are if bytes, as JSON otherwise."""
+    """Writes lines: bytes as they are, everything else as JSON."""
     raw = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
     path.write_bytes(b"\n".join(raw) + b"\n")
     return path
@@ -86,8 +86,8 @@ def test_votes_become_one_weighted_row_an_answer(tmp_path, completions, votes, e
         ("The sky is blue.", "The sky is green.", "The sky is"),
         ("The sky is bright", "The sky is blue", "The sky is"),  # a word is not cut
         ("Q: why?\n\nA: x", "Q: why?\n\nA: y", "Q: why?\n\nA:"),
-        ("Hi\n\nyes", "Hi\n\nno", "Hi"),  # white space goes whole to the completions
-        ("It is", "It is so", "It"),  # something of both is left
+        ("Hi\n\nyes", "Hi\n\nno", "Hi"),  # all white space goes to the completions
+        ("It is", "It is so", "It"),  # something is left of both
         ("It is", "It is ", "It"),
         ("It is \n", "It is so", "It"),
         ("It is so", "It is\nso", "It is"),
@@ -106,7 +106,7 @@ def test_implicit_prompt_of_conversations(tmp_path):
     pair = {"chosen": [USER, ANSWER], "rejected": [USER, OTHER]}
     expected = [Row((USER,), ((ANSWER,), (OTHER,)), (1, 2))]
     assert read(tmp_path, pair) == expected
-    # As UltraFeedback has it: the prompt is told once more as a text.
+    # UltraFeedback has the prompt a second time, as a text.
     assert read(tmp_path, pair | {"prompt": USER["content"]}) == expected
 
 
@@ -115,7 +115,7 @@ def test_the_last_turn_alone_counts_where_no_prompt_says_otherwise(tmp_path):
     completions = ((ANSWER,), (ANSWER, USER, OTHER))
     (row,) = read(tmp_path, longer)
     assert row == Row((USER,), completions, (1, 2), last_turn=True)
-    told = longer | {"prompt": USER["content"]}  # cut out of the completions all the same
+    told = longer | {"prompt": USER["content"]}  # still cut out of the completions
     assert read(tmp_path, told, longer | {"last_turn": False}) == [
         row,
         row._replace(last_turn=False),
@@ -125,7 +125,7 @@ def test_the_last_turn_alone_counts_where_no_prompt_says_otherwise(tmp_path):
         row._replace(last_turn=False),
         row,
     ]
-    # Where the last turn is the only one, there is nothing to tell.
+    # If the last turn is the only one, `last_turn` makes no difference.
     short = {"chosen": [USER, ANSWER], "rejected": [USER, OTHER], "last_turn": True}
     assert not read(tmp_path, short, {"chosen": "a b", "rejected": "a c"})[0].last_turn
 
@@ -178,7 +178,7 @@ def test_a_strict_pair_is_written_as_prompt_chosen_rejected(tmp_path):
     assert json.loads((tmp_path / "a.jsonl").read_bytes()) == expected
     write_rows(tmp_path / "a.jsonl", [Row("p", ("a", "b"), (1, 1))])
     write_rows(tmp_path / "b.jsonl", [Row("é 🦊", ("a", "b"), (1, 2))])
-    assert "é 🦊".encode() in (tmp_path / "b.jsonl").read_bytes()  # for people to read
+    assert "é 🦊".encode() in (tmp_path / "b.jsonl").read_bytes()  # unescaped, for people to read
     expected = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 1]}
     assert json.loads((tmp_path / "a.jsonl").read_bytes()) == expected
 
@@ -226,7 +226,7 @@ def test_a_table_reads_as_the_lines_do(tmp_path):
     rows, report = read_rows(tmp_path / "rows.parquet")
     assert [row._replace(source="") for row in rows] == read(tmp_path, *records)
     assert rows[2].source == f"{tmp_path / 'rows.parquet'}:3" and report.read == 4
-    # Messages of a table have every field, null where a message has none.
+    # Messages of a table have all fields, null where a message lacks one.
     talk = {"prompt": [USER | {"name": "x"}, USER], "chosen": [ANSWER], "rejected": [OTHER]}
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([talk]), tmp_path / "talk.parquet")
     (row,), _ = read_rows(tmp_path / "talk.parquet")
@@ -252,7 +252,7 @@ def test_files_that_cannot_be_read(tmp_path):
     for content in (b"", b"\n \r\n", b"\xef\xbb\xbf"):
         (tmp_path / "empty.jsonl").write_bytes(content)
         for on_bad_row in ("fail", "skip"):
-            with pytest.raises(DataError, match=r"empty\.jsonl: file: expected at least one row"):
+            with pytest.raises(RowsError, match=r"empty\.jsonl: file: expected at least one row"):
                 read_rows(tmp_path / "empty.jsonl", on_bad_row=on_bad_row)
 
 
@@ -262,7 +262,7 @@ BAD = [b"{torn", {"prompt": "p", "chosen": "a"}]
 
 def test_fail_names_the_first_bad_row_and_counts_the_others(tmp_path):
     path = write(tmp_path / "a.jsonl", GOOD, *BAD, GOOD)
-    with pytest.raises(DataError) as error:
+    with pytest.raises(RowsError) as error:
         read_rows(path, bad_rows_path=tmp_path / "bad.jsonl")
     message = str(error.value)
     assert message.startswith(f"{path}:2: line: expected a whole JSON object, found str '{{torn'")
@@ -286,7 +286,7 @@ def test_skip_writes_the_bad_rows_with_their_reasons(tmp_path):
 
 def test_no_good_row_left_is_an_error(tmp_path):
     path = write(tmp_path / "a.jsonl", *BAD)
-    with pytest.raises(DataError, match=r"of 2 rows no good one is left; the first: .*a\.jsonl:1"):
+    with pytest.raises(RowsError, match=r"of 2 rows no good one is left; the first: .*a\.jsonl:1"):
         read_rows(path, on_bad_row="skip", bad_rows_path=tmp_path / "bad.jsonl")
     assert len((tmp_path / "bad.jsonl").read_bytes().splitlines()) == 2
     with pytest.raises(ValueError, match="on_bad_row expects 'fail' or 'skip', found 'ignore'"):
@@ -296,6 +296,6 @@ def test_no_good_row_left_is_an_error(tmp_path):
 def test_real_preferences(data_dir):
     rows, report = read_rows(data_dir / "hh_harmless" / "pairs.jsonl", on_bad_row="skip")
     assert report.read == 1614
-    # Three answers there are a single space.
+    # Three answers in that file are a single space.
     assert [(p.field, p.found) for p in report.problems] == [("chosen", "str ' '")] * 3
     assert len(rows) == 1611 and {row.ranks for row in rows} == {(1, 2)}

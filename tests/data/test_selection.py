@@ -1,4 +1,4 @@
-"""Which rows teach something: a rule about a row never depends on the rows beside it."""
+"""Selecting rows: whether a row is kept does not depend on unrelated rows."""
 
 import itertools
 
@@ -28,7 +28,7 @@ EVERY = [FALSE, TRUE, SHOWN, PAIR, TIE, RANKED, ONE_SHOWN]
 
 @pytest.mark.parametrize("size", range(1, len(EVERY) + 1))
 def test_a_completion_labelled_false_is_never_a_demonstration(size):
-    """In whatever company."""
+    """It does not matter which other rows there are."""
     for rows in itertools.combinations(EVERY, size):
         kept, report = demonstrations(rows)
         assert kept == [row for row in rows if row is not FALSE]
@@ -66,8 +66,8 @@ def test_people_who_chose_none_ask_nobody_to_imitate_anything():
 def test_what_a_lone_completion_lacks_is_said():
     (_, report) = comparisons([SHOWN, PAIR])
     assert str(report.problems[0]) == (
-        "a:3: completions: expected at least two completions that were shown, or a label on this "
-        "one and its like, found 1"
+        "a:3: completions: expected at least two completions that were shown, or labels on "
+        "completions of one prompt, found 1"
     )
 
 
@@ -95,7 +95,7 @@ def test_labels_of_one_prompt_become_one_row():
         pair,
         label("p", "bad", 2),
         label("torn", "both", 1),
-        label("p", "good", 1),  # twice the same says no more
+        label("p", "good", 1),  # the same label twice counts once
         label("torn", "both", 2),
         label("torn", "worse", 2),
         label((USER,), (ANSWER,), 2),

@@ -1,4 +1,4 @@
-"""Conversations with calls of tools, and what no text may hold; whatever stands in a line."""
+"""Conversations with tool calls, texts that are refused, and arbitrary lines."""
 
 import json
 import re
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shatter.data import DataError, Row, read_rows, write_rows
+from shatter.data import Row, RowsError, read_rows, write_rows
 from shatter.data.texts import MAX_DEPTH, text_key
 
 USER = {"role": "user", "content": "How warm is it?"}
@@ -30,7 +30,7 @@ def without_content(message):
 
 @pytest.mark.parametrize("calling", [CALLING, without_content(CALLING)])
 def test_a_call_of_a_tool_needs_no_content(tmp_path, calling):
-    """Null and absent are the same, in prompts, as completions and between turns."""
+    """Null is the same as absent: in prompts, as completions and between turns."""
     pair = {"prompt": [USER, calling, TOOL], "chosen": [ANSWER], "rejected": [OTHER]}
     alone = {"prompt": [USER], "completion": [calling], "label": True}
     among = {"chosen": [USER, calling, TOOL, ANSWER], "rejected": [USER, OTHER]}
@@ -70,7 +70,7 @@ def nested(depth):
         (ROW | {"prompt": [USER | {"content": None}]}, r"prompt\[0\].content: expected a text, .*"),
         (
             ROW | {"prompt": [without_content(USER)]},
-            "found NoneType None; only an assistant's tool_calls stand without one",
+            "found NoneType None; only an assistant's message with tool_calls may lack it",
         ),
         (
             ROW | {"completion": [ANSWER | {"content": None}]},
@@ -80,7 +80,7 @@ def nested(depth):
         (ROW | {"completion": [CALLING | {"tool_calls": "f()"}]}, "tool_calls: expected a list"),
         (ROW | {"completion": [CALLING | {"tool_calls": ["f"]}]}, "tool_calls: expected a list"),
         (ROW | {"completion": [CALLING | {"content": 3}]}, "content: expected a text or null"),
-        # half a surrogate pair, wherever text may stand
+        # half a surrogate pair, in all places of a text
         (
             ROW | {"prompt": [USER | {"content": HALF}]},
             r"prompt\[0\].content: expected text that U",
@@ -104,7 +104,7 @@ def nested(depth):
     ],
 )
 def test_what_no_text_may_hold_is_named(tmp_path, record, message):
-    with pytest.raises(DataError, match=rf"a\.jsonl:2: .*{message}"):
+    with pytest.raises(RowsError, match=rf"a\.jsonl:2: .*{message}"):
         read(tmp_path, ROW, record)
 
 
@@ -121,12 +121,12 @@ def test_what_no_text_may_hold_is_named(tmp_path, record, message):
     ],
 )
 def test_lines_beyond_measure_are_named(tmp_path, line):
-    with pytest.raises(DataError, match=r"a\.jsonl:2: (line|prompt\[0\]|weight): expected"):
+    with pytest.raises(RowsError, match=r"a\.jsonl:2: (line|prompt\[0\]|weight): expected"):
         read(tmp_path, ROW, line)
 
 
 def test_a_message_with_a_strange_name_can_be_printed(tmp_path):
-    with pytest.raises(DataError) as error:
+    with pytest.raises(RowsError) as error:
         read(tmp_path, {HALF: 1})
     assert "\\ud83d" in str(error.value).encode().decode()
 
@@ -172,7 +172,7 @@ def test_any_line_is_a_row_that_is_written_and_read_back_or_a_problem(tmp_path_f
     path.write_text("\n".join(map(json.dumps, records)))
     try:
         rows, report = read_rows(path, on_bad_row="skip", bad_rows_path=folder / "bad.jsonl")
-    except DataError as error:
+    except RowsError as error:
         assert re.search(r"a\.jsonl", str(error).encode().decode())
         return
     assert report.skipped + len({row.source for row in rows}) == len(records)

@@ -1,4 +1,4 @@
-"""The one rule for prompts that are too long."""
+"""The truncation of prompts and documents that are too long."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Foreign flax modules as language models."""
+"""Language models made from other flax modules by `from_flax`."""
 
 import flax.linen as nn
 import jax
@@ -75,7 +75,7 @@ def test_foreign_module_scores_as_by_hand(kind: str):
 
 
 def test_foreign_module_samples():
-    """What sampling reports is what scoring says, and draws differ."""
+    """The log-probs of sampling are those of scoring, and samples differ."""
     lm = from_flax(Convolution())
     params = lm.init(jax.random.key(0))
 
@@ -107,7 +107,7 @@ def test_padding_without_valid_is_refused():
         lm.apply(params, jnp.zeros((1, 3), int), valid=jnp.ones((1, 3), bool))
 
 
-def test_nnx_module_is_refused_with_the_way_in():
+def test_nnx_module_is_refused_with_the_name_of_its_wrapper():
     with pytest.raises(TypeError, match=r"flax\.nnx\.bridge\.ToLinen"):
         from_flax(ModernCumulative(VOCAB_SIZE, rngs=nnx.Rngs(0)))
 

@@ -83,7 +83,7 @@ def test_long_values_are_shown_short():
 @settings(derandomize=True, deadline=None, max_examples=100)
 @given(st.floats() | st.integers() | st.booleans(), st.floats(-10, 10), st.floats(0, 10))
 def test_a_number_in_range(value: Any, low: float, width: float):
-    """Exactly those between the bounds pass, whatever their type."""
+    """Numbers of any type are accepted if, and only if, they are between the bounds."""
     field = Field("number", low, low + width)
     fits = not isinstance(value, bool) and low <= value <= low + width
     if fits:

@@ -1,4 +1,4 @@
-"""What is written for those who generate: end tokens, and the rest of the original's settings."""
+"""generation_config.json: the end tokens, and the other settings of the original model."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ ORIGINAL = {
 
 @cache
 def zeros() -> tuple[Any, Any]:
-    """Parameters and adapters."""
+    """Returns parameters and adapters."""
     shapes = jax.eval_shape(transformer(CONFIG).init, jax.random.key(0))
     own = jax.eval_shape(partial(init_lora, lora=LORA), jax.random.key(0), shapes)
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), (shapes, own))
@@ -91,7 +91,9 @@ def test_the_token_that_closed_the_completions_is_among_the_end_tokens(
     again, _, saved = load_pretrained(tmp_path / "model")
     assert saved == tokenizer
     assert set(again.eos) == {5, *eos}
-    (tmp_path / "model" / "tokenizer_config.json").unlink()  # then it is config.json's first
+    (
+        tmp_path / "model" / "tokenizer_config.json"
+    ).unlink()  # then the first one of config.json is read
     assert load_pretrained(tmp_path / "model")[2].eos == 5
     assert (tmp_path / "own" / "tokenizer.json").read_bytes() == tokenizer.files["tokenizer.json"]
     assert load_lora(tmp_path / "own", config)[1] == LORA
@@ -137,7 +139,7 @@ def test_an_original_that_cannot_be_read(text: str, message: str, tmp_path: Path
 
 @pytest.mark.parametrize("base", ["org/name", None, "folder"])
 def test_the_base_of_adapters(base: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Its name as it is, or the whole path of a folder."""
+    """A name on the hub is saved as it is, a folder as an absolute path."""
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
     save_lora("own", CONFIG, zeros()[1], LORA, base=base)
@@ -148,5 +150,7 @@ def test_the_base_of_adapters(base: str | None, tmp_path: Path, monkeypatch: pyt
         save_lora("own", CONFIG, zeros()[1], LORA, base=base, revision="v1")
         assert written(tmp_path / "own", "adapter_config")["revision"] == "v1"
     else:
-        with pytest.raises(ValueError, match="a revision is of a name on the Hugging Face hub"):
+        with pytest.raises(
+            ValueError, match="a revision needs a base by its name on the Hugging Face hub"
+        ):
             save_lora("own", CONFIG, zeros()[1], LORA, base=base, revision="v1")

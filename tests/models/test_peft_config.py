@@ -1,4 +1,4 @@
-"""adapter_config.json: what changes the meaning and is not supported is refused by name."""
+"""adapter_config.json: settings that change the adapters and are not supported are refused."""
 
 import json
 import math
@@ -63,7 +63,7 @@ PEFT = {
     "arrow_config": None,
     "ensure_weight_tying": False,
 }
-"""As PEFT 0.18 writes it."""
+"""The file as PEFT 0.18 writes it."""
 
 
 def test_what_peft_writes_is_read():
@@ -190,7 +190,7 @@ def test_modules_that_the_config_names(names: Any, folder: Path):
     ids=str,
 )
 def test_a_config_of_other_tensors(changes: dict[str, Any], message: str, folder: Path):
-    """PEFT would pass over what it does not name, and begin anew what is not there."""
+    """PEFT would ignore tensors of modules that are not named, and initialise missing ones."""
     edit(folder, **changes)
     with pytest.raises(ValueError, match=message):
         load_lora(folder, CONFIG)

@@ -1,4 +1,4 @@
-"""Documents longer than the positions, and tokens beyond the cache, are refused: never clipped."""
+"""Too long documents, and tokens for which the cache is full, are refused and never cut off."""
 
 import dataclasses
 
@@ -39,8 +39,8 @@ def with_adapters(params, tokens, **keywords):
     ],
     ids=["apply", "features", "adapters", "lower", "lowest", "decode"],
 )
-def test_a_shape_that_shows_it(function):
-    """While tracing, so that no compiled program can run past the end."""
+def test_a_shape_that_is_too_long(function):
+    """It is refused while tracing, so that no compiled program can run past the end."""
     jax.eval_shape(function, PARAMS, tokens(4))
     with pytest.raises(ValueError, match="found 5 tokens, over max_length 4"):
         jax.eval_shape(function, PARAMS, tokens(5))
@@ -53,8 +53,8 @@ def test_more_tokens_than_slots():
             jax.eval_shape(decode, valid)
 
 
-def test_known_values_that_show_it():
-    """Outside of jit: padding may be longer than the positions, text may not."""
+def test_known_values_that_are_too_long():
+    """Outside of jit, padding may exceed the number of positions, and text may not."""
     valid = np.ones((2, 6), bool)
     valid[0, :2] = valid[1, 4:] = False
     shallow = split_layers(CONFIG, 1).upper_params(PARAMS)
@@ -76,7 +76,7 @@ def test_known_values_that_show_it():
     ],
 )
 def test_a_step_beyond_the_cache_or_the_positions(slots: int, message: str):
-    """Five slots are in use, one of them by padding: slots may be more than the positions."""
+    """Five slots are in use, one of them by padding; there may be more slots than positions."""
     in_use = jnp.broadcast_to((jnp.arange(slots) > 0) & (jnp.arange(slots) < 5), (2, slots))
     cache = LM.init_cache(2, slots)._replace(valid=in_use, length=jnp.array(5))
     with pytest.raises(ValueError, match=message):

@@ -63,7 +63,7 @@ def shapes(config: TransformerConfig) -> Any:
 
 
 def random_params(config: TransformerConfig, dtype: Any = np.float32) -> Any:
-    """Every entry differs, so none can go astray."""
+    """All entries differ, so that no two of them can be mixed up unseen."""
     generator = np.random.Generator(np.random.PCG64(0))
     return jax.tree.map(
         lambda leaf: jnp.asarray(generator.normal(size=leaf.shape).astype(dtype)), shapes(config)
@@ -110,7 +110,7 @@ def test_round_trip(config: TransformerConfig, dtype: str, tmp_path: Path):
     assert tokenizer is None
     assert_same(loaded, params)
     assert json.loads((tmp_path / "new/model/config.json").read_text())["torch_dtype"] == dtype
-    assert sorted(os.listdir(tmp_path / "new")) == ["model"]  # nothing else is left
+    assert sorted(os.listdir(tmp_path / "new")) == ["model"]  # no temporary folder is left
 
 
 def test_layout(folder: Path):
@@ -128,7 +128,7 @@ def test_layout(folder: Path):
 
 
 def test_layout_of_gpt2(tmp_path: Path):
-    """Its layers are stored [in, out]."""
+    """Linear layers of GPT-2 are stored [in, out]."""
     params = random_params(GPT2)
     save_pretrained(tmp_path, GPT2, params)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -251,7 +251,7 @@ def test_buffers_are_passed_over(folder: Path, tmp_path: Path):
 
 
 def test_prefix_may_be_left_out(tmp_path: Path):
-    """As in the original file of GPT-2."""
+    """The original file of GPT-2 leaves it out."""
     params = random_params(GPT2)
     save_pretrained(tmp_path, GPT2, params)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -268,7 +268,7 @@ def test_head_of_a_tied_model(tmp_path: Path):
     assert_same(load_pretrained(tmp_path)[1], params)
     edit(tmp_path, lambda t: t.update({HEAD: t["transformer.wte.weight"] + 1}))
     with pytest.raises(
-        ValueError, match=r"lm_head.weight is not transformer.wte.weight, but .*ties"
+        ValueError, match=r"lm_head.weight differs from transformer.wte.weight, but .*ties"
     ):
         load_pretrained(tmp_path)
 
@@ -304,17 +304,17 @@ def test_head_of_a_tied_model(tmp_path: Path):
         (
             lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
             FileNotFoundError,
-            "(pytorch_model.bin), which can run code and is not read: convert them where torch",
+            "(pytorch_model.bin), which is not read because it can run any code: convert it where",
         ),
         (
             lambda f: (f / "model.safetensors").write_text("version https://git-lfs"),
             ValueError,
-            "model.safetensors (23 bytes) is no whole safetensors file",
+            "model.safetensors (23 bytes) is not a complete safetensors file",
         ),
         (
             lambda f: os.truncate(f / "model.safetensors", 3000),
             ValueError,
-            "model.safetensors (3000 bytes) is no whole safetensors file",
+            "model.safetensors (3000 bytes) is not a complete safetensors file",
         ),
         (
             lambda f: (
@@ -402,7 +402,7 @@ def test_extra_that_is_absent(
 ):
     add_tokenizer(folder)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=rf"pip install 'shatter\[{extra}\]'"):
+    with pytest.raises(ImportError, match=rf"pip install 'shatter-lm\[{extra}\]'"):
         if package == "huggingface_hub":
             load_pretrained("org/model")
         _, _, tokenizer = load_pretrained(folder)
@@ -412,7 +412,7 @@ def test_extra_that_is_absent(
 
 @pytest.mark.parametrize("pieces, fits", [(7, True), (11, True), (12, False)])
 def test_vocabularies(pieces: int, fits: bool, folder: Path, tmp_path: Path):
-    """A tokenizer of fewer tokens than the embedding has is fine, of more is not."""
+    """A tokenizer may have fewer tokens than the embedding, but not more."""
     add_tokenizer(folder, pieces)
     if fits:
         tokenizer = load_pretrained(folder)[2]
@@ -446,7 +446,7 @@ def test_save_refuses(tmp_path: Path):
 
 
 def test_save_over_another_model(folder: Path, tmp_path: Path):
-    """No file of the older model is mixed in, in either direction."""
+    """No file of the older model is left, whichever of the two is saved last."""
     for number, size in enumerate([1500, 10**9, 3000, 1500]):
         params = jax.tree.map(lambda leaf, n=number: leaf + n, random_params(CONFIG))
         save_pretrained(folder, CONFIG, params, max_shard_size=size)
@@ -473,7 +473,7 @@ def test_stale_chat_template_goes(folder: Path):
 def test_interrupted_save_harms_nothing(
     killed_at: int, monkeypatch: pytest.MonkeyPatch, folder: Path
 ):
-    """Whichever file it reaches, what is there is the older or the newer whole model."""
+    """At whichever file it is interrupted, the folder holds the older or the newer model, whole."""
     old = load_pretrained(folder)[1]
     new = jax.tree.map(lambda leaf: leaf + 1, old)
     replace, calls = os.replace, []
@@ -505,7 +505,7 @@ def test_new_folder_appears_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch,
 
 @partial(jax.jit, static_argnums=(0, 3))
 def greedy(lm: Any, params: Any, prompt: Any, length: int) -> Any:
-    """The most likely continuation of `prompt[P]`: `[length]`."""
+    """Returns the most likely continuation of `prompt[P]`, `[length]`."""
     logits, cache = lm.decode(params, lm.init_cache(1, len(prompt) + length), prompt[None])
 
     def step(carry, _):
@@ -517,7 +517,7 @@ def greedy(lm: Any, params: Any, prompt: Any, length: int) -> Any:
 
 
 def test_real_model_tells_its_story(data_dir: Path, tmp_path: Path):
-    """The greedy continuation of BOS that comes with it; saved and loaded, sharded, the same."""
+    """It continues BOS with the published story; so it does saved in shards and loaded again."""
     config, params, tokenizer = load_pretrained(data_dir / "stories260k")
     assert (config.bos, config.eos, config.tied, config.num_kv_heads) == (1, (2,), True, 4)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 260_032

@@ -53,7 +53,7 @@ CONFIG = TransformerConfig(
     bos=1,
     eos=(2,),
 )
-"""What `LLAMA` says, defaults included."""
+"""The configuration of `LLAMA`, with its defaults."""
 
 
 def read(settings: dict[str, Any], **generation: Any) -> TransformerConfig:
@@ -150,7 +150,7 @@ def test_both_spellings(older: dict[str, Any], newer: dict[str, Any], rope: Rope
 
 
 def test_token_ids():
-    """A list, none, those of generation_config.json first, none outside the vocabulary."""
+    """They may be a list or missing; generation_config.json takes precedence; all are known ids."""
     assert read(LLAMA | {"eos_token_id": [7, 9]}).eos == (7, 9)
     assert read(LLAMA | {"eos_token_id": None, "bos_token_id": None}).eos == ()
     assert read(LLAMA | {"eos_token_id": None, "bos_token_id": None}).bos is None
@@ -188,7 +188,7 @@ def test_refused(settings: dict[str, Any], message: str):
 
 
 def test_sliding_windows_out_of_use_are_no_matter():
-    """As Qwen 2.5 has them."""
+    """Qwen 2.5 has them switched off."""
     window = {"use_sliding_window": False, "sliding_window": 32, "max_window_layers": 1}
     assert read(QWEN2 | window) == read(QWEN2)
     full = {"use_sliding_window": True, "layer_types": ["full_attention"] * 3}
@@ -236,7 +236,7 @@ def test_what_no_family_has(changes: dict[str, Any], field: str):
 
 
 def test_didactic_transformer():
-    """Its head has a bias, as GPT-2's has not."""
+    """Its head has a bias, which no family has."""
     config = TransformerConfig(vocab_size=9, max_length=8)
     with pytest.raises(
         ValueError, match=r"head_bias = True.*in gpt2, the nearest, it would be False"

@@ -1,4 +1,4 @@
-"""A save is whole or not at all, and nothing of it is left beside the folder."""
+"""A save succeeds as a whole or changes nothing, and leaves no temporary folder."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ with staged(sys.argv[1], config="config.json") as staging:
 
 
 def start(target: Path, what: str) -> subprocess.Popen:
-    """Another process that is writing the folder."""
+    """Starts another process that is saving to the folder."""
     pipe = subprocess.PIPE
     process = subprocess.Popen(
         [sys.executable, "-c", WRITE, str(target), what], stdin=pipe, stdout=pipe, text=True
@@ -44,8 +44,8 @@ def read(folder: Path) -> dict[str, str]:
     return {file.name: file.read_text() for file in folder.iterdir()}
 
 
-def test_litter_of_killed_processes_goes_and_that_of_living_ones_stays(tmp_path: Path):
-    """In a folder whose name is a pattern, too: only what is this folder's own."""
+def test_folders_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path: Path):
+    """Only temporary folders of the same target go, even if its name is a pattern."""
     target = tmp_path / "m.d+l"
     for _ in range(2):
         killed = start(target, "die")
@@ -55,7 +55,7 @@ def test_litter_of_killed_processes_goes_and_that_of_living_ones_stays(tmp_path:
     assert left == [f".m.d+l.saving-{killed.pid}"]  # the second one removed that of the first
     living = start(target, "wait")
     other = tmp_path / f".another.saving-{killed.pid}"
-    own = tmp_path / f".m.d+l.saving-{os.getpid()}"  # of a killed process that had our number
+    own = tmp_path / f".m.d+l.saving-{os.getpid()}"  # left by a killed process with our number
     named_alike = tmp_path / f".mxd+l.saving-{killed.pid}"
     for folder in (other, own, named_alike):
         folder.mkdir()
@@ -71,7 +71,7 @@ def test_litter_of_killed_processes_goes_and_that_of_living_ones_stays(tmp_path:
     assert staging not in os.listdir(tmp_path)
 
 
-def test_a_link_that_looks_like_litter_is_not_followed(tmp_path: Path):
+def test_a_link_that_looks_like_a_temporary_folder_is_not_followed(tmp_path: Path):
     killed = start(tmp_path / "model", "die")
     killed.communicate()
     (tmp_path / "precious").mkdir()
@@ -114,7 +114,7 @@ def test_files_that_the_new_ones_replace_go_and_others_stay(tmp_path: Path):
 def test_no_mixture_of_two_models(
     is_changed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    """Where the config changes, a save that ends between two files leaves no config."""
+    """If the config changes, a save that ends between two files leaves no config."""
     save(tmp_path / "m", config__json="old", model__safetensors="old")
     replace = os.replace
 

@@ -1,4 +1,4 @@
-"""Whatever config.json and generation_config.json hold: a config that computes, or an error."""
+"""Any config.json and generation_config.json give a config that computes, or an error."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The table of prefixes against a dictionary of prefixes."""
+"""The table of logits by prefix is compared with a dictionary of prefixes."""
 
 import itertools
 from typing import NamedTuple
@@ -16,7 +16,7 @@ LM = tabular(vocab_size=V, max_length=L, num_prompts=PROMPTS)
 
 
 class Case(NamedTuple):
-    """Every document of full length after every prompt, and the logits of every prefix."""
+    """Every document of full length for every prompt, and the logits of every prefix."""
 
     params: jax.Array
     tokens: np.ndarray
@@ -39,7 +39,7 @@ def case() -> Case:
 
 
 def padded(tokens: np.ndarray, columns: list[int], fill: int) -> tuple[jax.Array, jax.Array]:
-    """The documents with padding in the given columns of the result."""
+    """Returns the documents with padding inserted at these columns."""
     length = tokens.shape[1] + len(columns)
     valid = np.isin(np.arange(length), columns, invert=True)
     out = np.full((len(tokens), length), fill)
@@ -55,7 +55,7 @@ def test_logits_are_those_of_the_prefix(case: Case):
 @pytest.mark.parametrize("fill", [0, -100, 99])
 @pytest.mark.parametrize("columns", [[0, 1], [4, 5], [0, 3], [2, 5]], ids=str)
 def test_padding_moves_nothing(case: Case, columns: list[int], fill: int):
-    """Left, right and in between, whatever id it has; after it, the prefix so far counts."""
+    """Padding is on the left, on the right and in between, with any id."""
     tokens, valid = padded(case.tokens, columns, fill)
     found = jax.jit(LM.apply)(case.params, tokens, valid=valid)
     np.testing.assert_array_equal(found[:, valid[0]], case.expected)
@@ -119,7 +119,7 @@ def test_impossible_sizes_are_refused(sizes: dict[str, int]):
 
 
 def test_a_table_too_large_is_refused_before_it_is_made():
-    """Prefixes: (10^8 - 1) / 9."""
+    """It would have (10^8 - 1) / 9 prefixes."""
     with pytest.raises(ValueError, match="2 prompts x 11111111 prefixes is over the limit"):
         tabular(vocab_size=10, max_length=8, num_prompts=2)
 

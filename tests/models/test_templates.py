@@ -1,4 +1,4 @@
-"""Chat templates are programs of other people: every end they can come to is a text or an error."""
+"""Chat templates are programs by other people; each of them ends with a text or an error."""
 
 import datetime
 import os
@@ -100,7 +100,7 @@ def test_plain_shows_the_calls_of_tools(answer: dict, expected: str | None):
 
 
 def test_templates_see_what_transformers_gives_them():
-    """A missing content as None, calls of tools as they are, and the names that chats use."""
+    """A missing content is None, tool calls are unchanged, and all usual names are there."""
     source = (
         "{%- for m in messages -%}{% if m.content is none %}{{ m.tool_calls[0].arguments.city }}"
         "{% else %}{{ m.content | trim }}{% endif %}{% generation %}{{ eos_token }}"
@@ -144,7 +144,7 @@ def test_whatever_a_template_does_is_an_error_that_names_it(source: str, said: s
     start = time.process_time()
     with pytest.raises(ValueError, match=f"^the chat template of x.jinja (refuses|cannot).*{said}"):
         BASE.with_chat_template(source, name="of x.jinja").render_chat(MESSAGES)
-    assert time.process_time() - start < 1  # it is another process that works
+    assert time.process_time() - start < 1  # because another process does the work
     assert BASE.with_chat_template("plain").render_chat(MESSAGES[:1]) == "User: a b"
 
 
@@ -205,7 +205,9 @@ def test_a_template_beyond_its_bounds_is_given_up_and_others_are_not(monkeypatch
         return len(tries)
 
     assert fail(templates.MAX_FAILURES - 1) == templates.MAX_FAILURES - 1
-    assert tokenizer.render_chat(MESSAGES[:1]) == "1"  # it does end, so it is tried again
+    assert (
+        tokenizer.render_chat(MESSAGES[:1]) == "1"
+    )  # it has rendered, so its failures are forgotten
     assert fail(99) == templates.MAX_FAILURES
     with pytest.raises(ValueError, match="MiB of memory"):
         tokenizer.render_chat(MESSAGES[:1])

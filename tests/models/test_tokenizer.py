@@ -17,7 +17,7 @@ MESSAGES = [{"role": "user", "content": "a b"}, {"role": "assistant", "content":
 def write(
     folder: Path, *, begins: bool = False, backend: dict[str, Any] | None = None, **files: Any
 ) -> Path:
-    """A folder with the tokenizer of `PIECES`; `begins`: its post-processor puts <s> first."""
+    """Makes a folder with the tokenizer of `PIECES`; with `begins` it puts <s> before a text."""
     model = tokenizers.Tokenizer(
         tokenizers.models.BPE({piece: i for i, piece in enumerate(PIECES)}, [])
     )
@@ -86,7 +86,7 @@ def test_truncation_and_padding_of_the_file_are_off(tmp_path: Path):
             {"special_tokens_map": {"eos_token": "<s>"}, "tokenizer_config": {"eos_token": "</s>"}},
             (None, 1, None),
         ),
-        # What the tokenizer does not mention is the model's; null is a mention.
+        # A token that the tokenizer's files do not mention, not even as null, is the model's.
         ({"config": {"bos_token_id": 0, "eos_token_id": [1, 0]}}, (0, 1, None)),
         (
             {"config": {"bos_token_id": 0}, "tokenizer_config": {"bos_token": None}},
@@ -213,7 +213,7 @@ def test_save_with_another_template(before: Any, tmp_path: Path):
 
 
 def test_fingerprint(tmp_path: Path):
-    """It changes with what changes tokens, and with nothing else."""
+    """It changes with everything that changes tokens, and with nothing else."""
     for name in "abc":
         (tmp_path / name).mkdir()
     first = load_tokenizer(write(tmp_path / "a"))
@@ -227,7 +227,7 @@ def test_fingerprint(tmp_path: Path):
 
 
 def test_real_tokenizer(data_dir: Path):
-    """Its normalizer puts a space before a text: the pieces are not the whole."""
+    """It puts a space before every text, so texts must be encoded as a whole."""
     tokenizer = load_tokenizer(data_dir / "stories260k")
     assert (tokenizer.bos, tokenizer.eos, tokenizer.adds_bos) == (1, 2, True)
     assert tokenizer.vocab_size == 512

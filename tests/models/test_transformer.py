@@ -1,7 +1,7 @@
-"""The transformer against numpy, against itself with a cache, with padding, scanned and stacked."""
+"""The transformer: compared with numpy, and with itself cached, padded, scanned and stacked."""
 
 import dataclasses
-import importlib
+import functools
 import itertools
 import math
 
@@ -11,12 +11,9 @@ import numpy as np
 import pytest
 from jax.experimental import checkify
 
-from shatter.models import TransformerConfig, transformer
+from shatter.models import TransformerConfig, transformer, transformer_module
 from shatter.models.transformer_block import cos_sin
 from shatter.models.transformer_config import Rope
-
-# The package shows the function of this name; the module is behind it.
-module = importlib.import_module("shatter.models.transformer")
 
 CONFIG = TransformerConfig(
     vocab_size=5, max_length=6, width=8, num_layers=2, num_heads=2, mlp_width=24
@@ -57,7 +54,7 @@ every_config = pytest.mark.parametrize("name", CONFIGS)
 LMS = {name: transformer(config) for name, config in CONFIGS.items()}
 LM = LMS["didactic"]
 DOCUMENTS = np.array([[0, 3, 1, 4, 2, 2], [4, 4, 0, 2, 1, 3], [2, 0, 1, 1, 3, 0]])
-# Most of the time here is compilation: one program of three rows of eight columns serves most.
+# Compilation takes most of the time, so most tests share a program of three rows, eight columns.
 jitted = {name: jax.jit(lm.apply) for name, lm in LMS.items()}
 jitted_apply = jitted["didactic"]
 jitted_decode = {
@@ -66,9 +63,14 @@ jitted_decode = {
 }
 
 
+@functools.cache
+def shapes_of(config: TransformerConfig):
+    return jax.eval_shape(transformer(config).init, jax.random.key(0))
+
+
 def random_params(config: TransformerConfig, seed: int = 0):
-    """Biases and norms away from zeros and ones, so that they count."""
-    shapes = jax.eval_shape(transformer(config).init, jax.random.key(0))
+    """Returns parameters without zeros and ones, so that biases and norms matter."""
+    shapes = shapes_of(config)
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: jnp.array(0.5 * rng.standard_normal(leaf.shape)), shapes)
 
@@ -79,7 +81,7 @@ def params(float64: None):
 
 
 def pad(columns: list[int], fill: int = 0) -> tuple[jax.Array, jax.Array]:
-    """DOCUMENTS in eight columns, the two given ones being padding."""
+    """Returns DOCUMENTS in eight columns, two of which are padding."""
     valid = np.isin(np.arange(8), columns, invert=True)
     tokens = np.full((3, 8), fill)
     tokens[:, valid] = DOCUMENTS
@@ -87,7 +89,7 @@ def pad(columns: list[int], fill: int = 0) -> tuple[jax.Array, jax.Array]:
 
 
 def apply(params, documents: np.ndarray, name: str = "didactic") -> np.ndarray:
-    """Logits `[3, 6, V]` of three documents of six tokens."""
+    """Returns the logits `[3, 6, V]` of three documents of six tokens."""
     tokens = jnp.pad(jnp.array(documents), ((0, 0), (0, 2)))
     valid = jnp.broadcast_to(jnp.arange(8) < 6, (3, 8))
     return np.asarray(jitted[name](params, tokens, valid=valid))[:, :6]
@@ -101,7 +103,7 @@ ACTIVATIONS = {
 
 
 def numpy_frequencies(rope: Rope, size: int) -> np.ndarray:
-    """One after the other; "llama3" by wavelengths."""
+    """Computes frequencies one after the other, those of "llama3" from their wavelengths."""
     frequencies = []
     for i in range(size // 2):
         frequency = rope.theta ** (-2 * i / size)
@@ -120,7 +122,7 @@ def numpy_frequencies(rope: Rope, size: int) -> np.ndarray:
 
 
 def numpy_logits(params, document: np.ndarray, config: TransformerConfig = CONFIG) -> np.ndarray:
-    """The forward pass of one document, a token at a time, straight from the definition."""
+    """Computes the logits of one document token by token, straight from the definition."""
     weights = jax.tree.map(np.asarray, params["params"])
     heads, kv_heads, size = config.num_heads, config.kv_heads, config.size_of_head
 
@@ -133,7 +135,7 @@ def numpy_logits(params, document: np.ndarray, config: TransformerConfig = CONFI
         return np.tensordot(x, p["kernel"], axes) + p.get("bias", 0.0)
 
     def turn(x: np.ndarray, t: int) -> np.ndarray:
-        """Features i and i + size / 2 are one complex number."""
+        """Rotates features i and i + size / 2 as one complex number."""
         if config.rope is None:
             return x
         angles = t * numpy_frequencies(config.rope, size)
@@ -185,7 +187,7 @@ def test_logits_are_those_of_the_definition(float64: None, name: str):
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
 def test_every_setting_of_positions_counts(float64: None, name: str):
-    """Without scaling, and without any turning at all, the definition gives other logits."""
+    """The definition gives other logits without scaling, and without any rotation."""
     config, params = CONFIGS[name], random_params(CONFIGS[name])
     plain = Rope(theta=config.rope.theta)
     still = Rope(theta=1.0, scaling="linear", factor=1e9)
@@ -198,7 +200,7 @@ def test_every_setting_of_positions_counts(float64: None, name: str):
 
 
 def test_frequencies_of_llama_3():
-    """Of a head of 128 with Llama 3.1's setting: high ones stay, low ones are divided by 8."""
+    """With Llama 3.1's settings, high frequencies stay and low ones are divided by 8."""
     rope = Rope(500_000.0, "llama3", 8.0, 1.0, 4.0, 8192)
     cos, sin = cos_sin(rope, jnp.ones((1, 1), int), 128)
     plain = numpy_frequencies(Rope(500_000.0), 128)
@@ -210,7 +212,7 @@ def test_frequencies_of_llama_3():
 
 
 def test_shared_keys_are_repeated_keys(float64: None):
-    """Heads of queries share heads of keys in order: 0 and 1 the first, 2 and 3 the second."""
+    """Queries 0 and 1 share the first head of keys, queries 2 and 3 the second."""
     params = random_params(LLAMA)
     qkv = params["params"]["blocks"]["qkv"]["kernel"]
     query, key, value = jnp.split(qkv, [4, 6], axis=2)
@@ -222,7 +224,7 @@ def test_shared_keys_are_repeated_keys(float64: None):
 
 
 def test_causality_by_gradient(params):
-    """Identity 10: logits at t do not depend on the embeddings of the tokens after t."""
+    """Logits at t do not depend on the embeddings of the tokens after t."""
     document = jnp.array([3, 0, 4, 1, 2])  # all different, so a row of the table is a position
 
     @jax.jit
@@ -268,7 +270,7 @@ def test_causality_by_perturbation(float64: None, name: str):
 def test_cached_decoding_is_the_full_forward_pass(
     float64: None, name: str, slots: int, pieces: list[int]
 ):
-    """Identity 10, with padding on the left, on both sides and on the right of the rows."""
+    """With padding on the left of a row, on both sides, and on the right."""
     params = random_params(CONFIGS[name])
     tokens, valid = np.full((3, 8), 4), np.zeros((3, 8), bool)
     for row, start in enumerate([2, 1, 0]):
@@ -286,7 +288,7 @@ def test_cached_decoding_is_the_full_forward_pass(
 
 
 def test_a_repeated_cache_is_that_of_repeated_rows(float64: None):
-    """Rows stay together: the first row's copies, then the second's."""
+    """The copies of a row follow each other: the first row's, then the second's."""
     params, (tokens, valid) = random_params(LLAMA), pad([0, 7])
     prefill = jitted_decode["llama"]
     lm = LMS["llama"]
@@ -303,21 +305,21 @@ def test_a_repeated_cache_is_that_of_repeated_rows(float64: None):
 @pytest.mark.parametrize("columns", [[0, 1], [6, 7], [0, 7], [3, 4]], ids=str)
 @every_config
 def test_padding_moves_nothing(float64: None, name: str, columns: list[int]):
-    """Positions come from validity, ids of padding from nowhere."""
+    """Positions follow from validity, and the ids of padding are never read."""
     params = random_params(CONFIGS[name])
     expected = apply(params, DOCUMENTS, name)
     for fill in (0, -100, 99):
         tokens, valid = pad(columns, fill)
         found = np.asarray(jitted[name](params, tokens, valid=valid))
         np.testing.assert_allclose(found[:, np.asarray(valid[0])], expected, atol=1e-12)
-        # After the text, padding repeats the law of what follows the text so far: what comes after
-        # a prompt padded on the right is scored right.
+        # Padding after text repeats the law of the next token, so that the text after a prompt
+        # padded on the right is scored correctly.
         for column in set(columns) - {0, 1}:
             np.testing.assert_allclose(found[:, column], found[:, column - 1], atol=1e-12)
 
 
 def test_layers_scanned_and_unrolled_agree(params, monkeypatch: pytest.MonkeyPatch):
-    """In logits and gradients; a row of padding alone leaves both finite, and its neighbours be."""
+    """They agree in logits and gradients; a row of padding makes neither infinite."""
     tokens, valid = pad([6, 7])
     valid = valid.at[2].set(False)
 
@@ -326,7 +328,7 @@ def test_layers_scanned_and_unrolled_agree(params, monkeypatch: pytest.MonkeyPat
             logits = LM.apply(params, tokens, valid=valid)
             return jnp.sum(jnp.sin(logits)), logits
 
-        monkeypatch.setattr(module, "_UNROLL_UP_TO", up_to)
+        monkeypatch.setattr(transformer_module, "_UNROLL_UP_TO", up_to)
         lowered = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params)
         return "stablehlo.while" in lowered.as_text(), lowered.compile()(params)
 
@@ -343,7 +345,7 @@ def test_layers_scanned_and_unrolled_agree(params, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("remat", [False, True])
 def test_programs_do_not_grow_with_depth(remat: bool):
-    """Nor does the time to compile them; up to eight layers they are looped."""
+    """So the time to compile them does not grow either; up to eight layers are unrolled."""
 
     def size(num_layers: int) -> int:
         lm = transformer(dataclasses.replace(LLAMA, num_layers=num_layers, remat=remat))
@@ -356,7 +358,7 @@ def test_programs_do_not_grow_with_depth(remat: bool):
 
 
 def test_remat_trades_memory_for_time(float64: None):
-    """The same loss and gradients from a plan that keeps less."""
+    """Loss and gradients are the same, with less memory."""
     config = dataclasses.replace(LLAMA, num_layers=9, max_length=64)
     params = random_params(config)
     tokens = jnp.array(np.random.default_rng(0).integers(0, 5, (4, 64)))
@@ -427,7 +429,7 @@ def test_initial_scale(float64: None):
 
 
 def test_parameters_follow_the_default_float_type():
-    """Linen's own default is float32 always."""
+    """Not linen's default, which is always float32."""
     for double, dtype in [(True, "float64"), (False, "float32")]:
         with jax.enable_x64(double):
             shapes = jax.eval_shape(LM.init, jax.random.key(0))
@@ -435,7 +437,7 @@ def test_parameters_follow_the_default_float_type():
 
 
 def test_half_precision_parameters(params):
-    """Logits come out in half precision and near the exact ones, whatever the cache is in."""
+    """Logits are in half precision and close to the exact ones."""
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     tokens, valid = pad([6, 7])
     found = jitted_apply(half, tokens, valid=valid)
@@ -447,7 +449,7 @@ def test_half_precision_parameters(params):
 
 
 def test_half_precision_computation(float64: None):
-    """Float parameters, products in half precision, logits in float32 and near the exact ones."""
+    """Parameters are floats, products in half precision, and logits in float32 and close."""
     config = dataclasses.replace(LLAMA, dtype="bfloat16")
     params, lm = random_params(LLAMA), transformer(config)
     found = jax.jit(lm.apply)(params, jnp.array(DOCUMENTS))
@@ -456,13 +458,13 @@ def test_half_precision_computation(float64: None):
     assert np.abs(exact).max() > 1.0
     np.testing.assert_allclose(found, exact, atol=0.1)
     assert np.abs(found - exact).max() > 1e-4
-    assert np.any(found != found.astype(jnp.bfloat16))  # they were never rounded
+    assert np.any(found != found.astype(jnp.bfloat16))  # they were not rounded to half precision
     shapes = jax.eval_shape(lm.features, params, jnp.array(DOCUMENTS)), lm.init_cache(1, 2).keys
     assert [leaf.dtype for leaf in shapes] == [jnp.bfloat16, jnp.bfloat16]
 
 
 def test_parameters_are_those_of_the_config():
-    """Every leaf of the richest one, by name: nothing is there without use, nothing is missing."""
+    """All leaves of the config with the most parts are listed by name."""
     shapes = jax.eval_shape(LMS["qwen3"].init, jax.random.key(0))["params"]
     found = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape

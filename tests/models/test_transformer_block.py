@@ -1,9 +1,9 @@
-"""Turning positions and attention by themselves."""
+"""Rotary positions and attention, without the rest of a block."""
 
 import jax.numpy as jnp
 import numpy as np
 
-from shatter.models.transformer_block import _attention, _turn, cos_sin
+from shatter.models.transformer_block import _attention, _rotate, cos_sin
 from shatter.models.transformer_config import Rope
 
 
@@ -14,7 +14,7 @@ def test_scores_depend_on_relative_positions_alone(float64: None):
     def scores(of_query: int, of_key: int) -> np.ndarray:
         places = (jnp.arange(5)[None] + shift for shift in (of_query, of_key))
         turns = (cos_sin(Rope(theta=100.0), place, 6) for place in places)
-        turned = [_turn(x, turn) for x, turn in zip((query, key), turns, strict=True)]
+        turned = [_rotate(x, turn) for x, turn in zip((query, key), turns, strict=True)]
         return np.einsum("bths,buhs->bhtu", *turned)
 
     np.testing.assert_allclose(scores(7, 7), scores(0, 0), atol=1e-13)
@@ -22,7 +22,7 @@ def test_scores_depend_on_relative_positions_alone(float64: None):
 
 
 def test_softmax_of_half_precision_is_in_float32():
-    """Scores of around 60, which bfloat16 has in steps of 1/4."""
+    """Scores are about 60, where bfloat16 has steps of 1/4."""
     rng = np.random.default_rng(0)
     query, keys, values = (
         jnp.array(scale * rng.standard_normal((1, 32, 2, 16)), jnp.bfloat16)
@@ -36,7 +36,7 @@ def test_softmax_of_half_precision_is_in_float32():
         shares /= shares.sum(-1, keepdims=True)
         return np.einsum("bhtu,buhs->bths", shares, exact[2])
 
-    by_head = (jnp.swapaxes(x, 1, 2) for x in (keys, values))  # as the cache has them
+    by_head = (jnp.swapaxes(x, 1, 2) for x in (keys, values))  # the order of axes in the cache
     found = _attention(query, *by_head, jnp.ones((1, 32, 32), bool))
     assert found.dtype == jnp.bfloat16
     assert np.abs(scores).max() > 50

@@ -1,4 +1,4 @@
-"""What files of weights may hold, where an index may point, and how they are written."""
+"""The contents of files of weights, the files of an index, and how both are written."""
 
 import json
 import os
@@ -128,7 +128,7 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path):
             kernel.at[0, 1, 2].set(jnp.nan),
             "blocks/mlp_out/kernel holds 1 values of 64 that are NaN",
         ),
-        (kernel.astype(int), "blocks/mlp_out/kernel is of int32; expected a float type"),
+        (kernel.astype(int), "blocks/mlp_out/kernel has the type int32; expected a float type"),
     ]:
         changed = blocks | {"mlp_out": blocks["mlp_out"] | {"kernel": bad}}
         with pytest.raises(ValueError, match=message):
@@ -169,7 +169,7 @@ def test_an_index_points_into_its_folder(place: Any, folder: Path):
 
 
 def test_links_of_the_hubs_cache_are_followed(tmp_path: Path):
-    """There a snapshot's files are links to blobs outside of it."""
+    """In the cache of the hub, the files of a snapshot are links to blobs outside of it."""
     snapshot, blobs = tmp_path / "snapshots" / "0" / "model", tmp_path / "blobs"
     save_pretrained(snapshot, LLAMA, params_of(LLAMA), max_shard_size=300)
     blobs.mkdir()
@@ -185,7 +185,7 @@ def test_a_tensor_in_two_files(tmp_path: Path):
     tensors = load_file(first)
     name = sorted(tensors)[0]
     save_file(load_file(last) | {name: tensors[name] + 1}, last)
-    message = f"{last.name}: {re.escape(name)} stands in .*{first.name} too"
+    message = f"{last.name}: {re.escape(name)} is also in .*{first.name}"
     with pytest.raises(ValueError, match=message):
         load_pretrained(tmp_path)
 
@@ -218,7 +218,7 @@ def test_sizes_are_compared_with_the_files_before_anything_is_made(
 
 
 def test_sizes_whose_product_is_beyond_all_bounds(folder: Path):
-    """Each alone could be; the tensors say that they are not."""
+    """Each size alone would fit the files, but their product does not."""
     edit(folder / "config.json", hidden_size=256, intermediate_size=256, num_attention_heads=128)
     with pytest.raises(ValueError, match=r"has shape \(4,\), expected \(256,\).*21 have another"):
         load_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Tokens that stand beside tokenizer.json, as transformers reads them."""
+"""Tokens that other files add to tokenizer.json, compared with transformers."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ ENTRY = {
 @pytest.mark.parametrize("changes", [{}, {"special": False}, {"lstrip": True}, {"rstrip": True}])
 @pytest.mark.parametrize("is_in_both", [False, True])
 def test_a_token_of_tokenizer_config(changes: dict, is_in_both: bool, tmp_path: Path):
-    """Alone there, or in added_tokens.json too: the same ids, before and after we saved it."""
+    """The ids are the same before and after saving, also if added_tokens.json has the token too."""
     pieces = {piece: i for i, piece in enumerate(["<unk>", "<end>", "a", "b", " "])}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(pieces, unk_token="<unk>"))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")

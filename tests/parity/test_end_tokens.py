@@ -1,4 +1,4 @@
-"""Greedy generation by transformers from folders that we saved: it stops where ours stops."""
+"""Greedy generation by transformers from folders that we saved ends where ours ends."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ torch = pytest.importorskip("torch", reason="parity with transformers needs torc
 transformers = pytest.importorskip("transformers", reason="parity needs transformers")
 peft = pytest.importorskip("peft", reason="parity with peft needs peft")
 tokenizers = pytest.importorskip("tokenizers", reason="parity needs tokenizers")
-# peft asks transformers by a name that transformers has deprecated.
+# peft uses a name that transformers has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 
 VOCAB, NEW = 61, 24
@@ -76,12 +76,12 @@ def base() -> Any:
 @pytest.fixture(scope="module")
 def adapters(base: Any) -> Any:
     shapes = jax.eval_shape(partial(init_lora, lora=LORA), jax.random.key(0), base)
-    return random_like(shapes, 10)  # whose greedy text has ten tokens that differ
+    return random_like(shapes, 10)  # a seed whose greedy text has ten different tokens
 
 
 @partial(jax.jit, static_argnames="eos")
 def ours(params: Any, eos: tuple[int, ...]) -> Any:
-    """The greedy response, and what of it is text."""
+    """Returns the greedy response, and which of its tokens are text."""
     lm, key = transformer(CONFIG), jax.random.key(0)
     prompt = jnp.asarray(PROMPT)
     drawn = sample(lm, params, key, prompt, num_samples=1, max_length=NEW, top_k=1, eos=eos)
@@ -95,7 +95,7 @@ def text(params: Any, eos: tuple[int, ...] = ()) -> list[int]:
 
 
 def first_seen(params: Any) -> list[int]:
-    """The tokens of the endless continuation, in the order in which they first occur."""
+    """Returns the tokens of the endless continuation in the order of their first occurrence."""
     return list(dict.fromkeys(text(params)))
 
 
@@ -128,7 +128,7 @@ ENDS = pytest.mark.parametrize(
     [((5,), None), ((7, 4), None), ((4,), 4), ((6, 3), 6), ((7,), 4), ((), 5), ((8, 9), 3)],
     ids=str,
 )
-"""Which of the continuation's tokens, by order, end a text: of the config, of the tokenizer."""
+"""The tokens of the continuation, by order, that end a text by the config and the tokenizer."""
 
 
 def ends_of(
@@ -153,7 +153,7 @@ def test_model_folder(
     assert expected[-1] in ends and len(expected) < NEW
     auto = transformers.AutoModelForCausalLM.from_pretrained
     assert theirs(auto(tmp_path / "model")) == expected
-    (tmp_path / "model" / "generation_config.json").unlink()  # config.json says the same
+    (tmp_path / "model" / "generation_config.json").unlink()  # config.json has the same tokens
     assert theirs(auto(tmp_path / "model")) == expected
     if tokenizer is not None:
         saved = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
@@ -168,7 +168,7 @@ def test_adapter_folder(
     adapters: Any,
     tmp_path: Path,
 ):
-    """By peft and by transformers, which fetch the base by the name in the folder."""
+    """Loaded by peft and by transformers, which find the base by its name in the folder."""
     merged = jax.jit(partial(merge_lora, lora=LORA))(base, adapters)
     config, tokenizer, ends = ends_of(merged, of_config, of_tokenizer, tmp_path / "tokenizer")
     save_pretrained(tmp_path / "base", config, base)
@@ -183,13 +183,13 @@ def test_adapter_folder(
     assert theirs(model) == expected
     auto = transformers.AutoModelForCausalLM.from_pretrained
     assert theirs(auto(folder, generation_config=own)) == expected
-    if set(ends) == set(config.eos):  # then the base's own settings say the same
+    if set(ends) == set(config.eos):  # then the base's own settings have the same tokens
         assert theirs(peft.AutoPeftModelForCausalLM.from_pretrained(folder)) == expected
         assert theirs(auto(folder)) == expected
 
 
 def test_other_generation_settings_are_kept(base: Any, tmp_path: Path):
-    """As transformers reads them, through a model folder and an adapter folder."""
+    """Transformers reads the same settings from a model folder and from an adapter folder."""
     theirs = transformers.GenerationConfig(
         bos_token_id=1,
         eos_token_id=[7, 8],

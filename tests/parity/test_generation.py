@@ -1,4 +1,4 @@
-"""The law drawn from beside the filters of the library transformers."""
+"""The law from which samples are drawn, compared with the filters of transformers."""
 
 import jax
 import jax.numpy as jnp

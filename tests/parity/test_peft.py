@@ -1,4 +1,4 @@
-"""Adapters in folders against peft: logits, gradients, and files in both directions."""
+"""Adapters compared with peft: logits, gradients, and files in both directions."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from shatter.models.transformer_config import Rope
 torch = pytest.importorskip("torch", reason="parity with peft needs torch")
 transformers = pytest.importorskip("transformers", reason="parity with peft needs transformers")
 peft = pytest.importorskip("peft", reason="parity with peft needs peft")
-# peft asks transformers by a name that transformers has deprecated.
+# peft uses a name that transformers has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 
 GPT2 = TransformerConfig(
@@ -61,7 +61,7 @@ def random_like(tree, seed: int, scale: float = 0.3):
 
 @pytest.fixture
 def case(request: pytest.FixtureRequest, tmp_path):
-    """config, lora, their targets, base, and the base in transformers."""
+    """The config, the adapters' config, their targets, and the base in both libraries."""
     config, lora, targets = CASES[request.param]
     params = random_like(jax.eval_shape(transformer(config).init, jax.random.key(0)), 0)
     save_pretrained(tmp_path / "base", config, params)
@@ -79,7 +79,7 @@ def of_peft(model) -> np.ndarray:
 
 @every_case
 def test_ours_in_peft(case, tmp_path):
-    """Logits, and the gradients that a step of training takes."""
+    """Logits are the same, and so are the gradients of a training step."""
     config, lora, _, params, base = case
     key = jax.random.key(0)
     adapters = random_like(jax.eval_shape(lambda params: init_lora(key, params, lora), params), 1)

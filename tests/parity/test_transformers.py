@@ -1,4 +1,4 @@
-"""Models of the library transformers, loaded and saved by us: the same logits, the same texts.
+"""Models of the library transformers that we load and save have the same logits and texts.
 
 Weights are random, biases and norms too, so that no tensor can be dropped or swapped unseen.
 """
@@ -77,7 +77,7 @@ every_family = pytest.mark.parametrize("name", CONFIGS)
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Models this small lose more to threads that wait for each other than they gain."""
+    """One thread, because models this small run slower on several."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -85,7 +85,7 @@ def one_thread() -> Iterator[None]:
 
 
 def random_model(name: str) -> Any:
-    """A model of transformers with Gaussian weights; scales of norms are around 1."""
+    """Returns a model of transformers with Gaussian weights; scales of norms are around 1."""
     kind, settings = CONFIGS[name]
     config = getattr(transformers, f"{kind}Config")(**settings)
     auto = transformers.AutoModelForCausalLM
@@ -111,7 +111,7 @@ def their_logits(model: Any, tokens: np.ndarray, valid: np.ndarray) -> np.ndarra
 
 
 def padded_batch() -> tuple[np.ndarray, np.ndarray]:
-    """Documents without padding, with padding left, and right."""
+    """Returns documents without padding, with padding on the left and on the right."""
     tokens = np.random.Generator(np.random.PCG64(1)).integers(3, VOCAB, (3, 40))
     valid = np.ones(tokens.shape, bool)
     valid[1, :9] = False
@@ -121,7 +121,7 @@ def padded_batch() -> tuple[np.ndarray, np.ndarray]:
 
 @partial(jax.jit, static_argnums=0)
 def greedy(lm: Any, params: Any, prompt: Any) -> Any:
-    """The most likely continuation of `prompt[B, P]`: `[B, NEW]`."""
+    """Returns the most likely continuations of `prompt[B, P]`, `[B, NEW]`."""
     cache = lm.init_cache(prompt.shape[0], prompt.shape[1] + NEW)
     logits, cache = lm.decode(params, cache, prompt)
 
@@ -136,7 +136,7 @@ def greedy(lm: Any, params: Any, prompt: Any) -> Any:
 
 @every_family
 def test_family(name: str, tmp_path: Path):
-    """Logits, padded and not; greedy texts; and the way back."""
+    """Logits with and without padding, greedy texts, and the folder that we save."""
     model = random_model(name)
     model.save_pretrained(tmp_path / "theirs")
     config, params, tokenizer = load_pretrained(tmp_path / "theirs")
@@ -194,7 +194,7 @@ MESSAGES = [
 
 
 def their_tokenizer() -> Any:
-    """A tokenizer of characters with special tokens."""
+    """Returns a tokenizer of characters with special tokens."""
     characters = sorted({*"".join(m["content"] + m["role"] for m in MESSAGES), *CHAT})
     specials = ["<|im_start|>", "<|im_end|>", "<unk>"]
     vocabulary = {piece: i for i, piece in enumerate([*specials, *characters])}

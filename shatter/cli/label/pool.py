@@ -14,7 +14,7 @@ from shatter.cli.common.binary import UsageError
 from shatter.cli.common.frozen import Item
 from shatter.data.files import json_line, records
 from shatter.data.layouts import Text, answers_of, parsed, text_key
-from shatter.data.report import BadRow, Problem
+from shatter.data.report import SKIP_ADVICE, BadRow, Problem
 
 Votes = dict[tuple[int, ...], float]
 """The weight of each answer, by its ranks."""
@@ -24,7 +24,7 @@ SAID = {"ranks", "ratings", "votes"}
 SAYS_MORE = {"completions", "completion", "chosen", "rejected", "label", *SAID}
 """Fields of a row that is more than a prompt; whatever else a row holds is not read."""
 
-HINT = "\non_bad_row"  # what the reader of rows advises, which is no flag here
+HINT = SKIP_ADVICE  # what the reader of rows advises, which is no flag here
 
 
 class Pool(NamedTuple):

@@ -166,7 +166,7 @@ def test_torch_infomax_is_ours():
 
 
 def test_layers_looped_and_scanned_are_the_same():
-    module = others.importlib.import_module("shatter.models.transformer")
+    module = others.transformer_module
     before = module._UNROLL_UP_TO
     looped, scanned = others.layers(tiny("transformer"), depth=3)
     assert module._UNROLL_UP_TO == before

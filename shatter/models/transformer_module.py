@@ -1,0 +1,133 @@
+"""The flax module of the transformer, and the cache of keys and values that it reads and writes."""
+
+from functools import partial
+from typing import NamedTuple, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from shatter.models.transformer_block import Block, cos_sin, norm
+from shatter.models.transformer_config import TransformerConfig
+from shatter.types import Array
+
+_UNROLL_UP_TO = 8
+"""The largest number of layers that are unrolled; more are scanned. An unrolled program runs faster
+at any depth, but takes longer to compile the deeper it is (`python -m experiments.benchmark.run`
+measures both)."""
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens so far.
+
+    Attributes:
+      keys: `[layers, B, heads of keys, slots, head size]`, the order in which attention reads them,
+        so that no step of decoding transposes the cache. None in `apply`, which keeps nothing.
+      values: like the keys.
+      valid: bool `[B, slots]`, true on slots with a token that is not padding.
+      length: int `[]`, the number of slots in use.
+    """
+
+    keys: Array | None
+    values: Array | None
+    valid: Array
+    length: Array
+
+
+class Transformer(nn.Module):
+    """Embeddings, blocks, the final norm and the head.
+
+    Attributes:
+      config: the configuration of the transformer.
+    """
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self, inputs: Array, valid: Array, cache: Cache
+    ) -> tuple[Array, Array, Array, Cache]:
+        """Computes the logits of tokens that follow those in the cache.
+
+        Args:
+          inputs: int `[B, t]`, tokens, or float `[B, t, D]`, what enters the first block.
+          valid: bool `[B, t]`, false on padding.
+          cache: the tokens before.
+
+        Returns:
+          The logits `[B, t, V]`, the features `[B, t, D]`, the output of the last block
+          `[B, t, D]` and the cache with the new tokens.
+        """
+        config = self.config
+        positions, attend, in_use = _positions_and_attention(config, valid, cache)
+        embed = nn.Embed(config.vocab_size, config.width, config.dtype, name="token_embedding")
+        is_text = inputs.ndim == 2
+        x, turn = embed(_fill_padding(inputs, valid)) if is_text else inputs, None
+        if config.rope is not None:
+            turn = cos_sin(config.rope, positions, config.size_of_head)
+        elif is_text:
+            position_embedding = nn.Embed(
+                config.max_length, config.width, config.dtype, name="position_embedding"
+            )
+            x = x + position_embedding(positions)
+        blocks = nn.scan(
+            nn.remat(Block, prevent_cse=False) if config.remat else Block,
+            variable_axes={"params": 0, "lora": 0, "intermediates": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=config.num_layers,
+            unroll=config.num_layers if config.num_layers <= _UNROLL_UP_TO else 1,
+        )(config, name="blocks")
+        carry = (x.reshape(-1, config.width), cache.keys, cache.values)
+        layers = jnp.arange(config.num_layers)
+        (rows, keys, values), _ = blocks(carry, layers, cache.length, attend, turn)
+        features = norm(config, "final_norm")(rows)
+        logits = self._logits(embed, features)
+        logits, features, rows = (y.reshape(*valid.shape, -1) for y in (logits, features, rows))
+        return logits, features, rows, Cache(keys, values, in_use, cache.length + valid.shape[1])
+
+    def _logits(self, embed: nn.Embed, features: Array) -> Array:
+        """Returns the logits of rows of features, in float32 or wider where a dtype is set."""
+        config = self.config
+        dtype = None if config.dtype is None else jnp.promote_types(config.dtype, jnp.float32)
+        product = partial(jax.lax.dot_general, preferred_element_type=dtype)
+        if config.tied:
+            table = embed.embedding.astype(features.dtype)
+            return product(features, table, (((features.ndim - 1,), (1,)), ((), ())))
+        head = nn.Dense(
+            config.vocab_size,
+            use_bias=config.head_bias,
+            dtype=config.dtype,
+            dot_general=lambda x, y, numbers, precision=None: product(x, y, numbers),
+            name="head",
+        )
+        return cast(Array, head(features))
+
+
+def _positions_and_attention(
+    config: TransformerConfig, valid: Array, cache: Cache
+) -> tuple[Array, Array, Array]:
+    """Returns what follows from which tokens are padding.
+
+    Returns:
+      The positions `[B, t]` of the new tokens; bool `[B, t, slots]`, which slots each of them
+      attends to; bool `[B, slots]`, the valid slots with the new tokens among them.
+    """
+    so_far = jnp.sum(cache.valid, axis=1, keepdims=True) + jnp.cumsum(valid, axis=1)
+    positions = jnp.clip(so_far - 1, 0, config.max_length - 1)
+    slots = jnp.arange(cache.valid.shape[1])
+    in_use = jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, cache.length, axis=1)
+    own_slot = cache.length + jnp.arange(valid.shape[1])
+    causal = slots[None, :] <= own_slot[:, None]
+    # Padding before all text attends to itself, because a softmax over nothing would be NaN.
+    itself = slots[None, :] == own_slot[:, None]
+    attend = causal[None] & (in_use[:, None, :] | (itself[None] & (so_far == 0)[..., None]))
+    return positions, attend, in_use
+
+
+def _fill_padding(tokens: Array, valid: Array) -> Array:
+    """Replaces padding by the last valid token before it, or 0, so that its ids are never read."""
+    columns = jnp.where(valid, jnp.arange(tokens.shape[1]), -1)
+    latest = jax.lax.cummax(columns, axis=1)
+    filled = jnp.take_along_axis(tokens, jnp.maximum(latest, 0), axis=1)
+    return jnp.where(latest < 0, 0, filled)
