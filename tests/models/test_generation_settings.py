@@ -13,6 +13,7 @@ import pytest
 from shatter.models import (
     LoraConfig,
     TransformerConfig,
+    end_tokens,
     init_lora,
     load_lora,
     load_pretrained,
@@ -97,6 +98,18 @@ def test_the_token_that_closed_the_completions_is_among_the_end_tokens(
     assert load_pretrained(tmp_path / "model")[2].eos == 5
     assert (tmp_path / "own" / "tokenizer.json").read_bytes() == tokenizer.files["tokenizer.json"]
     assert load_lora(tmp_path / "own", config)[1] == LORA
+
+
+@pytest.mark.parametrize(
+    ("eos", "expected"), [((7, 8), (5, 7, 8)), ((7, 5), (5, 7)), ((5,), (5,)), ((), (5,))], ids=str
+)
+def test_the_end_token_of_the_tokenizer_is_the_first(
+    eos: tuple[int, ...], expected: tuple[int, ...], original: Path
+):
+    config, _, tokenizer = load_pretrained(original)
+    config = dataclasses.replace(config, eos=eos)
+    assert end_tokens(config, tokenizer) == expected
+    assert end_tokens(config, None) == eos
 
 
 def test_nothing_is_kept_of_no_original(original: Path, tmp_path: Path):
