@@ -12,15 +12,12 @@ from experiments.active.config import Setting
 from experiments.active.measures import measures
 from experiments.active.splits import AnyArray, Division, Votes
 from experiments.common.chunks import Chunk, Process
-from shatter import training
+from shatter import choice, training
 from shatter.cli.common.frozen import Table
 from shatter.cli.common.learners import Learner, make_learner
 from shatter.models import TransformerConfig
-from shatter.numerics import finite_logs
 from shatter.training import Interaction, InteractionState, Store
 from shatter.types import Array, Comparison, Key, Metrics, Params, Query, item_query
-
-RANKS = ((1, 2), (2, 1), (1, 1))  # of the answers: first, second, neither
 
 
 class Problem(NamedTuple):
@@ -98,7 +95,7 @@ def _rounds(
         learner = _learner(setting, transformer, problem, table)
         interaction, metrics = training.run_rounds(
             _interaction(setting, arm, learner, problem, table, chunk.num_queries),
-            functools.partial(answers, problem.division.pool),
+            choice.recorded_vote_rater(problem.division.pool.votes),
             functools.partial(_evaluate, learner, problem),
             interaction,
             interaction.key,
@@ -187,21 +184,6 @@ def _utilities(
     if arm.by == "frozen":
         return problem.log_prob[queries.item_ids][None]
     return jnp.zeros((1, *queries.item_ids.shape))
-
-
-def answers(pool: Votes, key: Key, queries: Query) -> Array:
-    """Answers each query by one of the votes on it, drawn at random.
-
-    Args:
-      pool: the pairs with their votes.
-      key: a typed key, for all queries.
-      queries: leaves `[B, ...]`; their `prompt_id` is their number in the pool.
-
-    Returns:
-      ranks `[B, 2]`.
-    """
-    log_votes = finite_logs(jnp.log(pool.votes[queries.prompt_id]))
-    return jnp.asarray(RANKS)[jax.random.categorical(key, log_votes)]
 
 
 def _evaluate(learner: Learner, problem: Problem, state: InteractionState) -> Metrics:

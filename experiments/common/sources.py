@@ -19,7 +19,7 @@ from absl import logging
 
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.cache import CACHE_DIR_VARIABLE, cache_dir, temporary_folder
-from shatter.cli.common.run_folder import replaced
+from shatter.data.atomic import replacing
 
 DATA_DIR_VARIABLE = "SHATTER_DATA_DIR"
 DOWNLOAD_TIMEOUT = 60.0  # seconds without an answer
@@ -32,8 +32,8 @@ _CONVARG = "Habernal and Gurevych, ACL 2016"
 _STORIES = "Andrej Karpathy, llama2.c / tinyllamas, 2023"
 
 
-class DataError(ValueError):
-    """A data file that is missing, damaged or malformed."""
+class SourceError(ValueError):
+    """An original file that is missing, damaged or malformed."""
 
     @classmethod
     def at(
@@ -215,8 +215,8 @@ def locate(name: str, data_dir: str | Path | None = None) -> Path:
       The path of a file whose sha256 is the published one.
 
     Raises:
-      DataError: if the name is unknown, the data folder does not exist, or the file is damaged, or
-        is not on this machine and cannot be downloaded.
+      SourceError: if the name is unknown, the data folder does not exist, or the file is damaged,
+        or is not on this machine and cannot be downloaded.
     """
     source = _source(name)
     found = find(name, data_dir)
@@ -224,7 +224,7 @@ def locate(name: str, data_dir: str | Path | None = None) -> Path:
         return found
     if source.url is None:
         searched = ", ".join(str(folder) for folder in _folders(data_dir))
-        raise DataError(
+        raise SourceError(
             f"{source.filename} was not found and has no public address. {_advice(source)} "
             f"Searched: {searched}."
         )
@@ -279,14 +279,14 @@ def model_folder(name: str, data_dir: str | Path | None = None) -> str:
     files = ("config", "generation_config", "tokenizer", "tokenizer_config", "weights")
     try:
         config, *_ = [locate(f"stories260k_{file}", data_dir) for file in files]
-    except DataError as error:
+    except SourceError as error:
         raise UsageError(f"--model_name_or_path={name}: {error}") from error
     return str(config.parent)
 
 
 def _source(name: str) -> Source:
     if name not in SOURCES:
-        raise DataError(f"unknown data file {name!r}; known: {', '.join(sorted(SOURCES))}")
+        raise SourceError(f"unknown data file {name!r}; known: {', '.join(sorted(SOURCES))}")
     return SOURCES[name]
 
 
@@ -297,7 +297,7 @@ def _folders(data_dir: str | Path | None) -> Iterator[Path]:
         if value:
             folder = Path(value).expanduser()
             if not folder.is_dir():
-                raise DataError(f"the data folder {str(folder)!r} (from {origin}) does not exist")
+                raise SourceError(f"the data folder {str(folder)!r} (from {origin}) does not exist")
             yield folder
     yield cache_dir()
 
@@ -313,7 +313,7 @@ def _advice(source: Source) -> str:
 def _verify(path: Path, source: Source) -> None:
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != source.sha256:
-        raise DataError(
+        raise SourceError(
             f"{path} is damaged or another version: expected sha256 {source.sha256}, "
             f"found {found}. Delete it to have it fetched again, or put the published file there."
         )
@@ -328,14 +328,14 @@ def _download(source: Source, target: Path) -> Path:
             content = response.read()
         found = hashlib.sha256(content).hexdigest()
         if found != source.sha256:
-            raise DataError(
+            raise SourceError(
                 f"{source.url} gave another file than {source.filename} as published: expected "
                 f"sha256 {source.sha256}, found {found}. Nothing was saved to {target}."
             )
-        with replaced(target) as file:
+        with replacing(target) as file:
             file.write(content)
     except (OSError, HTTPException) as error:
-        raise DataError(
+        raise SourceError(
             f"{source.filename} is not on this machine and could not be downloaded to {target} "
             f"({error}). {_advice(source)}"
         ) from error

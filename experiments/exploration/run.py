@@ -29,6 +29,11 @@ def check(config: Config) -> None:
       UsageError: with the flag's name, what was expected and what was found.
     """
     binary.choose("arm", config.arms, tuple(process.ARMS))
+    if config.num_responses is not None and not 2 <= config.num_responses <= MOST_RESPONSES:
+        raise binary.UsageError(
+            f"--num_responses must be from 2 to {MOST_RESPONSES}, the candidates of the passive "
+            f"arms, found {config.num_responses}"
+        )
     binary.at_least(
         config,
         num_seeds=2,
@@ -41,11 +46,6 @@ def check(config: Config) -> None:
         num_steps=1,
         chunk_rounds=1,
     )
-    if config.num_responses is not None and not 2 <= config.num_responses <= MOST_RESPONSES:
-        raise binary.UsageError(
-            f"--num_responses must be from 2 to {MOST_RESPONSES}, the candidates of the passive "
-            f"arms, found {config.num_responses}"
-        )
     check_documents(config.vocab_size, config.max_length, most=MOST_DOCUMENTS)
     binary.positive(
         config, "spread", "prior_scale", "learning_rate", "boltzmann_temperature", "level"

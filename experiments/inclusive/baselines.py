@@ -177,7 +177,7 @@ def print_baselines(config: Config) -> None:
         survey = load_nonvoters(sources.locate("nonvoters", config.data_dir))
         films = load_starwars(sources.locate("starwars", config.data_dir)).rankings
         cuisines = load_cuisines(sources.locate("cuisines", config.data_dir)).ratings
-    except sources.DataError as error:
+    except sources.SourceError as error:
         raise binary.UsageError(str(error)) from error
     studies: dict[str, tuple[int, Callable[[Ints, Ints, int], dict[str, float]]]] = {
         "Non-voters": (len(survey.rid), lambda f, h, s: _survey_figures(survey, f, h, s)),

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.common.sources import DataError
+from experiments.common.sources import SourceError
 from experiments.inclusive.arrays import UNKNOWN, Floats, Ints
 from experiments.inclusive.shares import load_shares
 from experiments.inclusive.tables import (
@@ -94,7 +94,7 @@ def load_nonvoters(path: str | Path, shares_path: str | Path | None = None) -> S
       The survey, with the attributes party, age, race, gender, education, income and voting.
 
     Raises:
-      DataError: as in `read_table`, `codes` and `load_shares`, or if `shares_path` lacks the text
+      SourceError: as in `read_table`, `codes` and `load_shares`, or if `shares_path` lacks the text
         of a question.
     """
     table = read_table(path)
@@ -130,7 +130,7 @@ def _worded_questions(shares_path: str | Path) -> tuple[Question, ...]:
         record = known.get(f"nonvoters:{name}")
         if record is None or len(record.completions) != size:
             found = "no such id" if record is None else f"{len(record.completions)} options"
-            raise DataError(
+            raise SourceError(
                 f"{shares_path}, id 'nonvoters:{name}': expected {size} options, found {found}. "
                 "Correct the file, or delete it to use the columns' names instead of texts."
             )

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.common.sources import DataError
+from experiments.common.sources import SourceError
 from experiments.inclusive.arrays import UNKNOWN, Bools, Ints
 from experiments.inclusive.tables import (
     Attribute,
@@ -107,14 +107,14 @@ def load_starwars(path: str | Path) -> Rankings:
       fan. Respondents with a blank rank are left out.
 
     Raises:
-      DataError: as in `read_table` and `codes`, or if the header names other films, or six ranks
+      SourceError: as in `read_table` and `codes`, or if the header names other films, or six ranks
         are not 1 to 6.
     """
     table = read_table(path, encoding="cp1252", has_subheader=True)
     for columns in (_SEEN, _RANK):
         names = tuple(" ".join(table.subheader[column].split()) for column in columns)
         if names != _FILMS:
-            raise DataError(
+            raise SourceError(
                 f"{table.path}, line 2: expected the films {_FILMS}, found {names}. Use the file "
                 "as it was published."
             )
@@ -124,7 +124,7 @@ def load_starwars(path: str | Path) -> Rankings:
     complete = np.flatnonzero((ranks != UNKNOWN).all(axis=1))
     for row in complete:
         if len(set(ranks[row])) != len(_FILMS):
-            raise DataError(
+            raise SourceError(
                 f"{table.path}, line {table.lines[row]}: expected the ranks 1 to 6 once each, "
                 f"found {(ranks[row] + 1).tolist()}. Correct them or leave one blank."
             )
@@ -150,14 +150,14 @@ def load_cuisines(path: str | Path) -> Ratings:
       people who rated none are among them.
 
     Raises:
-      DataError: as in `read_table` and `codes`, or if there is no column of ratings.
+      SourceError: as in `read_table` and `codes`, or if there is no column of ratings.
     """
     table = read_table(path, encoding="cp1252")
     names = {
         index: match[1] for index, name in enumerate(table.header) if (match := _LIKING.match(name))
     }
     if not names:
-        raise DataError(
+        raise SourceError(
             f"{table.path}, line 1: expected columns 'Please rate how much you like ...', found "
             "none. Use the file as it was published."
         )

@@ -87,7 +87,7 @@ def load(config: Config) -> Population:
                 return _cuisines(config)
             case "shares":
                 return _shares(config)
-    except sources.DataError as error:
+    except sources.SourceError as error:
         raise UsageError(str(error)) from error
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.common.sources import DataError
+from experiments.common.sources import SourceError
 from experiments.inclusive.arrays import Floats
 
 SUM_TOLERANCE = 1e-3  # published shares are rounded
@@ -66,8 +66,8 @@ class _Line(NamedTuple):
     number: int
     fields: dict[str, Any]
 
-    def error(self, field: str, expected: str, found: object, mend: str) -> DataError:
-        return DataError.at(
+    def error(self, field: str, expected: str, found: object, mend: str) -> SourceError:
+        return SourceError.at(
             self.path, self.number, field, expected=expected, found=found, mend=mend
         )
 
@@ -91,7 +91,7 @@ def load_shares(path: str | Path) -> tuple[Shares, ...]:
       One `Shares` a line, in the file's order.
 
     Raises:
-      DataError: if the file is missing or empty; or if a line is not JSON, lacks a field, has a
+      SourceError: if the file is missing or empty; or if a line is not JSON, lacks a field, has a
         field of a wrong type or value, repeats an earlier (id, group), or gives a known id another
         text or other completions. The message names the file, the line and the field, what was
         expected, what was found, and how to correct it.
@@ -122,7 +122,7 @@ def load_shares(path: str | Path) -> tuple[Shares, ...]:
             )
         records.append(record)
     if not records:
-        raise DataError(f"{path}, line 1: expected one JSON object a line, found an empty file.")
+        raise SourceError(f"{path}, line 1: expected one JSON object a line, found an empty file.")
     return tuple(records)
 
 
@@ -130,23 +130,25 @@ def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
-        raise DataError(
+        raise SourceError(
             f"{path}: the file cannot be read ({error.strerror}). Check the path."
         ) from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: expected UTF-8 text, found {error}. Save it as UTF-8.") from error
+        raise SourceError(
+            f"{path}: expected UTF-8 text, found {error}. Save it as UTF-8."
+        ) from error
 
 
 def _parse_object(path: Path, number: int, text: str) -> _Line:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(
+        raise SourceError(
             f"{path}, line {number}, column {error.colno}: expected one JSON object, found "
             f"{text[:60]!r} ({error.msg}). Write one complete object on each line."
         ) from error
     if not isinstance(value, dict):
-        raise DataError(
+        raise SourceError(
             f"{path}, line {number}: expected a JSON object {{...}}, found {text[:60]!r}. "
             "Write one complete object on each line."
         )

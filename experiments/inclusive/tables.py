@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.common.sources import DataError
+from experiments.common.sources import SourceError
 from experiments.inclusive.arrays import UNKNOWN, Floats, Ints
 
 _SHOWN_VALUES = 10
@@ -55,7 +55,7 @@ def read_table(path: str | Path, *, encoding: str = "utf-8", has_subheader: bool
       The table, with at least one row and as many cells in every row as in the header.
 
     Raises:
-      DataError: if the file cannot be read or decoded, has no rows, or a row of another length.
+      SourceError: if the file cannot be read or decoded, has no rows, or a row of another length.
     """
     path = Path(path)
     try:
@@ -63,23 +63,23 @@ def read_table(path: str | Path, *, encoding: str = "utf-8", has_subheader: bool
             reader = csv.reader(file)
             numbered = [(reader.line_num, row) for row in reader if row]
     except OSError as error:
-        raise DataError(
+        raise SourceError(
             f"{path}: the file cannot be read ({error.strerror}). Check the path."
         ) from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
+        raise SourceError(
             f"{path}: expected comma-separated text in {encoding}, found {error}. "
             "Fetch the original again."
         ) from error
     num_headers = 2 if has_subheader else 1
     if len(numbered) <= num_headers:
-        raise DataError(
+        raise SourceError(
             f"{path}: expected a header and at least one row, found {len(numbered)} lines."
         )
     width = len(numbered[0][1])
     for line, row in numbered:
         if len(row) != width:
-            raise DataError(
+            raise SourceError(
                 f"{path}, line {line}: expected {width} cells as in the header, found {len(row)}. "
                 "Check for a cut line or a comma outside quotes."
             )
@@ -93,18 +93,18 @@ def read_table(path: str | Path, *, encoding: str = "utf-8", has_subheader: bool
 
 
 def column_index(table: Table, name: str) -> int:
-    """Returns the position of a column; raises a DataError with the columns if there is none."""
+    """Returns the position of a column; raises a SourceError with the columns if there is none."""
     if name not in table.header:
-        raise DataError(
+        raise SourceError(
             f"{table.path}, line 1: expected a column {name!r}, found {', '.join(table.header)}. "
             "Use the file as it was published."
         )
     return table.header.index(name)
 
 
-def cell_error(table: Table, row: int, column: int, expected: str) -> DataError:
+def cell_error(table: Table, row: int, column: int, expected: str) -> SourceError:
     """Returns the error for a cell whose value its column may not have."""
-    return DataError.at(
+    return SourceError.at(
         table.path,
         table.lines[row],
         table.header[column] or f"column {column + 1}",
@@ -126,7 +126,7 @@ def codes(table: Table, column: int | str, values: Mapping[str, int]) -> Ints:
       [R] codes.
 
     Raises:
-      DataError: if there is no such column, or a cell has another text; with line and column.
+      SourceError: if there is no such column, or a cell has another text; with line and column.
     """
     index = column_index(table, column) if isinstance(column, str) else column
     result = np.empty(len(table.rows), np.int64)
@@ -143,13 +143,13 @@ def numbered(size: int, *, first: int) -> dict[str, int]:
 
 
 def attribute(table: Table, column: str, levels: Sequence[str]) -> Attribute:
-    """Returns a column of group names; a blank cell is unknown, another text is a DataError."""
+    """Returns a column of group names; a blank cell is unknown, another text is a SourceError."""
     values = {"": UNKNOWN, **{level: index for index, level in enumerate(levels)}}
     return Attribute(tuple(levels), codes(table, column, values))
 
 
 def positive_numbers(table: Table, name: str) -> Floats:
-    """Returns a column [R] of finite numbers above 0; raises a DataError for other cells."""
+    """Returns a column [R] of finite numbers above 0; raises a SourceError for other cells."""
     index = column_index(table, name)
     result = np.empty(len(table.rows), np.float64)
     for number, row in enumerate(table.rows):
@@ -163,7 +163,7 @@ def positive_numbers(table: Table, name: str) -> Floats:
 
 
 def identifiers(table: Table, name: str) -> Ints:
-    """Returns a column [R] of whole numbers that all differ; raises a DataError otherwise."""
+    """Returns a column [R] of whole numbers that all differ; raises a SourceError otherwise."""
     index = column_index(table, name)
     seen: dict[int, int] = {}
     for number, row in enumerate(table.rows):

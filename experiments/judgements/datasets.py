@@ -93,7 +93,7 @@ def load_judgements(name: str, *, seed: int = 0, data_dir: str | Path | None = N
     rng = np.random.default_rng(seed)
     try:
         parts = _LOADERS[name](rng, data_dir)
-    except sources.DataError as error:
+    except sources.SourceError as error:
         raise UsageError(str(error)) from error
     train, known, new = ([row for pair in part for row in pair_rows(pair)] for part in parts)
     return Judgements(train, known, new, _attribution(name))

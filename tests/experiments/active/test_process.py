@@ -1,7 +1,6 @@
 """Runs of active learning on recorded votes: queries, answers and measures."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,6 @@ import pytest
 from scipy.special import expit, log_expit, logsumexp
 from scipy.stats import binom
 
-from experiments.active import process
 from experiments.active.arms import ARMS
 from experiments.active.config import CHUNK_ROUNDS, Config, Setting
 from experiments.active.measures import JOINT_DRAWS, measures
@@ -18,11 +16,12 @@ from experiments.active.process import Problem, make_process
 from experiments.active.splits import Division, Votes
 from experiments.common.chunks import run_seeds
 from experiments.judgements import baselines
-from shatter import training
+from shatter import choice, training
 from shatter.data import Row
 from shatter.types import item_query
 
 NUM_TEXTS, NUM_PAIRS, WIDTH = 24, 40, 3
+RANKS = ((1, 2), (2, 1), (1, 1))  # of the answers: first, second, neither
 TINY = Setting(
     kind="heads",
     config=Config(num_outcomes=8),
@@ -113,7 +112,7 @@ def test_every_query_is_of_the_pool_and_asked_once(all_arms):
             assert set(shown) == set(map(tuple, pool.items[were_asked[seed]].tolist())), arm
             ranks = state.store.comparisons.ranks[seed].tolist()
             for pair, answer in zip(shown, ranks, strict=True):
-                assert given[pair][process.RANKS.index(tuple(answer))] > 0  # somebody said so
+                assert given[pair][RANKS.index(tuple(answer))] > 0  # somebody said so
 
 
 def test_all_arms_start_alike_and_go_apart(all_arms):
@@ -152,12 +151,12 @@ def test_answers_follow_the_votes():
     keys = jax.random.split(jax.random.key(0), num)
     numbers = jnp.array([2, 0, 1])
     queries = item_query(pool.items[numbers], prompt_id=numbers)
-    rater = functools.partial(process.answers, pool)
+    rater = choice.recorded_vote_rater(pool.votes)
     found = jax.jit(jax.vmap(lambda key: training.ask_together(rater, key, queries)))(keys)
     assert found.query.item_ids[0].tolist() == [[4, 5], [0, 1], [2, 3]]
     for place, pair in enumerate((2, 0, 1)):
         shares = votes[pair] / votes[pair].sum()
-        for ranks, share in zip(process.RANKS, shares, strict=True):
+        for ranks, share in zip(RANKS, shares, strict=True):
             times = np.all(np.asarray(found.ranks[:, place]) == ranks, axis=-1).mean()
             assert abs(times - share) <= 4 * np.sqrt(share * (1 - share) / num)
 
@@ -211,7 +210,7 @@ def test_measures_are_those_of_a_direct_computation(float64):
         rows = [
             Row("", (f"{a} ", f" {b}"), ranks, float(count))
             for (a, b), counts in zip(part.items, part.votes, strict=True)
-            for ranks, count in zip(process.RANKS, counts, strict=True)
+            for ranks, count in zip(RANKS, counts, strict=True)
         ]
         odds = np.repeat(np.stack([np.log(p) - np.log1p(-p), 0 * p], axis=1), 3, axis=0)
         expected = baselines.score(rows, odds)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from experiments.common import sources
-from experiments.common.sources import DataError, Source
+from experiments.common.sources import Source, SourceError
 
 CONTENT = b"a,b\n1,2\n"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -83,7 +83,7 @@ def test_find_downloads_nothing(published: Path):
 def test_a_damaged_file_is_refused_with_both_checksums(tmp_path: Path, published: Path):
     path = write(tmp_path / "data" / "sample.csv", CONTENT + b"3,4\n")
     found = hashlib.sha256(CONTENT + b"3,4\n").hexdigest()
-    with pytest.raises(DataError) as error:
+    with pytest.raises(SourceError) as error:
         sources.locate("sample", path.parent)
     for part in (str(path), f"expected sha256 {SHA256}", f"found {found}"):
         assert part in str(error.value)
@@ -91,14 +91,14 @@ def test_a_damaged_file_is_refused_with_both_checksums(tmp_path: Path, published
 
 def test_a_damaged_download_is_not_kept(published: Path):
     published.write_bytes(b"<html>not found</html>")
-    with pytest.raises(DataError, match=SHA256):
+    with pytest.raises(SourceError, match=SHA256):
         sources.locate("sample")
     assert list(sources.cache_dir().iterdir()) == []
 
 
 def test_a_failed_download_says_what_to_do(published: Path):
     published.unlink()
-    with pytest.raises(DataError) as error:
+    with pytest.raises(SourceError) as error:
         sources.locate("sample")
     for part in ("sample.csv", f"Download {published.as_uri()}", "data_dir", "SHATTER_DATA_DIR"):
         assert part in str(error.value)
@@ -106,7 +106,7 @@ def test_a_failed_download_says_what_to_do(published: Path):
 
 @pytest.mark.parametrize("name", ["shares", "ukp_humour_pairs", "stories260k_weights"])
 def test_a_file_without_address_says_what_to_do(tmp_path: Path, name: str):
-    with pytest.raises(DataError) as error:
+    with pytest.raises(SourceError) as error:
         sources.locate(name, tmp_path)
     _, message = str(error.value).split(" was not found and has no public address. ")
     path = f"{sources.SOURCES[name].folder}/{sources.SOURCES[name].filename}"
@@ -116,9 +116,11 @@ def test_a_file_without_address_says_what_to_do(tmp_path: Path, name: str):
 
 
 def test_unknown_names_and_folders_are_refused(tmp_path: Path):
-    with pytest.raises(DataError, match="unknown data file 'starwar'; known: cuisines, newyorker"):
+    with pytest.raises(
+        SourceError, match="unknown data file 'starwar'; known: cuisines, newyorker"
+    ):
         sources.locate("starwar")
-    with pytest.raises(DataError, match=r"absent.*\(from data_dir\) does not exist"):
+    with pytest.raises(SourceError, match=r"absent.*\(from data_dir\) does not exist"):
         sources.locate("starwars", tmp_path / "absent")
 
 

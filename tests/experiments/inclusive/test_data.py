@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.common import sources
-from experiments.common.sources import DataError
+from experiments.common.sources import SourceError
 from experiments.inclusive import data
 from experiments.inclusive.data import load_nonvoters
 from experiments.inclusive.people import survey_shares
@@ -84,7 +84,7 @@ def test_without_texts_the_columns_stand_for_them(tmp_path: Path):
 def test_a_bad_cell_is_named(tmp_path: Path, column: str, value: str, expected: str):
     bad = original_row(2) | {column: value}
     path = write(tmp_path / "original.csv", original_row(1), bad)
-    with pytest.raises(DataError, match=rf"line 3, field '{column}': expected {expected}\. Corr"):
+    with pytest.raises(SourceError, match=rf"line 3, field '{column}': expected {expected}\. Corr"):
         load_nonvoters(path)
 
 
@@ -93,19 +93,19 @@ def test_a_bad_table_is_named(tmp_path: Path):
     del row["Q16"]
     path = write(tmp_path / "narrow.csv", row)
     with pytest.raises(
-        DataError, match=r"narrow\.csv, line 1: expected a column 'Q16', found Resp"
+        SourceError, match=r"narrow\.csv, line 1: expected a column 'Q16', found Resp"
     ):
         load_nonvoters(path)
     path.write_text("RespId,weight\n1,1.0\n2\n")
-    with pytest.raises(DataError, match="line 3: expected 2 cells as in the header, found 1"):
+    with pytest.raises(SourceError, match="line 3: expected 2 cells as in the header, found 1"):
         load_nonvoters(path)
     path.write_text("RespId,weight\n")
-    with pytest.raises(DataError, match="at least one row, found 1 line"):
+    with pytest.raises(SourceError, match="at least one row, found 1 line"):
         load_nonvoters(path)
     path.write_bytes(b"RespId,weight\n1,\xff\n")
-    with pytest.raises(DataError, match="expected comma-separated text in utf-8"):
+    with pytest.raises(SourceError, match="expected comma-separated text in utf-8"):
         load_nonvoters(path)
-    with pytest.raises(DataError, match=r"absent\.csv: the file cannot be read"):
+    with pytest.raises(SourceError, match=r"absent\.csv: the file cannot be read"):
         load_nonvoters(tmp_path / "absent.csv")
 
 
@@ -114,10 +114,10 @@ def test_a_question_without_text_is_named(tmp_path: Path):
     shares = tmp_path / "shares.jsonl"
     line = {"id": "nonvoters:Q2_1", "prompt": "?", "completions": list("abc"), "n": 1}
     shares.write_text(json.dumps({**line, "shares": [1, 0, 0]}))
-    with pytest.raises(DataError, match="'nonvoters:Q2_1': expected 4 options, found 3 options"):
+    with pytest.raises(SourceError, match="'nonvoters:Q2_1': expected 4 options, found 3 options"):
         load_nonvoters(path, shares)
     shares.write_text(json.dumps({**line, "id": "other", "shares": [1, 0, 0]}))
-    with pytest.raises(DataError, match="'nonvoters:Q2_1': expected 4 options, found no such id"):
+    with pytest.raises(SourceError, match="'nonvoters:Q2_1': expected 4 options, found no such id"):
         load_nonvoters(path, shares)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments.common import sources
-from experiments.common.sources import DataError
+from experiments.common.sources import SourceError
 from experiments.inclusive import likings
 from experiments.inclusive.likings import load_cuisines, load_starwars
 
@@ -59,14 +59,14 @@ def test_rankings_are_best_first(tmp_path: Path):
 )
 def test_bad_ranks_are_named(tmp_path: Path, ranks: str, message: str):
     path = write(tmp_path / "films.csv", *starwars_rows((5, list(ranks), "Yes")))
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(SourceError, match=message):
         load_starwars(path)
 
 
 def test_other_films_are_refused(tmp_path: Path):
     rows = starwars_rows((5, list("123456"), "Yes"))
     rows[1][9] = "Spaceballs"
-    with pytest.raises(DataError, match=r"line 2: expected the films .*, found \('Spaceballs'"):
+    with pytest.raises(SourceError, match=r"line 2: expected the films .*, found \('Spaceballs'"):
         load_starwars(write(tmp_path / "films.csv", *rows))
 
 
@@ -82,10 +82,10 @@ def test_ratings(tmp_path: Path):
 def test_bad_ratings_are_named(tmp_path: Path):
     header = ["RespondentID", *CUISINES, *DEMOGRAPHICS]
     path = write(tmp_path / "food.csv", header, ["3", "6", "1", "2", *PERSON])
-    with pytest.raises(DataError, match=r"line 2, field 'Please .* of Algeria:': .*, found '6'"):
+    with pytest.raises(SourceError, match=r"line 2, field 'Please .* of Algeria:': .*, found '6'"):
         load_cuisines(path)
     path = write(tmp_path / "food.csv", ["RespondentID", *DEMOGRAPHICS], ["3", *PERSON])
-    with pytest.raises(DataError, match="expected columns 'Please rate"):
+    with pytest.raises(SourceError, match="expected columns 'Please rate"):
         load_cuisines(path)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.common import sources
-from experiments.common.sources import DataError
+from experiments.common.sources import SourceError
 from experiments.inclusive.shares import Group, load_shares
 
 GOOD: dict[str, Any] = {
@@ -79,7 +79,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
 @pytest.mark.parametrize(("change", "field", "message"), BAD)
 def test_a_bad_field_is_named(tmp_path: Path, change: dict[str, Any], field: str, message: str):
     path = write(tmp_path, {**GOOD, "id": "other"}, {**GOOD, **change})
-    with pytest.raises(DataError, match=message) as error:
+    with pytest.raises(SourceError, match=message) as error:
         load_shares(path)
     assert f"{path}, line 2, field '{field}': expected " in str(error.value)
 
@@ -87,7 +87,7 @@ def test_a_bad_field_is_named(tmp_path: Path, change: dict[str, Any], field: str
 @pytest.mark.parametrize("field", ["prompt", "completions", "shares", "n"])
 def test_a_missing_field_is_named(tmp_path: Path, field: str):
     path = write(tmp_path, {name: value for name, value in GOOD.items() if name != field})
-    with pytest.raises(DataError, match=rf"line 1, field '{field}': expected .*found 'no such"):
+    with pytest.raises(SourceError, match=rf"line 1, field '{field}': expected .*found 'no such"):
         load_shares(path)
 
 
@@ -99,26 +99,26 @@ def test_a_missing_field_is_named(tmp_path: Path, field: str):
     ],
 )
 def test_what_is_not_an_object_is_named(tmp_path: Path, line: str, message: str):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(SourceError, match=message):
         load_shares(write(tmp_path, GOOD, line))
 
 
 def test_contradicting_lines_are_refused(tmp_path: Path):
-    with pytest.raises(DataError, match=r"line 3, field 'group'.* Line 1 has it already"):
+    with pytest.raises(SourceError, match=r"line 3, field 'group'.* Line 1 has it already"):
         load_shares(write(tmp_path, GOOD, {**GOOD, "id": "other"}, GOOD))
     young = {"group": {"attribute": "age", "value": "young"}, "completions": ["no", "yes"]}
-    with pytest.raises(DataError, match="line 2, field 'id': expected the same prompt and compl"):
+    with pytest.raises(SourceError, match="line 2, field 'id': expected the same prompt and compl"):
         load_shares(write(tmp_path, GOOD, {**GOOD, **young}))
 
 
 def test_unreadable_files_are_named(tmp_path: Path):
-    with pytest.raises(DataError, match=r"absent\.jsonl: the file cannot be read \(No such file"):
+    with pytest.raises(SourceError, match=r"absent\.jsonl: the file cannot be read \(No such file"):
         load_shares(tmp_path / "absent.jsonl")
-    with pytest.raises(DataError, match="found an empty file"):
+    with pytest.raises(SourceError, match="found an empty file"):
         load_shares(write(tmp_path, ""))
     path = tmp_path / "latin.jsonl"
     path.write_bytes(b'{"prompt": "caf\xe9"}')
-    with pytest.raises(DataError, match=r"latin\.jsonl: expected UTF-8"):
+    with pytest.raises(SourceError, match=r"latin\.jsonl: expected UTF-8"):
         load_shares(path)
 
 

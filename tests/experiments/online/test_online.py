@@ -119,8 +119,7 @@ def test_the_population_is_as_documented(folder, tmp_path, float64):
 
 def test_people_of_one_segment_choose_by_its_law(folder, tmp_path, float64):
     world, fixed = load(folder, tmp_path, "closed", people="segments")
-    happy, friend = (world.tokenizer.encode(word)[-1] for word in ("happy", "friend"))
-    pair = jnp.array([happy, friend])
+    pair = jnp.array([words[0][0] for words in world.likes])  # a word that each segment likes
     everything = jax.jit(partial(all_responses, world))(fixed.params)
     query = Query(
         jnp.array(1), everything.tokens[1, pair], everything.mask[1, pair], pair, jnp.ones(2, bool)
