@@ -1,8 +1,7 @@
-"""The didactic process: a hidden law around a pretrained model, and arms that ask about it."""
+"""The didactic process: a hidden law around a pretrained model, and members that learn it."""
 
 import functools
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,46 +10,14 @@ import optax
 
 from experiments.common.chunks import Chunk, Process
 from experiments.common.didactic import World, fit_law, make_world
+from experiments.exploration.arms import ARMS, PASSIVE_CANDIDATES, Arm
 from experiments.exploration.config import Config, Setting
 from shatter import choice, documents, ensembles, evaluation, exploration, losses, training
 from shatter.types import Array, Key, Metrics, Params, Query
 
 HELD_OUT_QUERIES = 64
 JOINT_DRAWS = 16
-PASSIVE_CANDIDATES = 4  # two of them nearly always differ, and their frequencies stay p0's
 LEARNING_RATE_RATIO = 0.05  # of a transformer's parameters to a table's logits
-
-
-class Arm(NamedTuple):
-    """A learner, a source of candidates, and how a pair is chosen among them.
-
-    Attributes:
-      learner: "ensemble" or "map", the point estimate.
-      candidates: "all" documents, samples of the "pretrained" model, or of the "members".
-      explore: chooses the pair.
-      settings: arguments of `explore` that the config sets: argument -> field of the config.
-    """
-
-    learner: str
-    candidates: str
-    explore: exploration.PairArm
-    settings: Mapping[str, str] = MappingProxyType({})
-
-
-ARMS = {
-    "uniform": Arm("ensemble", "all", exploration.uniform),
-    "passive": Arm("ensemble", "pretrained", exploration.uniform),
-    "passive_map": Arm("map", "pretrained", exploration.uniform),
-    "greedy": Arm("map", "all", exploration.greedy),
-    "boltzmann": Arm("map", "all", exploration.boltzmann, {"temperature": "boltzmann_temperature"}),
-    "thompson": Arm("ensemble", "all", exploration.thompson),
-    "double_thompson": Arm("ensemble", "members", exploration.double_thompson),
-    "double_thompson_sampled": Arm("ensemble", "all", exploration.double_thompson_sampled),
-    "infomax": Arm("ensemble", "members", exploration.infomax),
-    "variance": Arm("ensemble", "members", exploration.variance),
-    "log_ratio_variance": Arm("ensemble", "members", exploration.log_ratio_variance),
-    "ucb": Arm("ensemble", "members", exploration.ucb),
-}
 
 
 class Problem(NamedTuple):
@@ -63,11 +30,6 @@ class Problem(NamedTuple):
     choices: Array  # int [Q]
     joint_queries: Array  # int [J, T, 2], pairs of documents, dyadic: few kinds a row
     joint_choices: Array  # int [J, T]
-
-
-def baseline_of(arm: str) -> str:
-    """Returns the name of the passive arm with the same learner."""
-    return "passive" if ARMS[arm].learner == "ensemble" else "passive_map"
 
 
 def make_process(setting: Setting, arm: str) -> Process:

@@ -11,14 +11,16 @@ from rich.table import Table
 
 from experiments.common import chunks
 from experiments.common.didactic import check_documents
-from experiments.exploration import plot, process
+from experiments.exploration import plot
+from experiments.exploration.arms import ARMS, PASSIVE_CANDIDATES, baseline_of
 from experiments.exploration.config import Config, Setting, settings
+from experiments.exploration.process import make_process
 from experiments.exploration.summary import LEVELS, summarise
 from shatter.cli.common import binary, run_folder
 from shatter.cli.common.progress import open_console, progress_bar
 
 MOST_DOCUMENTS = 100_000
-MOST_RESPONSES = process.PASSIVE_CANDIDATES
+MOST_RESPONSES = PASSIVE_CANDIDATES
 SECONDS = {"tabular": (8.0, 3e-7), "transformer": (60.0, 3e-5)}  # compilation, a document's score
 
 
@@ -28,7 +30,7 @@ def check(config: Config) -> None:
     Raises:
       UsageError: with the flag's name, what was expected and what was found.
     """
-    binary.choose("arm", config.arms, tuple(process.ARMS))
+    binary.choose("arm", config.arms, tuple(ARMS))
     if config.num_responses is not None and not 2 <= config.num_responses <= MOST_RESPONSES:
         raise binary.UsageError(
             f"--num_responses must be from 2 to {MOST_RESPONSES}, the candidates of the passive "
@@ -55,7 +57,7 @@ def check(config: Config) -> None:
 def minutes(setting: Setting, arm: str) -> float:
     """Returns the rough cost of an arm on 2 CPU cores, from measured runs."""
     config = setting.config
-    members = config.num_members if process.ARMS[arm].learner == "ensemble" else 1
+    members = config.num_members if ARMS[arm].learner == "ensemble" else 1
     documents = config.vocab_size**config.max_length
     scores = config.num_seeds * members * documents * config.num_rounds * (config.num_steps + 1)
     compilation, a_score = SECONDS[setting.learner]
@@ -66,7 +68,7 @@ def experiment(config: Config) -> None:
     """Runs every arm of every setting, then writes and prints the results."""
     check(config)
     console = open_console()
-    plan = [(s, arm) for s in settings(config, tuple(process.ARMS)) for arm in _with_baselines(s)]
+    plan = [(s, arm) for s in settings(config, tuple(ARMS)) for arm in _with_baselines(s)]
     cost = sum(minutes(setting, arm) for setting, arm in plan)
     console.print(
         f"figure {config.figure}: {len(plan)} runs of {config.num_seeds} seeds on "
@@ -94,7 +96,7 @@ def experiment(config: Config) -> None:
 
 def _with_baselines(setting: Setting) -> tuple[str, ...]:
     """Returns the setting's arms, with the passive arm of every learner among them."""
-    baselines = dict.fromkeys(process.baseline_of(arm) for arm in setting.arms)
+    baselines = dict.fromkeys(baseline_of(arm) for arm in setting.arms)
     return tuple(dict.fromkeys((*baselines, *setting.arms)))
 
 
@@ -111,7 +113,7 @@ def _run(
             advance(f"{setting.name} {arm}", 0)
             config = setting.config
             results[setting, arm] = chunks.run_seeds(
-                process.make_process(setting, arm),
+                make_process(setting, arm),
                 jax.random.split(jax.random.key(config.seed), config.num_seeds),
                 folder / "arms" / setting.name / arm,
                 chunks.equal_chunks(

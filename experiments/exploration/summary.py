@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.exploration.arms import baseline_of
 from experiments.exploration.config import Setting
-from experiments.exploration.process import baseline_of
 from shatter.evaluation import bootstrap_interval, queries_to_level
 
 LEVELS = ("half", "quarter", "absolute")

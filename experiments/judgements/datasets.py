@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from experiments.common import sources
+from experiments.common.source_files import SOURCES
 from shatter.cli.common import binary
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.progress import open_console
@@ -237,7 +238,7 @@ DATASETS = tuple(_LOADERS)
 def _attribution(name: str) -> str:
     named = {
         f"{source.attribution} ({source.licence})"
-        for source in sources.SOURCES.values()
+        for source in SOURCES.values()
         if source.folder == name
     }
     return f"{name}: {'; '.join(sorted(named))}"

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from experiments.online.members import member_log_probs, member_samples, next_token_laws
-from experiments.online.population import log_tilt, log_tilts, log_weights, mentions
+from experiments.online.population import log_tilt, log_tilts, log_weights
+from experiments.online.texts import SEGMENTS, text_measures
 from experiments.online.world import (
     Fixed,
     Responses,
@@ -22,7 +23,6 @@ from experiments.online.world import (
 from shatter import choice, ensembles, evaluation
 from shatter.types import Array, Key, Metrics, Params
 
-SEGMENTS = ("majority", "minority")
 MEASURES = {
     "closed": ("kl", "total_variation", "entropy", "kl_majority", "kl_minority", "win_rate"),
     "open": ("kl", "win_rate", "choice_loss_q", "choice_loss_base", "tilt", "distinct"),
@@ -117,7 +117,7 @@ def opened(
         "tilt": jnp.mean(tilt),
         "entropy": -jnp.mean(log_pi),
         "kl_to_base": jnp.mean(log_pi - log_p0),
-        **_texts(world, said),
+        **text_measures(world, said),
     }
 
 
@@ -139,7 +139,7 @@ def _levels(world: World, held_out: HeldOut) -> Metrics:
         "base_tilt": jnp.mean(tilt),
         "q_tilt": jnp.mean(jnp.sum(weights * tilt, axis=-1)),
         "pool_ess": jnp.mean(1.0 / jnp.sum(jnp.square(weights), axis=-1)),
-        **{f"base_{name}": value for name, value in _texts(world, first).items()},
+        **{f"base_{name}": value for name, value in text_measures(world, first).items()},
     }
 
 
@@ -189,49 +189,3 @@ def _choice_loss(members: Array, pairs: Array, choices: Array) -> Array:
 def _pick(values: Array, pairs: Array) -> Array:
     """Returns the values `[P, Q, 2]` at `pairs`, from values `[P, N]`."""
     return jax.vmap(lambda row, pairs: row[pairs])(values, pairs)
-
-
-def _texts(world: World, said: Responses) -> Metrics:
-    """Returns how many samples of `[P, n]` mention what a segment likes, and how diverse they are.
-
-    distinct: different bigrams over all bigrams of the responses to a prompt. pairwise: mean over
-    pairs of responses of 1 - |A and B| / |A or B|, A and B the sets of their tokens.
-    """
-    response = jnp.where(said.mask, said.tokens, -1)
-    shares = {
-        f"likes_{name}": jnp.mean(mentions(said.tokens, said.mask, words))
-        for name, words in zip(SEGMENTS, world.likes, strict=True)
-    }
-
-    def distinct(response: Array) -> Array:
-        first, second = response[:, :-1].ravel(), response[:, 1:].ravel()
-        both = (first >= 0) & (second >= 0)
-        order = jnp.lexsort((second, first, ~both))
-        first, second = first[order], second[order]
-        changes = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
-        is_new = jnp.concatenate([jnp.ones(1, bool), changes])
-        return jnp.sum(is_new & both[order]) / jnp.maximum(jnp.sum(both), 1)
-
-    def pairwise(response: Array) -> Array:
-        number = len(response)
-        is_first = jax.vmap(
-            lambda row: jnp.argmax(row[:, None] == row[None, :], axis=1) == jnp.arange(len(row))
-        )(response) & (response >= 0)
-        # Whether a token of one response occurs in another.
-        occurs = jax.vmap(
-            lambda row: jax.vmap(lambda other: jnp.any(row[:, None] == other[None, :], axis=1))(
-                response
-            )
-        )(response)
-        both = jnp.sum(occurs & is_first[:, None, :], axis=-1)
-        sizes = jnp.sum(is_first, axis=-1)
-        either = sizes[:, None] + sizes[None, :] - both
-        distances = 1.0 - both / either
-        return jnp.sum(distances) / (number * (number - 1))  # 0 on the diagonal
-
-    return {
-        **shares,
-        "distinct": jnp.mean(jax.vmap(distinct)(response)),
-        "pairwise": jnp.mean(jax.vmap(pairwise)(response)),
-        "length": jnp.mean(jnp.sum(said.mask, axis=-1)),
-    }

@@ -1,15 +1,9 @@
 """Learners and the interaction. They take algorithms as functions and import none."""
 
-from shatter.training.interaction import (
-    Interaction,
-    InteractionState,
-    ask,
-    ask_together,
-    interaction,
-    run_rounds,
-)
+from shatter.training.interaction import Interaction, InteractionState, interaction
 from shatter.training.members import Members, MembersLearner, members_learner
 from shatter.training.proposers import Propose, asked, pair_proposer, query_proposer
+from shatter.training.rounds import ask, ask_together, run_rounds
 from shatter.training.step import Accumulated, Learner, Objective, TrainState, learner
 from shatter.training.store import Store, add_comparisons, empty_store, sample_comparisons
 

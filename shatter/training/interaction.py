@@ -1,8 +1,9 @@
 """The interaction, rounds of propose, ask, learn and evaluate, as two pure halves.
 
-`propose` ends where a person is asked, `learn` begins where the answer is in. A pure rater goes
-between them in one scan (`run_rounds`); a live person sits between the jitted halves. Everything is
-written for one seed, with a vmap over members inside; seeds are lifted by a vmap outside.
+`propose` ends where a person is asked, `learn` begins where the answer is in. With a pure rater
+between them the rounds are one scan (`run_rounds`); a live person sits between the jitted halves.
+Everything is written for one seed, with a vmap over members inside; seeds are lifted by a vmap
+outside.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from shatter.training.members import Members, members_learner
 from shatter.training.proposers import Propose
 from shatter.training.step import TrainState
 from shatter.training.store import Store, add_comparisons, empty_store
-from shatter.types import Array, Comparison, Ensemble, Key, Metrics, Params, Query, Rater
+from shatter.types import Array, Comparison, Ensemble, Key, Metrics, Params, Query
 
 
 class InteractionState(NamedTuple):
@@ -167,76 +168,6 @@ def interaction(
         return state, metrics
 
     return Interaction(init, propose_queries, learn)
-
-
-def ask(rater: Rater, key: Key, queries: Query) -> Comparison:
-    """Puts each query to a fresh person of a pure rater.
-
-    Args:
-      rater: `(key, query) -> ranks[K]`.
-      key: a typed key.
-      queries: leaves `[B, ...]`.
-
-    Returns:
-      comparisons with leaves `[B, ...]`, of weight 1.
-    """
-    num_queries = queries.prompt_id.shape[0]
-    ranks = jax.vmap(rater)(jax.random.split(key, num_queries), queries)
-    return Comparison(queries, ranks, jnp.ones(num_queries))
-
-
-def ask_together(rater: Rater, key: Key, queries: Query) -> Comparison:
-    """Puts all queries at once to a rater that answers a whole round.
-
-    Args:
-      rater: `(key, queries[B]) -> ranks[B, K]`, for example with one draw for all queries.
-      key: a typed key.
-      queries: leaves `[B, ...]`.
-
-    Returns:
-      comparisons with leaves `[B, ...]`, of weight 1.
-    """
-    return Comparison(queries, rater(key, queries), jnp.ones(queries.prompt_id.shape[0]))
-
-
-def run_rounds(
-    process: Interaction,
-    rater: Rater,
-    evaluate: Callable[[InteractionState], Metrics],
-    state: InteractionState,
-    key: Key,
-    *,
-    num_rounds: int,
-    first_round: Array | int = 0,
-    ask: Callable[[Rater, Key, Query], Comparison] = ask,
-) -> tuple[InteractionState, Metrics]:
-    """Scans rounds of propose, ask, learn, evaluate.
-
-    Round t draws from `fold_in(key, t)`, so that a run that is cut into chunks (pass the state on
-    and `first_round`) gives the same numbers to the bit as the uncut one.
-
-    Args:
-      process: the halves.
-      rater: `(key, query) -> ranks[K]`.
-      evaluate: `(state) -> metrics`, after every round.
-      state: where to begin.
-      key: a typed key, the same for all chunks.
-      num_rounds: how many rounds; static.
-      first_round: number of the first round.
-      ask: how the rater is asked, `(rater, key, queries[B]) -> comparisons[B]`: `ask`,
-        `ask_together`, or your own where answers have weights.
-
-    Returns:
-      the state after the last round, and metrics with leaves `[num_rounds, ...]`.
-    """
-
-    def one_round(state: InteractionState, t: Array) -> tuple[InteractionState, Metrics]:
-        propose_key, ask_key = jax.random.split(jax.random.fold_in(key, t))
-        queries = process.propose(state, propose_key)
-        state, learned = process.learn(state, ask(rater, ask_key, queries))
-        return state, {**learned, **evaluate(state)}
-
-    return jax.lax.scan(one_round, state, first_round + jnp.arange(num_rounds))
 
 
 class _UnknownStore:

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from experiments.common.chunks import Chunk
-from experiments.exploration import process, run, summary
+from experiments.exploration import run, summary
+from experiments.exploration.arms import ARMS
 from experiments.exploration.config import Config, settings
+from experiments.exploration.process import make_process
 from shatter.cli.common.binary import UsageError
 
 TINY = {
@@ -68,7 +70,7 @@ def test_a_run_writes_its_folder_and_is_resumed(tmp_path, capsys):
 def test_other_figures(tmp_path, figure):
     small = {"max_length": 1, "num_rounds": 4, "num_steps": 1}
     config = tiny(tmp_path, figure=figure, arms=("thompson",), **small)
-    plans = settings(config, tuple(process.ARMS))
+    plans = settings(config, tuple(ARMS))
     if figure == "difficulty":
         assert [s.config.max_length for s in plans] == [3, 4, 5, 6]
         return
@@ -78,7 +80,7 @@ def test_other_figures(tmp_path, figure):
 
 def test_queries_of_three_responses_are_ranked(tmp_path):
     (setting,) = settings(tiny(tmp_path, num_responses=3, arms=("uniform",)), ("uniform",))
-    start, rounds = process.make_process(setting, "uniform")
+    start, rounds = make_process(setting, "uniform")
 
     @jax.jit
     def run(key):

@@ -253,7 +253,7 @@ def test_texts_are_counted(folder, tmp_path):
     mask = jnp.array(
         [[False, False, *[True] * len(row), *[False] * (3 - len(row))] for row in rows]
     )
-    found = measures._texts(world, Responses(jnp.array([0]), tokens[None], mask[None]))
+    found = texts.text_measures(world, Responses(jnp.array([0]), tokens[None], mask[None]))
     np.testing.assert_allclose(found["likes_majority"], 3 / 4)
     np.testing.assert_allclose(found["likes_minority"], 2 / 4)
     np.testing.assert_allclose(found["distinct"], 5 / 7)
