@@ -63,7 +63,7 @@ def test_symbol_is_documented(symbol: Symbol):
     arguments = node.args
     given = arguments.posonlyargs + arguments.args + arguments.kwonlyargs
     given += [extra for extra in (arguments.vararg, arguments.kwarg) if extra]
-    if protocol := re.search(r"those of\s+`(\w+)`", symbol.doc):
+    if protocol := re.search(r"those of\s+`((?:Pair|Query)Arm)`", symbol.doc):
         shared = inspect.signature(PROTOCOLS[protocol[1]].__call__).parameters
         assert {"key", "log_probs", "valid"} < set(shared) & {a.arg for a in given}
         given = [a for a in given if a.arg not in shared]

@@ -26,6 +26,9 @@ def ucb(
     Only ties are random, so give each query of a batch its own candidates. Other arguments, result
     and errors are those of `PairArm`.
 
+    Args:
+      coefficient: c, at least 0.
+
     Source: Auer, Using Confidence Bounds for Exploitation-Exploration Trade-offs (2002), for the
     principle; the bound from an ensemble is ours.
     """

@@ -53,8 +53,10 @@ def boltzmann(
 ) -> Array:
     """Draws responses from the tempered prediction, `P(x)^(1 / temperature)` over the candidates.
 
-    P is the members' mixture. The temperature is above 0 (else a ValueError): 1 is `greedy`,
-    infinity `uniform`. Other arguments, result and errors are those of `PairArm`.
+    P is the members' mixture. Other arguments, result and errors are those of `PairArm`.
+
+    Args:
+      temperature: above 0, else a ValueError; 1 is `greedy`, infinity `uniform`.
     """
     assert_positive(temperature=temperature)
     log_probs, valid = prepare(log_probs, valid, num_responses, distinct)

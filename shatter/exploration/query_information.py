@@ -53,12 +53,15 @@ def joint_infomax_queries(
     """Returns queries that tell much together, in the order of choice.
 
     Each adds most to the joint gain of those before it. The first has the largest
-    `query_information_gain`; for the others `conditional_information_gain` is estimated from S =
-    `num_outcomes` sampled answers to the batch so far (at least 1, else a ValueError; rounded up to
-    a multiple of M): those of a member, each equally often. The joint gain is monotone and
-    submodular, so that the greedy batch, apart from the sampling, has at least 1 - 1/e of the best
-    batch's. Memory and time: B steps of S M Q K. Other arguments, result and errors are those of
-    `QueryArm`; the key samples the answers too.
+    `query_information_gain`; for the others `conditional_information_gain` is estimated from
+    sampled answers to the batch so far, those of every member equally often. The joint gain is
+    monotone and submodular, so that the greedy batch, apart from the sampling, has at least 1 - 1/e
+    of the best batch's. Memory and time: B steps of S M Q K. Other arguments, result and errors are
+    those of `QueryArm`; the key samples the answers too.
+
+    Args:
+      num_outcomes: S, the number of sampled answers, at least 1 (else a ValueError); rounded up to
+        a multiple of M.
 
     Source: Kirsch et al., BatchBALD, algorithm 1, https://arxiv.org/abs/1906.08158; members as the
     hypotheses are ours.

@@ -46,9 +46,11 @@ def boltzmann_queries(
     """Draws queries whose responses the tempered prediction likes.
 
     In proportion to `prod_k P(x_qk)^(1 / temperature)`, P the members' mixture over all responses
-    of the pool: `boltzmann`, for whole queries. The temperature is above 0 (else a ValueError);
-    infinity is `uniform_queries`. Each query is redrawn until it differs from the earlier ones.
-    Other arguments, result and errors are those of `QueryArm`.
+    of the pool: `boltzmann`, for whole queries. Each query is redrawn until it differs from the
+    earlier ones. Other arguments, result and errors are those of `QueryArm`.
+
+    Args:
+      temperature: above 0, else a ValueError; infinity is `uniform_queries`.
     """
     assert_positive(temperature=temperature)
     log_probs, valid, usable = prepare_queries(log_probs, valid, num_queries)
