@@ -12,7 +12,7 @@ from experiments.common.chunks import Chunk, Process
 from experiments.inclusive.config import Config
 from experiments.inclusive.populations import Population
 from experiments.inclusive.texts import Pool, option_log_probs
-from shatter import choice, documents, ensembles, exploration, losses, models, training
+from shatter import choice, ensembles, exploration, losses, models, numerics, training
 from shatter.types import Array, Comparison, Key, Metrics, Params, Query, Rater
 
 
@@ -242,7 +242,7 @@ def _metrics(people: People, members: Array, valid: Array, judged: Array) -> Met
     log_mass = jax.nn.logsumexp(members, axis=-1, keepdims=True)
     shares = ensembles.mixture_log_probs(members - log_mass)  # renormalised over the options
     finite = jnp.where(valid, shares, 0.0)
-    kl = documents.kl_divergence(jnp.log(people.truth), finite)
+    kl = numerics.kl_divergence(jnp.log(people.truth), finite)
     log_odds = finite[:, :, None] - finite[:, None, :]
     pair_loss = -jnp.sum(people.wins * jax.nn.log_sigmoid(log_odds), axis=(1, 2))
     hits = jnp.argmax(shares, axis=1) == jnp.argmax(people.truth, axis=1)
@@ -250,7 +250,7 @@ def _metrics(people: People, members: Array, valid: Array, judged: Array) -> Met
         "kl": jnp.sum(judged * kl),
         "choice_log_loss": jnp.sum(pair_loss) / jnp.sum(people.wins),
         "best_known": jnp.sum(judged * hits),
-        "entropy": jnp.sum(judged * documents.entropy(shares)),
+        "entropy": jnp.sum(judged * numerics.entropy(shares)),
         "leak": 1.0 - jnp.sum(judged * jnp.mean(jnp.exp(log_mass[..., 0]), axis=0)),
         "prediction": jnp.exp(shares),
     }

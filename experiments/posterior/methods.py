@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from experiments.common.didactic import World
 from experiments.posterior.problem import Problem
-from shatter import documents, inference, losses
+from shatter import documents, inference, losses, numerics
 from shatter.types import Array, Key, Params
 
 VALUE_COEFFICIENT = 0.1
@@ -99,7 +99,7 @@ def make_methods(world: World, batch_size: int) -> dict[str, Method]:
     fdpg = lambda slope: _fdpg(world, slope, drawn)
     return {
         "reward": on_policy(lambda p, x, at: losses.rloo_loss(x, p.rewards[at]), False),
-        "reward_exact": exactly(lambda p, x: -documents.expectation(x, p.rewards), False),
+        "reward_exact": exactly(lambda p, x: -numerics.expectation(x, p.rewards), False),
         "kl_control": on_policy(
             lambda p, x, at: losses.posterior_loss(x, p.log_p0[at], p.rewards[at], beta=p.beta)
         ),

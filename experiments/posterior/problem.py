@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.common.didactic import World, fit_law
-from shatter import documents, evaluation, inference
+from shatter import documents, inference, numerics
 from shatter.types import Array, Key, Metrics, Params
 
 PAIR_TOKEN, MOMENT_TOKEN = 1, 2
@@ -116,10 +116,10 @@ def measure(problem: Problem, log_probs: Array) -> Metrics:
     target = jax.nn.log_softmax(problem.log_target)
     chance = -jnp.expm1(DISTINCT_OF * jnp.log1p(-jnp.minimum(jnp.exp(log_probs), 1 - 1e-6)))
     return {
-        "reward": documents.expectation(log_probs, problem.rewards),
-        "kl": evaluation.kl_divergence(log_probs, problem.log_p0),
-        "target_kl": evaluation.kl_divergence(target, log_probs),
-        "entropy": evaluation.entropy(log_probs),
+        "reward": numerics.expectation(log_probs, problem.rewards),
+        "kl": numerics.kl_divergence(log_probs, problem.log_p0),
+        "target_kl": numerics.kl_divergence(target, log_probs),
+        "entropy": numerics.entropy(log_probs),
         "satisfied": jnp.sum(jnp.exp(log_probs) * problem.satisfied),
         "distinct": jnp.sum(chance),
     }

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from experiments.rlhf.config import Config
 from experiments.rlhf.domains import Domain, Problem
 from shatter import evaluation, losses
-from shatter.documents import expectation, kl_divergence
+from shatter.numerics import expectation, kl_divergence
 from shatter.types import Array, Key
 
 PPO_EPOCHS = 4

@@ -8,7 +8,6 @@ documents.
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import checkify
 
 from shatter.numerics import (
@@ -19,7 +18,6 @@ from shatter.numerics import (
     finite_logs,
     kl_divergence,
     masked_mean,
-    masked_sum,
 )
 from shatter.types import Array
 
@@ -174,37 +172,6 @@ def best_of_n_log_probs(ref_log_probs: Array, rewards: Array, *, num_samples: in
     gained = jnp.where(rare, jnp.log(num_samples) + log_share, jnp.where(is_first, 0.0, gained))
     won = num_samples * log_upto + gained
     return jnp.zeros_like(won).at[order].set(jnp.maximum(won, LOG_ZERO))
-
-
-def expected_best_of_n(rewards: Array, *, num_samples: int) -> Array:
-    """Unbiased estimate of the expected best of n, from N >= n samples.
-
-    `sum_i C(i - 1, n - 1) / C(N, n) R_(i)`, R ascending: the mean over all subsets of n.
-
-    Source: Nakano et al., WebGPT, appendix I, https://arxiv.org/abs/2112.09332.
-
-    Args:
-      rewards: `[..., N]`, of samples.
-      num_samples: n, 1 <= n <= N.
-
-    Returns:
-      `[...]`.
-
-    Raises:
-      ValueError: if n is not within 1..N.
-    """
-    total = rewards.shape[-1]
-    if not 1 <= num_samples <= total:
-        raise ValueError(
-            f"expected_best_of_n expects 1 <= num_samples <= {total} samples, found {num_samples}"
-        )
-    # C(i - 1, n - 1) / C(N, n), the chance that the i-th smallest is the best of a subset, from
-    # n / N at i = N down by factors (i - n) / (i - 1): 0 below n.
-    rank = np.arange(total, 1, -1)
-    chances = np.cumprod([num_samples / total, *(rank - num_samples) / (rank - 1)])[::-1]
-    in_order = jnp.sort(at_least_float32(rewards), axis=-1)
-    weights = jnp.broadcast_to(jnp.asarray(chances, in_order.dtype), in_order.shape)
-    return masked_sum(in_order * weights, weights > 0)  # 0 times a reward of -inf is 0
 
 
 def reward_kl_frontier(ref_log_probs: Array, rewards: Array, betas: Array) -> tuple[Array, Array]:

@@ -5,21 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from shatter.choice import luce_log_prob
-from shatter.numerics import at_least_float32, finite_logs
+from shatter.numerics import at_least_float32, finite_logs, log_mean_exp
 from shatter.types import Array, Key
-
-
-def choice_log_loss(response_log_probs: Array, choices: Array) -> Array:
-    """Log-loss of held-out choices, `-log(pi(x_c) / sum_k pi(x_k))`, one a comparison.
-
-    Args:
-      response_log_probs: `[..., K]`, nats.
-      choices: int `[...]`, the chosen response.
-
-    Returns:
-      `[...]`, nats; log K for a model that knows nothing.
-    """
-    return -luce_log_prob(response_log_probs, choices)
 
 
 def marginal_log_loss(label_log_probs: Array) -> Array:
@@ -31,8 +18,7 @@ def marginal_log_loss(label_log_probs: Array) -> Array:
     Returns:
       `[..., T]`, nats.
     """
-    label_log_probs = at_least_float32(label_log_probs)
-    return -(jax.nn.logsumexp(label_log_probs, axis=0) - jnp.log(label_log_probs.shape[0]))
+    return -log_mean_exp(label_log_probs, axis=0)
 
 
 def joint_log_loss(label_log_probs: Array) -> Array:

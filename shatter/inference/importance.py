@@ -4,7 +4,6 @@ A log weight is log P(x) - log q(x), in nats, of a sample x of q; P need not be 
 `P = Z p`. A weight of zero is -inf or about LOG_ZERO; NaN and +inf are errors.
 """
 
-import math
 import warnings
 
 import chex
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.experimental import checkify
 
-from shatter.numerics import LOG_ZERO, at_least_float32, finite_logs
+from shatter.numerics import LOG_ZERO, at_least_float32, finite_logs, log_mean_exp
 from shatter.types import Array, Key
 
 LEAST = 1e-6 * LOG_ZERO
@@ -44,8 +43,7 @@ def log_evidence(log_weights: Array) -> Array:
     Raises:
       AssertionError: if the log weights are not floating or have no axis N.
     """
-    log_weights = _prepare(log_weights)
-    return jax.nn.logsumexp(log_weights, axis=-1) - math.log(log_weights.shape[-1])
+    return log_mean_exp(_prepare(log_weights))
 
 
 def effective_sample_size(log_weights: Array) -> Array:

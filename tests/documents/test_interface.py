@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shatter import documents
+from shatter import documents, numerics
 from shatter.evaluation import posterior_optimum
 from shatter.models import LanguageModel, tabular
 from shatter.types import Array
@@ -165,7 +165,7 @@ def test_regularised_return_of_any_policy(solved, beta: float):
         pi = np.exp(log_pi)
         assert pi.sum() == pytest.approx(1.0, abs=1e-12)
         regularised = pi @ space.rewards - beta * (pi @ (log_pi - space.log_p0))
-        divergence = documents.kl_divergence(jnp.array(log_pi), jnp.array(log_target))
+        divergence = numerics.kl_divergence(jnp.array(log_pi), jnp.array(log_target))
         expected = beta * (values[0][0] / beta) - beta * float(divergence)
         assert regularised == pytest.approx(expected, abs=1e-12)
         assert divergence > 0.05
@@ -180,8 +180,8 @@ def test_derivatives_in_the_inverse_temperature(solved):
         def quantities(eta):
             values, policy = solve(space, space.rewards, 1 / eta)
             log_target = totals(policy, space.responses)
-            mean = documents.expectation(log_target, jnp.array(space.rewards))
-            kl = documents.kl_divergence(log_target, jnp.array(space.log_p0))
+            mean = numerics.expectation(log_target, jnp.array(space.rewards))
+            kl = numerics.kl_divergence(log_target, jnp.array(space.log_p0))
             return jnp.array([eta * values[0][0], mean, kl])
 
         return jax.jvp(quantities, (eta,), (1.0,))

@@ -9,7 +9,6 @@ import pytest
 from shatter.evaluation import (
     best_of_n_log_probs,
     dpo_optimum,
-    expected_best_of_n,
     ipo_optimum,
     posterior_optimum,
     reward_kl_frontier,
@@ -25,7 +24,6 @@ Q = np.array([0.4, 0.3, 0.2, 0.1])
 
 posterior = jax.jit(posterior_optimum)
 best_of = jax.jit(best_of_n_log_probs, static_argnames="num_samples")
-estimate = jax.jit(expected_best_of_n, static_argnames="num_samples")
 frontier = jax.jit(reward_kl_frontier)
 
 
@@ -199,36 +197,6 @@ def test_best_of_many(dtype, tolerance):
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=1e-30)
 
 
-def test_the_estimate_of_the_best_of_n_is_unbiased():
-    """Over all batches of N samples of four documents, for every n."""
-    for total in (2, 4):
-        batches = np.array(list(itertools.product(range(4), repeat=total)))
-        law = P0[batches].prod(1)
-        for n in range(1, total + 1):
-            best = np.exp(best_of(np.log(P0), REWARDS, num_samples=n))
-            estimates = estimate(REWARDS[batches], num_samples=n)
-            assert law @ estimates == pytest.approx(best @ REWARDS, rel=1e-13)
-
-
-def test_the_estimate_is_the_mean_over_all_subsets():
-    samples = np.random.default_rng(2).normal(size=(2, 3, 6))
-    for n in (1, 2, 5, 6):
-        subsets = [samples[..., list(ids)].max(-1) for ids in itertools.combinations(range(6), n)]
-        found = estimate(samples, num_samples=n)
-        np.testing.assert_allclose(found, np.mean(subsets, 0), rtol=1e-13)
-    np.testing.assert_allclose(estimate(samples, num_samples=1), samples.mean(-1), rtol=1e-13)
-    np.testing.assert_array_equal(estimate(samples, num_samples=6), samples.max(-1))
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 1e-6)])
-def test_the_estimate_from_many_samples(dtype, tolerance):
-    """The best of 5,000 among the numbers up to N = 10,000 is (N + 1) n / (n + 1) in the mean."""
-    samples = np.random.default_rng(3).permutation(np.arange(1.0, 10_001.0)).astype(dtype)
-    found = estimate(samples, num_samples=5000)
-    assert found.dtype == dtype
-    assert found == pytest.approx(10_001 * 5000 / 5001, rel=tolerance)
-
-
 # --- the frontier ---------------------------------------------------------------------------------
 
 BETAS = np.geomspace(0.05, 50.0, 60)
@@ -324,9 +292,6 @@ def test_a_beta_not_above_zero_is_named(bad):
 def test_a_number_of_samples_out_of_range_is_told():
     with pytest.raises(ValueError, match="num_samples >= 1, found 0"):
         best_of_n_log_probs(np.log(P0), REWARDS, num_samples=0)
-    for n in (0, 5):
-        with pytest.raises(ValueError, match=f"1 <= num_samples <= 4 samples, found {n}"):
-            expected_best_of_n(REWARDS, num_samples=n)
 
 
 def test_the_reference_rules_out_what_the_population_wants():
