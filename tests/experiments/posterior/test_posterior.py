@@ -14,8 +14,9 @@ from experiments.common.didactic import make_world
 from experiments.posterior import config as config_module
 from experiments.posterior import problem as problems
 from experiments.posterior import run, samplers
+from experiments.posterior.base import Setup
 from experiments.posterior.config import OBJECTIVES, Config
-from experiments.posterior.methods import make_methods
+from experiments.posterior.methods import METHODS
 from shatter.cli.common.binary import UsageError
 
 TINY = {
@@ -158,20 +159,20 @@ def test_rejection_law_is_that_of_trying_n_times():
 
 def test_every_method_has_a_gradient(world):
     """Drawn, carried on and differentiated once, all in one program."""
-    methods = make_methods(world, 8)
-    assert {name for names in OBJECTIVES.values() for name in names} <= set(methods)
+    assert {name for names in OBJECTIVES.values() for name in names} <= set(METHODS)
+    setup = Setup(world, 8)
 
     @jax.jit
     def slopes(key):
         problem = problems.draw_problem(key, jnp.asarray(0.5), world, problems.gaussian_reward)
-        found = {}
-        for name, method in methods.items():
-            trainable, extra = method.start(problem)
-            batch = method.draw(problem, trainable, extra, key)
-            method.after(problem, trainable, extra, batch)
-            loss = lambda t, m=method, b=batch: m.loss(problem, t, b)
-            found[name] = jnp.linalg.norm(jax.grad(loss)(trainable)["policy"])
-        return found
+        norms = {}
+        for name, method in METHODS.items():
+            trainable, memory = method.start(problem)
+            batch = method.draw(setup, problem, trainable, memory, key)
+            method.remember(setup, problem, trainable, memory, batch)
+            loss = lambda t, m=method, b=batch: m.loss(setup, problem, t, b)
+            norms[name] = jnp.linalg.norm(jax.grad(loss)(trainable).policy)
+        return norms
 
     for name, norm in slopes(jax.random.key(0)).items():
         assert np.isfinite(norm), name
@@ -190,9 +191,9 @@ def test_methods_reach_the_posterior(tmp_path, name):
     assert row["kl"]["mean"] > 0.1
 
 
-def test_help_names_every_objective(world):
+def test_help_names_every_objective():
     source = inspect.getsource(config_module)
-    assert all(name in source for name in make_methods(world, 2))
+    assert all(name in source for name in METHODS)
 
 
 def test_weights_that_mean_little_are_told(tmp_path, world):

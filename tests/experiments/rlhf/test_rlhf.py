@@ -11,7 +11,9 @@ import pytest
 from experiments.rlhf import run
 from experiments.rlhf.config import Config
 from experiments.rlhf.domains import Problem, make_domain
-from experiments.rlhf.objectives import OBJECTIVES, over_optimisation, roll_out
+from experiments.rlhf.measures import over_optimisation
+from experiments.rlhf.objectives import OBJECTIVES
+from experiments.rlhf.rollouts import roll_out
 from shatter.cli.common.binary import UsageError
 
 TINY = {
