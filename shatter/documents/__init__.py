@@ -39,7 +39,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`DocumentDistribution` is imported when asked for, since distrax is slow to import."""
+    """Imports `DocumentDistribution` when it is first used, because distrax is slow to import."""
     if name == "DocumentDistribution":
         from shatter.documents.distribution import DocumentDistribution
 

@@ -1,4 +1,4 @@
-"""How good a model is: against the population, against held-out choices, and over time."""
+"""Measures of a model against the population, against held-out choices, and over time."""
 
 from shatter.evaluation.laws import prediction_metrics, segment_kl, win_rate
 from shatter.evaluation.optima import (

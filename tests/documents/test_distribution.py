@@ -1,5 +1,7 @@
 """The language model as a distrax distribution."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +46,16 @@ def test_it_is_a_distrax_distribution(params):
     assert isinstance(distribution, distrax.Distribution)
     assert distribution.event_shape == (4,)
     assert distribution.batch_shape == ()
+
+
+def test_without_distrax_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distrax", None)
+    monkeypatch.delitem(sys.modules, "shatter.documents.distribution", raising=False)
+    message = (
+        r"needs distrax, which cannot be imported .*: pip install 'shatter-lm\[distributions\]'"
+    )
+    with pytest.raises(ImportError, match=message):
+        from shatter.documents import DocumentDistribution  # noqa: F401
 
 
 def test_log_prob_is_that_of_scoring(params):

@@ -312,9 +312,9 @@ def test_beta_follows_the_kl_to_its_target():
 # --- bad input ------------------------------------------------------------------------------------
 
 
-def test_without_rlax_its_name_is_told(monkeypatch):
+def test_without_rlax_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "rlax", None)
-    message = "rlax, which is not installed: pip install rlax"
+    message = r"need rlax, which cannot be imported .*: pip install 'shatter-lm\[rl\]'"
     with pytest.raises(ImportError, match=message):
         ppo_loss(TOKENS, TOKENS, ADVANTAGES, MASK)
     with pytest.raises(ImportError, match=message):
