@@ -35,8 +35,10 @@ def ilhf_loss(response_log_probs: Array, choices: Array) -> Array:
       >>> from shatter import losses
       >>> log_probs = jnp.log(jnp.array([[0.2, 0.2], [0.1, 0.3]]))  # of two pairs of responses
       >>> choices = jnp.array([0, 1])
-      >>> print(losses.ilhf_loss(log_probs, choices).round(3))  # -log(1/2) and -log(3/4)
-      [0.693 0.288]
+      >>> [round(float(loss), 3) for loss in losses.ilhf_loss(log_probs, choices)]
+      [0.693, 0.288]
+
+      These are -log(1/2) and -log(3/4).
 
     Args:
       response_log_probs: `[..., K]`, log pi of each response, summed over its tokens, nats;
