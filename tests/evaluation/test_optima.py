@@ -68,7 +68,7 @@ def test_posterior_of_any_leading_axes_and_a_beta_of_each():
 
 
 def test_derivatives_in_the_inverse_temperature():
-    """Identity 2, eta = 1 / beta: d log Z = E r, d E r = Var r, d KL(p* || p0) = eta Var r."""
+    """By eta = 1 / beta: d log Z = E r, d E r = Var r, d KL(p* || p0) = eta Var r."""
 
     @jax.jit
     def run(eta):
@@ -92,7 +92,7 @@ def test_derivatives_in_the_inverse_temperature():
 
 
 def test_reward_optimum_is_the_limit_of_no_kl():
-    """Of ties p0 decides; a document without mass does not come back, however good."""
+    """p0 decides among ties; a document without mass has none, even with the highest reward."""
     rewards = np.array([[0.0, 3.0, 1.0, 3.0], [5.0, 1.0, 2.0, 2.0]])
     p0 = np.array([[0.4, 0.1, 0.2, 0.3], [0.0, 0.2, 0.5, 0.3]])
     expected = np.array([[0.0, 0.25, 0.0, 0.75], [0.0, 0.0, 0.625, 0.375]])
@@ -120,7 +120,7 @@ def test_dpo_optimum():
 
 
 def test_ipo_compares_what_the_reference_can_say():
-    """A document without mass changes nothing for the others."""
+    """A document without mass does not change the others."""
     smaller = jax.jit(ipo_optimum)(np.log(P0), np.log(Q), beta=0.5)
     ref, density = np.append(np.log(P0), -1e30), np.append(np.log(Q), np.log(0.7))
     larger = jax.jit(ipo_optimum)(ref, density, beta=0.5)
@@ -154,7 +154,7 @@ SPACES = {
 
 @pytest.mark.parametrize("name", SPACES)
 def test_best_of_n_is_the_law_of_the_best_of_all_tuples(name):
-    """Of equal rewards the document that stands last in the space wins."""
+    """Among equal rewards the document that comes last in the space wins."""
     p0, rewards = SPACES[name]
     for n in (1, 2, 3):
         expected = np.zeros(len(p0))
@@ -168,7 +168,7 @@ def test_best_of_n_is_the_law_of_the_best_of_all_tuples(name):
 
 @pytest.mark.parametrize("n", [1, 2, 8, 100])
 def test_best_of_n_stays_within_its_kl(n):
-    """log n - (n - 1) / n, which many documents of little mass each come close to."""
+    """The bound is log n - (n - 1) / n; many documents of little mass come close to it."""
     bound = np.log(n) - (n - 1) / n
     rng = np.random.default_rng(1)
     fine = np.full(5000, 1 / 5000)
@@ -185,7 +185,7 @@ def test_best_of_n_stays_within_its_kl(n):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-11), (np.float32, 2e-3)])
 def test_best_of_many(dtype, tolerance):
-    """Ten thousand samples among documents down to a chance of 1e-9, the rarest the best."""
+    """Of 10,000 samples; the rarest document, of probability 1e-9, has the highest reward."""
     p0 = np.array([0.6, 0.3, 0.0999, 1e-4 - 1e-9, 1e-9])
     above = np.array([0.4, 0.1, 1e-4, 1e-9, 0.0])
     expected = np.exp(1e4 * np.log1p(-above))
@@ -295,7 +295,7 @@ def test_a_number_of_samples_out_of_range_is_told():
 
 
 def test_the_reference_rules_out_what_the_population_wants():
-    """Nobody can be led to what p0 cannot say; a rare document is kept in float32."""
+    """A document without mass under p0 gets none; a rare document keeps its mass in float32."""
     log_p0, log_q = np.array([0.0, -1e30, -1e30]), np.log([0.1, 0.9, 1e-300])
     for beta in (1.0, 0.1):
         law = np.exp(jax.jit(dpo_optimum)(log_p0, log_q, beta=beta))

@@ -28,7 +28,7 @@ TINY = config.Gpt2(
 
 @pytest.fixture(scope="module")
 def params():
-    """Away from the initial weights, so that biases and norms count."""
+    """Weights that differ from the initial ones, so that biases and norms matter."""
     noise = iter(jax.random.split(jax.random.key(1), 100))
     spread = lambda leaf: leaf + 0.3 * jax.random.normal(next(noise), leaf.shape)
     return jax.tree.map(spread, finetune.init(TINY, 0))

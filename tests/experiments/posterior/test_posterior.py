@@ -76,7 +76,7 @@ def test_frontier_has_the_samplers_too(tmp_path, capsys, monkeypatch):
 
 
 def test_constraints(tmp_path, monkeypatch):
-    """Two tokens a document, so that token 1 can stand twice in a row."""
+    """Documents have two tokens, so that token 1 can occur twice in a row."""
     monkeypatch.setattr(samplers, "BUDGETS", (4,))
     run.experiment(
         tiny(tmp_path, figure="constraints", objectives=("gdc", "rloo"), num_steps=4, moment=0.6)
@@ -158,7 +158,7 @@ def test_rejection_law_is_that_of_trying_n_times():
 
 
 def test_every_method_has_a_gradient(world):
-    """Drawn, carried on and differentiated once, all in one program."""
+    """Every method draws, remembers and is differentiated once, all in one program."""
     assert {name for names in OBJECTIVES.values() for name in names} <= set(METHODS)
     setup = Setup(world, 8)
 
@@ -181,7 +181,7 @@ def test_every_method_has_a_gradient(world):
 
 @pytest.mark.parametrize("name", ["fdpg_forward_kl", "gdc", "ppo"])
 def test_methods_reach_the_posterior(tmp_path, name):
-    """With exact measures, after a few hundred steps; PPO stays a little off by its clipping."""
+    """By exact measures after a few hundred steps; clipping keeps PPO a little away."""
     config = tiny(
         tmp_path, objectives=(name,), num_steps=400, record_every=100, batch_size=64, betas=(1.0,)
     )
@@ -197,7 +197,7 @@ def test_help_names_every_objective():
 
 
 def test_weights_that_mean_little_are_told(tmp_path, world):
-    """A tiny beta rests on the rarest document; a target that nothing meets is refused."""
+    """A tiny beta, where one rare document decides, warns; a target without mass raises."""
     config = tiny(tmp_path)
     levels = [jnp.full(2, 100.0), jnp.full(2, 0.01)]
 

@@ -147,7 +147,7 @@ def test_rewards_of_a_rollout_hold_the_penalty():
 
 
 def test_a_wrong_reward_is_over_optimised():
-    """Gold reward falls where the learned reward is wrong about the best document."""
+    """The gold reward falls if the learned reward is wrong about the best document."""
     problem = fixed_problem()
     wrong = problem.log_q + jnp.array([[0.0, 0.0, 0.0, 3.0]])
     curves = over_optimisation(problem, wrong, jnp.array([100.0, 1.0, 0.01]))
