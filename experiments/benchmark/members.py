@@ -62,11 +62,11 @@ def member_ways(sizes: Gpt2, utility: str, num_members: int, seed: int) -> list[
         program = compile_program(step, params, own, _moments(own), batch)
         ways.append(_way(name, program, params, own, batch, 1))
     if sizes.width < 768:
-        one = jax.tree.map(lambda leaf: leaf[0], own)
+        first = jax.tree.map(lambda leaf: leaf[0], own)
         step = partial(_whole_step, sizes, utility)
-        program = compile_program(step, params, one, _moments(one), batch)
+        program = compile_program(step, params, first, _moments(first), batch)
         name = f"{num_members} whole models, one by one"
-        ways.append(_way(name, program, params, one, batch, num_members))
+        ways.append(_way(name, program, params, first, batch, num_members))
     return ways
 
 
@@ -122,8 +122,7 @@ def _shared_step(
         member = models.with_lora(above, own, lora)
         return _loss(utility, layers.upper, member, hidden, batch)
 
-    one = jax.value_and_grad(loss)
-    values, gradient = jax.lax.map(one, own, batch_size=at_once)
+    values, gradient = jax.lax.map(jax.value_and_grad(loss), own, batch_size=at_once)
     return _update(values, gradient, own, moments)
 
 

@@ -178,7 +178,7 @@ def _draw_demonstrations(
     del trainable, memory
     log_weights = problem.log_target - problem.log_p0
 
-    def one(key: Key) -> inference.Rejection:
+    def one_document(key: Key) -> inference.Rejection:
         return inference.rejection_sample(
             key,
             lambda key: jax.random.categorical(key, problem.log_p0),
@@ -187,7 +187,7 @@ def _draw_demonstrations(
             max_tries=MAX_TRIES,
         )
 
-    drawn = jax.vmap(one)(jax.random.split(key, setup.batch_size))
+    drawn = jax.vmap(one_document)(jax.random.split(key, setup.batch_size))
     return Demonstrations(drawn.sample, drawn.accepted)
 
 

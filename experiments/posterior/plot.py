@@ -88,12 +88,12 @@ def _collapse(config: Config, world: World, results: Results, steps: np.ndarray)
 def _best_document(config: Config, world: World) -> dict[str, float]:
     """Returns the measures of the optimum of the reward alone, means over seeds."""
 
-    def one(key: jax.Array) -> dict[str, jax.Array]:
+    def one_seed(key: jax.Array) -> dict[str, jax.Array]:
         problem = draw_problem(jax.random.split(key)[0], jnp.ones(()), world, gaussian_reward)
         return measure(problem, evaluation.reward_optimum(problem.log_p0, problem.rewards))
 
     keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
-    measured = jax.jit(lambda keys: jax.lax.map(one, keys))(keys)
+    measured = jax.jit(lambda keys: jax.lax.map(one_seed, keys))(keys)
     return {name: float(np.mean(values)) for name, values in measured.items()}
 
 

@@ -84,12 +84,12 @@ def _exact_frontier(config: Config, world: World) -> tuple[np.ndarray, np.ndarra
     """Returns KL and reward of p* along beta for every seed, `[S, N]`, in ascending KL."""
     betas = jnp.geomspace(30.0, 0.005, 200)
 
-    def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def one_seed(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         problem = draw_problem(jax.random.split(key)[0], jnp.ones(()), world, gaussian_reward)
         return evaluation.reward_kl_frontier(problem.log_p0, problem.rewards, betas)
 
     keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
-    kl, reward = jax.jit(lambda keys: jax.lax.map(one, keys))(keys)
+    kl, reward = jax.jit(lambda keys: jax.lax.map(one_seed, keys))(keys)
     return np.asarray(kl), np.asarray(reward)
 
 

@@ -23,7 +23,7 @@ class State(NamedTuple):
     Attributes:
       problem: what the seed drew once.
       training: the trained parameters and the optimiser's state.
-      memory: what the objective remembers besides.
+      memory: what the objective remembers from earlier batches.
     """
 
     problem: Problem

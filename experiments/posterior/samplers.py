@@ -37,14 +37,14 @@ def sampler_metrics(
       decodes with the same twist, one sample for each document.
     """
 
-    def one(key: Key, level: Array) -> dict[tuple[str, int], Metrics]:
+    def one_seed(key: Key, level: Array) -> dict[tuple[str, int], Metrics]:
         problem_key, run_key = jax.random.split(key)
         problem = draw_problem(problem_key, level, world, setting)
         laws = _laws(jax.random.fold_in(run_key, SAMPLERS), problem, config, world)
         return {name: measure(problem, law) for name, law in laws.items()}
 
     def batch(inputs: tuple[Key, Array]) -> list[Metrics]:
-        metrics = jax.lax.map(lambda x: one(*x), inputs)
+        metrics = jax.lax.map(lambda x: one_seed(*x), inputs)
         names.extend(metrics)
         return list(metrics.values())
 
@@ -86,8 +86,8 @@ def weight_warnings(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for level in levels:
-            what = f"the target at level {float(level[0]):g}"
-            inference.check_weights(log_weights(level[0]), what=what)
+            law_name = f"the target at level {float(level[0]):g}"
+            inference.check_weights(log_weights(level[0]), law_name=law_name)
     return [str(warning.message) for warning in caught]
 
 

@@ -58,7 +58,7 @@ def over_optimisation(problem: Problem, rewards: Array, betas: Array) -> Metrics
       reward, means over prompts.
     """
 
-    def one(beta: Array) -> Metrics:
+    def at_beta(beta: Array) -> Metrics:
         law = evaluation.posterior_optimum(problem.log_p0, rewards, beta=beta)[0]
         return {
             "kl_curve": jnp.mean(kl_divergence(law, problem.log_p0)),
@@ -66,4 +66,4 @@ def over_optimisation(problem: Problem, rewards: Array, betas: Array) -> Metrics
             "learned_curve": jnp.mean(expectation(law, rewards)),
         }
 
-    return jax.lax.map(one, betas)
+    return jax.lax.map(at_beta, betas)

@@ -113,7 +113,7 @@ def fit_moments(
     if log_weights.shape != features.shape[:1]:
         raise ValueError(f"expected log weights [{len(features)}], found shape {log_weights.shape}")
     _check_finite(features, moments)
-    check_weights(log_weights, min_share=0.0, what="the reference")
+    check_weights(log_weights, min_share=0.0, law_name="the reference")
     possible = log_weights > LEAST
     base = log_weights[possible] - _log_sum_exp(log_weights)
     low, high = features[possible].min(axis=0), features[possible].max(axis=0)
@@ -134,7 +134,7 @@ def fit_moments(
             "max_steps"
         )
     lam = tilt / spread
-    check_weights(log_weights + features @ lam, min_share=min_share, what="the fitted target")
+    check_weights(log_weights + features @ lam, min_share=min_share, law_name="the fitted target")
     return lam
 
 

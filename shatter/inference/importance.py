@@ -163,14 +163,14 @@ def resample(key: Key, log_weights: Array, *, num_samples: int) -> Array:
 
 
 def check_weights(
-    log_weights: npt.ArrayLike, *, min_share: float = 0.05, what: str = "the target"
+    log_weights: npt.ArrayLike, *, min_share: float = 0.05, law_name: str = "the target"
 ) -> float:
     """Raises if weights are invalid, and warns if their effective sample size is small, in NumPy.
 
     Args:
       log_weights: `[N]`, nats, not traced.
       min_share: warn if the effective sample size is below this share of N; 0 = never.
-      what: the name of the target law in the messages.
+      law_name: the target law as the messages call it.
 
     Returns:
       The effective sample size.
@@ -185,23 +185,23 @@ def check_weights(
     bad = np.isnan(log_weights) | np.isposinf(log_weights)
     if bad.any():
         raise ValueError(
-            f"{bad.sum()} of {bad.size} log weights under {what} are NaN or +inf, the first at "
+            f"{bad.sum()} of {bad.size} log weights under {law_name} are NaN or +inf, the first at "
             f"index {bad.argmax()}: check the log-probs that they were computed from"
         )
     largest = log_weights.max()
     if largest <= LEAST:
         raise ValueError(
-            f"no sample has mass under {what}: the weights of all {bad.size} samples are zero. "
-            f"Draw more samples, or from a proposal closer to {what}, or forbid less"
+            f"no sample has mass under {law_name}: the weights of all {bad.size} samples are zero. "
+            f"Draw more samples, or from a proposal closer to {law_name}, or forbid less"
         )
     weights = np.exp(log_weights - largest)
     weights /= weights.sum()
     size = float(1.0 / np.square(weights).sum())
     if size < min_share * bad.size:
         warnings.warn(
-            f"the effective sample size under {what} is {size:.3g} of {bad.size} samples, below "
+            f"the effective sample size under {law_name} is {size:.3g} of {bad.size} samples, below "
             f"the share {min_share:g}; the largest normalised weight is {weights.max():.3g}. Draw "
-            f"more samples, or from a proposal closer to {what}",
+            f"more samples, or from a proposal closer to {law_name}",
             UserWarning,
             stacklevel=2,
         )

@@ -159,7 +159,7 @@ def generalised_advantages(
     chex.assert_equal_shape([rewards, values, mask])
     rlax = _rlax()
 
-    def one(rewards: Array, values: Array, mask: Array) -> Array:
+    def of_one_response(rewards: Array, values: Array, mask: Array) -> Array:
         values = jnp.append(values, 0.0)
         goes_on = jnp.append(mask[1:], False).astype(values.dtype)
         return rlax.truncated_generalized_advantage_estimation(
@@ -167,7 +167,7 @@ def generalised_advantages(
         )
 
     counted = [jnp.where(mask, at_least_float32(array), 0.0) for array in (rewards, values)]
-    lifted = jnp.vectorize(one, signature="(t),(t),(t)->(t)")
+    lifted = jnp.vectorize(of_one_response, signature="(t),(t),(t)->(t)")
     return jnp.where(mask, lifted(*counted, mask), 0.0)
 
 
@@ -236,10 +236,12 @@ def ppo_loss(
     ratios = bounded_exp(jnp.where(mask, log_probs, 0.0) - behaviour)
     advantages = at_least_float32(advantages)
 
-    def one(ratios: Array, advantages: Array) -> Array:
+    def of_one_response(ratios: Array, advantages: Array) -> Array:
         return ratios.size * rlax.clipped_surrogate_pg_loss(ratios, advantages, clip)  # a mean
 
-    return jnp.vectorize(one, signature="(t),(t)->()")(ratios, jnp.where(mask, advantages, 0.0))
+    return jnp.vectorize(of_one_response, signature="(t),(t)->()")(
+        ratios, jnp.where(mask, advantages, 0.0)
+    )
 
 
 def value_loss(values: Array, targets: Array, mask: Array) -> Array:

@@ -172,7 +172,7 @@ def test_checked_weights_give_their_size():
 
 def test_bad_weights_are_refused():
     with pytest.raises(ValueError, match=r"2 of 5 .*under p\* are NaN or \+inf.* index 1"):
-        check_weights([0.0, np.inf, 1.0, np.nan, -np.inf], what="p*")
+        check_weights([0.0, np.inf, 1.0, np.nan, -np.inf], law_name="p*")
     for zero in (-np.inf, LOG_ZERO):
         with pytest.raises(ValueError, match=r"no sample has mass under the target.*all 4 samples"):
             check_weights(np.full(4, zero))
@@ -186,7 +186,7 @@ def test_few_effective_samples_are_warned_of():
     weights = np.exp(log_weights) / np.exp(log_weights).sum()
     expected = f"under the tilt is {1 / (weights**2).sum():.3g} of 100 .*{weights.max():.3g}"
     with pytest.warns(UserWarning, match=expected):
-        size = check_weights(log_weights, what="the tilt")
+        size = check_weights(log_weights, law_name="the tilt")
     assert size == pytest.approx(1 / (weights**2).sum(), rel=1e-12)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
