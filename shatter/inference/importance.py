@@ -200,8 +200,8 @@ def check_weights(
     if size < min_share * bad.size:
         warnings.warn(
             f"the effective sample size under {law_name} is {size:.3g} of {bad.size} samples, "
-            f"below the share {min_share:g}; the largest normalised weight is {weights.max():.3g}. Draw "
-            f"more samples, or from a proposal closer to {law_name}",
+            f"below the share {min_share:g}; the largest normalised weight is {weights.max():.3g}. "
+            f"Draw more samples, or from a proposal closer to {law_name}",
             UserWarning,
             stacklevel=2,
         )
