@@ -21,7 +21,7 @@ from experiments.posterior.problem import (
     moment_feature,
     pointwise_constraint,
 )
-from experiments.posterior.process import make_process
+from experiments.posterior.process import make_processes
 from shatter import inference
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.progress import progress_bar
@@ -104,6 +104,7 @@ def train(
       console: shows progress.
     """
     num_records = config.num_steps // config.record_every
+    processes = make_processes(config, world, setting, methods)
     results: Results = {}
     with progress_bar(console, len(methods) * num_records) as advance:
         for name, method in methods.items():
@@ -114,7 +115,7 @@ def train(
             shown = levels if knows_beta else levels[1:2] or levels
             inputs = (jnp.tile(keys, len(shown)), jnp.concatenate(shown))
             metrics = chunks.run_seeds(
-                make_process(config, world, setting, method),
+                processes[name],
                 inputs,
                 folder / "arms" / setting_name / name,
                 chunks.equal_chunks(num_records, 1, config.chunk_records),

@@ -86,7 +86,11 @@ def _collapse(config: Config, world: World, results: Results, steps: np.ndarray)
 
 
 def _best_document(config: Config, world: World) -> dict[str, float]:
-    """Returns the measures of the optimum of the reward alone, means over seeds."""
+    """Returns the measures of the optimum of the reward alone, means over seeds.
+
+    They are computed with the table, whose law a transformer is fitted to.
+    """
+    world = world._replace(lm=world.table)
 
     def one_seed(key: jax.Array) -> dict[str, jax.Array]:
         problem = draw_problem(jax.random.split(key)[0], jnp.ones(()), world, gaussian_reward)

@@ -1,5 +1,6 @@
-"""The run of one seed of one objective: gradient steps and exact measures."""
+"""The run of one seed of an objective: gradient steps and exact measures."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,39 +32,68 @@ class State(NamedTuple):
     memory: Any
 
 
-def make_process(config: Config, world: World, setting: Setting, method: Method) -> Process:
-    """Returns the run of one seed; its input is `(key, level)`, see `problem.Setting`.
+def make_processes(
+    config: Config, world: World, setting: Setting, methods: dict[str, Method]
+) -> dict[str, Process]:
+    """Returns the run of one seed of every method; its input is `(key, level)`, see `Setting`.
+
+    Methods that start alike share the function `start`, so that it is compiled once for all.
 
     Args:
       config: the config.
       world: the model and all documents.
       setting: makes the rewards and the target.
-      method: the objective.
+      methods: the objectives by name.
 
     Returns:
-      `start` and `rounds`; a round is `config.record_every` gradient steps and a measurement.
+      By name, `start` and `rounds`; a round is `config.record_every` gradient steps and a
+      measurement.
     """
     setup = Setup(world, config.batch_size)
-    learner = _make_learner(config, setup, method)
+    starts: dict[Any, Any] = {}
+    processes = {}
+    for name, method in methods.items():
+        learner = _make_learner(config, setup, method)
+        start = partial(_start, world, setting, method.start, learner)
+        rounds = partial(_rounds, config, setup, method, learner)
+        processes[name] = Process(starts.setdefault(method.start, start), rounds)
+    return processes
 
-    def start(inputs: tuple[Key, Array]) -> tuple[State, Metrics]:
-        key, level = inputs
-        problem_key, run_key = jax.random.split(key)
-        problem = draw_problem(problem_key, level, world, setting)
-        trainable, memory = method.start(problem)
-        state = State(problem, learner.init(trainable, run_key), memory)
-        return state, measure(problem, problem.log_p0)
+
+def _start(
+    world: World,
+    setting: Setting,
+    start_method: Callable[[Problem], tuple[Any, Any]],
+    learner: training.Learner,
+    inputs: tuple[Key, Array],
+) -> tuple[State, Metrics]:
+    """Draws the problem of a seed; returns the first state and the measures of p0."""
+    key, level = inputs
+    problem_key, run_key = jax.random.split(key)
+    problem = draw_problem(problem_key, level, world, setting)
+    trainable, memory = start_method(problem)
+    state = State(problem, learner.init(trainable, run_key), memory)
+    return state, measure(problem, problem.log_p0)
+
+
+def _rounds(
+    config: Config,
+    setup: Setup,
+    method: Method,
+    learner: training.Learner,
+    state: State,
+    first_round: Array,
+    chunk: Chunk,
+) -> tuple[State, Metrics]:
+    """Runs the rounds of a chunk; returns the state and the measures after each round."""
+    del first_round
+    learn = partial(_learn_from_a_batch, setup, method, learner)
 
     def one_round(state: State, _: None) -> tuple[State, Metrics]:
-        learn = partial(_learn_from_a_batch, setup, method, learner)
         state, _ = jax.lax.scan(learn, state, length=config.record_every // method.epochs)
-        return state, measure(state.problem, policy(world, state.training.params.policy))
+        return state, measure(state.problem, policy(setup.world, state.training.params.policy))
 
-    def rounds(state: State, first_round: Array, chunk: Chunk) -> tuple[State, Metrics]:
-        del first_round
-        return jax.lax.scan(one_round, state, length=chunk.num_rounds)
-
-    return Process(start, rounds)
+    return jax.lax.scan(one_round, state, length=chunk.num_rounds)
 
 
 def _make_learner(config: Config, setup: Setup, method: Method) -> training.Learner:

@@ -75,6 +75,7 @@ def weight_warnings(
     """
 
     @jax.jit
+    @jax.vmap
     def log_weights(level: Array) -> Array:
         first_seed = jax.random.split(jax.random.key(config.seed), config.num_seeds)[0]
         problem_key, run_key = jax.random.split(first_seed)
@@ -85,9 +86,9 @@ def weight_warnings(
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for level in levels:
-            law_name = f"the target at level {float(level[0]):g}"
-            inference.check_weights(log_weights(level[0]), law_name=law_name)
+        first_levels = jnp.stack([level[0] for level in levels])
+        for level, weights in zip(first_levels, log_weights(first_levels), strict=True):
+            inference.check_weights(weights, law_name=f"the target at level {float(level):g}")
     return [str(warning.message) for warning in caught]
 
 
