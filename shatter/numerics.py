@@ -1,9 +1,12 @@
-"""Sums under masks and divergences between laws given by their log-probs, finite at the edges.
+"""Masked sums, and entropies and divergences of laws given by log-probs, finite in every case.
 
-Precision, in every public function of shatter that takes log-probs, logits, utilities or rewards:
-half precision (float16, bfloat16) is raised to float32 before anything is computed, and what is
-returned is float32; gradients come back in the type of their argument. float32 and float64 stay as
-they are. Log-probs that are no floats are refused; integers as rewards become floats.
+This is the one public place of `kl_divergence`, `total_variation`, `entropy` and `expectation`:
+every part of shatter may import it.
+
+Precision: every public function of shatter that takes log-probs, logits, utilities or rewards
+raises half precision (float16, bfloat16) to float32 before it computes anything and returns
+float32; the gradient has the type of the argument. float32 and float64 stay as they are. Log-probs
+that are not floats raise an AssertionError; rewards that are integers become floats.
 """
 
 import jax
@@ -14,20 +17,20 @@ from jax.experimental import checkify
 from shatter.types import Array
 
 LOG_ZERO = -1e30
-"""The log-prob of what cannot happen: finite, so that sums and gradients stay finite, and `exp` of
-it is exactly 0 in every float type."""
+"""The log-prob of an impossible event. It is finite, so that sums and gradients stay finite, and
+its `exp` is exactly 0 in every float type."""
 
 
 def assert_positive(**values: float | Array) -> None:
-    """Refuses hyper-parameters that are not above zero, NaN included.
+    """Raises a ValueError if a hyper-parameter is not above zero, or is NaN.
 
-    Numbers and arrays are checked at once, traced values under `checkify`.
+    Numbers and arrays are checked when the function is called, traced values only under `checkify`.
 
     Args:
-      **values: by name.
+      **values: the hyper-parameters by name.
 
     Raises:
-      ValueError: naming the hyper-parameter and the value found.
+      ValueError: if a value is not above zero; the message has its name and value.
     """
     for name, value in values.items():
         if isinstance(value, jax.core.Tracer):
@@ -39,13 +42,14 @@ def assert_positive(**values: float | Array) -> None:
 
 
 def at_least_float32(values: float | Array) -> Array:
-    """Raises half precision to float32, so that sums and exponentials have room.
+    """Converts half precision to float32, because sums and exponentials overflow float16.
 
     Args:
       values: numbers of any type and shape.
 
     Returns:
-      float32 for float16 and bfloat16, the default float for integers and bool; else as it was.
+      An array of the same shape: float32 for float16 and bfloat16, the default float type for
+      integers and bool, and the type of `values` otherwise.
     """
     values = jnp.asarray(values)
     if not jnp.issubdtype(values.dtype, jnp.floating):
@@ -54,27 +58,29 @@ def at_least_float32(values: float | Array) -> Array:
 
 
 def finite_logs(logs: Array) -> Array:
-    """Logs in float32 at least, -inf raised to `LOG_ZERO`: what softmax and its gradient can bear.
+    """Returns the logs in float32 at least, with `LOG_ZERO` in the place of -inf.
+
+    The gradient of a softmax is NaN at -inf and finite at `LOG_ZERO`.
 
     Args:
-      logs: `[...]`, log-probs, logits or log weights, nats; a NaN stays one.
+      logs: `[...]`, log-probs, logits or log weights, nats; NaN stays NaN.
 
     Returns:
-      `[...]`.
+      `[...]`, nats.
     """
     return jnp.maximum(at_least_float32(logs), LOG_ZERO)
 
 
 @jax.custom_jvp
 def bounded_exp(log_ratio: Array) -> Array:
-    """Returns `exp(log_ratio)`, held at e^80 in float32 and at e^701 in float64.
+    """Returns `exp(log_ratio)`, but at most e^80 in float32 and e^701 in float64.
 
-    Held, not cut off: the slope stays that of the exponential at the bound, so that a gradient
-    still points the right way. The bound leaves a factor e^8 below the largest float, for the sum
-    over a batch.
+    Above the bound the derivative is the exponential at the bound, not 0, so that a gradient still
+    points the right way. The bound is a factor e^8 below the largest float, which leaves room for
+    the sum over a batch.
 
     Args:
-      log_ratio: `[...]`, nats, float32 at least; +inf counts as any number above the bound.
+      log_ratio: `[...]`, nats, float32 at least; +inf is above the bound like any other number.
 
     Returns:
       `[...]`, finite.
@@ -87,38 +93,38 @@ bounded_exp.defjvps(lambda tangent, ratio, log_ratio: ratio * tangent)
 
 
 def masked_sum(values: Array, mask: Array, *, axis: int = -1) -> Array:
-    """Sums the values under a mask: `sum_t mask_t values_t`.
+    """Returns the sum of the values under a mask: `sum_t mask_t values_t`.
 
-    What lies outside the mask does no harm, NaN and infinities included, in the value and in the
-    gradient.
+    Values outside the mask change neither the sum nor its gradient, even if they are NaN or
+    infinite.
 
     Args:
       values: `[..., T]`.
-      mask: bool `[..., T]`, true on what counts.
+      mask: bool `[..., T]`, true on the values that count.
       axis: the axis to sum over.
 
     Returns:
-      `[...]`; 0 where nothing counts.
+      `[...]`; 0 where the mask is empty.
     """
     return jnp.sum(jnp.where(mask, at_least_float32(values), 0.0), axis=axis)
 
 
 def masked_mean(values: Array, mask: Array, *, axis: int = -1) -> Array:
-    """Averages the values under a mask; 0 where nothing counts.
+    """Returns the mean of the values under a mask.
 
     Args:
       values: `[..., T]`.
-      mask: bool `[..., T]`, true on what counts.
+      mask: bool `[..., T]`, true on the values that count.
       axis: the axis to average over.
 
     Returns:
-      `[...]`.
+      `[...]`; 0 where the mask is empty.
     """
     return masked_sum(values, mask, axis=axis) / jnp.maximum(jnp.sum(mask, axis=axis), 1)
 
 
 def kl_divergence(log_p: Array, log_q: Array) -> Array:
-    """Kullback-Leibler divergence of two laws on the same finite space.
+    """Returns the Kullback-Leibler divergence of two laws on the same finite space.
 
     `KL(p || q) = sum_x p(x) (log p(x) - log q(x))`, with `0 log 0 = 0`.
 
@@ -127,7 +133,7 @@ def kl_divergence(log_p: Array, log_q: Array) -> Array:
       log_q: `[..., D]`, log-probs of q in nats.
 
     Returns:
-      `[...]`, nats; inf where q excludes (-inf) what p does not, however rare that is.
+      `[...]`, nats; inf where log q is -inf and p is above 0, however small p is there.
     """
     log_p, log_q = map(at_least_float32, (log_p, log_q))
     possible = _possible(log_p)
@@ -136,7 +142,7 @@ def kl_divergence(log_p: Array, log_q: Array) -> Array:
 
 
 def total_variation(log_p: Array, log_q: Array) -> Array:
-    """Total variation of two laws on the same finite space, `sum_x |p(x) - q(x)| / 2`.
+    """Returns the total variation of two laws on the same finite space, `sum_x |p - q| / 2`.
 
     Args:
       log_p: `[..., D]`, log-probs in nats.
@@ -150,7 +156,7 @@ def total_variation(log_p: Array, log_q: Array) -> Array:
 
 
 def entropy(log_p: Array) -> Array:
-    """Entropy of a law on a finite space, `-sum_x p(x) log p(x)`, with `0 log 0 = 0`.
+    """Returns the entropy of a law on a finite space: `-sum_x p(x) log p(x)`, `0 log 0 = 0`.
 
     Args:
       log_p: `[..., D]`, log-probs in nats; may be -inf.
@@ -162,11 +168,11 @@ def entropy(log_p: Array) -> Array:
 
 
 def expectation(log_p: Array, values: Array) -> Array:
-    """Expectation under a law on a finite space, `sum_x p(x) f(x)` over the x with p(x) > 0.
+    """Returns the expectation under a law on a finite space: `sum_x p(x) f(x)` where p(x) > 0.
 
     Args:
       log_p: `[..., D]`, log-probs in nats.
-      values: `[..., D]`, f at every point.
+      values: `[..., D]`, f of every point; values where p(x) = 0 may be anything.
 
     Returns:
       `[...]`, in the unit of `values`.
@@ -175,13 +181,32 @@ def expectation(log_p: Array, values: Array) -> Array:
     return jnp.sum(_probs(log_p) * jnp.where(_possible(log_p), values, 0.0), axis=-1)
 
 
+def log_mean_exp(logs: Array, *, axis: int = -1) -> Array:
+    """Returns the log of the mean of exponentials: `log (1/N) sum_i exp(logs_i)`.
+
+    Of members' log-probs it is the log-prob of their mixture, of log weights the log evidence.
+
+    Args:
+      logs: `[..., N]`, nats.
+      axis: the axis to average over.
+
+    Returns:
+      `[...]`, nats.
+    """
+    logs = at_least_float32(logs)
+    return jax.nn.logsumexp(logs, axis=axis) - jnp.log(logs.shape[axis])
+
+
 def _possible(log_p: Array) -> Array:
-    """Where p(x) > 0; an unknown log-prob counts as possible, so that a NaN is seen in the sum."""
+    """Bool, true where p(x) > 0 and where the log-prob is NaN, so that a NaN reaches the sum."""
     return ~(log_p <= LOG_ZERO)
 
 
 def _probs(log_p: Array) -> Array:
-    """`exp(log_p)`, 0 on what is impossible alone: underflow times infinity would be NaN."""
+    """Returns `exp(log_p)`, which is 0 only where x is impossible.
+
+    An underflow to 0 times a log-ratio of infinity would be NaN.
+    """
     tiny = jnp.finfo(log_p.dtype).tiny
     return jnp.where(_possible(log_p), jnp.maximum(jnp.exp(log_p), tiny), 0.0)
 
@@ -195,6 +220,7 @@ __all__ = [
     "expectation",
     "finite_logs",
     "kl_divergence",
+    "log_mean_exp",
     "masked_mean",
     "masked_sum",
     "total_variation",

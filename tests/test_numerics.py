@@ -21,6 +21,7 @@ kl_divergence = jax.jit(numerics.kl_divergence)
 total_variation = jax.jit(numerics.total_variation)
 entropy = jax.jit(numerics.entropy)
 expectation = jax.jit(numerics.expectation)
+log_mean_exp = jax.jit(numerics.log_mean_exp, static_argnames="axis")
 
 
 def logs(law: np.ndarray) -> np.ndarray:
@@ -141,3 +142,11 @@ def test_expectation_ignores_impossible_points():
     np.testing.assert_allclose(values, [3.0, 1.5, 2.0], rtol=1e-14)
     expected = [[0.1, 0.4, 0.9, 1.6], [0.5, 1.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0]]
     np.testing.assert_allclose(gradient, expected, rtol=1e-14)
+
+
+def test_log_mean_exp_is_the_log_of_the_mean():
+    np.testing.assert_allclose(log_mean_exp(logs(Q)), np.log(Q.mean(axis=1)), rtol=1e-14)
+    with np.errstate(divide="ignore"):
+        expected = np.log(Q.mean(axis=0))  # the last point is impossible under all three
+    np.testing.assert_allclose(log_mean_exp(logs(Q), axis=0), expected, rtol=1e-14)
+    assert log_mean_exp(np.zeros(3, jnp.bfloat16)).dtype == jnp.float32

@@ -1,4 +1,4 @@
-"""A step of fine-tuning and generation in JAX, on a GPT-2 that transformers and TRL load too."""
+"""A fine-tuning step and generation in JAX, with a GPT-2 that transformers and TRL load too."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,14 +19,14 @@ OBJECTIVES = ("dpo", "ilhf")
 BETA = 0.1
 LEARNING_RATE = 2e-5
 EOS = 0
-STEPS = 3  # a call of a way; also those whose losses are compared
-# Without YNNPACK, XLA on CPUs takes a quarter less time for a wide model's step; it does no good to
-# many tiny models at once, nor to generation.
+STEPS = 3  # in a call of a way; also the number of losses that are compared
+# Without YNNPACK, XLA on CPUs takes a quarter less time for a step of a wide model. It does not
+# help many tiny models at once, nor generation.
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
 class Batch(NamedTuple):
-    """Pairs of documents, the chosen ones first, as TRL stacks them.
+    """Pairs of documents, stacked as in TRL: first all chosen ones, then all rejected ones.
 
     Attributes:
       tokens: int `[2 B, T]`.
@@ -40,14 +40,14 @@ class Batch(NamedTuple):
 
 
 class Trainer(NamedTuple):
-    """A way to take steps.
+    """A way to take training steps.
 
     Attributes:
-      name: what it is.
-      step: takes one, on the same batch every time, and returns its loss.
-      wait: `(loss)`, waits for its end.
-      compile_seconds: to trace and compile; None where nothing compiles.
-      peak_bytes: what the compiler plans; None where unknown.
+      name: its name in the table.
+      step: takes one step, always on the same batch, and returns its loss.
+      wait: `(loss)`, waits until the step has ended.
+      compile_seconds: time of tracing and compiling; None if nothing is compiled.
+      peak_bytes: memory that the compiler plans; None if it is not known.
     """
 
     name: str
@@ -58,12 +58,12 @@ class Trainer(NamedTuple):
 
 
 def first_losses(trainer: Trainer) -> np.ndarray:
-    """The losses of the first steps, `[STEPS]`."""
+    """Takes the first steps; returns their losses, `[STEPS]`."""
     return np.asarray([float(trainer.step()) for _ in range(STEPS)])
 
 
 def way(trainer: Trainer, pairs: int) -> Way:
-    """A way of `STEPS` steps a call, in units of pairs."""
+    """Returns the way that takes `STEPS` steps in a call, in units of pairs."""
 
     def run() -> None:
         for _ in range(STEPS):
@@ -75,7 +75,7 @@ def way(trainer: Trainer, pairs: int) -> Way:
 
 
 def transformer_config(sizes: Gpt2) -> models.TransformerConfig:
-    """GPT-2 of a size."""
+    """Returns the config of a GPT-2 of these sizes."""
     return models.TransformerConfig(
         vocab_size=sizes.vocab_size,
         max_length=sizes.max_length,
@@ -91,19 +91,22 @@ def transformer_config(sizes: Gpt2) -> models.TransformerConfig:
     )
 
 
-def writing(sizes: Gpt2) -> Gpt2:
-    """The sizes with room for what is to be written."""
+def with_room_to_generate(sizes: Gpt2) -> Gpt2:
+    """Returns the sizes with a max_length that holds a prompt and a generated response."""
     needed = sizes.prompt_length + sizes.num_new_tokens
     return dataclasses.replace(sizes, max_length=max(sizes.max_length, needed))
 
 
 def init(sizes: Gpt2, seed: int) -> Params:
-    """Random weights."""
+    """Draws random weights."""
     return jax.jit(models.transformer(transformer_config(sizes)).init)(jax.random.key(seed))
 
 
 def draw_pairs(sizes: Gpt2, seed: int) -> list[tuple[np.ndarray, ...]]:
-    """Random prompts `[P]`, chosen and rejected responses `[T - P - 1]`; EOS follows a response."""
+    """Draws random prompts `[P]`, each with a chosen and a rejected response `[T - P - 1]`.
+
+    The EOS is not among the tokens of a response.
+    """
     generator = np.random.default_rng(seed)
     response_length = sizes.length - sizes.prompt_length - 1
     lengths = (sizes.prompt_length, response_length, response_length)
@@ -114,7 +117,7 @@ def draw_pairs(sizes: Gpt2, seed: int) -> list[tuple[np.ndarray, ...]]:
 
 
 def make_batch(sizes: Gpt2, params: Params, seed: int) -> Batch:
-    """The pairs as one batch; the reference is where training starts."""
+    """Returns the pairs as one batch, with the model before training as the reference."""
     pairs = draw_pairs(sizes, seed)
     rows = [np.concatenate([pair[0], pair[side], [EOS]]) for side in (1, 2) for pair in pairs]
     tokens = jnp.asarray(np.stack(rows))
@@ -125,9 +128,9 @@ def make_batch(sizes: Gpt2, params: Params, seed: int) -> Batch:
 
 
 def objective(sizes: Gpt2, name: str) -> training.Objective:
-    """DPO, or ILHF without its regulariser: `-log sigmoid(log pi(x_w) - log pi(x_l))`.
+    """Returns DPO, or ILHF without its regulariser: `-log sigmoid(log pi(x_w) - log pi(x_l))`.
 
-    The metrics are those of TRL's that take no pass over the logits.
+    The metrics are TRL's, except those that need another pass over the logits.
     """
     lm = models.transformer(transformer_config(sizes))
 
@@ -156,9 +159,9 @@ def objective(sizes: Gpt2, name: str) -> training.Objective:
 
 
 def trainer(sizes: Gpt2, name: str, params: Params, batch: Batch) -> Trainer:
-    """One jitted step: gradient, AdamW, metrics; the state is donated."""
+    """Compiles one step: gradient, AdamW and metrics; the state is donated."""
     learner = training.learner(objective(sizes, name), optax.adamw(LEARNING_RATE, weight_decay=0.0))
-    # A copy, for what is donated is gone.
+    # Copied, because the step donates its buffers.
     state = learner.init(jax.tree.map(jnp.copy, params), jax.random.key(0))
     program = _compile_step(learner.step, state, None, batch, donate=(0,))
 
@@ -173,17 +176,21 @@ def trainer(sizes: Gpt2, name: str, params: Params, batch: Batch) -> Trainer:
 
 
 def draw_prompts(sizes: Gpt2, seed: int) -> np.ndarray:
-    """Random prompts, `[num_samples, P]`."""
+    """Draws random prompts, `[num_samples, P]`."""
     generator = np.random.default_rng(seed)
     shape = (sizes.num_samples, sizes.prompt_length)
     return generator.integers(1, sizes.vocab_size, size=shape)
 
 
 def compile_sampler(sizes: Gpt2, params: Params, prompts: np.ndarray, *, greedy: bool) -> Program:
-    """`(params, key, prompts) -> tokens [num_samples, P + num_new_tokens]`; nothing ends early."""
+    """Compiles generation without EOS.
+
+    Returns:
+      `(params, key, prompts) -> tokens [num_samples, P + num_new_tokens]`.
+    """
     lm = models.transformer(transformer_config(sizes))
 
-    def write(params: Params, key: Key, prompts: Array) -> Array:
+    def generate(params: Params, key: Key, prompts: Array) -> Array:
         samples = documents.sample(
             lm,
             params,
@@ -195,24 +202,24 @@ def compile_sampler(sizes: Gpt2, params: Params, prompts: np.ndarray, *, greedy:
         )
         return samples.tokens[:, 0]
 
-    return compile_program(write, params, jax.random.key(0), jnp.asarray(prompts))
+    return compile_program(generate, params, jax.random.key(0), jnp.asarray(prompts))
 
 
 def generation_way(sizes: Gpt2, params: Params, prompts: np.ndarray) -> Way:
-    """Sampling by the cache in one jitted loop."""
+    """Returns the way that samples with the cache in one jitted loop."""
     program = compile_sampler(sizes, params, prompts, greedy=False)
     keys = iter(jax.random.split(jax.random.key(0), 1000))
-    documents_read = jnp.asarray(prompts)
+    on_device = jnp.asarray(prompts)
 
     def run() -> Array:
-        return jax.block_until_ready(program.call(params, next(keys), documents_read))
+        return jax.block_until_ready(program.call(params, next(keys), on_device))
 
     units = sizes.num_samples * sizes.num_new_tokens
     return Way("shatter", run, units, program.compile_seconds, program.peak_bytes)
 
 
 def greedy(sizes: Gpt2, params: Params, prompts: np.ndarray) -> np.ndarray:
-    """The likeliest continuations, `[num_samples, P + num_new_tokens]`."""
+    """Returns the likeliest continuations, `[num_samples, P + num_new_tokens]`."""
     program = compile_sampler(sizes, params, prompts, greedy=True)
     return np.asarray(program.call(params, jax.random.key(0), jnp.asarray(prompts)))
 
@@ -220,7 +227,7 @@ def greedy(sizes: Gpt2, params: Params, prompts: np.ndarray) -> np.ndarray:
 def _compile_step(
     function: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()
 ) -> Program:
-    """Compiles with `CPU_OPTIONS` where this backend and version know them."""
+    """Compiles with `CPU_OPTIONS` if this backend and version of XLA have them."""
     if jax.default_backend() == "cpu":
         try:
             return compile_program(function, *args, donate=donate, options=CPU_OPTIONS)

@@ -1,4 +1,4 @@
-"""Timing in turn, and the ratios of it."""
+"""Times of different ways, measured in turn, and their ratios."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -11,12 +11,12 @@ from experiments.benchmark.ways import Way
 
 
 class Group(NamedTuple):
-    """Ways to do the same work; the first is the one that the others are compared with.
+    """Different ways to do the same work.
 
     Attributes:
-      name: what the work is.
-      unit: what it is counted in.
-      ways: the ways.
+      name: the name of the work.
+      unit: the unit of the work, for example "token".
+      ways: the ways; the others are compared with the first one.
     """
 
     name: str
@@ -45,12 +45,12 @@ def warm_up(ways: Iterable[Way]) -> tuple[list[Way], list[str]]:
 def time_in_turn(
     ways: list[Way], repeats: int, progress: Callable[[int], None] = lambda done: None
 ) -> np.ndarray:
-    """Times the ways in turn, A B C A B C ..., so that what else the machine does meets them alike.
+    """Times the ways in turn, A B C A B C ..., so that other load on the machine affects all alike.
 
     Args:
-      ways: the ways, warm.
-      repeats: R, how often each.
-      progress: called with 1 after each.
+      ways: the ways, after a warm-up.
+      repeats: R, number of times that each way is measured.
+      progress: called with 1 after each measurement.
 
     Returns:
       Seconds `[R, ways]`.
@@ -66,15 +66,15 @@ def time_in_turn(
 
 
 def summarise(group: Group, seconds: np.ndarray) -> list[dict[str, Any]]:
-    """One JSON-ready row a way.
+    """Returns a row for every way that can be written as JSON.
 
     Args:
       group: the ways.
       seconds: `[R, ways]`.
 
     Returns:
-      Rows: median seconds a unit, and the ratio of it to the first way's: median, least and
-      largest over the repeats, each repeat's ways having been timed one after the other.
+      Rows with the median seconds of a unit of work, and the median, smallest and largest ratio to
+      the first way over the repeats. The ways of one repeat are timed one after the other.
     """
     a_unit = seconds / np.asarray([way.units for way in group.ways])
     ratios = a_unit / a_unit[:, :1]

@@ -1,4 +1,4 @@
-"""A step of M adapters on one frozen base: what is shared, and the loop over whole models."""
+"""A training step of M adapters on one frozen base, compared with M whole models."""
 
 import dataclasses
 from functools import partial
@@ -19,30 +19,31 @@ UTILITIES = ("scores", "log-probs", "log-probs, mlp_out alone")
 
 
 def sizes(name: str) -> Gpt2:
-    """A GPT-2 by its name, in float32; documents of the largest are short, for a CPU's sake."""
-    found = dataclasses.replace(gpt2(name), half=False)
-    return (
-        dataclasses.replace(found, num_pairs=4, length=64, prompt_length=16)
-        if name == "gpt2"
-        else found
-    )
+    """Returns the sizes of a GPT-2 by its name, in float32.
+
+    The documents of the largest one are short, because the section is meant for CPUs.
+    """
+    named = dataclasses.replace(gpt2(name), half=False)
+    if name == "gpt2":
+        return dataclasses.replace(named, num_pairs=4, length=64, prompt_length=16)
+    return named
 
 
 def num_ways(name: str) -> int:
-    """How many ways there are; whole models of the largest are left out."""
+    """Returns the number of ways; whole models of the largest size are left out."""
     return 3 if name == "gpt2" else 4
 
 
 def member_ways(sizes: Gpt2, utility: str, num_members: int, seed: int) -> list[Way]:
-    """A step of one adapter, of M at once, and of M whole models one after the other.
+    """Returns the steps of one adapter, of M adapters, and of M whole models one after the other.
 
     Args:
-      sizes: of the model and of the batch.
-      utility: "log-probs": of a response, over the whole vocabulary. "log-probs, mlp_out alone":
-        the same with adapters on the last block's mlp_out, cut there. "scores": a frozen readout
-        of the last token's features, as a reward model has.
+      sizes: sizes of the model and of the batch.
+      utility: "log-probs": the log-prob of a response, over the whole vocabulary. "log-probs,
+        mlp_out alone": the same with adapters on the last block's mlp_out only, where the model is
+        then split. "scores": a frozen readout of the last token's features, as in a reward model.
       num_members: M.
-      seed: of weights and pairs.
+      seed: seed of weights and pairs.
 
     Returns:
       The ways, in units of steps.
@@ -61,22 +62,22 @@ def member_ways(sizes: Gpt2, utility: str, num_members: int, seed: int) -> list[
         program = compile_program(step, params, own, _moments(own), batch)
         ways.append(_way(name, program, params, own, batch, 1))
     if sizes.width < 768:
-        one = jax.tree.map(lambda leaf: leaf[0], own)
+        first = jax.tree.map(lambda leaf: leaf[0], own)
         step = partial(_whole_step, sizes, utility)
-        program = compile_program(step, params, one, _moments(one), batch)
+        program = compile_program(step, params, first, _moments(first), batch)
         name = f"{num_members} whole models, one by one"
-        ways.append(_way(name, program, params, one, batch, num_members))
+        ways.append(_way(name, program, params, first, batch, num_members))
     return ways
 
 
 def _way(name: str, program: Program, params: Params, own: Params, batch: Any, times: int) -> Way:
-    """`times` steps a call, together one unit."""
+    """Returns the way that takes `times` steps in a call, which together are one unit."""
     moments = _moments(own)
 
     def run() -> None:
         for _ in range(times):
-            found = program.call(params, own, moments, batch)
-        jax.block_until_ready(found)
+            result = program.call(params, own, moments, batch)
+        jax.block_until_ready(result)
 
     return Way(name, run, 1, program.compile_seconds, program.peak_bytes)
 
@@ -86,7 +87,7 @@ def _moments(own: Params) -> optax.OptState:
 
 
 def _layers(sizes: Gpt2, utility: str) -> tuple[models.Layers, models.LoraConfig]:
-    """The model, cut below its last block or that block's mlp_out, and what is adapted above."""
+    """Returns the model, split below its last block or that block's mlp_out, and the adapters."""
     config = finetune.transformer_config(sizes)
     alone = utility.endswith("mlp_out alone")
     targets = ("mlp_out",) if alone else ("qkv", "mlp_out")
@@ -95,7 +96,7 @@ def _layers(sizes: Gpt2, utility: str) -> tuple[models.Layers, models.LoraConfig
 
 
 def _draw(sizes: Gpt2, utility: str, num_members: int, params: Params, key: Key) -> Params:
-    """The adapters of M members."""
+    """Draws the adapters of M members."""
     layers, lora = _layers(sizes, utility)
     above = layers.upper_params(params)
     ensemble = ensembles.adapters(
@@ -113,7 +114,7 @@ def _shared_step(
     moments: optax.OptState,
     batch: finetune.Batch,
 ) -> tuple[Params, optax.OptState, Array]:
-    """A step of all members; what lies below the adapters is computed once."""
+    """Takes a step of all members; the layers below the adapters are computed once."""
     layers, lora = _layers(sizes, utility)
     above, hidden = layers.upper_params(params), layers.lower(params, batch.tokens)
 
@@ -121,8 +122,7 @@ def _shared_step(
         member = models.with_lora(above, own, lora)
         return _loss(utility, layers.upper, member, hidden, batch)
 
-    one = jax.value_and_grad(loss)
-    values, gradient = jax.lax.map(one, own, batch_size=at_once)
+    values, gradient = jax.lax.map(jax.value_and_grad(loss), own, batch_size=at_once)
     return _update(values, gradient, own, moments)
 
 
@@ -134,7 +134,7 @@ def _whole_step(
     moments: optax.OptState,
     batch: finetune.Batch,
 ) -> tuple[Params, optax.OptState, Array]:
-    """A step of one member as a model of its own."""
+    """Takes a step of one member as a model of its own."""
     config = finetune.transformer_config(sizes)
 
     def loss(own: Params) -> Array:

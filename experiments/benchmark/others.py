@@ -1,4 +1,4 @@
-"""The ways that are not the rounds in JAX: PyTorch, layers looped or scanned, the imports."""
+"""The ways that are not rounds in JAX: eager PyTorch, layers looped or scanned, and imports."""
 
 import importlib.util
 import os
@@ -22,17 +22,17 @@ from shatter import documents, models
 from shatter.models import transformer_module
 from shatter.types import Array, Params
 
-DOCUMENTS = 16  # a step of the layers section: pairs of 8 comparisons
+DOCUMENTS = 16  # in a step of the layers section: the pairs of 8 comparisons
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def has_torch() -> bool:
-    """Whether PyTorch, an extra, is installed."""
+    """Returns whether PyTorch, which is optional, is installed."""
     return importlib.util.find_spec("torch") is not None
 
 
 def torch_eager(sizes: Sizes, frozen: Frozen, seed: int) -> Way:
-    """One seed in eager PyTorch, with one thread or its own number of them, whichever is faster."""
+    """Returns one seed in eager PyTorch, with one thread or PyTorch's default if that is faster."""
     import torch
 
     from experiments.benchmark import torch_loop
@@ -57,14 +57,14 @@ def torch_eager(sizes: Sizes, frozen: Frozen, seed: int) -> Way:
 
 
 def layers(sizes: Sizes, depth: int) -> list[Way]:
-    """A gradient of all members' log-probs of documents, with layers looped and scanned.
+    """Returns the gradient of all members' log-probs of documents, with layers looped and scanned.
 
     Args:
-      sizes: the transformer's.
-      depth: how many layers.
+      sizes: sizes of the transformer.
+      depth: number of layers.
 
     Returns:
-      Looped, scanned.
+      The looped way and the scanned way.
     """
     lm = models.transformer(
         models.TransformerConfig(
@@ -95,14 +95,14 @@ def layers(sizes: Sizes, depth: int) -> list[Way]:
     ways = []
     for name, unroll_up_to in (("looped", depth), ("scanned", 0)):
         with mock.patch.object(transformer_module, "_UNROLL_UP_TO", unroll_up_to):
-            # A partial of its own each, for jax remembers traces by function.
+            # A new partial for each, because jax caches traces by function.
             program = compile_program(partial(step), params, tokens, mask)
         ways.append(call_way(name, program, (params, tokens, mask), 1))
     return ways
 
 
 def imports() -> list[Way]:
-    """Fresh interpreters that import jax, and shatter."""
+    """Returns the ways that start an interpreter and import jax, or shatter."""
     return [
         Way(f"import {name}", partial(_python, "-c", f"import {name}"), 1)
         for name in ("jax", "shatter")
@@ -110,13 +110,13 @@ def imports() -> list[Way]:
 
 
 def imports_tensorflow_probability() -> bool:
-    """Whether importing shatter imports tensorflow_probability, which is slow."""
+    """Returns whether importing shatter imports tensorflow_probability, which is slow."""
     statement = "import sys, shatter; print('tensorflow_probability' in sys.modules)"
     return _python("-c", statement) == "True"
 
 
 def _python(*args: str) -> str:
-    """What a fresh interpreter prints."""
+    """Runs a fresh interpreter; returns what it prints."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     answer = subprocess.run(
         [sys.executable, *args],

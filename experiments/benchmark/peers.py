@@ -1,4 +1,4 @@
-"""The same steps and the same writing by TRL, transformers and eager PyTorch; all are extras."""
+"""The same steps and the same generation by TRL, transformers and eager PyTorch, all optional."""
 
 import importlib
 import os
@@ -24,12 +24,12 @@ from shatter.types import Params
 
 
 def model(sizes: Gpt2, params: Params, folder: str | None = None) -> Any:
-    """Our weights as a model of transformers, on the GPU where there is one.
+    """Loads our weights as a model of transformers, on the GPU if there is one.
 
     Args:
       sizes: the sizes.
       params: our weights.
-      folder: that they are saved in on the way; None = one that is removed.
+      folder: the folder in which they are saved first; None = a temporary one.
     """
     if folder is None:
         with tempfile.TemporaryDirectory() as folder:
@@ -45,7 +45,7 @@ def model(sizes: Gpt2, params: Params, folder: str | None = None) -> Any:
 
 
 def torch_trainer(sizes: Gpt2, objective: str, params: Params, batch: Batch) -> Trainer:
-    """A plain loop: transformers' model, the loss by hand, the fused AdamW, no metrics."""
+    """Returns a plain PyTorch loop: transformers' model, our own loss, fused AdamW, no metrics."""
     import torch
     import torch.nn.functional as F
 
@@ -80,20 +80,23 @@ def trl_trainer(
     *,
     precompute: bool = True,
 ) -> Trainer:
-    """TRL's DPOTrainer: its `training_step`, then its optimiser's step.
+    """Returns TRL's DPOTrainer: its `training_step`, then the step of its optimiser.
 
-    ILHF without a regulariser is DPO with beta 1 and log-probs of 0 for a reference. Float32, no
-    gradient checkpointing, no clipping and no dropout, so that the numbers are ours; the data
-    loader, the schedule and the log, which `train` has besides, are left out.
+    ILHF without a regulariser is DPO with beta 1 and reference log-probs of 0. To give the same
+    numbers as ours it runs in float32 without gradient checkpointing, clipping and dropout. The
+    data loader, the schedule and the log of `DPOTrainer.train` are left out.
 
     Args:
       sizes: the sizes.
       objective: "dpo" or "ilhf".
       params: our weights.
-      batch: ours; TRL's own collator must come to the same tokens.
-      seed: of the pairs.
-      precompute: whether the reference's log-probs are computed once; TRL's default is a second
-        model's forward pass every step.
+      batch: our batch; TRL's own collator must produce the same tokens.
+      seed: seed of the pairs.
+      precompute: whether the reference's log-probs are computed once; by default TRL runs the
+        reference in every step.
+
+    Raises:
+      ValueError: if TRL's batch differs from ours.
     """
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     import torch
@@ -106,7 +109,7 @@ def trl_trainer(
         for prompt, chosen, rejected in draw_pairs(sizes, seed)
     ]
     with tempfile.TemporaryDirectory() as folder:
-        net = model(sizes, params, folder)  # TRL reads its second model from there
+        net = model(sizes, params, folder)  # TRL loads its reference from the same folder
         args = trl.DPOConfig(
             output_dir=folder,
             per_device_train_batch_size=sizes.num_pairs,
@@ -130,11 +133,14 @@ def trl_trainer(
             processing_class=_tokenizer(sizes),
         )
     made.create_optimizer()
-    made.current_gradient_accumulation_steps = 1  # `train` would set it
+    made.current_gradient_accumulation_steps = 1  # which `train` would set
     inputs = made.data_collator([made.train_dataset[row] for row in range(sizes.num_pairs)])
     same = np.array_equal(inputs["input_ids"].numpy(), np.asarray(batch.tokens))
     if not same or not np.array_equal(inputs["completion_mask"].numpy() > 0, batch.mask):
-        raise ValueError("TRL's batch is not ours: its tokenisation or collator has changed")
+        raise ValueError(
+            "expected TRL's batch to equal ours, found other tokens or another mask: its "
+            "tokenisation or collator has changed; compare with the pinned version of trl"
+        )
     if objective != "dpo":
         for side in ("ref_chosen_logps", "ref_rejected_logps"):
             inputs[side] = torch.zeros_like(inputs[side])
@@ -150,7 +156,7 @@ def trl_trainer(
 
 
 def generation_way(sizes: Gpt2, params: Params, prompts: np.ndarray) -> Way:
-    """`generate` of transformers, sampling at temperature 1 from all tokens."""
+    """Returns the way of transformers' `generate`, which samples all tokens at temperature 1."""
     generate = _generate(sizes, model(sizes, params), prompts, do_sample=True, top_k=0)
 
     def run() -> None:
@@ -161,7 +167,7 @@ def generation_way(sizes: Gpt2, params: Params, prompts: np.ndarray) -> Way:
 
 
 def greedy(sizes: Gpt2, params: Params, prompts: np.ndarray) -> np.ndarray:
-    """The likeliest continuations, `[num_samples, P + num_new_tokens]`."""
+    """Returns the likeliest continuations, `[num_samples, P + num_new_tokens]`."""
     return _generate(sizes, model(sizes, params), prompts, do_sample=False)().cpu().numpy()
 
 
@@ -169,7 +175,7 @@ def _generate(sizes: Gpt2, net: Any, prompts: np.ndarray, **options: Any) -> Any
     import torch
 
     tokens = torch.tensor(prompts).to(net.device)
-    net.generation_config.eos_token_id = None  # nothing ends early
+    net.generation_config.eos_token_id = None  # so that no response ends early
     if sizes.half:
         net = net.to(torch.bfloat16)
 
@@ -190,7 +196,7 @@ def _beta_and_reference(objective: str, ref: Any) -> tuple[float, Any]:
 
 
 def _tokenizer(sizes: Gpt2) -> Any:
-    """A word `<i>` a token i."""
+    """Returns a tokeniser with the word `<i>` for token i."""
     tokenizers = _module("tokenizers")
     words = {f"<{token}>": token for token in range(sizes.vocab_size)}
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token=f"<{EOS}>"))
@@ -201,7 +207,7 @@ def _tokenizer(sizes: Gpt2) -> Any:
 
 
 def _module(name: str) -> Any:
-    """An extra, of any type."""
+    """Imports an optional module, untyped."""
     return importlib.import_module(name)
 
 
@@ -214,8 +220,17 @@ def _wait(loss: Any) -> None:
 
 
 def resident_peak() -> int:
-    """Peak resident bytes of this process; `getrusage` would count its parent's at the fork."""
+    """Returns the peak resident bytes of this process.
+
+    `getrusage` would include the memory of the parent at the fork.
+
+    Raises:
+      OSError: if the kernel does not report it.
+    """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    raise OSError("the kernel does not say the peak of a process's memory")
+    raise OSError(
+        "expected a line VmHWM in /proc/self/status, found none: this kernel does not report the "
+        "peak memory of a process"
+    )

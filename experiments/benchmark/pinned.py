@@ -1,7 +1,8 @@
-"""Fine-tuning and generation measured in a process of its own, on one core: A B A B ...
+"""Measures fine-tuning and generation in a process of its own, on one core: A B A B ...
 
-`python -m experiments.benchmark.pinned '{"section": ...}'` prints one line of JSON; `measure`
-calls it. Both libraries make their threads at the start, from the cores that they are given then.
+`python -m experiments.benchmark.pinned '{"section": ...}'` prints one line of JSON; `measure` calls
+it. It needs its own process because both libraries create their threads at the start, from the
+cores that the process may use then.
 """
 
 import importlib.metadata
@@ -27,17 +28,17 @@ HALF_TOLERANCE = 2e-2
 
 
 def measure(work: str, gpt2: str, seed: int, repeats: int) -> dict[str, Any]:
-    """Measures in fresh processes.
+    """Measures the ways of one work in fresh processes.
 
     Args:
       work: "dpo", "ilhf" or "generation".
       gpt2: a name in `GPT2S`.
-      seed: of weights, pairs and prompts.
-      repeats: R, how often each way.
+      seed: seed of weights, pairs and prompts.
+      repeats: R, number of times that each way is measured.
 
     Returns:
-      "ways": fields of a `Way`, without `run`; "seconds" `[R, ways]`; "notes": sentences on what
-      was checked and what is missing.
+      "ways": the fields of each `Way` without `run`; "seconds" `[R, ways]`; "notes": sentences on
+      what was checked and what is missing.
     """
     spec = {"work": work, "gpt2": gpt2, "seed": seed, "repeats": repeats}
     answer = run_apart(spec)
@@ -50,17 +51,17 @@ def measure(work: str, gpt2: str, seed: int, repeats: int) -> dict[str, Any]:
 
 
 def missing(work: str) -> list[str]:
-    """The packages that the other ways of a work need and that are not installed."""
+    """Returns the packages that the other ways of a work need and that are not installed."""
     return [name for name in PACKAGES[work] if importlib.util.find_spec(name) is None]
 
 
 def num_ways(work: str) -> int:
-    """How many ways there are."""
+    """Returns the number of ways of a work."""
     return 1 if missing(work) else {"dpo": 4, "ilhf": 3, "generation": 2}[work]
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that are compared with and installed."""
+    """Returns the versions of the installed packages that shatter is compared with."""
     packages = sorted(set().union(*PACKAGES.values()))
     return {
         name: importlib.metadata.version(name)
@@ -70,7 +71,11 @@ def versions() -> dict[str, str]:
 
 
 def run_apart(spec: dict[str, Any]) -> dict[str, Any]:
-    """What this module prints for a spec."""
+    """Runs this module in a fresh process; returns the object that it prints for a spec.
+
+    Raises:
+      RuntimeError: with the end of its messages, if the process fails.
+    """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-m", "experiments.benchmark.pinned", json.dumps(spec)],
@@ -86,9 +91,9 @@ def run_apart(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def pin() -> None:
-    """Keeps this process, and the threads that it is yet to make, on its last core.
+    """Keeps this process and its future threads on one core, the last that it may use.
 
-    Not beside an NVIDIA GPU, where the core's part is to launch kernels.
+    With an NVIDIA GPU it does nothing, because there the cores only launch kernels.
     """
     if Path("/dev/nvidia0").exists() or not hasattr(os, "sched_setaffinity"):
         return
@@ -103,11 +108,12 @@ def answer(spec: dict[str, Any], gpt2: Any = None) -> dict[str, Any]:
     """Builds the ways, checks that they compute the same, and times them.
 
     Args:
-      spec: of `measure`; with "only", a way's name, memory of that way alone.
+      spec: the arguments of `measure`; with the name of a way as "only", the memory of that way is
+        measured instead.
       gpt2: the sizes; None = those of the name in the spec.
 
     Returns:
-      See `measure`; with "only" instead "memory": bytes of the "process" and its "growth".
+      See `measure`; with "only", "memory": the bytes of the "process" and its "growth".
     """
     from experiments.benchmark import config, finetune, peers
     from experiments.benchmark import measure as timing
@@ -123,12 +129,13 @@ def answer(spec: dict[str, Any], gpt2: Any = None) -> dict[str, Any]:
         transformers.utils.logging.set_verbosity_error()
     before = peers.resident_peak() if only else 0
     if work == "generation":
-        ways, notes = _generation(finetune.writing(sizes), seed, only, bool(absent))
+        ways, notes = _generation(finetune.with_room_to_generate(sizes), seed, only, bool(absent))
     else:
         ways, notes = _finetune(sizes, work, seed, only, bool(absent))
     if absent:
         notes.append(
-            f"{', '.join(absent)} not installed: rows left out (the extra shatter[benchmark])"
+            f"{', '.join(absent)} not installed, so their rows are left out: "
+            "pip install 'shatter-lm[benchmark]'"
         )
     ways, exhausted = timing.warm_up(ways)
     notes.extend(f"{name} ran out of memory" for name in exhausted)
@@ -163,7 +170,10 @@ def _finetune(
         apart = float(abs(others - first).max())
         notes.append(f"losses of {len(first)} steps, {name}: within {apart:.1e} of shatter's")
         if not apart <= (HALF_TOLERANCE if sizes.half else TOLERANCE):
-            raise ValueError(f"{name} computes other losses: {others}, shatter {first}")
+            raise ValueError(
+                f"expected the losses of shatter, {first}, within the tolerance, found {others} "
+                f"from {name}: the ways do not do the same work"
+            )
     return [finetune.way(trainer, sizes.num_pairs) for trainer in made], notes
 
 

@@ -10,11 +10,11 @@ import matplotlib.pyplot as plt
 
 
 def draw(rows: list[dict[str, Any]], folder: Path) -> Path:
-    """Draws every way's time over the first's of its group, a panel a group.
+    """Draws a panel for each group: the time of every way as a ratio to the first way.
 
     Args:
       rows: the rows of the table.
-      folder: where the PNG goes.
+      folder: the PNG is written to this folder.
 
     Returns:
       The PNG's path.

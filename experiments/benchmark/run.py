@@ -23,7 +23,7 @@ from shatter.types import Key
 
 
 def check(config: Config) -> None:
-    """Refuses values that cannot be.
+    """Raises a UsageError if a flag has a value that it cannot have.
 
     Raises:
       UsageError: with the flag's name, what was expected and what was found.
@@ -39,15 +39,16 @@ def check(config: Config) -> None:
 
 
 class Part(NamedTuple):
-    """A group of ways that is still to be compiled.
+    """A group of ways that is not compiled yet.
 
     Attributes:
-      name: what the work is.
-      unit: what it is counted in.
+      name: the name of the work.
+      unit: the unit of the work.
       make: compiles the ways.
-      num_ways: how many there will be.
-      seconds: about how long it takes on 2 CPU cores, compilation included.
-      pinned: measures the ways instead, in a process of its own: see `pinned.measure`.
+      num_ways: the number of ways that `make` will return.
+      seconds: a rough cost on 2 CPU cores, compilation included.
+      pinned: measures the ways in a process of its own instead, see `pinned.measure`; None = the
+        ways are measured in this process.
     """
 
     name: str
@@ -58,9 +59,9 @@ class Part(NamedTuple):
     pinned: Callable[[], dict[str, Any]] | None = None
 
 
-COMPILE_SECONDS = {"tabular": 5.0, "transformer": 9.0}  # a program
-ROUND_SECONDS = {"tabular": 2e-3, "transformer": 40e-3}  # a seed, 16 members
-DEPTH_SECONDS = 0.7  # to compile a layer, looped
+COMPILE_SECONDS = {"tabular": 5.0, "transformer": 9.0}  # of one program
+ROUND_SECONDS = {"tabular": 2e-3, "transformer": 40e-3}  # of one seed with 16 members
+DEPTH_SECONDS = 0.7  # to compile one more looped layer
 IMPORT_SECONDS = 1.2
 PINNED = (
     ("finetune", "dpo", "pair"),
@@ -68,12 +69,12 @@ PINNED = (
     ("generation", "generation", "token"),
 )
 ADAPTERS = 8
-ADAPTER_SECONDS = {"small": 8.0, "wide": 10.0, "gpt2": 120.0}  # a group, 5 repeats
-PINNED_SECONDS = 12.0  # a way: two processes that import and build it
+ADAPTER_SECONDS = {"small": 8.0, "wide": 10.0, "gpt2": 120.0}  # of one group with 5 repeats
+PINNED_SECONDS = 12.0  # of one way: two processes that import and build it
 
 
 def plan(config: Config) -> list[Part]:
-    """The groups of ways that the config asks for, in order, none of them compiled yet."""
+    """Returns the groups of ways that the config names, in order, without compiling them."""
     passes = config.repeats + 1
     parts = []
     for name in config.works:
@@ -152,7 +153,7 @@ def experiment(config: Config) -> None:
         f"{cost:.1f} minutes on 2 idle CPU cores"
     )
     if "rounds" in config.sections and not others.has_torch():
-        console.print("PyTorch is not installed, so its rows are left out (pip install torch)")
+        console.print("PyTorch is not installed, so its rows are left out: pip install torch")
     with run_folder.open_run_folder(config.run_dir, config) as folder:
         began = time.perf_counter()
         results = _measure(parts, config, console)
@@ -203,7 +204,7 @@ def _pinned(part: Part, console: Console) -> tuple[Group, np.ndarray]:
 
 
 def _csv_rows(results: list[tuple[Group, np.ndarray]]) -> Iterable[tuple]:
-    """The house's columns: the arm is the way, the seed the repeat, the step the units of work."""
+    """Returns rows of the usual columns: arm = way, seed = repeat, step = units of work."""
     for group, seconds in results:
         for column, way in enumerate(group.ways):
             start = (group.name, group.unit, way.name)
@@ -215,7 +216,7 @@ def _csv_rows(results: list[tuple[Group, np.ndarray]]) -> Iterable[tuple]:
 
 
 def _machine() -> dict[str, Any]:
-    """What the numbers belong to."""
+    """Returns the machine and the versions of the software that the numbers belong to."""
     load = os.getloadavg() if hasattr(os, "getloadavg") else None
     return {
         "device": str(jax.devices()[0].device_kind),
@@ -230,10 +231,10 @@ def _machine() -> dict[str, Any]:
 def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(
         title="the same work in different ways",
-        caption="time: over that of the group's first row, median \\[range] of repeats in turn. "
-        "peak: what the compiler plans (arguments, outputs, temporaries); PyTorch: growth of a "
-        "fresh process, or what it allocates on a GPU. process: peak of a fresh process that does "
-        "nothing else, libraries included",
+        caption="time: ratio to the group's first row, median \\[range] of repeats in turn. peak: "
+        "memory that the compiler plans (arguments, outputs, temporaries); for PyTorch, the growth "
+        "of a fresh process, or the memory allocated on a GPU. process: peak memory of a fresh "
+        "process that does nothing else, libraries included",
     )
     table.add_column("work")
     table.add_column("way")

@@ -1,10 +1,11 @@
-"""The same rounds in eager PyTorch, as one writes them for speed without a compiler.
+"""The same rounds in eager PyTorch, written for speed without a compiler.
 
-Members are stacked on the first axis, so that a step is one call for all of them (`baddbmm`), not
-a Python loop over members nor `torch.func.vmap`, which both dispatch more. Gradients by autograd of
-the members' summed losses, `torch.optim.Adam(fused=True)`, sampling with a key-value cache. Imports
-no jax: `python -m experiments.benchmark.torch_loop FILE` prints the peak memory of a run in a
-process of its own.
+Members are stacked on the first axis, so that a step is one call for all of them (`baddbmm`). A
+Python loop over members and `torch.func.vmap` would both dispatch more operations. The gradients
+are those of the members' summed losses, the optimiser is `torch.optim.Adam(fused=True)`, and
+sampling has a key-value cache. This module does not import jax:
+`python -m experiments.benchmark.torch_loop FILE` prints the peak memory of a run in a process of
+its own.
 """
 
 import dataclasses
@@ -31,13 +32,13 @@ from experiments.benchmark.torch_models import (
 
 
 class Answers(NamedTuple):
-    """What people said of pairs.
+    """The raters' answers about pairs.
 
     Attributes:
       tokens: `[B, 2, T]`.
       mask: bool `[B, 2, T]`.
       chosen: `[B]`, 0 or 1.
-      weights: `[M, B]`, each member's own weight on every answer.
+      weights: `[M, B]`, each member's own weight of every answer.
     """
 
     tokens: torch.Tensor
@@ -56,7 +57,7 @@ class Learner:
         self.optimizer = torch.optim.Adam(self.params.values(), lr=sizes.learning_rate, fused=True)
 
     def learn(self, answers: Answers) -> torch.Tensor:
-        """Some steps on all answers so far, by batches if so sized; the last mean loss `[]`."""
+        """Takes steps on all answers so far, or on batches of them; returns the last mean loss."""
         observed = answers.chosen.shape[0]
         loss = torch.zeros(())
         for _ in range(self.sizes.num_steps):
@@ -92,12 +93,12 @@ class Learner:
 
 
 def run(sizes: Sizes, arrays: dict[str, np.ndarray], likings: np.ndarray, seed: int) -> np.ndarray:
-    """All rounds of one seed.
+    """Runs all rounds of one seed.
 
     Args:
       sizes: the sizes.
-      arrays: the pretrained model, by name.
-      likings: `[V]`, how much the raters like each token, nats.
+      arrays: the pretrained model's parameters by name.
+      likings: `[V]`, the raters' utility of each token, nats.
       seed: seeds PyTorch's generator.
 
     Returns:
@@ -134,7 +135,7 @@ def _join(old: Answers, new: Answers) -> Answers:
 def _ask(
     sizes: Sizes, model: Model, pretrained: Tensors, members: Tensors, likings: torch.Tensor
 ) -> Answers:
-    """One round of candidates, of pairs chosen among them, of answers and their weights."""
+    """Draws candidates, chooses pairs among them, and draws the answers and their weights."""
     queries, count = sizes.num_queries, sizes.num_candidates
     tokens = model.sample(pretrained, queries * count)
     mask = response_mask(tokens)
@@ -151,7 +152,12 @@ def _ask(
 
 
 def infomax(log_probs: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """log_probs[M, Q, N], valid[Q, N] -> the pair of largest information gain, `[Q, 2]`."""
+    """Returns the pair with the largest information gain, `[Q, 2]`.
+
+    Args:
+      log_probs: `[M, Q, N]`, each member's log-probs of the candidates, nats.
+      valid: bool `[Q, N]`, false on candidates that may not be chosen.
+    """
     log_odds = log_probs[..., :, None] - log_probs[..., None, :]
     log_p, log_not_p = F.logsigmoid(log_odds), F.logsigmoid(-log_odds)
     log_members = float(np.log(len(log_probs)))
@@ -166,7 +172,7 @@ def infomax(log_probs: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
 
 
 def first_appearances(tokens: torch.Tensor) -> torch.Tensor:
-    """tokens[Q, N, T] -> bool[Q, N], false on repetitions of an earlier document."""
+    """Returns which of tokens[Q, N, T] do not repeat an earlier document, bool[Q, N]."""
     same = (tokens[:, :, None] == tokens[:, None, :]).all(-1)
     return ~same.tril(-1).any(-1)
 
@@ -174,17 +180,17 @@ def first_appearances(tokens: torch.Tensor) -> torch.Tensor:
 def save_inputs(
     file: Path, sizes: Sizes, arrays: dict[str, np.ndarray], likings: np.ndarray
 ) -> None:
-    """Writes what `peak_bytes` reads."""
+    """Writes the file that `peak_bytes` reads."""
     with file.open("wb") as opened:
         spec = np.asarray(json.dumps(dataclasses.asdict(sizes)))
         np.savez(opened, sizes=spec, likings=likings, **arrays)  # type: ignore[arg-type]
 
 
 def peak_bytes(file: Path) -> int:
-    """Peak memory of one run, over what the process held before: on the GPU, or resident.
+    """Returns the peak memory of one run: on the GPU, or the growth of resident memory.
 
     Args:
-      file: written by `save_inputs`.
+      file: a file that `save_inputs` wrote.
     """
     with np.load(file) as inputs:
         arrays = {name: inputs[name] for name in inputs.files}

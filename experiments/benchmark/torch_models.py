@@ -1,4 +1,4 @@
-"""The language models of the work in eager PyTorch, with the members on the first axis."""
+"""The language models of the timed work in eager PyTorch, with the members on the first axis."""
 
 import abc
 
@@ -14,44 +14,44 @@ Cache = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def device() -> torch.device:
-    """The GPU where PyTorch sees one."""
+    """Returns the GPU if PyTorch sees one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Model(abc.ABC):
-    """A language model with stacked members: params have the leading axis M."""
+    """A language model with stacked members: its parameters have the leading axis M."""
 
     @abc.abstractmethod
     def logits(self, params: Tensors, tokens: torch.Tensor) -> torch.Tensor:
-        """tokens[B, T] -> logits[M, B, T, V]."""
+        """Returns the logits, tokens[B, T] -> logits[M, B, T, V]."""
 
     @abc.abstractmethod
     def sample(self, params: Tensors, count: int) -> torch.Tensor:
-        """`count` documents of the first member: tokens[count, 1 + max_length]."""
+        """Draws documents from the first member: tokens[count, 1 + max_length]."""
 
 
 class Table(Model):
-    """A logit vector for every prefix."""
+    """A table with a vector of logits for every prefix."""
 
     def __init__(self, sizes: Sizes) -> None:
         self.max_length = sizes.max_length
         places = torch.arange(sizes.max_length, device=device())
         level_sizes = sizes.vocab_size**places
         self.starts = torch.cumsum(level_sizes, 0) - level_sizes
-        # Column t holds the powers of V with which tokens 1..t number the prefix of t tokens.
+        # Column t holds the powers of V that turn tokens 1..t into the number of their prefix.
         powers = sizes.vocab_size ** (places[None, :] - places[:, None]).clamp(min=0)
         self.powers = torch.where(places[:, None] <= places[None, :], powers, 0)
         self.powers[0] = 0  # token 0 is the prompt
 
     def logits(self, params: Tensors, tokens: torch.Tensor) -> torch.Tensor:
-        """tokens[B, T] -> logits[M, B, T, V]."""
+        """Returns the logits, tokens[B, T] -> logits[M, B, T, V]."""
         length = tokens.shape[-1]
         powers = self.powers[:length, :length]
         prefix = self.starts[:length] + (tokens[:, :, None] * powers).sum(1)
         return params["table"][:, 0, prefix]
 
     def sample(self, params: Tensors, count: int) -> torch.Tensor:
-        """`count` documents of the first member: tokens[count, 1 + max_length]."""
+        """Draws documents from the first member: tokens[count, 1 + max_length]."""
         tokens = torch.zeros(count, 1, dtype=torch.long, device=device())
         for _ in range(self.max_length):
             tokens = append_token(tokens, self.logits(params, tokens)[0, :, -1])
@@ -59,17 +59,17 @@ class Table(Model):
 
 
 class Transformer(Model):
-    """Pre-norm blocks, learned positions, GELU, untied head."""
+    """A transformer with pre-norm blocks, learned positions, GELU and an untied head."""
 
     def __init__(self, sizes: Sizes) -> None:
         self.sizes = sizes
 
     def logits(self, params: Tensors, tokens: torch.Tensor) -> torch.Tensor:
-        """tokens[B, T] -> logits[M, B, T, V]."""
+        """Returns the logits, tokens[B, T] -> logits[M, B, T, V]."""
         return self._forward(params, tokens, [])[0]
 
     def sample(self, params: Tensors, count: int) -> torch.Tensor:
-        """`count` documents of the first member: tokens[count, 1 + max_length]."""
+        """Draws documents from the first member: tokens[count, 1 + max_length]."""
         tokens = torch.zeros(count, 1, dtype=torch.long, device=device())
         cache: Cache = []
         for _ in range(self.sizes.max_length):
@@ -106,18 +106,18 @@ class Transformer(Model):
 
 
 def dense(params: Tensors, name: str, x: torch.Tensor) -> torch.Tensor:
-    """x[M, N, D] -> [M, N, E]."""
+    """Applies a linear layer, x[M, N, D] -> [M, N, E]."""
     return torch.baddbmm(params[name + ".bias"], x, params[name + ".kernel"])
 
 
 def norm(params: Tensors, name: str, x: torch.Tensor) -> torch.Tensor:
-    """Layer normalisation of x[M, N, D]."""
+    """Applies layer normalisation to x[M, N, D]."""
     normed = F.layer_norm(x, x.shape[-1:], eps=1e-6)
     return torch.addcmul(params[name + ".bias"], normed, params[name + ".scale"])
 
 
 def append_token(tokens: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Draws the next token of documents; after EOS, EOS again."""
+    """Appends a drawn token to documents, or EOS after an EOS."""
     drawn = torch.multinomial(torch.softmax(logits, dim=-1), 1)
     if tokens.shape[1] > 1:
         drawn = torch.where((tokens[:, 1:] == EOS).any(1, keepdim=True), EOS, drawn)
@@ -125,7 +125,7 @@ def append_token(tokens: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
 
 
 def response_mask(tokens: torch.Tensor) -> torch.Tensor:
-    """True on the response's tokens[N, T], EOS included."""
+    """Returns the mask of the response's tokens[N, T], EOS included."""
     ends = tokens == EOS
     ends[:, 0] = False
     mask = ends.cumsum(1) - ends.long() == 0
@@ -134,26 +134,27 @@ def response_mask(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def score(model: Model, params: Tensors, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Log-prob of documents tokens[N, T] under each member, `[M, N]`, nats."""
+    """Returns the log-prob of documents tokens[N, T] under each member, `[M, N]`, nats."""
     log_probs = torch.log_softmax(model.logits(params, tokens[:, :-1]), dim=-1)
     targets = tokens[None, :, 1:, None].expand(log_probs.shape[0], -1, -1, 1)
     return (log_probs.gather(-1, targets)[..., 0] * mask[:, 1:]).sum(-1)
 
 
 def make_model(sizes: Sizes) -> Model:
-    """The language model of a work."""
+    """Returns the language model of a work."""
     return Table(sizes) if sizes.kind == "tabular" else Transformer(sizes)
 
 
 def stack_params(sizes: Sizes, arrays: dict[str, np.ndarray]) -> Tensors:
-    """A model's arrays by name as tensors with a leading axis 1, layer by layer, as `dense` wants.
+    """Returns a model's arrays as tensors by name, with a leading axis of members, for `dense`.
 
     Args:
       sizes: the sizes.
-      arrays: `experiments.benchmark.work.named_arrays`, with a leading axis M or without.
+      arrays: from `experiments.benchmark.work.named_arrays`, with or without a leading axis M.
 
     Returns:
-      Tensors `[M, ...]`, M = 1 where the arrays have no axis of members.
+      Tensors `[M, ...]`, with M = 1 if the arrays have no axis of members. The stacked layers
+      become a tensor for each layer.
     """
     if "table" in arrays:
         table = torch.tensor(arrays["table"], device=device())
@@ -171,7 +172,7 @@ def stack_params(sizes: Sizes, arrays: dict[str, np.ndarray]) -> Tensors:
 
 
 def _as_matrix(name: str, tensor: torch.Tensor, sizes: Sizes) -> torch.Tensor:
-    """Kernels as [M, in, out], biases and scales as [M, 1, out]."""
+    """Returns a kernel as [M, in, out], a bias or scale as [M, 1, out]."""
     members = tensor.shape[0]
     if name.endswith(("bias", "scale")):
         return tensor.reshape(members, 1, -1).clone()

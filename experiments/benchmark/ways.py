@@ -1,4 +1,4 @@
-"""The ways to run the work in JAX: each a program to call, with what compiling it took."""
+"""The ways to run the work in JAX, each as compiled programs."""
 
 import time
 from collections.abc import Callable
@@ -14,20 +14,20 @@ from experiments.benchmark.work import Frozen
 from shatter.types import Array, Key
 
 ONE_BY_ONE = 8
-"""How many of the seeds the loop over seeds runs: a seed's time does not depend on their number."""
+"""Number of seeds in the loop over seeds; the time of a seed does not depend on it."""
 
 
 class Way(NamedTuple):
     """One way to do the work.
 
     Attributes:
-      name: what it is.
+      name: its name in the table.
       run: does the work and waits for its end.
-      units: how much of it a call of `run` does, in the unit of its group.
-      compile_seconds: to trace and compile, once; None where nothing compiles.
-      peak_bytes: peak memory; None where unknown.
+      units: the amount of work of one call of `run`, in the unit of its group.
+      compile_seconds: time of tracing and compiling once; None if nothing is compiled.
+      peak_bytes: peak memory; None if it is not known.
       process_bytes: peak memory of a fresh process that does nothing else, libraries included; None
-        where not measured.
+        if it is not measured.
     """
 
     name: str
@@ -52,10 +52,10 @@ def compile_program(
     donate: tuple[int, ...] = (),
     options: dict[str, Any] | None = None,
 ) -> Program:
-    """Compiles a function for arguments, arrays or their shapes.
+    """Compiles a function for arguments, which are arrays or their shapes.
 
-    Its peak memory is what the compiler plans: arguments, outputs, temporaries. On CPU it compiles
-    as `experiments.common.chunks` does, with more options where they are given.
+    The peak memory is the compiler's plan for arguments, outputs and temporaries. On CPUs the
+    compiler options are those of `experiments.common.chunks`, plus `options`.
     """
     chosen = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
     chosen |= options or {}
@@ -71,7 +71,7 @@ def compile_program(
 
 
 def call_way(name: str, program: Program, args: tuple, units: int) -> Way:
-    """A way that calls one program once."""
+    """Returns the way that calls one program once."""
     return Way(
         name,
         lambda: jax.block_until_ready(program.call(*args)),
@@ -82,17 +82,17 @@ def call_way(name: str, program: Program, args: tuple, units: int) -> Way:
 
 
 def compile_seed(sizes: Sizes, frozen: Frozen, key: Key) -> Program:
-    """All rounds of one seed as one program: for `one_scan` and `one_by_one`."""
+    """Compiles all rounds of one seed as one program, for `one_scan` and `one_by_one`."""
     return compile_program(partial(work.run_seed, sizes), frozen, key)
 
 
 def one_scan(sizes: Sizes, frozen: Frozen, key: Key, program: Program) -> Way:
-    """One seed, all rounds in one jitted scan."""
+    """Returns the way that runs all rounds of one seed in one jitted scan."""
     return call_way("one jitted scan", program, (frozen, key), sizes.num_rounds)
 
 
 def python_loop(sizes: Sizes, frozen: Frozen, key: Key) -> Way:
-    """One seed, a loop on the host over jitted propose, rate and learn."""
+    """Returns the way that loops in Python over jitted propose, rate and learn of one seed."""
     rounds = list(jnp.arange(sizes.num_rounds))
     functions = [partial(f, sizes) for f in (work.start, work.propose, work.learn)]
     start = compile_program(functions[0], frozen, key)
@@ -124,7 +124,7 @@ def python_loop(sizes: Sizes, frozen: Frozen, key: Key) -> Way:
 
 
 def one_by_one(sizes: Sizes, frozen: Frozen, keys: Key, program: Program) -> Way:
-    """Seeds in a loop on the host over the jitted run of one; the first `ONE_BY_ONE` of them."""
+    """Returns the way that loops in Python over the jitted runs of the first `ONE_BY_ONE` seeds."""
     first = list(keys[:ONE_BY_ONE])
 
     def run() -> Array:
@@ -135,14 +135,14 @@ def one_by_one(sizes: Sizes, frozen: Frozen, keys: Key, program: Program) -> Way
 
 
 def all_at_once(sizes: Sizes, frozen: Frozen, keys: Key) -> Way:
-    """All seeds in one vmapped call."""
+    """Returns the way that runs all seeds in one vmapped call."""
     run_seeds = jax.vmap(partial(work.run_seed, sizes), in_axes=(None, 0))
     program = compile_program(run_seeds, frozen, keys)
     return call_way("vmap", program, (frozen, keys), len(keys) * sizes.num_rounds)
 
 
 def in_chunks(sizes: Sizes, frozen: Frozen, keys: Key, seeds_per_call: int) -> Way:
-    """All seeds in one call that goes through vmapped chunks of them."""
+    """Returns the way that runs all seeds in one call, chunk after vmapped chunk."""
 
     def run_seeds(frozen: Frozen, keys: Key) -> Array:
         run_seed = partial(work.run_seed, sizes, frozen)

@@ -1,4 +1,4 @@
-"""The work that is timed: rounds of propose, rate, learn, as a function of a key."""
+"""The timed work: rounds of propose, rate and learn, as a function of a key."""
 
 from typing import NamedTuple
 
@@ -15,11 +15,11 @@ EOS = 0
 
 
 class Frozen(NamedTuple):
-    """What no way of running changes: an argument, never closed over.
+    """The frozen arguments, which no way closes over.
 
     Attributes:
-      params: the pretrained model.
-      likings: `[V]`, how much the raters like each token, nats.
+      params: parameters of the pretrained model.
+      likings: `[V]`, the raters' utility of each token, nats.
     """
 
     params: Params
@@ -27,7 +27,7 @@ class Frozen(NamedTuple):
 
 
 def language_model(sizes: Sizes) -> models.LanguageModel:
-    """The language model of a work; a document is token 0 and a response."""
+    """Returns the language model of a work; a document is token 0 and a response."""
     if sizes.kind == "tabular":
         return models.tabular(vocab_size=sizes.vocab_size, max_length=sizes.max_length)
     return models.transformer(
@@ -42,14 +42,14 @@ def language_model(sizes: Sizes) -> models.LanguageModel:
 
 
 def draw_frozen(sizes: Sizes, key: Key) -> Frozen:
-    """A random pretrained model and random likings."""
+    """Draws a random pretrained model and random likings."""
     params_key, likings_key = jax.random.split(key)
     likings = jax.random.normal(likings_key, (sizes.vocab_size,))
     return Frozen(language_model(sizes).init(params_key), likings)
 
 
 def make_interaction(sizes: Sizes, frozen: Frozen) -> training.Interaction:
-    """Anchored members; candidates are the pretrained model's samples, the arm is infomax."""
+    """Returns the interaction: anchored members, infomax among samples of the pretrained model."""
     lm = language_model(sizes)
     ensemble = ensembles.anchored(
         lm, frozen.params, num_members=sizes.num_members, prior_scale=sizes.prior_scale
@@ -87,7 +87,7 @@ def make_interaction(sizes: Sizes, frozen: Frozen) -> training.Interaction:
 
 
 def rater(frozen: Frozen) -> Rater:
-    """People who choose by Luce among the sums of their likings of the response's tokens."""
+    """Returns raters who choose by Luce's rule; the utility is the sum of the tokens' likings."""
 
     def utility(query: Query) -> Array:
         return jnp.sum(jnp.where(query.mask, frozen.likings[query.tokens], 0.0), axis=-1)
@@ -96,7 +96,7 @@ def rater(frozen: Frozen) -> Rater:
 
 
 def run_seed(sizes: Sizes, frozen: Frozen, key: Key) -> Array:
-    """All rounds of one seed in one scan: the loss after each, `[num_rounds]`."""
+    """Runs all rounds of one seed in one scan; returns the loss after each, `[num_rounds]`."""
     process = make_interaction(sizes, frozen)
     init_key, run_key = jax.random.split(key)
     _, metrics = training.run_rounds(
@@ -110,11 +110,11 @@ def run_seed(sizes: Sizes, frozen: Frozen, key: Key) -> Array:
     return metrics["loss"]
 
 
-# The same rounds in pieces, for a loop on the host, with the keys of `run_seed`.
+# The same rounds in parts for a loop in Python, with the same keys as `run_seed`.
 
 
 def start(sizes: Sizes, frozen: Frozen, key: Key) -> tuple[training.InteractionState, Key]:
-    """The state before the first round, and the key of the rounds."""
+    """Returns the state before the first round, and the key of the rounds."""
     init_key, run_key = jax.random.split(key)
     return make_interaction(sizes, frozen).init(init_key), run_key
 
@@ -122,26 +122,26 @@ def start(sizes: Sizes, frozen: Frozen, key: Key) -> tuple[training.InteractionS
 def propose(
     sizes: Sizes, frozen: Frozen, state: training.InteractionState, key: Key, t: Array
 ) -> tuple[Query, Key]:
-    """The queries of round t, and the key of those who answer."""
+    """Returns the queries of round t, and the key of the raters."""
     propose_key, ask_key = jax.random.split(jax.random.fold_in(key, t))
     return make_interaction(sizes, frozen).propose(state, propose_key), ask_key
 
 
 def rate(frozen: Frozen, key: Key, queries: Query) -> Comparison:
-    """The answers."""
+    """Returns the raters' answers to the queries."""
     return training.ask(rater(frozen), key, queries)
 
 
 def learn(
     sizes: Sizes, frozen: Frozen, state: training.InteractionState, comparisons: Comparison
 ) -> tuple[training.InteractionState, Array]:
-    """The state after learning from the answers, and the loss `[]`."""
+    """Returns the state after learning from the answers, and the loss `[]`."""
     state, metrics = make_interaction(sizes, frozen).learn(state, comparisons)
     return state, metrics["loss"]
 
 
 def named_arrays(params: Params) -> dict[str, np.ndarray]:
-    """Params as arrays by dotted names, for the PyTorch form; a table's is "table"."""
+    """Returns the parameters by dotted names, for PyTorch; the name of a table is "table"."""
     return {
         ".".join(entry.key for entry in path[1:]) or "table": np.asarray(leaf)
         for path, leaf in jax.tree.leaves_with_path(params)

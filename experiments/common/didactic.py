@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import optax
 
-from shatter import documents, models, training
+from shatter import documents, models, numerics, training
 from shatter.cli.common.binary import UsageError
 from shatter.types import Array, Metrics, Params
 
@@ -67,7 +67,7 @@ def fit_law(world: World, params: Params, log_p0: Array) -> Params:
     def objective(params: Params, log_p0: Array, key: Array, batch: None) -> tuple[Array, Metrics]:
         del key, batch
         log_probs = documents.document_log_probs(world.lm, params, *world.space)
-        return documents.kl_divergence(log_p0, log_probs), {}
+        return numerics.kl_divergence(log_p0, log_probs), {}
 
     fit = training.learner(objective, optax.adam(1e-2))
     state = fit.init(params, jax.random.key(0))

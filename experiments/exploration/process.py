@@ -12,7 +12,16 @@ from experiments.common.chunks import Chunk, Process
 from experiments.common.didactic import World, fit_law, make_world
 from experiments.exploration.arms import ARMS, PASSIVE_CANDIDATES, Arm
 from experiments.exploration.config import Config, Setting
-from shatter import choice, documents, ensembles, evaluation, exploration, losses, training
+from shatter import (
+    choice,
+    documents,
+    ensembles,
+    evaluation,
+    exploration,
+    losses,
+    numerics,
+    training,
+)
 from shatter.types import Array, Key, Metrics, Params, Query
 
 HELD_OUT_QUERIES = 64
@@ -201,7 +210,7 @@ def _metrics(problem: Problem, members: Array) -> Metrics:
     mixture = ensembles.mixture_log_probs(members)
     return {
         **evaluation.prediction_metrics(mixture, problem.log_p0, problem.log_q),
-        "pretrained_kl": documents.kl_divergence(problem.log_q, problem.log_p0),
+        "pretrained_kl": numerics.kl_divergence(problem.log_q, problem.log_p0),
         "choice_log_loss": jnp.mean(marginal),
         "joint_log_loss": jnp.mean(joint),
     }

@@ -20,7 +20,7 @@ from experiments.online.world import (
     base_log_probs,
     base_samples,
 )
-from shatter import choice, ensembles, evaluation
+from shatter import choice, ensembles, evaluation, numerics
 from shatter.types import Array, Key, Metrics, Params
 
 MEASURES = {
@@ -85,9 +85,9 @@ def closed(world: World, fixed: Fixed, ensemble: ensembles.Ensemble, own: Params
     for place, law in (("base", log_p0), ("q", log_q)):
         best = jax.vmap(evaluation.segment_kl)(by_segment.swapaxes(1, 2), law)
         metrics |= {f"{place}_kl_{name}": best[:, g] for g, name in enumerate(SEGMENTS)}
-    metrics["kl_to_base"] = evaluation.kl_divergence(mixture, log_p0)
+    metrics["kl_to_base"] = numerics.kl_divergence(mixture, log_p0)
     metrics["member_kl"] = jnp.mean(
-        evaluation.kl_divergence(jnp.broadcast_to(log_q, laws.shape), laws), axis=0
+        numerics.kl_divergence(jnp.broadcast_to(log_q, laws.shape), laws), axis=0
     )
     return {name: jnp.mean(value) for name, value in metrics.items()}
 

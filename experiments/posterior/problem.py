@@ -1,4 +1,4 @@
-"""A pretrained model, a reward, and the posterior they make: what a seed draws once."""
+"""The problem that a seed draws once: a pretrained model, a reward, and the posterior of both."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.common.didactic import World, fit_law
-from shatter import documents, evaluation, inference
+from shatter import documents, inference, numerics
 from shatter.types import Array, Key, Metrics, Params
 
 PAIR_TOKEN, MOMENT_TOKEN = 1, 2
@@ -15,15 +15,15 @@ DISTINCT_OF = 100
 
 
 class Problem(NamedTuple):
-    """What a seed draws once, and the target of one beta.
+    """A pretrained model, a reward and the target of one beta.
 
     Attributes:
-      params: the pretrained model's.
-      log_p0: `[D]`, nats.
-      rewards: `[D]`.
+      params: parameters of the pretrained model.
+      log_p0: `[D]`, log-probs of all documents under it, nats.
+      rewards: `[D]`, rewards of all documents.
       beta: `[]`, KL coefficient.
-      log_target: `[D]`, log P, unnormalised, of the target p*.
-      satisfied: bool `[D]`, where a constraint holds.
+      log_target: `[D]`, unnormalised log-probs of the target p*, nats.
+      satisfied: bool `[D]`, true on the documents that meet the constraint.
     """
 
     params: Params
@@ -37,11 +37,14 @@ class Problem(NamedTuple):
 Target = tuple[Array, Array, Array, Array]
 """rewards `[D]`, beta, log_target `[D]`, satisfied `[D]`."""
 Setting = Callable[[Array, Array, Array], Target]
-"""`(log_p0[D], drawn[D], level) -> Target`; the level is what runs of a seed differ in."""
+"""`(log_p0[D], drawn[D], level) -> Target`; runs of one seed differ in their level."""
 
 
 def draw_pretrained(key: Key, world: World) -> tuple[Params, Array]:
-    """Gaussian logits for every prefix, and their law `[D]`; a transformer is fitted to it."""
+    """Draws Gaussian logits of every prefix; returns the model's parameters and law `[D]`.
+
+    A transformer is fitted to the law of the logits.
+    """
     table_key, lm_key = jax.random.split(key)
     params = world.table.init(table_key)
     log_p0 = documents.document_log_probs(world.table, params, *world.space)
@@ -52,7 +55,7 @@ def draw_pretrained(key: Key, world: World) -> tuple[Params, Array]:
 
 
 def draw_problem(key: Key, level: Array, world: World, setting: Setting) -> Problem:
-    """The problem of a seed; the pretrained model and the reward depend on the key alone."""
+    """Draws the problem of a seed; the pretrained model and `drawn` depend on the key alone."""
     model_key, reward_key = jax.random.split(key)
     params, log_p0 = draw_pretrained(model_key, world)
     drawn = jax.random.normal(reward_key, log_p0.shape)
@@ -60,14 +63,15 @@ def draw_problem(key: Key, level: Array, world: World, setting: Setting) -> Prob
 
 
 def gaussian_reward(log_p0: Array, drawn: Array, level: Array) -> Target:
-    """A standard normal reward of every document; the level is beta, p* = p0 exp(r / beta) / Z."""
+    """Returns the target of a standard normal reward: p* = p0 exp(r / beta) / Z, beta the level."""
     return drawn, level, log_p0 + drawn / level, drawn > 0
 
 
 def pointwise_constraint(tokens: Array) -> Setting:
-    """The reward is 1 where a document holds token 1 twice in a row; p* = p0 on those.
+    """Returns the setting in which a document must hold token 1 twice in a row.
 
-    The level is beta; it matters to the objectives that know no target but a reward.
+    The reward of these documents is 1 and that of the others 0; p* is p0 given that the constraint
+    holds. The level is beta, which only objectives that read rewards instead of the target use.
     """
     response = tokens[:, 1:]
     pairs = (response[:, :-1] == PAIR_TOKEN) & (response[:, 1:] == PAIR_TOKEN)
@@ -82,9 +86,10 @@ def pointwise_constraint(tokens: Array) -> Setting:
 
 
 def moment_constraint(tokens: Array) -> Setting:
-    """Token 2 in a given share of documents: p* = p0 exp(lam phi) / Z; the level is lam.
+    """Returns the setting in which a given share of documents holds token 2.
 
-    The reward is lam phi, at beta = 1.
+    p* = p0 exp(lam phi) / Z, phi = 1 on documents with token 2; the level is lam. The reward is
+    lam phi with beta 1.
     """
     satisfied = moment_feature(tokens)
 
@@ -98,12 +103,12 @@ def moment_constraint(tokens: Array) -> Setting:
 
 
 def moment_feature(tokens: Array) -> Array:
-    """Whether a document holds token 2, bool `[D]`."""
+    """Returns which documents hold token 2, bool `[D]`."""
     return jnp.any(tokens[:, 1:] == MOMENT_TOKEN, axis=1)
 
 
 def measure(problem: Problem, log_probs: Array) -> Metrics:
-    """Exact measures of a law over all documents.
+    """Returns exact measures of a law over all documents.
 
     Args:
       problem: the problem.
@@ -111,15 +116,16 @@ def measure(problem: Problem, log_probs: Array) -> Metrics:
 
     Returns:
       "reward" = E_pi r; "kl" = KL(pi || p0), "target_kl" = KL(p* || pi) and "entropy", nats;
-      "satisfied", a share; "distinct", the expected number of different documents among 100.
+      "satisfied", the share of documents that meet the constraint; "distinct", the expected number
+      of different documents among 100.
     """
     target = jax.nn.log_softmax(problem.log_target)
     chance = -jnp.expm1(DISTINCT_OF * jnp.log1p(-jnp.minimum(jnp.exp(log_probs), 1 - 1e-6)))
     return {
-        "reward": documents.expectation(log_probs, problem.rewards),
-        "kl": evaluation.kl_divergence(log_probs, problem.log_p0),
-        "target_kl": evaluation.kl_divergence(target, log_probs),
-        "entropy": evaluation.entropy(log_probs),
+        "reward": numerics.expectation(log_probs, problem.rewards),
+        "kl": numerics.kl_divergence(log_probs, problem.log_p0),
+        "target_kl": numerics.kl_divergence(target, log_probs),
+        "entropy": numerics.entropy(log_probs),
         "satisfied": jnp.sum(jnp.exp(log_probs) * problem.satisfied),
         "distinct": jnp.sum(chance),
     }

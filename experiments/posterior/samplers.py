@@ -1,4 +1,4 @@
-"""Laws of what is sampled without training, at stated budgets of samples."""
+"""The laws of samplers that train nothing, at given numbers of samples."""
 
 import warnings
 
@@ -14,37 +14,37 @@ from shatter.cli.common.compiling import compiler_options
 from shatter.types import Array, Key, Metrics
 
 BUDGETS = (4, 16, 64)
-SAMPLERS, WEIGHTS, MOMENTS = range(1, 4)  # uses of a seed's key beside training
+SAMPLERS, WEIGHTS, MOMENTS = range(1, 4)  # folded into a seed's key, which training uses itself
 
 
 def sampler_metrics(
     config: Config, world: World, setting: Setting, inputs: tuple[Key, Array]
 ) -> dict[tuple[str, int], dict[str, np.ndarray]]:
-    """Measures of the law of one document that each sampler gives.
+    """Returns measures of the law of one document that each sampler draws.
 
-    Best of n and rejection have closed forms; a law of weighted particles is their weighted law,
-    averaged over `config.smc_runs` runs of 64 samples, or more runs of fewer.
+    The laws of best of n and of rejection have closed forms. The law of weighted particles is
+    averaged over `config.smc_runs` runs of 64 samples, or as many more runs of fewer samples.
 
     Args:
       config: the config.
       world: the model and all documents.
-      setting: rewards and target.
+      setting: makes the rewards and the target.
       inputs: keys and levels, `[S]` each.
 
     Returns:
-      By sampler and its number of samples, metrics `[S]`. "importance" resamples n samples of p0 by
+      Metrics `[S]` by sampler and its number of samples. "importance" resamples n samples of p0 by
       their weights; "smc" has a twist with an error of `config.twist_noise`; "weighted_decoding"
-      decodes by it, one sample a document.
+      decodes with the same twist, one sample for each document.
     """
 
-    def one(key: Key, level: Array) -> dict[tuple[str, int], Metrics]:
+    def one_seed(key: Key, level: Array) -> dict[tuple[str, int], Metrics]:
         problem_key, run_key = jax.random.split(key)
         problem = draw_problem(problem_key, level, world, setting)
         laws = _laws(jax.random.fold_in(run_key, SAMPLERS), problem, config, world)
         return {name: measure(problem, law) for name, law in laws.items()}
 
     def batch(inputs: tuple[Key, Array]) -> list[Metrics]:
-        metrics = jax.lax.map(lambda x: one(*x), inputs)
+        metrics = jax.lax.map(lambda x: one_seed(*x), inputs)
         names.extend(metrics)
         return list(metrics.values())
 
@@ -59,12 +59,12 @@ def sampler_metrics(
 def weight_warnings(
     config: Config, world: World, setting: Setting, levels: list[Array]
 ) -> list[str]:
-    """What `inference.check_weights` says of 1,000 samples of p0, at the first seed.
+    """Returns the warnings of `inference.check_weights` about 1,000 samples of the first seed's p0.
 
     Args:
       config: the config.
       world: the model and all documents.
-      setting: rewards and target.
+      setting: makes the rewards and the target.
       levels: `[S]` each, the levels of every seed.
 
     Returns:
@@ -75,6 +75,7 @@ def weight_warnings(
     """
 
     @jax.jit
+    @jax.vmap
     def log_weights(level: Array) -> Array:
         first_seed = jax.random.split(jax.random.key(config.seed), config.num_seeds)[0]
         problem_key, run_key = jax.random.split(first_seed)
@@ -85,14 +86,14 @@ def weight_warnings(
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for level in levels:
-            what = f"the target at level {float(level[0]):g}"
-            inference.check_weights(log_weights(level[0]), what=what)
+        first_levels = jnp.stack([level[0] for level in levels])
+        for level, weights in zip(first_levels, log_weights(first_levels), strict=True):
+            inference.check_weights(weights, law_name=f"the target at level {float(level):g}")
     return [str(warning.message) for warning in caught]
 
 
 def _laws(key: Key, problem: Problem, config: Config, world: World) -> dict[tuple[str, int], Array]:
-    """Log-probs `[D]` by sampler and budget."""
+    """Returns log-probs `[D]` by sampler and number of samples."""
     target = jax.nn.log_softmax(problem.log_target)
     log_weights = problem.log_target - problem.log_p0
     importance_key, smc_key, decoding_key, noise_key = jax.random.split(key, 4)
@@ -112,7 +113,7 @@ def _laws(key: Key, problem: Problem, config: Config, world: World) -> dict[tupl
 
 
 def _rejection_law(log_p0: Array, target: Array, log_weights: Array, max_tries: int) -> Array:
-    """Of `inference.rejection_sample`: p* where a try is accepted, else the last one rejected."""
+    """Returns the law of `inference.rejection_sample`: p*, or the last try if none is accepted."""
     accept = jnp.exp(log_weights - jnp.max(jnp.where(log_p0 > -1e29, log_weights, -jnp.inf)))
     accepted = jnp.sum(jnp.exp(log_p0) * accept)
     never = (1.0 - accepted) ** max_tries
@@ -128,15 +129,18 @@ def _importance_law(
 
 
 def _law_of_particles(at: Array, log_weights: Array, log_p0: Array) -> Array:
-    """The weighted law of particles `[R, N]`, the mean over runs; what none saw has a little."""
+    """Returns the weighted law of particles `[R, N]`, the mean over the runs.
+
+    One pseudo-particle of p0 keeps the log-prob of documents that no run drew finite.
+    """
     shares = jax.nn.softmax(log_weights, axis=-1) / len(at)
     law = jnp.zeros(log_p0.shape).at[at.ravel()].add(shares.ravel())
-    seen = 1.0 - 1.0 / (1.0 + at.size)  # one pseudo-particle of p0
+    seen = 1.0 - 1.0 / (1.0 + at.size)
     return jnp.log(seen * law + (1.0 - seen) * jnp.exp(log_p0))
 
 
 def _noisy_twist(key: Key, problem: Problem, config: Config, world: World) -> inference.Twist:
-    """The exact twist with Gaussian errors before a document's end."""
+    """Returns the exact twist with Gaussian errors before a document's end."""
     tokens, mask = world.space
     ref = documents.prefix_log_probs(
         world.lm, problem.params, vocab_size=config.vocab_size, max_length=config.max_length
@@ -194,12 +198,12 @@ def _decoding_law(
 
 
 def _runs(config: Config, num_samples: int) -> int:
-    """How many runs of so many samples; the same number of samples for every budget."""
+    """Returns the number of runs, such that all runs together draw the same number of samples."""
     return config.smc_runs * BUDGETS[-1] // num_samples
 
 
 def _index(tokens: Array, config: Config, world: World) -> Array:
-    """Which document of the space tokens `[..., 1 + L]` are."""
+    """Returns the index in the space of each document of tokens `[..., 1 + L]`."""
     powers = config.vocab_size ** jnp.arange(config.max_length)[::-1]
     code = lambda tokens: tokens[..., 1:] @ powers  # in base V
     table = jnp.zeros(config.vocab_size**config.max_length, int)

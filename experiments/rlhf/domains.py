@@ -1,7 +1,7 @@
-"""What is compared: all documents of a tiny vocabulary, or recorded people's options.
+"""The domains that are compared: all documents of a tiny vocabulary, or recorded people's options.
 
-A domain has P prompts with D documents each (missing ones have probability 0); a problem is what a
-seed draws once of it.
+A domain has P prompts with D documents each (missing documents have probability 0). A seed draws a
+problem from it once.
 """
 
 from collections.abc import Callable
@@ -18,21 +18,21 @@ from experiments.inclusive.config import Config as InclusiveConfig
 from experiments.rlhf.config import Config
 from shatter import documents, models
 from shatter.cli.common.compiling import compiler_options
-from shatter.numerics import LOG_ZERO
+from shatter.numerics import LOG_ZERO, finite_logs
 from shatter.types import Array, Key, Params
 
 
 class Problem(NamedTuple):
-    """What a seed draws once.
+    """The problem of one seed.
 
     Attributes:
-      params: the pretrained model's.
-      log_p0: `[P, D]`, nats.
-      log_q: `[P, D]`, what the population wants; of recorded people the judges' shares.
-      segments: of each segment `[P, D]`, log-probs.
-      prompts: int `[N]`, which prompt each comparison is about.
+      params: parameters of the pretrained model.
+      log_p0: `[P, D]`, its log-probs, nats.
+      log_q: `[P, D]`, log-probs of the population; of recorded people, the judges' shares.
+      segments: log-probs `[P, D]` of each segment.
+      prompts: int `[N]`, the prompt of each comparison.
       chosen: int `[N]`, the document that was chosen.
-      rejected: int `[N]`, the other.
+      rejected: int `[N]`, the other document.
     """
 
     params: Params
@@ -45,14 +45,15 @@ class Problem(NamedTuple):
 
 
 class Domain(NamedTuple):
-    """What all seeds have in common.
+    """What all seeds share.
 
     Attributes:
       log_probs: `(params) -> [P, D]`, normalised over the documents of a prompt, nats.
       draw: `(input) -> Problem`, of one seed.
-      inputs: `[S]` on every leaf: keys, and what recorded people differ in between seeds.
+      inputs: `[S]` on every leaf: keys, and for recorded people the arrays that differ between
+        seeds.
       segments: names of the segments.
-      note: what a reader of the results must know.
+      note: a remark that a reader of the results must know; "" = none.
     """
 
     log_probs: Callable[[Params], Array]
@@ -63,7 +64,7 @@ class Domain(NamedTuple):
 
 
 def make_domain(config: Config) -> Domain:
-    """The domain that the config names.
+    """Returns the domain that the config names.
 
     Raises:
       UsageError: if data is missing or damaged.
@@ -72,7 +73,10 @@ def make_domain(config: Config) -> Domain:
 
 
 def _didactic(config: Config) -> Domain:
-    """Two segments; every rater has the density of their mixture, so Luce's rule holds."""
+    """Returns the didactic domain of two segments.
+
+    Every rater has the density of their mixture, so that Luce's rule holds.
+    """
     world = make_world(config.model, vocab_size=config.vocab_size, max_length=config.max_length)
     table_law = partial(documents.document_log_probs, world.table)
 
@@ -100,7 +104,10 @@ def _didactic(config: Config) -> Domain:
 
 
 def _recorded(config: Config) -> Domain:
-    """One half of the people answers, the other half judges; divisions as in inclusive."""
+    """Returns the domain of recorded people: one half answers and the other half judges.
+
+    The people are divided as in `experiments.inclusive`.
+    """
     settings = InclusiveConfig(
         dataset=config.population,  # type: ignore[arg-type]
         data_dir=config.data_dir,
@@ -117,23 +124,11 @@ def _recorded(config: Config) -> Domain:
     def transformer_law(params: Params) -> Array:
         return _law(jnp.where(valid, texts.option_log_probs(transformer, params, pool), LOG_ZERO))
 
-    log_probs, params = transformer_law, pretrained
+    log_probs: Callable[[Params], Array] = transformer_law
+    params = pretrained
     if config.model == "tabular":
-        num_prompts, num_options = valid.shape
-        table = models.tabular(vocab_size=num_options, max_length=1, num_prompts=num_prompts)
-        ids = jnp.indices(valid.shape)
-        tokens = jnp.stack([*ids], axis=-1)
-        mask = jnp.broadcast_to(jnp.array([False, True]), tokens.shape)
+        log_probs = _table_law(valid)
         params = jax.jit(transformer_law, compiler_options=compiler_options())(pretrained)[:, None]
-
-        def log_probs(params: Params) -> Array:
-            return _law(
-                jnp.where(valid, documents.log_prob(_logits(params), tokens, mask), LOG_ZERO)
-            )
-
-        def _logits(params: Params) -> Array:
-            return table.apply(params, tokens)
-
     segments, names = _segments(settings)
 
     def draw(inputs: tuple[Key, Array, Array, tuple[Array, ...]]) -> Problem:
@@ -143,23 +138,35 @@ def _recorded(config: Config) -> Domain:
         )
         shown = wins + wins.swapaxes(1, 2) > 0
         comparisons = _compare(key, log_wins, valid, config.num_comparisons, shown)
-        return Problem(
-            params,
-            log_probs(params),
-            _log_shares(truth),
-            tuple(map(_log_shares, segments)),
-            *comparisons,
-        )
+        log_q, *log_segments = (finite_logs(jnp.log(shares)) for shares in (truth, *segments))
+        return Problem(params, log_probs(params), log_q, tuple(log_segments), *comparisons)
 
     keys = jax.random.split(jax.random.fold_in(root, 1), config.num_seeds)
     arrays = jax.tree.map(jnp.asarray, (population.truth, population.own_wins, segments))
     return Domain(log_probs, draw, (keys, *arrays), names, population.note)
 
 
+def _table_law(valid: Array) -> Callable[[Params], Array]:
+    """Returns the law of a table of logits `[P, 1, K]` over the valid options `[P, K]`."""
+    num_prompts, num_options = valid.shape
+    table = models.tabular(vocab_size=num_options, max_length=1, num_prompts=num_prompts)
+    tokens = jnp.stack([*jnp.indices(valid.shape)], axis=-1)
+    mask = jnp.broadcast_to(jnp.array([False, True]), tokens.shape)
+
+    def log_probs(params: Params) -> Array:
+        own = documents.log_prob(table.apply(params, tokens), tokens, mask)
+        return _law(jnp.where(valid, own, LOG_ZERO))
+
+    return log_probs
+
+
 def _segments(
     settings: InclusiveConfig,
 ) -> tuple[tuple[np.ndarray, ...], tuple[str, ...]]:
-    """The judges' shares by party, `[S, P, D]` each, and the parties' names; none elsewhere."""
+    """Returns the judges' shares by party, `[S, P, D]` each, and the parties' names.
+
+    Only the non-voters have parties; both are empty for the other data.
+    """
     if settings.dataset != "nonvoters":
         return (), ()
     by_party = populations.load(
@@ -178,7 +185,14 @@ def _segments(
 def _compare(
     key: Key, log_wins: Array, valid: Array, num_comparisons: int, shown: Array | None = None
 ) -> tuple[Array, Array, Array]:
-    """Uniform pairs of documents of a uniform prompt, answered by `exp log_wins[p, i, j]`."""
+    """Draws comparisons of a uniform pair of documents of a uniform prompt.
+
+    Document i of prompt p is chosen beside j with probability `exp(log_wins[p, i, j])`. Pairs that
+    are not shown are not drawn.
+
+    Returns:
+      prompts, chosen and rejected, int `[N]` each.
+    """
     pair_key, answer_key = jax.random.split(key)
     differ = ~jnp.eye(valid.shape[1], dtype=bool)
     pairs = valid[:, :, None] & valid[:, None, :] & differ[None]
@@ -195,9 +209,5 @@ def _compare(
 
 
 def _law(log_probs: Array) -> Array:
-    return jnp.maximum(jax.nn.log_softmax(log_probs, axis=-1), LOG_ZERO)
-
-
-def _log_shares(shares: Array) -> Array:
-    """Log shares; what a prompt does not have, or nobody chose, has no mass."""
-    return jnp.where(shares > 0, jnp.log(jnp.maximum(shares, 1e-30)), LOG_ZERO)
+    """Returns log-probs that are normalised over the last axis and finite."""
+    return finite_logs(jax.nn.log_softmax(log_probs, axis=-1))

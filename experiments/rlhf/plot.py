@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 
 from experiments.rlhf.config import Config
+from experiments.rlhf.summary import Results
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -22,7 +23,6 @@ COLORS = {
     "slic": "tab:orange",
 }
 STYLES = ("-", "--", ":", "-.")
-Results = dict[tuple[str, str], dict[str, np.ndarray]]
 
 
 def draw(config: Config, results: Results, steps: np.ndarray, folder: Path) -> Path:
@@ -32,7 +32,7 @@ def draw(config: Config, results: Results, steps: np.ndarray, folder: Path) -> P
       config: the config.
       results: metrics `[S, 1 + R, ...]` by objective and arm.
       steps: `[1 + R]`, gradient steps.
-      folder: where the PNG goes.
+      folder: the PNG is written to this folder.
 
     Returns:
       The PNG's path.
@@ -54,7 +54,7 @@ def draw(config: Config, results: Results, steps: np.ndarray, folder: Path) -> P
     axes[0].set_yscale("log")
     axes[0].set_title("KL(q || pi), nats")
     axes[0].set_xlabel("gradient steps")
-    axes[1].set_title("what each measure rewards, at the end")
+    axes[1].set_title("win rate against log score, at the end")
     axes[1].set_xscale("symlog", linthresh=4)
     low, high = axes[1].get_xlim()
     ticks = [tick for tick in (-40, -20, -10, -5, -4, -3, -2, -1) if low <= tick <= high]
@@ -70,7 +70,7 @@ def draw(config: Config, results: Results, steps: np.ndarray, folder: Path) -> P
 
 
 def _over_optimisation(axis: Any, results: Results) -> None:
-    """Gold and learned reward of the exact posterior of the learned reward, beta falling."""
+    """Draws gold and learned reward of the exact posterior of the learned reward as beta falls."""
     axis.set_title("over-optimisation of a learned reward, beta falling")
     axis.set_xlabel("KL(pi || p0), nats")
     axis.set_ylabel("reward gained")

@@ -1,4 +1,4 @@
-"""Logits -> documents: scoring, sampling, enumeration, and the LM as a decision process."""
+"""Scoring, sampling and enumeration of documents, and the LM as a decision process."""
 
 from typing import Any
 
@@ -17,18 +17,14 @@ from shatter.documents.interface import (
 )
 from shatter.documents.sampling import Samples, pad_prompts, sample
 from shatter.documents.scoring import log_prob, response_mask, token_log_probs
-from shatter.numerics import entropy, expectation, kl_divergence, total_variation
 
 __all__ = [
     "DocumentDistribution",
     "Interface",
     "Samples",
     "document_log_probs",
-    "entropy",
     "enumerate_documents",
-    "expectation",
     "interface",
-    "kl_divergence",
     "log_prob",
     "pad_prompts",
     "posterior_policy",
@@ -39,12 +35,11 @@ __all__ = [
     "sequence_tempered",
     "soft_values",
     "token_log_probs",
-    "total_variation",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """`DocumentDistribution` is imported when asked for, since distrax is slow to import."""
+    """Imports `DocumentDistribution` when it is first used, because distrax is slow to import."""
     if name == "DocumentDistribution":
         from shatter.documents.distribution import DocumentDistribution
 

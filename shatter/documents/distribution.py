@@ -1,10 +1,10 @@
 """A language model as a distrax distribution over documents.
 
-Imported on first use only: distrax brings tensorflow_probability with it.
+`shatter.documents` imports this module on first use only, because distrax is an optional dependency
+and slow to import: it imports tensorflow_probability.
 """
 
 import chex
-import distrax
 import jax.numpy as jnp
 
 from shatter.documents.enumeration import document_log_probs, enumerate_documents
@@ -14,11 +14,20 @@ from shatter.models import LanguageModel
 from shatter.numerics import LOG_ZERO, entropy
 from shatter.types import Array, Key, Params
 
+try:
+    import distrax
+except ImportError as error:
+    raise ImportError(
+        "shatter.documents.DocumentDistribution needs distrax, which cannot be imported "
+        f"({error}): pip install 'shatter-lm[distributions]'"
+    ) from error
+
 
 class DocumentDistribution(distrax.Distribution):
-    """The law of a language model over documents that follow a prompt.
+    """The distribution of a language model over documents that follow a prompt.
 
-    An event is `tokens[P + max_length]`: the prompt, the response, and after EOS anything.
+    An event is `tokens[P + max_length]`: the prompt and the response. Tokens after an EOS do not
+    matter.
     """
 
     def __init__(
@@ -31,7 +40,7 @@ class DocumentDistribution(distrax.Distribution):
         max_length: int,
         eos: int | None = None,
     ) -> None:
-        """Binds a language model to a prompt.
+        """Binds a language model and its parameters to a prompt.
 
         Args:
           lm: the language model.
@@ -52,7 +61,7 @@ class DocumentDistribution(distrax.Distribution):
 
     @property
     def event_shape(self) -> tuple[int]:
-        """`(P + max_length,)`."""
+        """The shape of a document, `(P + max_length,)`."""
         return (self._prompt.shape[0] + self._max_length,)
 
     def _sample_n(self, key: Key, n: int) -> Array:
@@ -71,7 +80,10 @@ class DocumentDistribution(distrax.Distribution):
         return samples.tokens, samples.raw_log_probs
 
     def log_prob(self, value: Array) -> Array:
-        """Log-prob of documents `value[..., P + max_length]`, nats; -1e30 after another prompt."""
+        """Returns the log-prob of documents `value[..., P + max_length]`, nats.
+
+        It is -1e30 for documents that begin with another prompt.
+        """
         prompt_length = self._prompt.shape[0]
         mask = response_mask(value, prompt_length=prompt_length, eos=self._eos)
         log_probs = document_log_probs(self._lm, self._params, value, mask)
@@ -80,10 +92,10 @@ class DocumentDistribution(distrax.Distribution):
         return jnp.where(is_event, log_probs, LOG_ZERO)
 
     def entropy(self) -> Array:
-        """Entropy in nats, exact by enumeration.
+        """Returns the entropy in nats, exact by enumeration of all documents.
 
         Raises:
-          ValueError: if the space has over a million documents.
+          ValueError: if there are more than a million documents.
         """
         responses, _ = enumerate_documents(
             vocab_size=self._vocab_size, max_length=self._max_length, eos=self._eos

@@ -1,4 +1,4 @@
-"""The exact law of a small language model: every document once."""
+"""The exact law of a small language model over all documents."""
 
 import itertools
 
@@ -16,7 +16,7 @@ _MAX_DOCUMENTS = 1_000_000
 def enumerate_documents(
     *, vocab_size: int, max_length: int, prompt: tuple[int, ...] = (0,), eos: int | None = None
 ) -> tuple[Array, Array]:
-    """Every document that can follow a prompt, once, in lexicographic order of the response.
+    """Returns every document that can follow a prompt, in lexicographic order of the response.
 
     Args:
       vocab_size: V, number of tokens.
@@ -25,12 +25,12 @@ def enumerate_documents(
       eos: the token that ends a response; None = every response has `max_length` tokens.
 
     Returns:
-      tokens int `[D, P + max_length]`, after EOS EOS again, and mask bool `[D, P + max_length]`,
-      true on the response's tokens, EOS included. `sum_d exp(log_prob_d) = 1` under any language
-      model.
+      The tokens, int `[D, P + max_length]`, filled with EOS after the first EOS of the response,
+      and the mask, bool `[D, P + max_length]`, true on the response's tokens, EOS included. The
+      probabilities of these documents sum to 1 under any language model.
 
     Raises:
-      ValueError: if a size is not positive or there are over a million documents.
+      ValueError: if a size is not positive, or there are more than a million documents.
     """
     if vocab_size < 1 or max_length < 1 or not prompt:
         raise ValueError(
@@ -39,8 +39,9 @@ def enumerate_documents(
         )
     if vocab_size**max_length > _MAX_DOCUMENTS:
         raise ValueError(
-            f"{vocab_size} ** {max_length} documents are over the limit of {_MAX_DOCUMENTS}: lower "
-            "vocab_size or max_length, or sample"
+            f"expected at most {_MAX_DOCUMENTS} documents to enumerate, found vocab_size ** "
+            f"max_length = {vocab_size} ** {max_length}: lower vocab_size or max_length, or draw "
+            "samples with shatter.documents.sample"
         )
     rows = [
         (*prompt, *response)
@@ -52,12 +53,12 @@ def enumerate_documents(
 
 
 def document_log_probs(lm: LanguageModel, params: Params, tokens: Array, mask: Array) -> Array:
-    """Log-prob of every document under a language model.
+    """Returns the log-prob of the response of every document under a language model.
 
     Args:
       lm: the language model.
       params: its parameters.
-      tokens: int `[..., T]`, for example of `enumerate_documents`.
+      tokens: int `[..., T]`, for example from `enumerate_documents`.
       mask: bool `[..., T]`, true on the response's tokens.
 
     Returns:
@@ -67,10 +68,10 @@ def document_log_probs(lm: LanguageModel, params: Params, tokens: Array, mask: A
 
 
 def sequence_tempered(log_probs: Array, temperature: float | Array) -> Array:
-    """The sequence-tempered law `pi(x)^(1 / temperature) / Z` over an enumerated space.
+    """Returns the sequence-tempered law `pi(x)^(1 / temperature) / Z` over an enumerated space.
 
-    It is the soft-optimal policy for the reward log pi at that temperature; tempering every token's
-    law is another one.
+    It is the soft-optimal law for the reward log pi at that temperature. Sampling every token at
+    that temperature gives another law.
 
     Source: our reading of Xu et al., https://arxiv.org/abs/2305.11455.
 
@@ -89,7 +90,7 @@ def sequence_tempered(log_probs: Array, temperature: float | Array) -> Array:
 
 
 def _ends_once(response: tuple[int, ...], eos: int) -> bool:
-    """Whether what follows the first EOS is EOS: the one form of that document."""
+    """Returns whether only EOS follows the first EOS, so that each document occurs once."""
     if eos not in response:
         return True
     end = response.index(eos)

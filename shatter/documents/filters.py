@@ -1,4 +1,4 @@
-"""The law that a response's next token is drawn from: temperature, top-k, top-p, min-p."""
+"""The law from which the next token is drawn: temperature, top-k, top-p and min-p."""
 
 import chex
 import jax
@@ -18,16 +18,17 @@ def sampling_logits(
     top_p: float | Array | None = None,
     min_p: float | Array | None = None,
 ) -> Array:
-    """Logits of the law drawn from: tempered, then filtered by top-k, top-p, min-p in this order.
+    """Returns the logits of the law that tokens are drawn from.
 
-    With `x = logits / temperature` and, at every filter, `p = softmax(x)` of what those before it
-    left, a token v stays where
-    `top_k`: `x_v >=` the k-th largest of x (all that tie with it stay);
-    `top_p`: v is in the smallest set of the likeliest tokens whose mass reaches `top_p` (of those
-    that tie at its edge the last ones in the vocabulary are in it);
+    The logits are divided by the temperature, then filtered by top-k, top-p and min-p in this
+    order. Let `x = logits / temperature`, and at every filter let `p = softmax(x)` over the tokens
+    that are left. A token v stays if
+    `top_k`: `x_v >=` the k-th largest of x (tokens that tie with it stay);
+    `top_p`: v is in the smallest set of likeliest tokens with a mass of at least `top_p` (among
+    tokens that tie at its edge, the last ones in the vocabulary are in the set);
     `min_p`: `p_v >= min_p max p`.
-    The likeliest token always stays. `top_k=1` is greedy: the point mass on the argmax, the first
-    one of those that tie. Log-probs of documents under the law are
+    The likeliest token always stays. `top_k=1` is greedy: a point mass on the argmax, on the first
+    one if several tie. Log-probs of documents under the law are
     `log_prob(sampling_logits(logits, ...), tokens, mask)`.
 
     Source: Fan et al., https://arxiv.org/abs/1805.04833 (top-k); Holtzman et al.,
@@ -38,15 +39,16 @@ def sampling_logits(
       logits: `[..., V]`, of any float type.
       temperature: `[]`, divides the logits, > 0.
       top_k: number of tokens that stay, >= 1; None = all.
-      top_p: `[]`, the mass that stays, > 0; None or 1 = all.
-      min_p: `[]`, the least share of the largest probability, 0 <= min_p <= 1; None or 0 = all.
+      top_p: `[]`, the mass that stays, 0 < top_p <= 1; None or 1 = all.
+      min_p: `[]`, the smallest share of the largest probability with which a token stays,
+        0 <= min_p <= 1; None or 0 = all.
 
     Returns:
       `[..., V]`, in float32 at least; -1e30 where a token was filtered. Not normalised.
 
     Raises:
       AssertionError: if the logits are not floating.
-      ValueError: if a hyper-parameter is out of its range; traced ones raise under checkify.
+      ValueError: if a hyper-parameter is out of its range; traced ones only raise under checkify.
     """
     chex.assert_type(logits, float)
     assert_positive(temperature=temperature)
@@ -55,7 +57,7 @@ def sampling_logits(
     _check_share("top_p", top_p, zero=False)
     _check_share("min_p", min_p, zero=True)
     logits = finite_logs(logits) / temperature
-    if top_k == 1:  # no other filter could remove the one that is left
+    if top_k == 1:  # the other filters keep the likeliest token, so they need not run
         best = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=bool)
         return jnp.where(best, logits, LOG_ZERO)
     if top_k is not None and top_k < logits.shape[-1]:
@@ -70,11 +72,12 @@ def sampling_logits(
 
 
 def _in_nucleus(logits: Array, top_p: float | Array) -> Array:
-    """Bool `[..., V]`, true on the smallest set whose mass reaches `top_p`."""
+    """Returns which tokens are in the smallest set with mass `top_p`, bool `[..., V]`."""
     probs = jax.nn.softmax(logits)
     edge = _edge(logits, probs, top_p)
     above, ties = logits > edge, logits == edge
-    # Of those that tie, those with less than top_p before them, the last in the vocabulary first.
+    # Tokens that tie at the edge are added from the end of the vocabulary while the mass before
+    # them is below top_p.
     tied = jnp.where(ties, probs, 0.0)
     before = jnp.sum(jnp.where(above, probs, 0.0), axis=-1, keepdims=True)
     before = before + jnp.cumsum(tied[..., ::-1], axis=-1)[..., ::-1] - tied
@@ -82,10 +85,11 @@ def _in_nucleus(logits: Array, top_p: float | Array) -> Array:
 
 
 def _edge(logits: Array, weights: Array, target: float | Array) -> Array:
-    """The largest t with `sum_v weights_v [logits_v >= t] >= target`, `[..., 1]`.
+    """Returns the largest t with `sum_v weights_v [logits_v >= t] >= target`, `[..., 1]`.
 
-    Found bit by bit in the integers that order as floats do: no sort, which takes ten times as long
-    on a CPU. The least logit where even all of the weights are below the target.
+    It is the smallest logit where all weights together are below the target. The search sets one
+    bit after the other of an integer code that orders as the floats do, because a sort takes ten
+    times as long on a CPU.
     """
     bits = 8 * logits.dtype.itemsize
     unsigned = jnp.dtype(f"uint{bits}")
@@ -105,7 +109,7 @@ def _edge(logits: Array, weights: Array, target: float | Array) -> Array:
 
 
 def _check_share(name: str, share: float | Array | None, *, zero: bool) -> None:
-    """Refuses what is not between 0 and 1; 0 itself unless `zero`."""
+    """Raises a ValueError if a share is not between 0 and 1; 0 is allowed only if `zero`."""
     if share is None:
         return
     chex.assert_rank(share, 0)

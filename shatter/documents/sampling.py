@@ -1,4 +1,4 @@
-"""Sampling documents from a language model, with the log-probs they were drawn with."""
+"""Sampling of documents from a language model, with their log-probs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -17,19 +17,21 @@ from shatter.numerics import finite_logs, masked_sum
 from shatter.types import Array, Key, Params
 
 _Step = Callable[[Any, Array, Array], tuple[Array, Any]]
-"""`(past, token[B], t) -> (logits[B, V], past)`: the law of response token t, after the token
-before it; the past is the cache, or the tokens so far."""
+"""`(past, token[B], t) -> (logits[B, V], past)`: the law of response token t after the token before
+it. The past is the cache, or the tokens so far."""
 _Law = Callable[[Array], Array]
-"""Logits of the model -> logits of the law drawn from."""
+"""`logits of the model -> logits of the law that tokens are drawn from`."""
 
 
 class Samples(NamedTuple):
     """Documents drawn from a language model.
 
     Attributes:
-      tokens: int `[..., N, P + max_length]`; after EOS, EOS again (the first one of several).
+      tokens: int `[..., N, P + max_length]`, filled with EOS (the first one, if there are several)
+        after the EOS of the response.
       mask: bool `[..., N, P + max_length]`, true on the response's tokens, EOS included.
-      log_probs: `[..., N]`, under the law drawn from (temperature and filters applied), nats.
+      log_probs: `[..., N]`, under the law that tokens were drawn from, with temperature and
+        filters, nats.
       raw_log_probs: `[..., N]`, under the model itself, nats.
     """
 
@@ -54,43 +56,60 @@ def sample(
     eos: int | tuple[int, ...] | None = None,
     valid: Array | None = None,
 ) -> Samples:
-    """Draws responses token by token in one scan, by the cache where the model has one.
+    """Draws responses to prompts token by token.
 
-    A prompt is read once for all its responses. Once every response has ended (under `jax.vmap`:
-    those of every lane) the model is not called any more. `top_k=1` is greedy decoding: no
-    randomness, `log_probs` of 0. `sampling_logits` is the law drawn from; lengths of prompts are
-    bounded by `pad_prompts`, so that few programs are compiled.
+    The tokens are drawn in one scan, with the model's cache if it has one. A prompt is read once
+    for all its responses. Once all responses have ended (under `jax.vmap`, those of all lanes) the
+    model is not called any more. `top_k=1` is greedy decoding, which is not random and has
+    `log_probs` of 0. `sampling_logits` defines the law that tokens are drawn from. Pad prompts with
+    `pad_prompts`, because a program is compiled for every prompt length.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from shatter import documents, models
+      >>> lm = models.tabular(vocab_size=4, max_length=3)
+      >>> params = lm.init(jax.random.key(0))
+      >>> prompt = jnp.array([0])
+      >>> samples = documents.sample(
+      ...     lm, params, jax.random.key(1), prompt, num_samples=5, max_length=3, eos=3
+      ... )
+      >>> samples.tokens.shape  # the prompt and up to three tokens after it
+      (5, 4)
+      >>> scored = documents.document_log_probs(lm, params, samples.tokens, samples.mask)
+      >>> bool(jnp.allclose(samples.log_probs, scored, atol=1e-6))
+      True
 
     Args:
       lm: the language model.
       params: its parameters.
       key: a typed key.
       prompt: int `[P]` or `[B, P]`, P >= 1.
-      num_samples: N, responses a prompt.
+      num_samples: N, number of responses to each prompt.
       max_length: largest number of response tokens.
       temperature: divides the logits of every token, > 0.
-      top_k: the k likeliest tokens are drawn from; None = all. See `sampling_logits`.
-      top_p: then the smallest set of tokens with this mass, 0 < top_p <= 1; None = all.
-      min_p: then those of at least this share of the largest probability; None = all.
+      top_k: only the k likeliest tokens are drawn; None = all. See `sampling_logits`.
+      top_p: of these, only the smallest set of tokens with this mass, 0 < top_p <= 1; None = all.
+      min_p: of these, only tokens with this share of the largest probability; None = all.
       eos: the token that ends a response, or several; None = every response has `max_length`
         tokens.
-      valid: bool like `prompt`, false on its padding, left or right.
+      valid: bool in the shape of `prompt`, false on its padding, left or right.
 
     Returns:
-      The documents; the axis B is there if `prompt` has it.
+      The documents, with the axis B if `prompt` has it.
 
     Raises:
       AssertionError: if the shapes or types do not fit.
       ValueError: if a size or the temperature is not positive, a filter is out of its range, or
-        `eos` is no token.
+        `eos` is not a token of the vocabulary.
     """
     chex.assert_type(prompt, int)
     chex.assert_rank(prompt, {1, 2})
     is_cold = not isinstance(temperature, jax.Array) and not temperature > 0
     if num_samples < 1 or max_length < 1 or prompt.shape[-1] < 1 or is_cold:
         raise ValueError(
-            "sample expects num_samples >= 1, max_length >= 1, at least one prompt token (BOS "
-            f"where there is nothing else) and temperature > 0, found {num_samples}, {max_length}, "
+            "sample expects num_samples >= 1, max_length >= 1, at least one prompt token (BOS if "
+            f"there is nothing else) and temperature > 0, found {num_samples}, {max_length}, "
             f"{prompt.shape[-1]} and {temperature}"
         )
     if valid is not None:
@@ -124,28 +143,32 @@ def sample(
 def pad_prompts(
     prompts: Sequence[Sequence[int]], *, buckets: Sequence[int] | None = None, fill: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pads prompts on the left to the length of a bucket, for a bounded number of programs.
+    """Pads prompts on the left to one of a few lengths, so that few programs are compiled.
 
-    A program is compiled for every shape: prompts of up to L tokens have 2 log2 L of them by the
-    default buckets instead of L.
+    jax compiles a program for every shape. Prompts of up to L tokens have about 2 log2 L lengths
+    with the default buckets, instead of L.
 
     Args:
       prompts: B lists of token ids.
       buckets: the lengths to choose from; None = the powers of two and 1.5 times them: 1, 2, 3, 4,
         6, 8, 12, 16, ...
-      fill: the id that stands on padding; nothing reads it.
+      fill: the token id of padding, which `sample` does not read.
 
     Returns:
-      The tokens, int32 `[B, P]` where P is the smallest bucket that holds the longest prompt, and
-      what is valid of them, bool `[B, P]`. Numpy arrays, for `sample`.
+      NumPy arrays for `sample`: the tokens, int32 `[B, P]`, where P is the smallest bucket that
+      holds the longest prompt, and bool `[B, P]`, false on padding.
 
     Raises:
-      ValueError: if a prompt is empty, there is none, or the longest fits into no bucket.
+      ValueError: if there is no prompt, a prompt is empty, or the longest one is longer than all
+        buckets.
     """
     lengths = [len(prompt) for prompt in prompts]
     if not lengths or min(lengths) < 1:
-        empty = lengths.index(0) if lengths else "no prompt at all"
-        raise ValueError(f"every prompt needs a token (BOS where there is nothing else): {empty}")
+        empty = f"prompt {lengths.index(0)} without tokens" if lengths else "no prompts"
+        raise ValueError(
+            "expected at least one prompt, each with a token (BOS if there is nothing else), found "
+            f"{empty}"
+        )
     longest = max(lengths)
     if buckets is None:
         power = 1 << (longest - 1).bit_length()
@@ -153,8 +176,8 @@ def pad_prompts(
     fitting = [bucket for bucket in buckets if bucket >= longest]
     if not fitting:
         raise ValueError(
-            f"prompt {lengths.index(longest)} has {longest} tokens, over the largest of the "
-            f"buckets {tuple(buckets)}: truncate it or add a bucket"
+            f"expected prompts that fit into one of the buckets {tuple(buckets)}, found {longest} "
+            f"tokens in prompt {lengths.index(longest)}: shorten it or add a bucket"
         )
     length = min(fitting)
     tokens = np.full((len(lengths), length), fill, np.int32)
@@ -170,7 +193,7 @@ def _any(alive: Array) -> Array:
 
 @_any.def_vmap
 def _any_of_all_lanes(axis_size: int, in_batched: list, alive: Array) -> tuple[Array, bool]:
-    """One answer for all that is vmapped: a cond that vmap does not lift stays a cond."""
+    """Returns one answer for all lanes, because vmap turns a cond on a batch into a select."""
     del axis_size, in_batched
     return _any(alive), False
 
@@ -186,7 +209,12 @@ def _draw_response(
     greedy: bool,
     eos: int | tuple[int, ...] | None,
 ) -> tuple[Array, Array, Array]:
-    """Tokens, their log-probs as drawn and under the model, `[max_length, B]`."""
+    """Draws the tokens of responses.
+
+    Returns:
+      The tokens, their log-probs under the law they were drawn from, and their log-probs under the
+      model, `[max_length, B]` each.
+    """
     ends = eos_tuple(eos)
 
     def draw(carry: tuple, t: Array) -> tuple[tuple, tuple[Array, ...]]:
@@ -197,7 +225,7 @@ def _draw_response(
         checkify.debug_check(~jnp.any(jnp.isnan(logits)), "logits hold a NaN")
         drawn_from = law(logits)
         scores = drawn_from
-        if not greedy:  # as `jax.random.categorical` draws
+        if not greedy:  # the Gumbel trick, as in `jax.random.categorical`
             noise_key = jax.random.fold_in(key, t)
             scores = scores + jax.random.gumbel(noise_key, scores.shape, scores.dtype)
         new = _argmax(scores).astype(token.dtype)
@@ -209,7 +237,7 @@ def _draw_response(
         return (past, new, alive), (new, drawn_with, raw)
 
     def idle(carry: tuple, t: Array) -> tuple[tuple, tuple[Array, ...]]:
-        """All have ended; nothing that follows is under the mask."""
+        """Returns fillers once all responses have ended; the mask excludes them."""
         shapes = jax.eval_shape(draw, carry, t)[1]
         fills = (ends[0], 0, 0)
         out = (jnp.full(s.shape, f, s.dtype) for f, s in zip(fills, shapes, strict=True))
@@ -226,7 +254,7 @@ def _draw_response(
 
 
 def _last_valid(valid: Array | None, prompts: Array) -> Array:
-    """The column of every prompt's last token that is no padding, `[B]`."""
+    """Returns the column of the last token of every prompt that is not padding, `[B]`."""
     batch, prompt_length = prompts.shape
     if valid is None:
         return jnp.full(batch, prompt_length - 1)
@@ -246,17 +274,18 @@ def _decoding(
     num_samples: int,
     max_length: int,
 ) -> tuple[Any, _Step]:
-    """The start and the step with a cache, which holds every prompt but its last token.
+    """Returns the first cache and the step of decoding with a cache.
 
-    The logits of the prefill are not used, so that nothing computes them in a compiled program. A
-    last token before the last column, in a prompt padded on the right, stands in the cache as
-    padding: the first step reads it.
+    The first cache holds every prompt without its last token, which the first step reads. The
+    logits of this prefill are not used, so a compiled program does not compute them. In a prompt
+    with padding on the right, the cache marks the last token as padding.
     """
     assert lm.init_cache is not None and lm.decode is not None
     decode = lm.decode
     batch, prompt_length = prompts.shape
-    # The model refuses, while tracing, documents that are too long for it. Nothing follows their
-    # last token, so it needs no position; of a prompt whose padding is traced one token is sure.
+    # While it is traced, the model raises an error for documents that are too long for it. The
+    # last token of a document needs no position, because nothing is predicted after it. Where the
+    # padding itself is traced, only one prompt token is known to be there.
     is_traced = isinstance(valid, jax.core.Tracer)
     prompt = (
         prompt_length if valid is None else 1 if is_traced else int(np.asarray(valid).sum(1).max())
@@ -269,7 +298,7 @@ def _decoding(
     if not shared:
         prompts = jnp.repeat(prompts, num_samples, axis=0)
         valid = None if valid is None else jnp.repeat(valid, num_samples, axis=0)
-    # Nothing follows the last token of a document, so it needs no place.
+    # The last token of a document is never read, so it needs no place in the cache.
     cache = lm.init_cache(prompts.shape[0], prompt_length + max_length - 1)
     if prompt_length > 1:
         _, cache = decode(params, cache, prompts[:, :-1], valid=valid)
@@ -293,9 +322,12 @@ def _rescoring(
     num_samples: int,
     max_length: int,
 ) -> tuple[Any, _Step]:
-    """The start and the step without a cache, by a full forward pass a token."""
+    """Returns the first tokens and the step of decoding without a cache.
+
+    Every step is a full forward pass.
+    """
     prompt_length = prompts.shape[1]
-    room = ((0, 0), (0, max_length - 1))  # nothing follows the last token
+    room = ((0, 0), (0, max_length - 1))  # the last token is never read
     tokens = jnp.pad(jnp.repeat(prompts, num_samples, axis=0), room)
     last = jnp.repeat(last, num_samples)
     if valid is not None:
@@ -312,7 +344,10 @@ def _rescoring(
 
 
 def _argmax(scores: Array) -> Array:
-    """The first largest entry of `[B, V]`; `jnp.argmax` is several times slower on a CPU."""
+    """Returns the index of the first largest entry in every row of `[B, V]`.
+
+    `jnp.argmax` is several times slower on a CPU.
+    """
     vocab_size = scores.shape[-1]
     is_largest = scores == jnp.max(scores, axis=-1, keepdims=True)
     return jnp.min(jnp.where(is_largest, jnp.arange(vocab_size)[None], vocab_size - 1), axis=-1)

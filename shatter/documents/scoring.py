@@ -1,4 +1,4 @@
-"""Log-probs of tokens and of documents under masks."""
+"""Log-probs of tokens and of documents, and the masks that select responses."""
 
 import chex
 import jax
@@ -10,10 +10,10 @@ from shatter.types import Array
 
 
 def token_log_probs(logits: Array, tokens: Array) -> Array:
-    """Log-prob of every token given those before it.
+    """Returns the log-prob of every token given the tokens before it.
 
     `out_t = logits[t - 1, token_t] - log sum_v exp logits[t - 1, v]`, `out_0 = 0`, in float32 at
-    least. What cannot happen (a logit of -inf) gets about -1e30, not -inf, so that sums and
+    least. An impossible token (a logit of -inf) gets about -1e30 instead of -inf, so that sums and
     gradients stay finite; `exp` of it is 0.
 
     Args:
@@ -39,10 +39,10 @@ def token_log_probs(logits: Array, tokens: Array) -> Array:
 
 
 def log_prob(logits: Array, tokens: Array, mask: Array) -> Array:
-    """Log-prob of the response of every document, summed over its tokens.
+    """Returns the log-prob of the response of every document, summed over its tokens.
 
-    `log pi(x) = sum_t mask_t log pi(x_t | x_<t)`: on a language model that plays policy, reward and
-    transition this is the document's return.
+    `log pi(x) = sum_t mask_t log pi(x_t | x_<t)`. It is also the return of the document where the
+    language model is its own reward, see `interface`.
 
     Source: our reading of Xu et al., https://arxiv.org/abs/2305.11455.
 
@@ -74,19 +74,21 @@ def log_prob(logits: Array, tokens: Array, mask: Array) -> Array:
         low=jnp.min(jnp.where(mask, tokens, 0)),
         high=jnp.max(jnp.where(mask, tokens, 0)),
     )
-    # Masked twice, here for the gradient: 0 times the NaN of a softmax would be NaN.
+    # The logits are masked as well as the sum, because a softmax that is NaN outside the mask would
+    # give a gradient of 0 times NaN.
     counts = jnp.concatenate([mask[..., 1:], jnp.zeros_like(mask[..., :1])], axis=-1)
     logits = jnp.where(counts[..., None], logits, 0.0)
     return masked_sum(token_log_probs(logits, tokens), mask)
 
 
 def response_mask(tokens: Array, *, prompt_length: int, eos: int | tuple[int, ...] | None) -> Array:
-    """The mask of documents whose response ends with its first EOS or at the last token.
+    """Returns the mask of responses that end with their first EOS or at the last token.
 
     Args:
       tokens: int `[..., T]`, prompt and response.
-      prompt_length: number of prompt tokens; EOS among them ends nothing.
-      eos: the token that ends a document, or several; None or () = it ends at the last token.
+      prompt_length: number of prompt tokens; an EOS in the prompt does not end the response.
+      eos: the token that ends a response, or several of them; None or () = responses end at the
+        last token.
 
     Returns:
       bool `[..., T]`, true on the response's tokens, EOS included.
@@ -97,15 +99,15 @@ def response_mask(tokens: Array, *, prompt_length: int, eos: int | tuple[int, ..
 
 
 def eos_tuple(eos: int | tuple[int, ...] | None) -> tuple[int, ...]:
-    """The tokens that end a response, none of them where it has a fixed length."""
+    """Returns the tokens that end a response as a tuple, empty for responses of fixed length."""
     if eos is None:
         return ()
     return eos if isinstance(eos, tuple) else (eos,)
 
 
 def is_eos(tokens: Array, ends: tuple[int, ...]) -> Array:
-    """Bool like `tokens`, true on those that are one of `ends`."""
-    found = jnp.zeros(tokens.shape, bool)
+    """Returns which tokens are one of `ends`, bool in the shape of `tokens`."""
+    is_end = jnp.zeros(tokens.shape, bool)
     for end in ends:
-        found = found | (tokens == end)
-    return found
+        is_end = is_end | (tokens == end)
+    return is_end

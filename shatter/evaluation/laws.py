@@ -1,4 +1,4 @@
-"""Exact measures of a law over an enumerated space against what a population wants."""
+"""Exact measures of a law over an enumerated space against the law of a population."""
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,16 @@ from shatter.types import Array, Metrics
 
 
 def win_rate(log_probs: Array, ref_log_probs: Array, log_density: Array) -> Array:
-    """How often a population prefers a document of the policy to one of the reference.
+    """Returns how often a population prefers a document of the policy to one of the reference.
 
-    `E_{x ~ pi, y ~ p0} q(x) / (q(x) + q(y))`, linear in pi: its maximiser is a point mass, so it
-    rewards agglomeration; report it beside the log score.
+    `E_{x ~ pi, y ~ p0} q(x) / (q(x) + q(y))`. It is linear in pi, so its maximiser is a point mass
+    on one favourite document: report it together with the log score.
 
     Args:
       log_probs: `[D]`, log pi, nats.
       ref_log_probs: `[D]`, log p0, nats.
-      log_density: `[D]`, log q of the population, nats; two documents of density 0 are a toss-up.
+      log_density: `[D]`, log q of the population, nats; of two documents of density 0 each is
+        preferred half of the time.
 
     Returns:
       `[]`, between 0 and 1; 0.5 where pi = p0.
@@ -35,7 +36,7 @@ def win_rate(log_probs: Array, ref_log_probs: Array, log_density: Array) -> Arra
 
 
 def segment_kl(segment_log_probs: Array, log_probs: Array) -> Array:
-    """KL(q_g || pi) for every segment g of a population.
+    """Returns KL(q_g || pi) for every segment g of a population.
 
     Args:
       segment_log_probs: `[G, D]`, log q_g, nats.
@@ -48,10 +49,10 @@ def segment_kl(segment_log_probs: Array, log_probs: Array) -> Array:
 
 
 def prediction_metrics(log_probs: Array, ref_log_probs: Array, log_density: Array) -> Metrics:
-    """The measures of a prediction that every experiment reports.
+    """Returns the measures of a prediction that every experiment reports.
 
     Args:
-      log_probs: `[D]`, log pi of the prediction (of an ensemble: its mixture), nats.
+      log_probs: `[D]`, log pi of the prediction, which for an ensemble is its mixture, nats.
       ref_log_probs: `[D]`, log p0 of the pretrained model, nats.
       log_density: `[D]`, log q of the population, nats, normalised.
 

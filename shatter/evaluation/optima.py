@@ -1,14 +1,13 @@
-"""Where objectives end, in closed form over an enumerated space: what tests and plots compare with.
+"""The optima of objectives in closed form over an enumerated space.
 
-ILHF without a regulariser ends in q itself; supervised fine-tuning in the law of the
-demonstrations; a reward model in r = log q + constant; SLiC has no closed form beyond two
-documents.
+Other optima need no function: ILHF without a regulariser has the optimum q, supervised fine-tuning
+the law of the demonstrations, and a reward model r = log q + constant. SLiC has no closed form
+for more than two documents.
 """
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import checkify
 
 from shatter.numerics import (
@@ -19,7 +18,6 @@ from shatter.numerics import (
     finite_logs,
     kl_divergence,
     masked_mean,
-    masked_sum,
 )
 from shatter.types import Array
 
@@ -27,10 +25,10 @@ from shatter.types import Array
 def posterior_optimum(
     ref_log_probs: Array, rewards: Array, *, beta: float | Array
 ) -> tuple[Array, Array]:
-    """The optimum of KL-regularised RL: the posterior `p*(x) = p0(x) exp(r(x) / beta) / Z`.
+    """Returns the optimum of KL-regularised RL, the posterior `p*(x) = p0(x) exp(r(x) / beta) / Z`.
 
-    The same over the tree of prefixes, with soft values and the optimal next-token policy, is
-    `shatter.documents.posterior_policy`.
+    `shatter.documents.posterior_policy` returns the same law as a next-token policy over the tree
+    of prefixes, with its soft values.
 
     Source: Korbak, Perez, Buckley, RL with KL penalties is better viewed as Bayesian inference,
     https://arxiv.org/abs/2205.11275.
@@ -51,7 +49,8 @@ def posterior_optimum(
     chex.assert_equal_shape([ref_log_probs, rewards])
     ref_log_probs, rewards = map(at_least_float32, (ref_log_probs, rewards))
     beta = jnp.broadcast_to(at_least_float32(beta), rewards.shape[:-1])[..., None]
-    can_be = ~((ref_log_probs <= LOG_ZERO) | (rewards <= LOG_ZERO))  # a NaN can, so that it is seen
+    # True for NaN, which then shows in the result.
+    can_be = ~((ref_log_probs <= LOG_ZERO) | (rewards <= LOG_ZERO))
     checkify.debug_check(
         jnp.all(jnp.any(can_be, axis=-1)), "no document has both mass under p0 and a finite reward"
     )
@@ -62,10 +61,10 @@ def posterior_optimum(
 
 
 def reward_optimum(ref_log_probs: Array, rewards: Array) -> Array:
-    """The optimum of the reward alone: p0 on the documents of the highest reward, renormalised.
+    """Returns the optimum of the reward alone: p0 restricted to the documents of highest reward.
 
-    The limit beta -> 0 of `posterior_optimum`. Every law on those documents has the same reward;
-    this is the one of them nearest to p0. Documents without mass under p0 are no candidates.
+    It is the limit beta -> 0 of `posterior_optimum`. All laws on these documents have the same
+    reward; this one has the smallest KL from p0. Documents without mass under p0 are left out.
 
     Args:
       ref_log_probs: `[..., D]`, log p0, nats; -inf where it has no mass.
@@ -82,12 +81,12 @@ def reward_optimum(ref_log_probs: Array, rewards: Array) -> Array:
     rewards = jnp.where(ref_log_probs <= LOG_ZERO, -jnp.inf, rewards)
     best = jnp.max(rewards, axis=-1, keepdims=True)
     laws = jnp.where(rewards == best, ref_log_probs, LOG_ZERO)
-    laws = jnp.where(jnp.isnan(best), best, laws)  # of an unknown reward nothing is known
+    laws = jnp.where(jnp.isnan(best), best, laws)  # a reward that is NaN makes the law NaN
     return jnp.maximum(jax.nn.log_softmax(laws), LOG_ZERO)
 
 
 def dpo_optimum(ref_log_probs: Array, log_density: Array, *, beta: float | Array) -> Array:
-    """Where DPO, and RLHF with a perfect reward model, end: `p0(x) q(x)^(1 / beta) / Z`.
+    """Returns the optimum of DPO, and of RLHF with a perfect reward model: `p0 q^(1 / beta) / Z`.
 
     Source: Rafailov et al., Direct Preference Optimization, equation 4,
     https://arxiv.org/abs/2305.18290, with the reward log q.
@@ -108,17 +107,17 @@ def dpo_optimum(ref_log_probs: Array, log_density: Array, *, beta: float | Array
 
 
 def ipo_optimum(ref_log_probs: Array, log_density: Array, *, beta: float | Array) -> Array:
-    """Where IPO ends when every pair is compared equally often: `p0 exp(D) / Z`.
+    """Returns the optimum of IPO if all pairs are compared equally often: `p0 exp(D) / Z`.
 
-    `D(x) = mean_y (P(x > y) - 1/2) / beta` over all documents that p0 can say, P(x > y) = q(x) /
-    (q(x) + q(y)): the least-squares potential of the margins (P - 1/2) / beta.
+    `D(x) = mean_y (P(x > y) - 1/2) / beta` over all documents that have mass under p0, with
+    P(x > y) = q(x) / (q(x) + q(y)): the least-squares potential of the margins (P - 1/2) / beta.
 
     Source: Azar et al., A General Theoretical Paradigm to Understand Learning from Human
     Preferences, equation 6, https://arxiv.org/abs/2310.12036; comparisons among all documents
     instead of against a fixed law are ours.
 
     Args:
-      ref_log_probs: `[D]`, log p0, nats; documents of -inf or -1e30 are in no comparison.
+      ref_log_probs: `[D]`, log p0, nats; documents with -inf or -1e30 are never compared.
       log_density: `[D]`, log q of the population, nats.
       beta: KL coefficient, > 0.
 
@@ -126,7 +125,7 @@ def ipo_optimum(ref_log_probs: Array, log_density: Array, *, beta: float | Array
       `[D]`, nats.
 
     Raises:
-      AssertionError: if the shapes differ or have leading axes (lift it by vmap).
+      AssertionError: if the shapes differ or have leading axes (use vmap).
       ValueError: if beta is not above 0.
     """
     chex.assert_rank([ref_log_probs, log_density], 1)
@@ -138,10 +137,11 @@ def ipo_optimum(ref_log_probs: Array, log_density: Array, *, beta: float | Array
 
 
 def best_of_n_log_probs(ref_log_probs: Array, rewards: Array, *, num_samples: int) -> Array:
-    """The exact law of the best of n samples of the reference.
+    """Returns the exact law of the best of n samples of the reference.
 
-    With documents sorted by reward, `F(x)^n - F_-(x)^n`, F the chance of a document no better than
-    x. Of samples with equal rewards the one that stands last in the space wins.
+    With documents sorted by reward it is `F(x)^n - F_-(x)^n`, where F(x) is the probability of
+    the documents up to x and F_-(x) that of the documents before x. Among samples with equal
+    rewards the one that comes last in the space wins.
 
     Source: Stiennon et al., Learning to summarize from human feedback, appendix G.3,
     https://arxiv.org/abs/2009.01325.
@@ -152,10 +152,10 @@ def best_of_n_log_probs(ref_log_probs: Array, rewards: Array, *, num_samples: in
       num_samples: n >= 1.
 
     Returns:
-      `[D]`, nats; KL(it || p0) <= log n - (n - 1) / n.
+      `[D]`, nats; its KL from p0 is at most log n - (n - 1) / n.
 
     Raises:
-      AssertionError: if the shapes differ or have leading axes (lift it by vmap).
+      AssertionError: if the shapes differ or have leading axes (use vmap).
       ValueError: if num_samples is below 1.
     """
     chex.assert_rank([ref_log_probs, rewards], 1)
@@ -165,56 +165,25 @@ def best_of_n_log_probs(ref_log_probs: Array, rewards: Array, *, num_samples: in
     order = jnp.argsort(rewards, stable=True)
     log_p = finite_logs(ref_log_probs)[order]
     log_upto = jax.lax.cumlogsumexp(log_p)
-    # log(F^n - F_-^n) from the share p / F of the last one, which keeps its digits near F = 1.
+    # log(F^n - F_-^n) is computed from the share p / F of x, which keeps its digits near F = 1.
     log_share = jnp.minimum(log_p - log_upto, 0.0)
     is_first = log_share >= 0.0  # F_- = 0
-    rare = log_share < -60.0  # where exp underflows: 1 - (1 - s)^n is n s
-    share = jnp.where(is_first | rare, -1.0, log_share)  # any, so that no gradient is NaN
+    rare = log_share < -60.0  # where exp would underflow, 1 - (1 - s)^n is n s
+    share = jnp.where(is_first | rare, -1.0, log_share)  # any finite value, for finite gradients
     gained = jax.nn.log1mexp(-num_samples * jax.nn.log1mexp(-share))
     gained = jnp.where(rare, jnp.log(num_samples) + log_share, jnp.where(is_first, 0.0, gained))
     won = num_samples * log_upto + gained
     return jnp.zeros_like(won).at[order].set(jnp.maximum(won, LOG_ZERO))
 
 
-def expected_best_of_n(rewards: Array, *, num_samples: int) -> Array:
-    """Unbiased estimate of the expected best of n, from N >= n samples.
-
-    `sum_i C(i - 1, n - 1) / C(N, n) R_(i)`, R ascending: the mean over all subsets of n.
-
-    Source: Nakano et al., WebGPT, appendix I, https://arxiv.org/abs/2112.09332.
-
-    Args:
-      rewards: `[..., N]`, of samples.
-      num_samples: n, 1 <= n <= N.
-
-    Returns:
-      `[...]`.
-
-    Raises:
-      ValueError: if n is not within 1..N.
-    """
-    total = rewards.shape[-1]
-    if not 1 <= num_samples <= total:
-        raise ValueError(
-            f"expected_best_of_n expects 1 <= num_samples <= {total} samples, found {num_samples}"
-        )
-    # C(i - 1, n - 1) / C(N, n), the chance that the i-th smallest is the best of a subset, from
-    # n / N at i = N down by factors (i - n) / (i - 1): 0 below n.
-    rank = np.arange(total, 1, -1)
-    chances = np.cumprod([num_samples / total, *(rank - num_samples) / (rank - 1)])[::-1]
-    in_order = jnp.sort(at_least_float32(rewards), axis=-1)
-    weights = jnp.broadcast_to(jnp.asarray(chances, in_order.dtype), in_order.shape)
-    return masked_sum(in_order * weights, weights > 0)  # 0 times a reward of -inf is 0
-
-
 def reward_kl_frontier(ref_log_probs: Array, rewards: Array, betas: Array) -> tuple[Array, Array]:
-    """The exact reward-KL frontier: no law has more reward at the same KL(pi || p0).
+    """Returns the exact reward-KL frontier: no law has more reward at the same KL(pi || p0).
 
-    Along beta the optimum p* has `E_p* r` and `KL(p* || p0)`, both falling in beta.
+    The frontier consists of the optima p* along beta; both `E_p* r` and `KL(p* || p0)` fall in
+    beta. It is exact because `E_pi r - beta KL(pi || p0) <= beta log Z`, with equality only at p*.
 
-    Source: Gao, Schulman, Hilton, Scaling Laws for Reward Model Overoptimization (who measure it),
-    https://arxiv.org/abs/2210.10760. Exact, since `E_pi r - beta KL(pi || p0) <= beta log Z`, with
-    equality at p* alone.
+    Source: Gao, Schulman, Hilton, Scaling Laws for Reward Model Overoptimization, who measure it,
+    https://arxiv.org/abs/2210.10760.
 
     Args:
       ref_log_probs: `[D]`, log p0, nats.

@@ -1,29 +1,18 @@
-"""Held-out choices: log-loss of one model, marginal and joint log-loss of an ensemble."""
+"""Measures of an ensemble's predictions of held-out choices: log-losses and disagreement."""
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from shatter.choice import luce_log_prob
-from shatter.numerics import at_least_float32, finite_logs
+from shatter.numerics import at_least_float32, finite_logs, log_mean_exp
 from shatter.types import Array, Key
 
 
-def choice_log_loss(response_log_probs: Array, choices: Array) -> Array:
-    """Log-loss of held-out choices, `-log(pi(x_c) / sum_k pi(x_k))`, one a comparison.
-
-    Args:
-      response_log_probs: `[..., K]`, nats.
-      choices: int `[...]`, the chosen response.
-
-    Returns:
-      `[...]`, nats; log K for a model that knows nothing.
-    """
-    return -luce_log_prob(response_log_probs, choices)
-
-
 def marginal_log_loss(label_log_probs: Array) -> Array:
-    """Log-loss of the ensemble's mixture, label by label: `-log (1/M) sum_m p_m(y_t | x_t)`.
+    """Returns the log-loss of the ensemble's mixture for each label.
+
+    `-log (1/M) sum_m p_m(y_t | x_t)`.
 
     Args:
       label_log_probs: `[M, ..., T]`, each member's log-prob of each label, nats.
@@ -31,14 +20,14 @@ def marginal_log_loss(label_log_probs: Array) -> Array:
     Returns:
       `[..., T]`, nats.
     """
-    label_log_probs = at_least_float32(label_log_probs)
-    return -(jax.nn.logsumexp(label_log_probs, axis=0) - jnp.log(label_log_probs.shape[0]))
+    return -log_mean_exp(label_log_probs, axis=0)
 
 
 def joint_log_loss(label_log_probs: Array) -> Array:
-    """Log-loss of labels judged together: `-log (1/M) sum_m prod_t p_m(y_t | x_t)`.
+    """Returns the log-loss of T labels together: `-log (1/M) sum_m prod_t p_m(y_t | x_t)`.
 
-    Only the joint loss tells a member that is sure and wrong from one that does not know.
+    Unlike the marginal loss, it distinguishes labels that are random from labels that the
+    ensemble does not know yet.
 
     Source: Osband et al., The Neural Testbed: Evaluating Joint Predictions,
     https://arxiv.org/abs/2110.04629.
@@ -54,46 +43,47 @@ def joint_log_loss(label_log_probs: Array) -> Array:
 
 
 def disagreement(response_log_probs: Array) -> Array:
-    """How far members are apart: the standard deviation of their log-odds of pairs.
+    """Returns how far members disagree: the standard deviation of their log-odds of pairs.
 
-    `sqrt(mean over queries and pairs i < j of Var_m(u_m(i) - u_m(j)))`; utilities count up to a
-    shift a query. The two responses of a pair that a member of a unit prior separates by one
-    standard deviation are chosen .73 to .27.
+    `sqrt(mean over queries and pairs i < j of Var_m(u_m(i) - u_m(j)))`. A shift of all utilities of
+    a query does not matter. At a log-odds of 1 nat, the responses of a pair are chosen 0.73 to
+    0.27.
 
     Args:
       response_log_probs: `[M, Q, K]`, each member's utilities of the responses to Q queries, nats.
 
     Returns:
-      `[]`, nats; 0 where members agree; inf where, to some of them alone, a response is impossible.
+      `[]`, nats; 0 if the members agree, inf if a response is impossible for some members only.
 
     Raises:
-      AssertionError: if the shape is another.
+      AssertionError: if the array is not of rank 3.
     """
     chex.assert_rank(response_log_probs, 3)
     num_responses = response_log_probs.shape[-1]
     response_log_probs = finite_logs(response_log_probs)
-    away = response_log_probs - jnp.mean(response_log_probs, axis=0, keepdims=True)
-    away = away - jnp.mean(away, axis=-1, keepdims=True)
-    # Mean over pairs of the squared difference = 2 K / (K - 1) times the mean square around 0.
-    return jnp.sqrt(jnp.mean(jnp.square(away)) * 2.0 * num_responses / (num_responses - 1))
+    deviations = response_log_probs - jnp.mean(response_log_probs, axis=0, keepdims=True)
+    deviations = deviations - jnp.mean(deviations, axis=-1, keepdims=True)
+    # Centred numbers have a mean squared difference over pairs of 2 K / (K - 1) times their mean
+    # square.
+    return jnp.sqrt(jnp.mean(jnp.square(deviations)) * 2.0 * num_responses / (num_responses - 1))
 
 
 def dyadic_inputs(
     key: Key, num_inputs: int, *, num_labels: int = 10, num_anchors: int = 2
 ) -> Array:
-    """Dyadic sampling: tau inputs redrawn from kappa anchor inputs.
+    """Draws the inputs of dyadic sampling: tau inputs from kappa anchors, which are drawn first.
 
     Source: Osband et al., Evaluating High-Order Predictive Distributions in Deep Learning, section
     4, https://arxiv.org/abs/2202.13509.
 
     Args:
       key: a typed key.
-      num_inputs: how many inputs there are to draw anchors from.
+      num_inputs: number of inputs that anchors are drawn from.
       num_labels: tau.
       num_anchors: kappa.
 
     Returns:
-      int `[num_labels]`, input indices, of at most kappa kinds.
+      int `[num_labels]`, indices of inputs, at most kappa different ones.
     """
     anchor_key, pick_key = jax.random.split(key)
     anchors = jax.random.randint(anchor_key, (num_anchors,), 0, num_inputs)
@@ -108,10 +98,10 @@ def dyadic_joint_log_loss(
     num_labels: int = 10,
     num_anchors: int = 2,
 ) -> Array:
-    """One draw of the dyadic joint log-loss of an ensemble of choice models.
+    """Returns one random draw of the dyadic joint log-loss of an ensemble of choice models.
 
-    tau queries are redrawn from kappa anchors, each labelled afresh by the population, and the
-    labels are judged together. Average over keys.
+    tau queries are drawn from kappa anchors. Each gets a new label from the population, and the
+    labels are scored by `joint_log_loss`. Average the result over keys.
 
     Source: Osband et al., Evaluating High-Order Predictive Distributions in Deep Learning, section
     4, https://arxiv.org/abs/2202.13509.

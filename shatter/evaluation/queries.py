@@ -1,4 +1,4 @@
-"""Queries needed to reach a level, with censoring and bootstrap intervals (on the host)."""
+"""The number of queries needed to reach a level, and bootstrap intervals, in NumPy."""
 
 from collections.abc import Callable
 
@@ -9,16 +9,16 @@ import numpy.typing as npt
 def queries_to_level(
     curves: npt.ArrayLike, queries: npt.ArrayLike, levels: npt.ArrayLike
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first number of queries at which each curve is at or below its level.
+    """Returns the first number of queries at which each curve is at or below its level.
 
     Args:
-      curves: `[S, R]`, a measure (smaller is better) of every seed after every round.
-      queries: `[R]`, queries asked after every round, ascending.
+      curves: `[S, R]`, a measure of every seed after every round; smaller is better.
+      queries: `[R]`, the number of queries asked up to each round, ascending.
       levels: `[S]` or a number, the level of every seed.
 
     Returns:
-      float `[S]`, queries, and bool `[S]`, true where right-censored: the level was not reached and
-      the number is the budget, a lower bound.
+      float `[S]`, numbers of queries, and bool `[S]`, true where they are right-censored: the level
+      was not reached, and the number is the budget, a lower bound.
 
     Raises:
       ValueError: if the shapes do not fit.
@@ -40,17 +40,17 @@ def bootstrap_interval(
     rng: np.random.Generator,
     num_resamples: int = 2000,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a statistic of samples that are paired by seed.
+    """Returns the percentile bootstrap interval of a statistic of samples that are paired by seed.
 
     Args:
       statistic: `(*samples[S]) -> number`, for example a ratio of medians.
-      *samples: each `[S]`; the same seeds are drawn from all of them.
+      *samples: `[S]` each; every draw takes the same seeds from all of them.
       confidence: coverage, between 0 and 1.
       rng: makes the draws.
       num_resamples: number of bootstrap draws.
 
     Returns:
-      low and high; the point itself where all seeds agree.
+      The lower and upper end; both are the statistic itself if all seeds agree.
 
     Raises:
       ValueError: if the samples are empty or differ in length.

@@ -1,4 +1,4 @@
-"""Inference of a target law that is not training: weights, rejection, SMC, constraints."""
+"""Samples of a target law without training: importance weights, rejection, SMC, constraints."""
 
 from shatter.inference.constraints import fit_moments, moment_target, pointwise_target
 from shatter.inference.importance import (

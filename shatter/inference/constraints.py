@@ -1,4 +1,4 @@
-"""Targets from constraints on moments and on single documents, as GDC writes them."""
+"""Target laws from constraints on moments and on single documents, as GDC defines them."""
 
 import chex
 import jax
@@ -12,10 +12,10 @@ from shatter.types import Array
 
 
 def moment_target(ref_log_probs: Array, features: Array, lam: Array) -> Array:
-    """Log of the unnormalised target `P(x) = p0(x) exp(lam . phi(x))` of moment constraints.
+    """Returns the log of the target `P(x) = p0(x) exp(lam . phi(x))` of moment constraints.
 
-    Of all laws with `E_p phi = mu`, this one has the least KL(p || p0), for the lam of
-    `fit_moments`.
+    With lam from `fit_moments`, its normalised law has the smallest KL(p || p0) of all laws with
+    `E_p phi = mu`.
 
     Source: Khalifa, Elsahar, Dymetman, A Distributional Approach to Controlled Text Generation,
     https://arxiv.org/abs/2012.11635.
@@ -23,10 +23,10 @@ def moment_target(ref_log_probs: Array, features: Array, lam: Array) -> Array:
     Args:
       ref_log_probs: `[...]`, log p0, nats.
       features: `[..., F]`, phi of the same documents; numbers or bool.
-      lam: `[F]`, nats a unit of each feature.
+      lam: `[F]`, nats per unit of each feature.
 
     Returns:
-      `[...]`, log P, nats.
+      `[...]`, log P, unnormalised, nats.
 
     Raises:
       AssertionError: if the shapes do not fit or `ref_log_probs` or `lam` is not floating.
@@ -40,10 +40,10 @@ def moment_target(ref_log_probs: Array, features: Array, lam: Array) -> Array:
 
 
 def pointwise_target(ref_log_probs: Array, satisfied: Array) -> Array:
-    """Log of the unnormalised target `P(x) = p0(x) b(x)` of a constraint on every document.
+    """Returns the log of the target `P(x) = p0(x) b(x)` of a constraint on every document.
 
-    It is p0 given that the constraint holds, the limit of a moment constraint `E_p b = mu`, mu ->
-    1.
+    Normalised, it is p0 given that the constraint holds: the limit mu -> 1 of the moment
+    constraint `E_p b = mu`.
 
     Source: Khalifa, Elsahar, Dymetman, A Distributional Approach to Controlled Text Generation,
     https://arxiv.org/abs/2012.11635.
@@ -53,7 +53,7 @@ def pointwise_target(ref_log_probs: Array, satisfied: Array) -> Array:
       satisfied: bool `[...]`, b of the same documents.
 
     Returns:
-      `[...]`, log P, nats; LOG_ZERO where the constraint is broken.
+      `[...]`, log P, unnormalised, nats; LOG_ZERO where the constraint is broken.
 
     Raises:
       AssertionError: if the shapes or types do not fit.
@@ -72,31 +72,32 @@ def fit_moments(
     max_steps: int = 200,
     min_share: float = 0.05,
 ) -> np.ndarray:
-    """The lam of `p(x) = p0(x) exp(lam . phi(x)) / Z` with `E_p phi = mu` (on the host, float64).
+    """Returns the lam with `E_p phi = mu`, where `p(x) = p0(x) exp(lam . phi(x)) / Z`.
 
-    Minimises `log sum_i w_i exp(lam . phi_i) - lam . mu`, convex, whose slope is `E_p phi - mu`, by
-    Newton with halved steps. Where features repeat one another lam is one of many; p is the same.
+    It is computed with NumPy in float64. Newton's method with step halving minimises the convex
+    `log sum_i w_i exp(lam . phi_i) - lam . mu`, whose gradient is `E_p phi - mu`. If features are
+    linearly dependent, lam is not unique, but p is.
 
     Source: Khalifa, Elsahar, Dymetman, A Distributional Approach to Controlled Text Generation,
-    https://arxiv.org/abs/2012.11635 (there by stochastic gradients on the squared gap).
+    https://arxiv.org/abs/2012.11635, who minimise the squared gap by stochastic gradients.
 
     Args:
       features: `[N, F]`, phi of samples of p0, or of every document.
       moments: `[F]`, mu.
-      log_weights: `[N]`, nats: log p0 of every document of an enumerated space, then lam is exact;
-        or log p0 - log q of samples of q; None = samples of p0.
-      tolerance: largest gap between a moment and the one wanted, in shares of the feature's range.
-      max_steps: Newton steps at most.
-      min_share: warn where the effective sample size of the fitted weights is below this share of
-        N; pass 0 with an enumerated space.
+      log_weights: `[N]`, nats: log p0 of every document of an enumerated space, which makes lam
+        exact, or log p0 - log q of samples of q; None = the documents are samples of p0.
+      tolerance: largest difference from a wanted moment, as a share of the feature's range.
+      max_steps: largest number of Newton steps.
+      min_share: warn if the effective sample size of the fitted weights is below this share of N;
+        pass 0 for an enumerated space.
 
     Returns:
-      float64 `[F]`, lam, nats a unit of each feature.
+      float64 `[F]`, lam, nats per unit of each feature.
 
     Raises:
       ValueError: if the shapes do not fit, `tolerance` or `max_steps` is not positive, an input is
-        NaN or infinite, no weight is above zero, or the moments cannot be reached, alone or
-        together, by any law on the given documents.
+        NaN or infinite, no weight is above zero, or no law on the given documents has a wanted
+        moment or all of them together.
     """
     features, moments = np.asarray(features, float), np.asarray(moments, float)
     if features.ndim != 2 or 0 in features.shape or moments.shape != features.shape[1:]:
@@ -112,7 +113,7 @@ def fit_moments(
     if log_weights.shape != features.shape[:1]:
         raise ValueError(f"expected log weights [{len(features)}], found shape {log_weights.shape}")
     _check_finite(features, moments)
-    check_weights(log_weights, min_share=0.0, what="the reference")
+    check_weights(log_weights, min_share=0.0, law_name="the reference")
     possible = log_weights > LEAST
     base = log_weights[possible] - _log_sum_exp(log_weights)
     low, high = features[possible].min(axis=0), features[possible].max(axis=0)
@@ -126,13 +127,14 @@ def fit_moments(
         _, gap = _minimise_dual(base, centred, 1e-6, tolerance, max_steps)
         worst = int(np.abs(gap).argmax())
         raise ValueError(
-            "the moments were not reached together by a law on the given documents: nearest to "
-            f"them feature {worst} has {moments[worst] + gap[worst] * spread[worst]:.6g} where "
-            f"{moments[worst]:.6g} is wanted. Draw more samples, ask for less, or raise tolerance "
-            "or max_steps"
+            "the moments were not reached together by a law on the given documents: expected "
+            f"{moments[worst]:.6g} for feature {worst}, found "
+            f"{moments[worst] + gap[worst] * spread[worst]:.6g} at the nearest law. Draw more "
+            "samples, choose moments nearer to those of the documents, or raise tolerance or "
+            "max_steps"
         )
     lam = tilt / spread
-    check_weights(log_weights + features @ lam, min_share=min_share, what="the fitted target")
+    check_weights(log_weights + features @ lam, min_share=min_share, law_name="the fitted target")
     return lam
 
 
@@ -150,15 +152,18 @@ def _check_finite(features: np.ndarray, moments: np.ndarray) -> None:
 
 
 def _check_reachable(moments: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
-    """A moment lies between the extremes of its feature, or on a feature that never varies."""
+    """Raises a ValueError if a moment is not between the extremes of its feature.
+
+    A feature that is constant may have that constant as its moment.
+    """
     constant = (high - low == 0) & (np.abs(moments - low) <= 1e-9 * np.maximum(1.0, np.abs(low)))
     bad = ~(constant | ((low < moments) & (moments < high)))
     if bad.any():
         worst = int(bad.argmax())
         raise ValueError(
             f"feature {worst} cannot have the moment {moments[worst]:.6g}: on the given documents "
-            f"its moments lie in the open interval ({low[worst]:.6g}, {high[worst]:.6g}). At its "
-            "end only the documents of that extreme are left: a constraint for pointwise_target"
+            f"its moments lie in the open interval ({low[worst]:.6g}, {high[worst]:.6g}). If only "
+            "the documents at an end of the interval are wanted, use pointwise_target"
         )
 
 
@@ -171,11 +176,11 @@ def _minimise_dual(
     *,
     floor: float = -np.inf,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Minimises `D(tilt) + penalty |tilt|^2 / 2`, `D = log sum_i w_i exp(tilt . c_i)`.
+    """Minimises `D(tilt) + penalty |tilt|^2 / 2`, where `D = log sum_i w_i exp(tilt . c_i)`.
 
-    The slope of D is the gap E_p c. Where 0 is no mean of the c_i, D has no lower bound, and the
-    penalty leaves the gap nearest to 0; where it is one, `D >= min_i log w_i` by Gibbs' inequality,
-    so that below such a floor there is nothing to find.
+    The gradient of D is the gap E_p c. If 0 is a weighted mean of the c_i, then `D >= min_i log
+    w_i` by Gibbs' inequality. If it is not, D has no lower bound: the search stops below `floor`,
+    and the penalty makes the gap the one nearest to 0.
 
     Returns:
       The tilt and the gap.

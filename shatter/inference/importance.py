@@ -1,10 +1,9 @@
 """Importance weights: evidence, expectations, divergence, effective sample size, resampling.
 
-A log weight is log P(x) - log q(x), in nats, of a sample x of q; P need not be normalised,
-`P = Z p`. A weight of zero is -inf or about LOG_ZERO; NaN and +inf are errors.
+The log weight of a sample x of q is log P(x) - log q(x), in nats, where P = Z p need not be
+normalised. The log of a weight of zero is -inf or about LOG_ZERO; NaN and +inf are errors.
 """
 
-import math
 import warnings
 
 import chex
@@ -14,23 +13,23 @@ import numpy as np
 import numpy.typing as npt
 from jax.experimental import checkify
 
-from shatter.numerics import LOG_ZERO, at_least_float32, finite_logs
+from shatter.numerics import LOG_ZERO, at_least_float32, finite_logs, log_mean_exp
 from shatter.types import Array, Key
 
 LEAST = 1e-6 * LOG_ZERO
-"""Below it a log weight is that of zero, also after LOG_ZERO was added to, doubled or tempered."""
+"""Log weights below this count as zero, even after LOG_ZERO was shifted, doubled or tempered."""
 
 
 def has_mass(log_weights: Array) -> Array:
-    """Which weights are above zero, bool `[...]`."""
+    """Returns which weights are above zero, bool `[...]`."""
     return log_weights > LEAST
 
 
 def log_evidence(log_weights: Array) -> Array:
-    """Log of the mean weight: the importance sampling estimate of log Z.
+    """Returns the log of the mean weight: the importance sampling estimate of log Z.
 
-    `log Z_hat = log sum_i exp(log w_i) - log N`. Z_hat is unbiased for Z; its log lies below log Z
-    on average.
+    `log Z_hat = log sum_i exp(log w_i) - log N`. Z_hat is an unbiased estimate of Z; its log is
+    below log Z on average.
 
     Source: Khalifa, Elsahar, Dymetman, A Distributional Approach to Controlled Text Generation,
     https://arxiv.org/abs/2012.11635.
@@ -44,15 +43,13 @@ def log_evidence(log_weights: Array) -> Array:
     Raises:
       AssertionError: if the log weights are not floating or have no axis N.
     """
-    log_weights = _prepare(log_weights)
-    return jax.nn.logsumexp(log_weights, axis=-1) - math.log(log_weights.shape[-1])
+    return log_mean_exp(_prepare(log_weights))
 
 
 def effective_sample_size(log_weights: Array) -> Array:
-    """How many equally weighted samples the weighted ones stand for.
+    """Returns the effective sample size: `(sum_i w_i)^2 / sum_i w_i^2`, after Kish.
 
-    `(sum_i w_i)^2 / sum_i w_i^2`, Kish's measure: it sees the samples that were drawn, not the mass
-    that they missed.
+    It depends on the samples that were drawn, not on the mass that they missed.
 
     Source: Owen, Monte Carlo theory, methods and examples, chapter 9,
     https://artowen.su.domains/mc/Ch-var-is.pdf.
@@ -61,7 +58,7 @@ def effective_sample_size(log_weights: Array) -> Array:
       log_weights: `[..., N]`, nats; a common shift does not matter.
 
     Returns:
-      `[...]`, samples, between 1 and N; 0 where all weights are zero.
+      `[...]`, number of samples, between 1 and N; 0 where all weights are zero.
 
     Raises:
       AssertionError: if the log weights are not floating or have no axis N.
@@ -72,20 +69,19 @@ def effective_sample_size(log_weights: Array) -> Array:
 
 
 def snis_expectation(log_weights: Array, values: Array) -> Array:
-    """Self-normalised importance sampling of an expectation under p.
+    """Returns the self-normalised importance sampling estimate of an expectation under p.
 
-    `sum_i w_i f(x_i) / sum_i w_i`, consistent, with a bias of order 1/N.
+    `sum_i w_i f(x_i) / sum_i w_i`. It is consistent and has a bias of order 1/N.
 
     Source: Owen, Monte Carlo theory, methods and examples, chapter 9,
     https://artowen.su.domains/mc/Ch-var-is.pdf.
 
     Args:
       log_weights: `[..., N]`, nats.
-      values: `[..., N]`, f of the samples; those of weight zero may be anything, NaN included.
+      values: `[..., N]`, f of the samples; where the weight is zero they may be anything, even NaN.
 
     Returns:
-      `[...]`, in the unit of `values`; 0, not NaN, where all weights are zero (an error under
-      checkify).
+      `[...]`, in the unit of `values`; 0 where all weights are zero (an error under checkify).
 
     Raises:
       AssertionError: if the shapes differ or the log weights are not floating.
@@ -98,11 +94,11 @@ def snis_expectation(log_weights: Array, values: Array) -> Array:
 
 
 def importance_kl(target_log_probs: Array, log_probs: Array, proposal_log_probs: Array) -> Array:
-    """KL(p || pi) to an unnormalised target P = Z p, from samples of a proposal q.
+    """Returns an estimate of KL(p || pi) for an unnormalised target P = Z p, from samples of q.
 
-    `sum_i w_i (log P(x_i) - log pi(x_i)) - log Z_hat`, w_i self-normalised from log P - log q, and
-    Z_hat from the same weights. GDC moves its proposal to pi when this falls below KL(p || q),
-    which is the same estimate with q in the place of pi.
+    `sum_i w_i (log P(x_i) - log pi(x_i)) - log Z_hat`, with self-normalised weights w_i from
+    log P - log q, and Z_hat from the same weights. GDC moves its proposal to pi when this estimate
+    falls below that of KL(p || q), which has q in the place of pi.
 
     Source: Khalifa, Elsahar, Dymetman, A Distributional Approach to Controlled Text Generation,
     https://arxiv.org/abs/2012.11635.
@@ -113,8 +109,8 @@ def importance_kl(target_log_probs: Array, log_probs: Array, proposal_log_probs:
       proposal_log_probs: `[..., N]`, log q of the same samples, nats.
 
     Returns:
-      `[...]`, nats; may be negative by sampling error. About 1e30 where no sample has mass (an
-      error under checkify).
+      `[...]`, nats; sampling error may make it negative. It is about 1e30 where no sample has mass
+      (an error under checkify).
 
     Raises:
       AssertionError: if the shapes differ or the log-probs are not floating.
@@ -128,10 +124,11 @@ def importance_kl(target_log_probs: Array, log_probs: Array, proposal_log_probs:
 
 
 def resample(key: Key, log_weights: Array, *, num_samples: int) -> Array:
-    """Systematic resampling: one uniform draw places evenly spaced marks on the summed weights.
+    """Draws indices in proportion to the weights by systematic resampling.
 
-    Sample i appears `num_samples w_i` times in expectation, exactly, and never a whole time more
-    or less than that.
+    One uniform draw places evenly spaced marks on the cumulative weights. The expected number of
+    times that sample i appears is exactly `num_samples w_i`, and the number differs from it by less
+    than 1.
 
     Source: Kitagawa, Monte Carlo Filter and Smoother for Non-Gaussian Nonlinear State Space Models,
     1996, https://doi.org/10.1080/10618600.1996.10474692.
@@ -139,11 +136,11 @@ def resample(key: Key, log_weights: Array, *, num_samples: int) -> Array:
     Args:
       key: a typed key.
       log_weights: `[N]`, nats.
-      num_samples: how many to choose.
+      num_samples: number of indices to draw.
 
     Returns:
-      int `[num_samples]`, indices of samples, ascending; none has weight zero. Where all weights
-      are zero (an error under checkify) they count as equal.
+      int `[num_samples]`, indices of samples in ascending order, none of weight zero. If all
+      weights are zero (an error under checkify), they count as equal.
 
     Raises:
       AssertionError: if the log weights are not floating or not `[N]`.
@@ -155,23 +152,25 @@ def resample(key: Key, log_weights: Array, *, num_samples: int) -> Array:
     log_weights = _prepare(log_weights)
     _check_mass(log_weights)
     weights = jax.nn.softmax(log_weights)
-    # The sums of a parallel cumsum may fall or rise by rounding where nothing is added.
+    # A parallel cumsum may change by rounding where the weight is zero, so the sums are made
+    # monotone and constant there.
     sums = jax.lax.cummax(jnp.where(weights > 0, jnp.cumsum(weights), 0.0))
     start = jax.random.uniform(key, dtype=sums.dtype)
     marks = (start + jnp.arange(num_samples)) / num_samples * sums[-1]
     indices = jnp.searchsorted(sums, marks, side="right")
-    return jnp.minimum(indices, jnp.searchsorted(sums, sums[-1]))  # a mark may round up to the end
+    last = jnp.searchsorted(sums, sums[-1])  # a mark may be rounded up to the end
+    return jnp.minimum(indices, last)
 
 
 def check_weights(
-    log_weights: npt.ArrayLike, *, min_share: float = 0.05, what: str = "the target"
+    log_weights: npt.ArrayLike, *, min_share: float = 0.05, law_name: str = "the target"
 ) -> float:
-    """Refuses weights that mean nothing and warns of those that rest on few samples (on the host).
+    """Raises if weights are invalid, and warns if their effective sample size is small, in NumPy.
 
     Args:
-      log_weights: `[N]`, nats, concrete.
-      min_share: warn where the effective sample size is below this share of N; 0 never warns.
-      what: the law that the weights lead to, for the messages.
+      log_weights: `[N]`, nats, not traced.
+      min_share: warn if the effective sample size is below this share of N; 0 = never.
+      law_name: the target law as the messages call it.
 
     Returns:
       The effective sample size.
@@ -186,23 +185,23 @@ def check_weights(
     bad = np.isnan(log_weights) | np.isposinf(log_weights)
     if bad.any():
         raise ValueError(
-            f"{bad.sum()} of {bad.size} log weights under {what} are NaN or +inf, the first at "
-            f"index {bad.argmax()}: look at the log-probs that they were made of"
+            f"{bad.sum()} of {bad.size} log weights under {law_name} are NaN or +inf, the first at "
+            f"index {bad.argmax()}: check the log-probs that they were computed from"
         )
     largest = log_weights.max()
     if largest <= LEAST:
         raise ValueError(
-            f"no sample has mass under {what}: the weights of all {bad.size} samples are zero. "
-            f"Draw more samples, or from a proposal closer to {what}, or forbid less"
+            f"no sample has mass under {law_name}: the weights of all {bad.size} samples are zero. "
+            f"Draw more samples, or from a proposal closer to {law_name}, or forbid less"
         )
     weights = np.exp(log_weights - largest)
     weights /= weights.sum()
     size = float(1.0 / np.square(weights).sum())
     if size < min_share * bad.size:
         warnings.warn(
-            f"the effective sample size under {what} is {size:.3g} of {bad.size} samples, below "
-            f"the share {min_share:g}; the largest normalised weight is {weights.max():.3g}. Draw "
-            f"more samples, or from a proposal closer to {what}",
+            f"the effective sample size under {law_name} is {size:.3g} of {bad.size} samples, "
+            f"below the share {min_share:g}; the largest normalised weight is {weights.max():.3g}. "
+            f"Draw more samples, or from a proposal closer to {law_name}",
             UserWarning,
             stacklevel=2,
         )
@@ -210,7 +209,7 @@ def check_weights(
 
 
 def _prepare(log_weights: Array) -> Array:
-    """Log weights in float32 at least, finite where they are no error."""
+    """Returns log weights in float32 at least, with LOG_ZERO in the place of -inf."""
     chex.assert_type(log_weights, float)
     assert log_weights.ndim > 0, "expected log weights [..., N], found a scalar"
     checkify.debug_check(
@@ -221,7 +220,7 @@ def _prepare(log_weights: Array) -> Array:
 
 
 def _normalised(log_weights: Array) -> Array:
-    """`[..., N]`, sum 1; all 0 where no weight is above zero."""
+    """Returns normalised weights `[..., N]`; all are 0 if no weight is above zero."""
     return jnp.where(has_mass(log_weights), jax.nn.softmax(log_weights, axis=-1), 0.0)
 
 

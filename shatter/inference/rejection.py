@@ -1,4 +1,4 @@
-"""Exact samples of a target law by rejection."""
+"""Exact samples of a target law by rejection sampling."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,12 +13,12 @@ from shatter.types import Array, Key
 
 
 class Rejection(NamedTuple):
-    """One sample.
+    """The result of rejection sampling.
 
     Attributes:
-      sample: what the proposal gave last.
-      accepted: bool `[]`; false where every try was rejected, and the sample is none of the target.
-      num_tries: int `[]`, proposals that were made.
+      sample: the last draw of the proposal.
+      accepted: bool `[]`; false if all tries were rejected and `sample` is not from the target.
+      num_tries: int `[]`, number of proposals.
     """
 
     sample: Any
@@ -34,30 +34,30 @@ def rejection_sample(
     log_bound: float | Array,
     max_tries: int,
 ) -> Rejection:
-    """Draws one sample of p, P = Z p, by proposing from g until one is accepted.
+    """Draws one sample of p, where P = Z p, by proposing from g until a proposal is accepted.
 
-    A proposal x is accepted with probability `exp(log P(x) - log g(x) - log_bound)`. Where the
-    bound holds, what is accepted has the law p exactly, and each try is accepted with probability
-    `Z exp(-log_bound)`. For the posterior p0 exp(r / beta) / Z with g = p0 the log weight is
-    r(x) / beta, and max r / beta bounds it. Under `jax.vmap` the loop runs as long as its slowest;
-    checkify passes through no loop that vmap lifts: to check the bound, lift by `jax.lax.map`.
+    A proposal x is accepted with probability `exp(log P(x) - log g(x) - log_bound)`. If the bound
+    holds, an accepted sample has exactly the law p, and each try is accepted with probability
+    `Z exp(-log_bound)`. For the posterior p0 exp(r / beta) / Z and g = p0, the log weight is
+    r(x) / beta and max r / beta is a bound. Under `jax.vmap` all lanes wait for the slowest one,
+    and checkify cannot check the bound; use `jax.lax.map` to check it.
 
     Source: von Neumann, Various techniques used in connection with random digits, 1951; Owen, Monte
     Carlo theory, methods and examples, chapter 4, https://artowen.su.domains/mc/Ch-nonunifrng.pdf.
 
     Args:
       key: a typed key.
-      propose: `(key) -> x`, a draw of g, any pytree of arrays.
+      propose: `(key) -> x`, a draw of g; any pytree of arrays.
       log_weight: `(x) -> []`, log P(x) - log g(x), nats; -inf is never accepted.
-      log_bound: an upper bound of the log weight, nats. Too low, the law that is drawn is
+      log_bound: an upper bound of the log weight, nats. If it is too low, the samples have the law
         min(P, g exp(log_bound)), normalised (an error under checkify).
-      max_tries: proposals at most.
+      max_tries: largest number of proposals.
 
     Returns:
       The sample, whether it was accepted, and the number of tries.
 
     Raises:
-      AssertionError: if the log weight is no floating scalar.
+      AssertionError: if the log weight is not a floating scalar.
       ValueError: if `max_tries` is not positive.
     """
     if max_tries < 1:

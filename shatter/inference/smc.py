@@ -1,4 +1,4 @@
-"""Sequential Monte Carlo with twists, and decoding that follows a twist without weights."""
+"""Sequential Monte Carlo with twists, and decoding by a twist without weights."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,16 +22,17 @@ from shatter.types import Array, Key, Params
 
 
 class Particles(NamedTuple):
-    """Weighted documents that stand for the law p0(x) psi(x) / Z.
+    """Weighted documents that represent the law p0(x) psi(x) / Z.
 
     Attributes:
-      tokens: int `[N, P + max_length]`; after EOS, EOS again.
+      tokens: int `[N, P + max_length]`, filled with EOS after the first EOS of the response.
       mask: bool `[N, P + max_length]`, true on the response's tokens, EOS included.
-      log_weights: `[N]`, nats, scaled by the evidence of earlier resamplings: over keys,
-        `E mean_i w_i f(x_i) = Z E_p f` for every f; LOG_ZERO for a document that cannot be.
-      log_evidence: `[]`, log Z_hat, the log of the mean weight; Z_hat is unbiased for Z.
-      effective_sample_size: `[]`, of these weights; it does not see what resampling has lost.
-      num_resamplings: int `[]`.
+      log_weights: `[N]`, nats, including the evidence of earlier resamplings, so that over keys
+        `E mean_i w_i f(x_i) = Z E_p f` for every f; LOG_ZERO for impossible documents.
+      log_evidence: `[]`, log Z_hat, the log of the mean weight; Z_hat is an unbiased estimate of Z.
+      effective_sample_size: `[]`, of these weights; it does not reflect the diversity that
+        resampling has lost.
+      num_resamplings: int `[]`, number of resamplings.
     """
 
     tokens: Array
@@ -43,7 +44,7 @@ class Particles(NamedTuple):
 
 
 class _Cloud(NamedTuple):
-    """Documents so far, which go on, log psi of those that do, log weights."""
+    """The documents so far, which of them go on, their log psi and their log weights."""
 
     tokens: Array
     alive: Array
@@ -53,7 +54,7 @@ class _Cloud(NamedTuple):
 
 
 class _Drawn(NamedTuple):
-    """Documents longer by a token, and what is known of that token, each `[N]`."""
+    """Documents with one more token, and the log-probs and twists of that token, `[N]` each."""
 
     tokens: Array
     alive: Array
@@ -76,13 +77,14 @@ def smc(
     twisted_proposal: bool = True,
     resample_below: float | Array = 0.5,
 ) -> Particles:
-    """Weighted samples of p0(x) psi(x) / Z, guided by the twist token by token.
+    """Draws weighted samples of p0(x) psi(x) / Z, guided by the twist token by token.
 
-    With the twisted proposal a ~ p0(a | s) psi(s.a) / n(s), `n(s) = sum_a p0(a | s) psi(s.a)`, and
-    a weight gains `log n(s) - log psi(s)`; otherwise a ~ p0 and it gains `log psi(s.a) - log
-    psi(s)`; psi of the prompt is 1. Whatever the twist says before the end, Z_hat is unbiased;
-    the better the guess, the less the weights vary. Before a token the particles are resampled,
-    systematically, where their effective sample size is small. A full forward pass a token.
+    With the twisted proposal, a token is drawn from a ~ p0(a | s) psi(s.a) / n(s), where
+    `n(s) = sum_a p0(a | s) psi(s.a)`, and the log weight grows by `log n(s) - log psi(s)`.
+    Otherwise a ~ p0 and it grows by `log psi(s.a) - log psi(s)`. psi of the prompt is 1. Z_hat is
+    unbiased for any twist before the end of documents; a better twist makes the weights vary less.
+    Before each token the particles are resampled systematically if their effective sample size is
+    small. Each token needs a full forward pass.
 
     Source: Zhao, Brekelmans, Makhzani, Grosse, Probabilistic Inference in Language Models via
     Twisted Sequential Monte Carlo, https://arxiv.org/abs/2404.17546.
@@ -96,16 +98,16 @@ def smc(
       num_particles: N.
       max_length: largest number of response tokens.
       eos: the token that ends a response; None = every response has `max_length` tokens.
-      twisted_proposal: whether tokens are drawn by the twist, or by p0.
-      resample_below: resample where the effective sample size is below this share of N; 0 = never,
+      twisted_proposal: whether tokens are drawn with the twist or from p0 alone.
+      resample_below: resample if the effective sample size is below this share of N; 0 = never,
         1 = before every token, unless all weights are equal.
 
     Returns:
-      The particles. Where all weights are zero `log_evidence` is LOG_ZERO.
+      The particles. If all weights are zero, `log_evidence` is LOG_ZERO.
 
     Raises:
       AssertionError: if the shapes or types do not fit.
-      ValueError: if a size is not positive or `eos` is no token.
+      ValueError: if a size is not positive, or `eos` is not a token of the vocabulary.
     """
     tokens, alive = _start(prompt, num_particles, max_length)
     extend = _extending(lm, params, twist, eos=eos, twisted=twisted_proposal)
@@ -149,12 +151,12 @@ def weighted_decoding(
     max_length: int,
     eos: int | None = None,
 ) -> Samples:
-    """Draws every token from p0(a | s) psi(s.a), normalised over a alone: no weights.
+    """Draws every token from p0(a | s) psi(s.a), normalised over a, without weights.
 
-    Its law is `prod_t p0(x_t | s_t) psi(s_t.x_t) / n(s_t)`, `n(s) = sum_a p0(a | s) psi(s.a)`: the
-    posterior p0(x) psi(x) / Z where psi = n at every s after the prompt, the exact twist, and
-    another law elsewhere. In FUDGE psi(s) is a classifier's probability that a document which
-    begins with s has the wanted attribute.
+    The law of the documents is `prod_t p0(x_t | s_t) psi(s_t.x_t) / n(s_t)`, where
+    `n(s) = sum_a p0(a | s) psi(s.a)`. It is the posterior p0(x) psi(x) / Z only if psi = n at every
+    s after the prompt, as for the exact twist. In FUDGE, psi(s) is a classifier's probability that
+    a document which begins with s has the wanted attribute.
 
     Source: Yang, Klein, FUDGE: Controlled Text Generation With Future Discriminators,
     https://arxiv.org/abs/2104.05218.
@@ -164,18 +166,18 @@ def weighted_decoding(
       params: its parameters.
       key: a typed key.
       prompt: int `[P]`, P >= 1.
-      twist: see `Twist`; a shift of log psi(s.a) that a does not change does not matter.
+      twist: see `Twist`; a shift of log psi(s.a) that is the same for all a does not matter.
       num_samples: N.
       max_length: largest number of response tokens.
       eos: the token that ends a response; None = every response has `max_length` tokens.
 
     Returns:
-      The documents, with log-probs under the law drawn from and under p0 itself. Where psi is zero
-      for every next token (an error under checkify) the token is drawn uniformly.
+      The documents, with log-probs under the law that they were drawn from and under p0 itself. If
+      psi is zero for every next token (an error under checkify), the token is drawn uniformly.
 
     Raises:
       AssertionError: if the shapes or types do not fit.
-      ValueError: if a size is not positive or `eos` is no token.
+      ValueError: if a size is not positive, or `eos` is not a token of the vocabulary.
     """
     tokens, alive = _start(prompt, num_samples, max_length)
     extend = _extending(lm, params, twist, eos=eos, twisted=True)
@@ -200,21 +202,20 @@ def weighted_decoding(
 
 
 def _start(prompt: Array, num_documents: int, max_length: int) -> tuple[Array, Array]:
-    """Rows that hold the prompt and room for a response, all of them going on."""
+    """Returns rows with the prompt and room for a response, and that all of them go on."""
     chex.assert_type(prompt, int)
     chex.assert_rank(prompt, 1)
     if num_documents < 1 or max_length < 1 or prompt.shape[0] < 1:
         raise ValueError(
-            "expected at least one document, max_length >= 1 and at least one prompt token (BOS "
-            f"where there is nothing else), found {num_documents}, {max_length} and "
-            f"{prompt.shape[0]}"
+            "expected at least one document, max_length >= 1 and at least one prompt token (BOS if "
+            f"there is nothing else), found {num_documents}, {max_length} and {prompt.shape[0]}"
         )
     row = jnp.pad(prompt, (0, max_length))
     return jnp.tile(row, (num_documents, 1)), jnp.ones(num_documents, bool)
 
 
 def _resampled(key: Key, cloud: _Cloud, resample_below: float | Array) -> _Cloud:
-    """The cloud, or equally weighted particles of it where few of them count."""
+    """Returns the cloud, resampled to equal weights if its effective sample size is small."""
     num_particles = cloud.log_weights.shape[0]
     size = effective_sample_size(cloud.log_weights)
     few = size < resample_below * num_particles
@@ -232,11 +233,12 @@ def _resampled(key: Key, cloud: _Cloud, resample_below: float | Array) -> _Cloud
 def _extending(
     lm: LanguageModel, params: Params, twist: Twist, *, eos: int | None, twisted: bool
 ) -> Callable[[Key, Array, Array, Array], _Drawn]:
-    """The function that appends a token to every document, EOS to those that have ended."""
+    """Returns the function that appends a token to every document, and EOS to ended ones."""
 
     def extend(key: Key, tokens: Array, alive: Array, length: Array) -> _Drawn:
-        # Causal: what stands after the document so far does not matter.
-        logits = lm.apply(params, tokens[:, :-1])  # nothing follows the last token
+        # A causal model ignores the tokens after the document so far. No token follows the last
+        # one, so its logits are not needed.
+        logits = lm.apply(params, tokens[:, :-1])
         logits = jax.lax.dynamic_index_in_dim(logits, length - 1, axis=1, keepdims=False)
         log_twists = twist(tokens, length)
         chex.assert_equal_shape([logits, log_twists])
@@ -248,7 +250,7 @@ def _extending(
             ~jnp.any(jnp.isnan(log_twists) | jnp.isposinf(log_twists)),
             "log twists hold a NaN or +inf",
         )
-        # The weights, which a scan carries, are default floats whatever the model's type is.
+        # A scan carries the weights as default floats, so the model's float type must not leak.
         raw = jax.nn.log_softmax(finite_logs(logits)).astype(float)
         log_twists = finite_logs(log_twists).astype(float)
         log_normaliser = jax.nn.logsumexp(raw + log_twists, axis=1)

@@ -1,4 +1,4 @@
-"""Twists: what a document so far promises, the guide of SMC and of weighted decoding."""
+"""Twists, the estimates of a document's final potential that guide SMC and weighted decoding."""
 
 from collections.abc import Callable
 
@@ -12,11 +12,12 @@ from shatter.types import Array
 Twist = Callable[[Array, Array], Array]
 """`(tokens[N, T], length[]) -> log_twists[N, V]`: log psi(s.a) for every next token a, in nats.
 
-The document so far, s, is `tokens[:, :length]`, T = prompt + max_length, what stands after it is
-anything; `length` is one traced integer for all rows. Where s.a is a whole document (a is EOS or
-the last token) psi must be the terminal potential itself, exp(r / beta): the law aimed at is
-p0(x) psi(x) / Z. Elsewhere psi is a guess, best proportional to E_p0[exp(r / beta) | s.a]. It may
-be zero (-inf), but on nothing that a document of positive potential begins with.
+The document so far, s, is `tokens[:, :length]`, where T is the length of the prompt plus
+max_length; the tokens after it may be anything. `length` is one traced integer for all rows. Where
+s.a is a complete document (a is EOS or the last token), psi must be the terminal potential itself,
+exp(r / beta), because the target is p0(x) psi(x) / Z. Elsewhere psi is a guess; the best one is
+proportional to E_p0[exp(r / beta) | s.a]. It may be zero (-inf) only where every document that
+begins with s.a has a potential of zero.
 """
 
 
@@ -28,15 +29,15 @@ def exact_twist(
     beta: float | Array = 1.0,
     prompt_length: int,
 ) -> Twist:
-    """The twist of an enumerated model under which SMC is exact, from its soft values.
+    """Returns the twist of an enumerated model under which SMC is exact, from its soft values.
 
-    `psi(s) = exp(V(s) / beta) = E_p0[exp(r / beta) | s]`, read off the soft-optimal policy:
-    `log psi(s.a) = log pi*(a | s) - log p0(a | s) + V(s) / beta`, at a document's end r / beta. All
-    weights of `smc` are then Z, and `weighted_decoding` samples the posterior.
+    `psi(s) = exp(V(s) / beta) = E_p0[exp(r / beta) | s]`, computed from the soft-optimal policy:
+    `log psi(s.a) = log pi*(a | s) - log p0(a | s) + V(s) / beta`, which is r / beta at a document's
+    end. All weights of `smc` are then Z, and `weighted_decoding` samples the posterior.
 
-    `shatter.documents.prefix_log_probs` gives log p0, `shatter.documents.posterior_policy` the
-    others. Within a jitted function the tables are arguments of the program; made outside, the
-    twist closes over them.
+    `shatter.documents.prefix_log_probs` returns log p0, and `shatter.documents.posterior_policy`
+    the values and the policy. Call this inside a jitted function to make the tables arguments of
+    the program; otherwise the twist closes over them.
 
     Source: Zhao, Brekelmans, Makhzani, Grosse, Probabilistic Inference in Language Models via
     Twisted Sequential Monte Carlo, https://arxiv.org/abs/2404.17546.
@@ -47,13 +48,13 @@ def exact_twist(
       values: a list of `[V^t]`, V(s), in the unit of r.
       policy_log_probs: a list of `[V^t, V]`, log pi*(a | s), nats.
       beta: KL coefficient, > 0.
-      prompt_length: number of prompt tokens P; the tables know one prompt.
+      prompt_length: number of prompt tokens P; the tables are those of one prompt.
 
     Returns:
       A twist for documents of P + len(ref_log_probs) tokens.
 
     Raises:
-      AssertionError: if the tables do not fit one another.
+      AssertionError: if the shapes of the tables do not fit.
       ValueError: if beta is not above 0.
     """
     assert_positive(beta=beta)
@@ -67,13 +68,13 @@ def exact_twist(
         chex.assert_shape(value, (vocab_size**t,))
         ref, value, policy = map(at_least_float32, (ref, value, policy))
         log_twists = policy - ref + value[:, None] / beta
-        levels.append(jnp.where(has_mass(ref), log_twists, 0.0))  # p0 never goes there
+        levels.append(jnp.where(has_mass(ref), log_twists, 0.0))  # any value where p0 is 0
     table = jnp.concatenate(levels)
     starts = jnp.asarray([sum(vocab_size**t for t in range(level)) for level in range(max_length)])
 
     def twist(tokens: Array, length: Array) -> Array:
         chex.assert_shape(tokens, (None, prompt_length + max_length))
-        row = jnp.zeros(tokens.shape[0], int)  # of the prefix within its level, in base V
+        row = jnp.zeros(tokens.shape[0], int)  # the prefix in its level: its digits in base V
         for position in range(prompt_length, prompt_length + max_length - 1):
             row = jnp.where(position < length, row * vocab_size + tokens[:, position], row)
         return table[starts[length - prompt_length] + row]

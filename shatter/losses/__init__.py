@@ -1,8 +1,8 @@
-"""Arrays of log-probs -> one loss a comparison or sample; never a model.
+"""Losses of comparisons and samples, as functions of arrays of log-probs; no loss sees a model.
 
-Half precision is computed, and returned, in float32 (see `shatter.numerics`). A probability ratio
-that is exponentiated is held where its docstring says, so that values and gradients stay finite at
-any log-ratio.
+Half precision is raised to float32, and the losses are float32 (see `shatter.numerics`). Where a
+loss exponentiates a log-ratio, the ratio is bounded as its docstring says, so that values and
+gradients stay finite.
 """
 
 from shatter.losses.distributional import (

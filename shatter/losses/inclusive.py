@@ -4,12 +4,12 @@ The objective over a data set of n comparisons is
 
     L(theta) = (1 / n) sum_i ilhf_loss_i + lambda_bar D(theta),    lambda_bar = lambda / n,
 
-lambda the weight of the regulariser for the whole data set, D = KL(p0 || pi) ("forward", convex in
-full-table logits) or KL(pi || p0) ("reverse"). The losses here are per comparison; the caller takes
-the mean and adds lambda_bar D. With every document enumerated, D is
-`shatter.numerics.kl_divergence` of the two vectors of log-probs. For large models: forward is the
-mean of `forward_kl_loss` over documents sampled once from the frozen p0; reverse is the mean of
-`shatter.losses.kl_k2` over fresh samples of pi.
+where lambda is the weight of the regulariser for the whole data set, and D is KL(p0 || pi)
+("forward", convex in the logits of a full table) or KL(pi || p0) ("reverse"). The losses here are
+per comparison; the caller takes the mean and adds lambda_bar D. If all documents are enumerated, D
+is `shatter.numerics.kl_divergence` of two vectors of log-probs. For large models, the forward KL is
+the mean of `forward_kl_loss` over documents that were sampled once from the frozen p0, and the
+reverse KL is the mean of `shatter.losses.kl_k2` over fresh samples of pi.
 """
 
 import chex
@@ -22,18 +22,28 @@ from shatter.types import Array
 
 
 def ilhf_loss(response_log_probs: Array, choices: Array) -> Array:
-    """Minus the log of Luce's probability of the choice, on the model's own log-probs.
+    """Returns minus the log of Luce's probability of the choice, from the model's own log-probs.
 
     `-log(pi(x_c) / sum_k pi(x_k))`; for pairs `-log sigmoid(log pi(x_w) - log pi(x_l))`. With
-    enough choices of a population with density q it makes pi = q on the documents compared.
+    enough choices of a population with density q its minimum is pi = q on the compared documents.
 
     Source: our reading of Xu et al., Shattering the Agent-Environment Interface for Fine-Tuning
-    Inclusive Language Models, https://arxiv.org/abs/2305.11455 (only its abstract was at hand).
+    Inclusive Language Models, https://arxiv.org/abs/2305.11455 (only its abstract was available).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from shatter import losses
+      >>> log_probs = jnp.log(jnp.array([[0.2, 0.2], [0.1, 0.3]]))  # of two pairs of responses
+      >>> choices = jnp.array([0, 1])
+      >>> [round(float(loss), 3) for loss in losses.ilhf_loss(log_probs, choices)]
+      [0.693, 0.288]
+
+      These are -log(1/2) and -log(3/4).
 
     Args:
       response_log_probs: `[..., K]`, log pi of each response, summed over its tokens, nats;
         -inf = an empty slot.
-      choices: int `[...]`, the chosen response.
+      choices: int `[...]`, the index of the chosen response.
 
     Returns:
       `[...]`, nats, >= 0.
@@ -46,10 +56,11 @@ def ilhf_loss(response_log_probs: Array, choices: Array) -> Array:
 
 
 def ilhf_ranking_loss(response_log_probs: Array, ranks: Array) -> Array:
-    """Minus the log of the Plackett-Luce probability of the ranks, on the model's own log-probs.
+    """Returns minus the log of the Plackett-Luce probability of ranks, from the model's log-probs.
 
-    Equal ranks mean "order unresolved": the probability is the sum over all strict orders that
-    agree with them. Ranks (1, 2, ..., 2) give `ilhf_loss`; all equal, 0.
+    Equal ranks mean that the order of these responses is not resolved: the probability is the sum
+    over all strict orders that agree with the ranks. Ranks (1, 2, ..., 2) give `ilhf_loss`, and
+    ranks that are all equal give 0.
 
     Source: our extension of Xu et al., https://arxiv.org/abs/2305.11455, to rankings.
 
@@ -68,10 +79,11 @@ def ilhf_ranking_loss(response_log_probs: Array, ranks: Array) -> Array:
 
 
 def forward_kl_loss(ref_logits: Array, logits: Array, mask: Array) -> Array:
-    """KL(p0 || pi) along documents sampled from p0: the full-vocabulary KL at every position.
+    """Returns the KL of next-token laws, summed along documents that were sampled from p0.
 
-    `sum_t mask_t KL(p0(. | x_<t) || pi(. | x_<t))`; by the chain rule of KL its mean over documents
-    of p0 is KL(p0 || pi), in value and in gradient, with less variance than log p0(x) - log pi(x).
+    `sum_t mask_t KL(p0(. | x_<t) || pi(. | x_<t))`. By the chain rule of the KL, its mean over
+    documents of p0 is KL(p0 || pi), in value and in gradient, with less variance than the mean of
+    log p0(x) - log pi(x).
 
     Args:
       ref_logits: `[..., T, V]`, the frozen model's logits; entry t is the law of token t + 1.
@@ -97,7 +109,7 @@ def forward_kl_loss(ref_logits: Array, logits: Array, mask: Array) -> Array:
 
 
 def assert_responses(utilities: Array) -> None:
-    """Refuses fewer than two responses.
+    """Raises an AssertionError if there are fewer than two responses.
 
     Args:
       utilities: `[..., K]`, log-probs or rewards.

@@ -1,7 +1,7 @@
-"""KL-regularised RL as approximating a posterior, and the sampled KL estimators.
+"""KL-regularised RL as the approximation of a posterior, and estimators of the KL from samples.
 
-The target is `p*(x) = p0(x) exp(r(x) / beta) / Z`. `J_KL(pi) = E_pi r - beta KL(pi || p0)
-= beta log Z - beta KL(pi || p*)`: maximising it is variational inference of p*.
+The target is `p*(x) = p0(x) exp(r(x) / beta) / Z`. Because `J_KL(pi) = E_pi r - beta KL(pi || p0)
+= beta log Z - beta KL(pi || p*)`, maximising J_KL is variational inference of p*.
 """
 
 import chex
@@ -24,12 +24,12 @@ from shatter.types import Array
 def posterior_loss(
     log_probs: Array, ref_log_probs: Array, rewards: Array, *, beta: float | Array
 ) -> Array:
-    """Score-function loss of the KL-regularised posterior objective, per sample of the policy.
+    """Returns the score-function loss of the KL-regularised objective, per sample of the policy.
 
-    Its value is `-(r - beta (log pi - log p0))`, its gradient `-(r - beta (log pi - log p0)) grad
-    log pi`. So over samples of pi the mean estimates `-J_KL` and the mean gradient `-grad J_KL`,
-    both without bias, `J_KL = E_pi r - beta KL(pi || p0) = beta log Z - beta KL(pi || p*)`,
-    `p*(x) = p0(x) exp(r(x) / beta) / Z`.
+    Its value is `-(r - beta (log pi - log p0))` and its gradient `-(r - beta (log pi - log p0))
+    grad log pi`. Over samples of pi, the mean of the loss is an unbiased estimate of `-J_KL` and
+    the mean of the gradients one of `-grad J_KL`, where `J_KL = E_pi r - beta KL(pi || p0)
+    = beta log Z - beta KL(pi || p*)` and `p*(x) = p0(x) exp(r(x) / beta) / Z`.
 
     Source: Korbak, Perez, Buckley, RL with KL penalties is better viewed as Bayesian inference,
     https://arxiv.org/abs/2205.11275.
@@ -58,13 +58,13 @@ def token_posterior_loss(
     *,
     beta: float | Array,
 ) -> Array:
-    """`posterior_loss` token by token: the KL in the reward, reward-to-go, no discount.
+    """Returns `posterior_loss` with a reward for every token and undiscounted rewards-to-go.
 
-    Every token is rewarded with `-beta (log pi - log p0)`, the last with r besides; the log-prob of
-    a token is weighed by the sum of the rewards from itself on, `G_t = r - beta sum_{u >= t} (log
-    pi - log p0)_u`. The value is -G at the first token, as in `posterior_loss`; the expected
-    gradient is `-grad J_KL` too, with less variance, for what came before a token does not depend
-    on it.
+    The reward of every token is `-beta (log pi - log p0)`, plus r at the last one. The score of a
+    token is weighted by the sum of the rewards from that token on,
+    `G_t = r - beta sum_{u >= t} (log pi - log p0)_u`. The value is -G at the first token, as in
+    `posterior_loss`. The expected gradient is `-grad J_KL` as well, but it has less variance,
+    because the rewards of earlier tokens, which do not depend on a token, are left out.
 
     Source: Korbak, Perez, Buckley, https://arxiv.org/abs/2205.11275; reward-to-go: Sutton et al.,
     Policy Gradient Methods for Reinforcement Learning with Function Approximation (1999).
@@ -93,16 +93,17 @@ def token_posterior_loss(
     to_go = jnp.cumsum(log_ratio[..., ::-1], axis=-1)[..., ::-1]
     beta = jnp.broadcast_to(beta, rewards.shape)[..., None]
     gain = jax.lax.stop_gradient(rewards[..., None] - beta * to_go)
-    score = masked_sum(gain * (log_probs - jax.lax.stop_gradient(log_probs)), mask)  # 0 in value
+    # The value of this term is 0; its gradient is the score-function gradient.
+    score = masked_sum(gain * (log_probs - jax.lax.stop_gradient(log_probs)), mask)
     return -gain[..., 0] - score
 
 
 def elbo(log_probs: Array, ref_log_probs: Array, rewards: Array, *, beta: float | Array) -> Array:
-    """The evidence lower bound, per sample of the policy: `r / beta - (log pi - log p0)`.
+    """Returns the evidence lower bound, per sample of the policy: `r / beta - (log pi - log p0)`.
 
-    Its mean over samples of pi is `log Z - KL(pi || p*) = J_KL / beta`, at most log Z, the evidence
-    of `p(O = 1 | x) = exp(r(x) / beta)` under the prior p0. Differentiated as it stands its
-    expected gradient is 0, as `kl_k1`'s: train on `posterior_loss`.
+    Its mean over samples of pi is `log Z - KL(pi || p*) = J_KL / beta`. It is at most log Z, the
+    log evidence of `p(O = 1 | x) = exp(r(x) / beta)` under the prior p0. Do not differentiate it:
+    like that of `kl_k1`, its expected gradient is 0. Train on `posterior_loss`.
 
     Source: Korbak, Perez, Buckley, RL with KL penalties is better viewed as Bayesian inference,
     section 3, https://arxiv.org/abs/2205.11275.
@@ -130,7 +131,7 @@ def elbo(log_probs: Array, ref_log_probs: Array, rewards: Array, *, beta: float 
 def exact_posterior_loss(
     log_probs: Array, ref_log_probs: Array, rewards: Array, *, beta: float | Array
 ) -> Array:
-    """Minus the KL-regularised posterior objective, exact over an enumerated space.
+    """Returns minus the KL-regularised objective, exact over an enumerated space.
 
     `-J_KL = -sum_x pi(x) r(x) + beta KL(pi || p0)`.
 
@@ -157,10 +158,10 @@ def exact_posterior_loss(
 
 
 def kl_k1(log_probs: Array, ref_log_probs: Array) -> Array:
-    """KL(policy || reference) from samples of the policy: `log pi - log p0`.
+    """Returns the estimate k1 of KL(policy || reference) per sample: `log pi - log p0`.
 
-    Unbiased in value. Differentiated as it stands, without a score term, its expected gradient is
-    0, not that of any KL: do not train on it alone.
+    It is unbiased. Without a score-function term its expected gradient is 0, which is not the
+    gradient of any KL: do not train on it alone.
 
     Source: Schulman, Approximating KL Divergence, http://joschu.net/blog/kl-approx.html.
 
@@ -180,10 +181,10 @@ def kl_k1(log_probs: Array, ref_log_probs: Array) -> Array:
 
 
 def kl_k2(log_probs: Array, ref_log_probs: Array) -> Array:
-    """Half the squared log-ratio, `(log pi - log p0)^2 / 2`, from samples of the policy.
+    """Returns the estimate k2 of KL(policy || reference) per sample: `(log pi - log p0)^2 / 2`.
 
-    Biased as a value of KL(policy || reference); its expected gradient without a score term is
-    exactly `grad KL(policy || reference)`: the one to train on.
+    It is biased, but without a score-function term its expected gradient is exactly
+    `grad KL(policy || reference)`: of the three estimates, this is the one to train on.
 
     Source: Schulman, Approximating KL Divergence, http://joschu.net/blog/kl-approx.html.
 
@@ -192,17 +193,17 @@ def kl_k2(log_probs: Array, ref_log_probs: Array) -> Array:
       ref_log_probs: `[...]`, log p0 of the same samples, nats.
 
     Returns:
-      `[...]`, nats, >= 0; in float32 beyond its range, inf, from log-ratios of 2.6e19 nats (the
-      gradient is finite).
+      `[...]`, nats, >= 0; in float32 it overflows to inf at log-ratios of 2.6e19 nats, with a
+      finite gradient.
     """
     return 0.5 * jnp.square(kl_k1(log_probs, ref_log_probs))
 
 
 def kl_k3(log_probs: Array, ref_log_probs: Array) -> Array:
-    """`p0 / pi - 1 + log pi - log p0` from samples of the policy.
+    """Returns the estimate k3 of KL(policy || reference): `p0 / pi - 1 + log pi - log p0`.
 
-    Unbiased as a value of KL(policy || reference) and never negative; its expected gradient without
-    a score term is that of the OTHER direction, `grad KL(reference || policy)`.
+    It is unbiased and never negative. Without a score-function term its expected gradient is that
+    of the other direction, `grad KL(reference || policy)`.
 
     Source: Schulman, Approximating KL Divergence, http://joschu.net/blog/kl-approx.html.
 
@@ -211,10 +212,10 @@ def kl_k3(log_probs: Array, ref_log_probs: Array) -> Array:
       ref_log_probs: `[...]`, log p0 of the same samples, nats.
 
     Returns:
-      `[...]`, nats, >= 0. In float32 a p0 / pi above e^80 (in float64 e^701) counts as that, in
-      value and gradient.
+      `[...]`, nats, >= 0. A ratio p0 / pi is at most e^80 in float32 and e^701 in float64, in value
+      and gradient.
     """
     log_ratio = -kl_k1(log_probs, ref_log_probs)
-    near = jnp.expm1(jnp.minimum(log_ratio, 1.0))  # keeps the digits around 0
+    near = jnp.expm1(jnp.minimum(log_ratio, 1.0))  # exp(x) - 1 would lose digits near 0
     excess = jnp.where(log_ratio < 1.0, near, bounded_exp(log_ratio) - 1.0)
     return excess - log_ratio

@@ -1,8 +1,8 @@
-"""Direct methods: a policy from comparisons, without a reward model.
+"""Losses of direct methods, which train a policy on comparisons without a reward model.
 
-All see the log-ratio D(x) = log pi(x) - log p0(x) of the chosen (w) and the rejected (l) response,
-except SLiC, which sees log pi alone. Where they end in a closed form, `shatter.evaluation` has it:
-`dpo_optimum`, `ipo_optimum`.
+They are functions of the log-ratio D(x) = log pi(x) - log p0(x) of the chosen (w) and the rejected
+(l) response, except SLiC, which uses log pi alone. `shatter.evaluation` has the optima that have a
+closed form: `dpo_optimum` and `ipo_optimum`.
 """
 
 import chex
@@ -22,10 +22,10 @@ def dpo_loss(
     beta: float | Array,
     label_smoothing: float | Array = 0.0,
 ) -> Array:
-    """Direct preference optimisation: a reward model whose reward is `beta D`.
+    """Returns the loss of direct preference optimisation: a reward model with the reward `beta D`.
 
     `-(1 - eps) log sigmoid(beta (D_w - D_l)) - eps log sigmoid(-beta (D_w - D_l))`. With choices of
-    a population of density q and eps = 0 it ends in `p0 q^(1 / beta) / Z`, not in q.
+    a population of density q and eps = 0 its optimum is `p0 q^(1 / beta) / Z`, not q.
 
     Source: Rafailov et al., Direct Preference Optimization, equation 7,
     https://arxiv.org/abs/2305.18290; eps: Mitchell, A note on DPO with noisy preferences,
@@ -37,14 +37,14 @@ def dpo_loss(
       ref_chosen_log_probs: `[...]`, log p0 of the chosen response.
       ref_rejected_log_probs: `[...]`, log p0 of the other.
       beta: KL coefficient, > 0.
-      label_smoothing: eps, the share of labels held to be flipped, 0 <= eps < 1/2.
+      label_smoothing: eps, the assumed share of flipped labels, 0 <= eps < 1/2.
 
     Returns:
       `[...]`, nats; log 2 where pi = p0.
 
     Raises:
       AssertionError: if the shapes differ or the log-probs are not floating.
-      ValueError: if beta is not above 0, or eps not in its range.
+      ValueError: if beta is not above 0, or eps is not in its range.
     """
     assert_positive(beta=beta)
     if not isinstance(label_smoothing, jax.Array) and not 0.0 <= label_smoothing < 0.5:
@@ -64,10 +64,10 @@ def ipo_loss(
     *,
     beta: float | Array,
 ) -> Array:
-    """Identity preference optimisation: the margin is drawn to a finite value.
+    """Returns the loss of identity preference optimisation, which has a finite target margin.
 
-    `(D_w - D_l - 1 / (2 beta))^2`. A pair that always goes one way has a finite optimum, where
-    DPO's runs away: over choices of x with chance P, `D_x - D_y = (P - 1/2) / beta`.
+    `(D_w - D_l - 1 / (2 beta))^2`. If x is chosen beside y with probability P, the optimum is
+    `D_x - D_y = (P - 1/2) / beta`, which is finite even at P = 1, where DPO's margin diverges.
 
     Source: Azar et al., A General Theoretical Paradigm to Understand Learning from Human
     Preferences, equation 17, https://arxiv.org/abs/2310.12036.
@@ -80,7 +80,7 @@ def ipo_loss(
       beta: KL coefficient, > 0.
 
     Returns:
-      `[...]`, squared nats; in float32 beyond its range, inf, from margins of 1.8e19 nats.
+      `[...]`, squared nats; in float32 it overflows to inf at margins of 1.8e19 nats.
 
     Raises:
       AssertionError: if the shapes differ or the log-probs are not floating.
@@ -94,18 +94,18 @@ def ipo_loss(
 
 
 def slic_loss(chosen_log_probs: Array, rejected_log_probs: Array, *, delta: float | Array) -> Array:
-    """Sequence likelihood calibration: a hinge on the log-probs themselves.
+    """Returns the loss of sequence likelihood calibration: a hinge on the log-probs themselves.
 
     `max(0, delta - (log pi(x_w) - log pi(x_l)))`. The paper adds a cross-entropy towards the
-    reference, which is `sft_loss` on samples of p0. Alone, the expected loss of a pair is least at
-    a log-ratio of +-delta for whatever majority: it does not learn shares.
+    reference, which is `sft_loss` on samples of p0. Without it, the expected loss of a pair is
+    smallest at a log-ratio of +-delta, however large the majority is: it does not learn shares.
 
     Source: Zhao et al., SLiC-HF, equation 1, https://arxiv.org/abs/2305.10425.
 
     Args:
       chosen_log_probs: `[...]`, log pi of the chosen response, nats, summed over its tokens.
       rejected_log_probs: `[...]`, log pi of the other.
-      delta: the margin asked for, nats, > 0.
+      delta: the wanted margin, nats, > 0.
 
     Returns:
       `[...]`, nats, >= 0.
@@ -130,10 +130,10 @@ def xpo_loss(
     beta: float | Array,
     alpha: float | Array,
 ) -> Array:
-    """Exploratory preference optimisation: DPO with optimism about what the reference says little.
+    """Returns the loss of exploratory preference optimisation: DPO plus optimism.
 
-    `dpo_loss + alpha log pi(x_ref)`, x_ref a response sampled from p0: lowering the log-prob of
-    what p0 says raises the implied reward of everything else.
+    `dpo_loss + alpha log pi(x_ref)`, where x_ref is a response sampled from p0. Lowering the
+    log-prob of likely responses of p0 raises the implied reward of all others.
 
     Source: Xie et al., Exploratory Preference Optimization, algorithm 1,
     https://arxiv.org/abs/2405.21046.
@@ -143,7 +143,7 @@ def xpo_loss(
       rejected_log_probs: `[...]`, log pi of the other.
       ref_chosen_log_probs: `[...]`, log p0 of the chosen response.
       ref_rejected_log_probs: `[...]`, log p0 of the other.
-      sampled_log_probs: `[...]`, log pi of a response drawn from p0, one a comparison.
+      sampled_log_probs: `[...]`, log pi of one response drawn from p0 for each comparison.
       beta: KL coefficient, > 0.
       alpha: weight of the optimism, >= 0.
 
@@ -177,21 +177,21 @@ def selm_loss(
     beta: float | Array,
     alpha: float | Array,
 ) -> Array:
-    """Self-exploring language models: DPO with optimism away from the model's own samples.
+    """Returns the loss of self-exploring language models: DPO plus optimism about other responses.
 
-    `dpo_loss + alpha beta D(x)`, x a response sampled from the model.
+    `dpo_loss + alpha beta D(x)`, where x is a response sampled from the model.
 
-    Source: Zhang et al., Self-Exploring Language Models, https://arxiv.org/abs/2405.19332 (its
-    objective as our theory page gives it: the paper was not at hand).
+    Source: Zhang et al., Self-Exploring Language Models, https://arxiv.org/abs/2405.19332; the
+    formula is that of the authors' code, https://github.com/shenao-zhang/SELM.
 
     Args:
       chosen_log_probs: `[...]`, log pi of the chosen response, nats, summed over its tokens.
       rejected_log_probs: `[...]`, log pi of the other.
       ref_chosen_log_probs: `[...]`, log p0 of the chosen response.
       ref_rejected_log_probs: `[...]`, log p0 of the other.
-      sampled_log_probs: `[...]`, log pi of a response drawn from the model, one a comparison; the
-        draw itself is held fixed.
-      ref_sampled_log_probs: `[...]`, log p0 of it.
+      sampled_log_probs: `[...]`, log pi of one response drawn from the model for each comparison;
+        no gradient passes through the draw.
+      ref_sampled_log_probs: `[...]`, log p0 of the same response.
       beta: KL coefficient, > 0.
       alpha: weight of the optimism, >= 0.
 
@@ -216,7 +216,7 @@ def selm_loss(
 
 
 def _margin(chosen: Array, rejected: Array, ref_chosen: Array, ref_rejected: Array) -> Array:
-    """`D_w - D_l`."""
+    """Returns the margin `D_w - D_l`."""
     log_probs = [chosen, rejected, ref_chosen, ref_rejected]
     chex.assert_type(log_probs, float)
     chex.assert_equal_shape(log_probs)

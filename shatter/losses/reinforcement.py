@@ -1,4 +1,4 @@
-"""Policy gradients: REINFORCE, leave-one-out baselines, and the pieces of PPO (from rlax)."""
+"""Policy gradients: REINFORCE, leave-one-out baselines, and the parts of PPO."""
 
 from typing import Any
 
@@ -18,12 +18,12 @@ from shatter.types import Array
 
 
 def reinforce_loss(log_probs: Array, rewards: Array, baselines: float | Array = 0.0) -> Array:
-    """REINFORCE: the score-function loss of a reward, per sample of the policy.
+    """Returns the loss of REINFORCE: the score-function loss of a reward, per sample of the policy.
 
-    Its value is `-(r - b)`, its gradient `-(r - b) grad log pi`: over samples of pi the mean
-    gradient is `-grad E_pi r` for whatever baseline b that does not depend on the sample. With a
-    reward alone its optimum is a point mass on the best document: for the KL-regularised objective
-    give `r - beta (log pi - log p0)`, which is `posterior_loss`.
+    Its value is `-(r - b)` and its gradient `-(r - b) grad log pi`. Over samples of pi the mean
+    gradient is `-grad E_pi r` for any baseline b that does not depend on the sample. The optimum of
+    a reward alone is a point mass on the best document. With `r - beta (log pi - log p0)` in the
+    place of r this is `posterior_loss`, the KL-regularised objective.
 
     Source: Williams, Simple Statistical Gradient-Following Algorithms for Connectionist
     Reinforcement Learning (1992), https://doi.org/10.1007/BF00992696.
@@ -43,7 +43,7 @@ def reinforce_loss(log_probs: Array, rewards: Array, baselines: float | Array = 
     chex.assert_equal_shape([log_probs, rewards])
     checkify.debug_check(
         jnp.all(jnp.isfinite(rewards)),
-        "a reward is not finite at {count} of the samples, its KL penalty included",
+        "the reward, including its KL penalty, is not finite at {count} of the samples",
         count=jnp.sum(~jnp.isfinite(rewards)),
     )
     chex.assert_is_broadcastable(jnp.shape(baselines), log_probs.shape)
@@ -54,9 +54,9 @@ def reinforce_loss(log_probs: Array, rewards: Array, baselines: float | Array = 
 
 
 def rloo_loss(log_probs: Array, rewards: Array) -> Array:
-    """REINFORCE with the mean reward of the other samples as each sample's baseline.
+    """Returns the loss of REINFORCE with the mean reward of the other samples as the baseline.
 
-    `b_k = sum_{j != k} r_j / (K - 1)`, independent of sample k, so the gradient stays unbiased.
+    `b_k = sum_{j != k} r_j / (K - 1)` does not depend on sample k, so the gradient is unbiased.
 
     Source: Kool, van Hoof, Welling, Buy 4 REINFORCE Samples, Get a Baseline for Free! (2019),
     https://openreview.net/forum?id=r1lgTGL5DE; Ahmadian et al., Back to Basics,
@@ -64,7 +64,7 @@ def rloo_loss(log_probs: Array, rewards: Array) -> Array:
 
     Args:
       log_probs: `[..., K]`, log pi of K samples of one prompt, nats a document.
-      rewards: `[..., K]`, any KL penalty included; no gradient passes.
+      rewards: `[..., K]`, including the KL penalty if there is one; no gradient passes.
 
     Returns:
       `[..., K]`.
@@ -76,7 +76,7 @@ def rloo_loss(log_probs: Array, rewards: Array) -> Array:
     if log_probs.ndim < 1 or log_probs.shape[-1] < 2:
         raise AssertionError(
             "a leave-one-out baseline needs at least two samples of a prompt: expected log_probs "
-            f"[..., K] with K >= 2, found shape {log_probs.shape}"
+            f"[..., K] with K >= 2, found shape {log_probs.shape}; draw more samples"
         )
     rewards = at_least_float32(rewards)
     others = jnp.sum(rewards, axis=-1, keepdims=True) - rewards
@@ -91,9 +91,9 @@ def kl_penalised_rewards(
     *,
     beta: float | Array,
 ) -> Array:
-    """RLHF's reward of every token: a penalty everywhere, the document's score on its last token.
+    """Returns RLHF's reward of every token: a KL penalty, plus the score at the last token.
 
-    `-beta (log pi - log p0)_t + score [t is last]`; undiscounted, its sum over a document is the
+    `-beta (log pi - log p0)_t + score [t is last]`. The undiscounted sum over a document is the
     gain of `posterior_loss`.
 
     Source: Ziegler et al., Fine-Tuning Language Models from Human Preferences, equation 2,
@@ -118,8 +118,8 @@ def kl_penalised_rewards(
     log_probs, ref_log_probs = map(finite_logs, (token_log_probs, ref_token_log_probs))
     log_ratio = jnp.where(mask, log_probs, 0.0) - jnp.where(mask, ref_log_probs, 0.0)
     scores = at_least_float32(scores)
-    after = jnp.cumsum(mask[..., ::-1], axis=-1)[..., ::-1]  # tokens that count, from here on
-    is_last = mask & (after == 1)
+    num_left = jnp.cumsum(mask[..., ::-1], axis=-1)[..., ::-1]  # this token included
+    is_last = mask & (num_left == 1)
     beta = jnp.broadcast_to(beta, scores.shape)[..., None]
     rewards = jnp.where(is_last, scores[..., None], 0.0) - beta * log_ratio
     return jax.lax.stop_gradient(rewards)
@@ -133,10 +133,10 @@ def generalised_advantages(
     discount: float | Array = 1.0,
     decay: float | Array = 0.95,
 ) -> Array:
-    """Generalised advantage estimates of the tokens of a response, by rlax.
+    """Returns generalised advantage estimates of the tokens of a response, computed by rlax.
 
     `A_t = sum_u (gamma lambda)^(u - t) (r_u + gamma V_(u+1) - V_u)` over the response's tokens
-    u >= t, V = 0 after the last one.
+    u >= t, with V = 0 after the last one.
 
     Source: Schulman et al., High-Dimensional Continuous Control Using Generalized Advantage
     Estimation, equation 16, https://arxiv.org/abs/1506.02438.
@@ -144,12 +144,12 @@ def generalised_advantages(
     Args:
       rewards: `[..., T]`, of choosing token t.
       values: `[..., T]`, of the state in which token t is chosen; no gradient passes.
-      mask: bool `[..., T]`, true on the response's tokens, which are contiguous, EOS included.
+      mask: bool `[..., T]`, true on the response's tokens, EOS included, which must be contiguous.
       discount: gamma.
-      decay: lambda; 1 = Monte Carlo returns minus values, 0 = one step.
+      decay: lambda; 1 = Monte Carlo returns minus values, 0 = one-step temporal differences.
 
     Returns:
-      `[..., T]`; 0 outside the mask. Advantages plus values are the targets of the value function.
+      `[..., T]`; 0 outside the mask. The targets of the value function are advantages plus values.
 
     Raises:
       AssertionError: if the shapes or types do not fit.
@@ -159,7 +159,7 @@ def generalised_advantages(
     chex.assert_equal_shape([rewards, values, mask])
     rlax = _rlax()
 
-    def one(rewards: Array, values: Array, mask: Array) -> Array:
+    def of_one_response(rewards: Array, values: Array, mask: Array) -> Array:
         values = jnp.append(values, 0.0)
         goes_on = jnp.append(mask[1:], False).astype(values.dtype)
         return rlax.truncated_generalized_advantage_estimation(
@@ -167,20 +167,20 @@ def generalised_advantages(
         )
 
     counted = [jnp.where(mask, at_least_float32(array), 0.0) for array in (rewards, values)]
-    lifted = jnp.vectorize(one, signature="(t),(t),(t)->(t)")
+    lifted = jnp.vectorize(of_one_response, signature="(t),(t),(t)->(t)")
     return jnp.where(mask, lifted(*counted, mask), 0.0)
 
 
 def whiten(values: Array, mask: Array) -> Array:
-    """Centres and scales what counts in a batch to mean 0 and standard deviation 1.
+    """Returns the values under a mask, centred and scaled to mean 0 and standard deviation 1.
 
     Args:
-      values: `[..., T]`, for example advantages; the mean is over all axes.
-      mask: bool `[..., T]`.
+      values: `[..., T]`, for example advantages; mean and deviation are over all axes.
+      mask: bool `[..., T]`, true on the values that count.
 
     Returns:
-      `[..., T]`; 0 outside the mask, and everywhere where all values are equal (or, in float32,
-      where they spread over more than 1e19, whose square it does not hold).
+      `[..., T]`; 0 outside the mask. All are 0 if the values are equal, or if in float32 they
+      spread over more than 1e19, because the square overflows.
 
     Raises:
       AssertionError: if the shapes or types do not fit.
@@ -188,7 +188,7 @@ def whiten(values: Array, mask: Array) -> Array:
     chex.assert_type([values, mask], [float, bool])
     chex.assert_equal_shape([values, mask])
     centred = jnp.where(mask, at_least_float32(values), 0.0)
-    for _ in range(2):  # the second time takes away what the first one rounded
+    for _ in range(2):  # the second pass removes the rounding error of the first mean
         centred = jnp.where(mask, centred - masked_mean(centred.ravel(), mask.ravel()), 0.0)
     variance = masked_mean(jnp.square(centred).ravel(), mask.ravel())
     return centred * jax.lax.rsqrt(variance + 1e-8)
@@ -202,9 +202,9 @@ def ppo_loss(
     *,
     clip: float | Array = 0.2,
 ) -> Array:
-    """PPO's clipped surrogate, summed over the tokens of a response, by rlax.
+    """Returns PPO's clipped surrogate loss, summed over the tokens of a response, by rlax.
 
-    `-sum_t min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t)`, rho = pi / behaviour. On policy its
+    `-sum_t min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t)`, rho = pi / behaviour. On-policy its
     gradient is `-sum_t A_t grad log pi_t`.
 
     Source: Schulman et al., Proximal Policy Optimization Algorithms, equation 7,
@@ -212,15 +212,15 @@ def ppo_loss(
 
     Args:
       token_log_probs: `[..., T]`, log pi of the tokens, nats.
-      behaviour_token_log_probs: `[..., T]`, log-probs under the law they were drawn from; no
-        gradient passes.
+      behaviour_token_log_probs: `[..., T]`, log-probs under the law that the tokens were drawn
+        from; no gradient passes.
       advantages: `[..., T]`; no gradient passes.
       mask: bool `[..., T]`, true on the response's tokens, EOS included.
       clip: eps.
 
     Returns:
-      `[...]`; 0 where the mask is empty. In float32 a ratio above e^80 (in float64 e^701) counts as
-      that, in value and gradient; the gradient of what is clipped is 0 at any ratio.
+      `[...]`; 0 where the mask is empty. A ratio is at most e^80 in float32 and e^701 in float64,
+      in value and gradient; the gradient of a clipped ratio is 0.
 
     Raises:
       AssertionError: if the shapes or types do not fit.
@@ -231,22 +231,26 @@ def ppo_loss(
     rlax = _rlax()
     log_probs, behaviour = map(finite_logs, (token_log_probs, behaviour_token_log_probs))
     behaviour = jax.lax.stop_gradient(jnp.where(mask, behaviour, 0.0))
-    # Not exp: where the ratio is clipped its gradient is 0 times the exponential's.
+    # Bounded, because the gradient of a clipped ratio is 0 times that of the exponential, and 0
+    # times infinity would be NaN.
     ratios = bounded_exp(jnp.where(mask, log_probs, 0.0) - behaviour)
     advantages = at_least_float32(advantages)
 
-    def one(ratios: Array, advantages: Array) -> Array:
+    def of_one_response(ratios: Array, advantages: Array) -> Array:
         return ratios.size * rlax.clipped_surrogate_pg_loss(ratios, advantages, clip)  # a mean
 
-    return jnp.vectorize(one, signature="(t),(t)->()")(ratios, jnp.where(mask, advantages, 0.0))
+    return jnp.vectorize(of_one_response, signature="(t),(t)->()")(
+        ratios, jnp.where(mask, advantages, 0.0)
+    )
 
 
 def value_loss(values: Array, targets: Array, mask: Array) -> Array:
-    """Half the squared error of a value function, summed over the tokens of a response.
+    """Returns half the squared error of a value function, summed over the tokens of a response.
 
     Args:
       values: `[..., T]`.
-      targets: `[..., T]`, advantages plus the values they were computed with; no gradient passes.
+      targets: `[..., T]`, advantages plus the values that they were computed with; no gradient
+        passes.
       mask: bool `[..., T]`, true on the response's tokens.
 
     Returns:
@@ -270,7 +274,7 @@ def adapt_beta(
     num_samples: int,
     horizon: float | Array,
 ) -> Array:
-    """The adaptive KL coefficient after a batch: up where the KL is above its target.
+    """Returns the adaptive KL coefficient after a batch, which rises if the KL is above its target.
 
     `beta (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon)`.
 
@@ -280,9 +284,9 @@ def adapt_beta(
     Args:
       beta: KL coefficient, > 0.
       kl: KL(policy || reference) of the batch, nats a document.
-      target: the KL wanted, nats, > 0.
-      num_samples: n, documents in the batch.
-      horizon: documents over which beta may change by a fifth; at least n.
+      target: the wanted KL, nats, > 0.
+      num_samples: n, number of documents in the batch.
+      horizon: number of documents over which beta may change by a fifth; at least n.
 
     Returns:
       The next beta.
@@ -297,11 +301,12 @@ def adapt_beta(
 
 
 def _rlax() -> Any:
-    """Rlax, when it is needed: it brings tensorflow_probability with it."""
+    """Imports rlax on first use, because it is optional and slow: it imports distrax."""
     try:
         import rlax
     except ImportError as error:
         raise ImportError(
-            "the pieces of PPO come from rlax, which is not installed: pip install rlax"
+            "shatter.losses.ppo_loss and generalised_advantages need rlax, which cannot be "
+            f"imported ({error}): pip install 'shatter-lm[rl]'"
         ) from error
     return rlax

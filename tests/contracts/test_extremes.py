@@ -303,14 +303,6 @@ def test_a_rare_point_that_the_other_law_excludes_is_infinitely_far():
     np.testing.assert_array_equal(jax.grad(numerics.kl_divergence)(other, p), [1.0, 0.0])
 
 
-def test_rewards_of_minus_infinity_outside_the_best():
-    rewards = jnp.array([2.0, -jnp.inf, 1.0, -jnp.inf])
-    best = lambda rewards: evaluation.expected_best_of_n(rewards, num_samples=3)
-    value, slope = jax.value_and_grad(best)(rewards)
-    np.testing.assert_allclose(value, 0.75 * 2.0 + 0.25 * 1.0, rtol=1e-6)
-    np.testing.assert_allclose(slope, [0.75, 0.0, 0.25, 0.0], rtol=1e-6)
-
-
 @pytest.mark.parametrize("name", ["kl_k3", "gdc_loss", "posterior_optimum", "reward_optimum"])
 def test_what_is_not_known_is_seen(name):
     """No comparison takes a NaN for a document without mass, or for the worst."""

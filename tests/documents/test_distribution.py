@@ -1,5 +1,7 @@
 """The language model as a distrax distribution."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +36,7 @@ def score(params) -> tuple[jax.Array, jax.Array]:
 
 
 def exact(params) -> tuple[np.ndarray, np.ndarray]:
-    """Every document after the prompt and its log-prob."""
+    """Returns every document after the prompt and its log-prob."""
     tokens, log_probs = score(params)
     return np.asarray(tokens), np.asarray(log_probs)
 
@@ -44,6 +46,16 @@ def test_it_is_a_distrax_distribution(params):
     assert isinstance(distribution, distrax.Distribution)
     assert distribution.event_shape == (4,)
     assert distribution.batch_shape == ()
+
+
+def test_without_distrax_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distrax", None)
+    monkeypatch.delitem(sys.modules, "shatter.documents.distribution", raising=False)
+    message = (
+        r"needs distrax, which cannot be imported .*: pip install 'shatter-lm\[distributions\]'"
+    )
+    with pytest.raises(ImportError, match=message):
+        from shatter.documents import DocumentDistribution  # noqa: F401
 
 
 def test_log_prob_is_that_of_scoring(params):
@@ -56,7 +68,7 @@ def test_log_prob_is_that_of_scoring(params):
 
 
 def test_what_follows_eos_does_not_count(params):
-    """(1, 0) and (1, 2) are the document that ends at once."""
+    """The responses (1, 0) and (1, 2) are both the document that ends at once."""
     tokens = jnp.array([[2, 0, 1, 1], [2, 0, 1, 0], [2, 0, 1, 2]])
     found = np.asarray(jax.jit(lambda p: make_distribution(p).log_prob(tokens))(params))
     everything, log_probs = exact(params)
@@ -71,7 +83,7 @@ def test_a_document_after_another_prompt_is_impossible(params):
 
 
 def test_samples_follow_the_law(params):
-    """20,000 of them: a frequency's standard error is under .0036, its bound five of them."""
+    """A frequency in 20,000 samples has a standard error below .0036; the bound is five of them."""
     run = jax.jit(lambda p, key: make_distribution(p).sample_and_log_prob(
         seed=key, sample_shape=(200, 100)
     ))  # fmt: skip
@@ -88,7 +100,7 @@ def test_samples_follow_the_law(params):
 
 @pytest.mark.parametrize(("sample_shape", "leading"), [((), ()), (3, (3,)), ((2, 3), (2, 3))])
 def test_sample_shapes(params, sample_shape, leading: tuple[int, ...]):
-    """And a sample is the one that comes with its log-prob for the same key."""
+    """With the same key, `sample` and `sample_and_log_prob` return the same documents."""
     key = jax.random.key(0)
 
     def run(params):
@@ -108,7 +120,7 @@ def test_entropy_is_exact(params):
 
 
 def test_distributions_pass_through_jit_and_vmap(params):
-    """As arguments, and stacked over members as a result."""
+    """As arguments of a jitted function, and stacked over members as its result."""
     members = jnp.array([params, 2 * params])
     keys = jax.random.split(jax.random.key(0), 2)
     stacked = jax.vmap(make_distribution)(members)

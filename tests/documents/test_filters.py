@@ -1,4 +1,4 @@
-"""The law drawn from, against its definition in float64 by numpy."""
+"""The filtered laws against their definition in float64 NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from shatter.numerics import LOG_ZERO
 
 
 def kept_by_definition(logits, temperature=1.0, top_k=None, top_p=None, min_p=None) -> list[int]:
-    """Sorts tokens by logit, then by id, the likeliest last, and filters the list."""
+    """Returns the tokens that stay, by filtering a list sorted by logit and id."""
     x = np.asarray(logits, float) / temperature
     kept = sorted(range(len(x)), key=lambda v: (x[v], v))
     if top_k == 1:
@@ -44,7 +44,7 @@ FILTERS = [
 
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
 def test_definition(float64: None, filters: dict):
-    """60 random rows: spread out, flat, with many ties, and with forbidden tokens."""
+    """On 60 random rows: spread out, flat, with many ties, and with forbidden tokens."""
     rng = np.random.default_rng(2)
     logits = rng.normal(size=(4, 15, 12)) * np.array([3.0, 0.3, 1.0, 2.0])[:, None, None]
     logits[2] = np.round(2 * logits[2]) / 2
@@ -79,7 +79,7 @@ def test_definition(float64: None, filters: dict):
     ids=str,
 )
 def test_by_hand(filters: dict, kept: list[int]):
-    """Probabilities .48, .24, .04, .24."""
+    """With the probabilities .48, .24, .04, .24."""
     found = sampling_logits(jnp.log(jnp.array([0.48, 0.24, 0.04, 0.24])), **filters)
     np.testing.assert_array_equal(np.flatnonzero(found > LOG_ZERO), kept)
 

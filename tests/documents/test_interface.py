@@ -1,4 +1,4 @@
-"""The language model as policy, reward and transition; identities 1 and 2 by enumeration."""
+"""The language model as policy, reward and transition; soft values by enumeration."""
 
 import itertools
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shatter import documents
+from shatter import documents, numerics
 from shatter.evaluation import posterior_optimum
 from shatter.models import LanguageModel, tabular
 from shatter.types import Array
@@ -19,7 +19,7 @@ both_ends = pytest.mark.parametrize("eos", [None, 1])
 
 
 class Space(NamedTuple):
-    """Every response, what it is worth, and how likely it is, in plain numpy."""
+    """Every response with its reward and its log-prob, in plain NumPy."""
 
     eos: int | None
     responses: list[tuple[int, ...]]
@@ -31,12 +31,12 @@ class Space(NamedTuple):
 
 
 def row(prefix: tuple[int, ...]) -> int:
-    """The place of a prefix among those of its length."""
+    """Returns the index of a prefix among those of its length."""
     return int(sum(token * V**i for i, token in enumerate(reversed(prefix))))
 
 
 def totals(levels: list, responses: list[tuple[int, ...]]):
-    """What every response collects on its way, `[D]`."""
+    """Returns the sum of the entries along every response, `[D]`."""
     collected = []
     for t, level in enumerate(levels):
         rows = np.array([row(response[:t]) for response in responses])
@@ -68,7 +68,7 @@ def make_space(eos: int | None) -> Space:
 
 
 def solve(space: Space, rewards, beta):
-    """Soft values and the posterior's next-token policy."""
+    """Returns soft values and the posterior's next-token policy."""
     levels = [jnp.array(level) for level in space.levels]
     return documents.posterior_policy(
         levels, rewards, space.tokens, space.mask, beta=beta, eos=space.eos
@@ -83,7 +83,7 @@ def solved(request: pytest.FixtureRequest, float64: None):
 
 
 def posterior(space: Space, beta: float) -> tuple[np.ndarray, float]:
-    """log p* = log p0 + r / beta - log Z, and log Z."""
+    """Returns log p* = log p0 + r / beta - log Z, and log Z."""
     log_joint = space.log_p0 + space.rewards / beta
     log_z = np.log(np.exp(log_joint).sum())
     return log_joint - log_z, log_z
@@ -91,7 +91,7 @@ def posterior(space: Space, beta: float) -> tuple[np.ndarray, float]:
 
 @pytest.mark.parametrize("beta", [0.5, 2.0])
 def test_soft_recursion_is_the_posterior(solved, beta: float):
-    """Identity 1: V(root) = beta log Z, and V(s), p*(a | s) at every prefix that is reached."""
+    """V(root) = beta log Z, and V(s) and p*(a | s) are right at every prefix that is reached."""
     space, run = solved
     values, policy = jax.tree.map(np.asarray, run(space.rewards, beta))
     log_target, log_z = posterior(space, beta)
@@ -121,7 +121,7 @@ def test_soft_recursion_is_the_posterior(solved, beta: float):
 
 
 def test_posterior_does_not_move_with_a_constant(solved):
-    """Identity 1: r + c leaves p* as it is and adds c to every value."""
+    """The reward r + c leaves p* as it is and adds c to every value."""
     space, run = solved
     values, policy = jax.tree.map(np.asarray, run(space.rewards, 0.5))
     shifted_values, shifted_policy = jax.tree.map(np.asarray, run(space.rewards + 3.0, 0.5))
@@ -133,7 +133,7 @@ def test_posterior_does_not_move_with_a_constant(solved):
 
 @both_ends
 def test_posterior_policy_of_a_language_model_after_a_prompt(float64: None, eos: int | None):
-    """As a law over documents it is `posterior_optimum`, whatever the length of the prompt."""
+    """As a law over documents it is `posterior_optimum`, for any length of the prompt."""
     params, prompt = LM.init(jax.random.key(1)), (0, 2)
     sizes = {"vocab_size": V, "max_length": L - 1, "prompt": prompt}
     tokens, mask = documents.enumerate_documents(**sizes, eos=eos)
@@ -156,7 +156,7 @@ def test_posterior_policy_of_a_language_model_after_a_prompt(float64: None, eos:
 
 @pytest.mark.parametrize("beta", [0.5, 2.0])
 def test_regularised_return_of_any_policy(solved, beta: float):
-    """Identity 1: J_KL(pi) = beta log Z - beta KL(pi || p*)."""
+    """J_KL(pi) = beta log Z - beta KL(pi || p*)."""
     space, run = solved
     values, policy = jax.tree.map(np.asarray, run(space.rewards, beta))
     log_target = totals(policy, space.responses)
@@ -165,14 +165,14 @@ def test_regularised_return_of_any_policy(solved, beta: float):
         pi = np.exp(log_pi)
         assert pi.sum() == pytest.approx(1.0, abs=1e-12)
         regularised = pi @ space.rewards - beta * (pi @ (log_pi - space.log_p0))
-        divergence = documents.kl_divergence(jnp.array(log_pi), jnp.array(log_target))
+        divergence = numerics.kl_divergence(jnp.array(log_pi), jnp.array(log_target))
         expected = beta * (values[0][0] / beta) - beta * float(divergence)
         assert regularised == pytest.approx(expected, abs=1e-12)
         assert divergence > 0.05
 
 
 def test_derivatives_in_the_inverse_temperature(solved):
-    """Identity 2, eta = 1 / beta: d log Z = E r, d E r = Var r, d KL(p* || p0) = eta Var r."""
+    """By eta = 1 / beta: d log Z = E r, d E r = Var r, d KL(p* || p0) = eta Var r."""
     space, _ = solved
 
     @jax.jit
@@ -180,8 +180,8 @@ def test_derivatives_in_the_inverse_temperature(solved):
         def quantities(eta):
             values, policy = solve(space, space.rewards, 1 / eta)
             log_target = totals(policy, space.responses)
-            mean = documents.expectation(log_target, jnp.array(space.rewards))
-            kl = documents.kl_divergence(log_target, jnp.array(space.log_p0))
+            mean = numerics.expectation(log_target, jnp.array(space.rewards))
+            kl = numerics.kl_divergence(log_target, jnp.array(space.log_p0))
             return jnp.array([eta * values[0][0], mean, kl])
 
         return jax.jvp(quantities, (eta,), (1.0,))
@@ -199,7 +199,7 @@ def test_derivatives_in_the_inverse_temperature(solved):
 
 
 def test_kl_of_documents_is_the_sum_over_prefixes(solved):
-    """Chain rule: KL(pi || p*) = sum over prefixes of pi(prefix) KL of the next token's laws."""
+    """KL(pi || p*) is the sum over prefixes of pi(prefix) times the KL of the next-token laws."""
     space, run = solved
     _, policy = jax.tree.map(np.asarray, run(space.rewards, 0.5))
     other = random_levels(7)
@@ -215,7 +215,7 @@ def test_kl_of_documents_is_the_sum_over_prefixes(solved):
 
 
 def test_posterior_policy_avoids_what_the_reference_never_writes(float64: None):
-    """A token of probability 0 keeps it, however good its documents; nothing becomes NaN."""
+    """A token of probability 0 keeps it, even if its documents have the best rewards; no NaN."""
     tokens, mask = documents.enumerate_documents(vocab_size=V, max_length=L)
     levels = [jnp.array(level) for level in random_levels(0)]
     levels[1] = jax.nn.log_softmax(levels[1].at[2, 0].set(-jnp.inf))
@@ -278,7 +278,7 @@ def test_own_log_probs_as_rewards_leave_nothing_to_optimise(float64: None, eos: 
 
 @both_ends
 def test_at_another_temperature_the_optimum_is_sequence_tempered(float64: None, eos: int | None):
-    """pi(x)^(1 / tau) / Z, with V(root) = tau log Z; tempering every token is another law."""
+    """It is pi(x)^(1 / tau) / Z with V(root) = tau log Z; tempering tokens gives another law."""
     space = make_space(eos)
 
     @jax.jit
@@ -302,7 +302,7 @@ def test_at_another_temperature_the_optimum_is_sequence_tempered(float64: None, 
 
 
 def test_forbidden_actions_and_dead_ends_are_avoided(float64: None):
-    """Rewards of -inf after (2): no 0; after (1): nothing at all. Values and gradients finite."""
+    """After token 2 action 0 is forbidden, after token 1 all are; all values are finite."""
     levels = [jnp.array(level) for level in random_levels(0)]
 
     @jax.jit
@@ -328,7 +328,7 @@ def test_forbidden_actions_and_dead_ends_are_avoided(float64: None):
 
 @both_ends
 def test_rolling_documents_through_the_three_faces(float64: None, eos: int | None):
-    """Rewards of the actions sum to log_prob, transitions rebuild the documents."""
+    """The rewards of the actions sum to log_prob, and the transitions rebuild the documents."""
     params = LM.init(jax.random.key(0))
     tokens, mask = documents.enumerate_documents(vocab_size=V, max_length=L, eos=eos)
     faces = documents.interface(LM)
@@ -373,7 +373,7 @@ def test_faces_take_any_leading_axes(float64: None):
 
 
 def test_half_precision_stops_at_the_logits():
-    """Log-probs and soft values of a bfloat16 model are float32, normalised to its precision."""
+    """The log-probs and soft values of a bfloat16 model are float32 and normalised as such."""
 
     def apply(params: Array, tokens: Array, *, valid: Array | None = None) -> Array:
         del valid

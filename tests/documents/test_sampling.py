@@ -28,7 +28,7 @@ every_law = pytest.mark.parametrize(
 
 
 def make_params(lm: LanguageModel):
-    """Far from uniform; drawn by numpy, for compiling an init takes longer than the tests."""
+    """Draws parameters far from uniform, with NumPy because compiling an init takes longer."""
     rng = np.random.default_rng(5)
     shapes = jax.eval_shape(lm.init, jax.random.key(0))
     return jax.tree.map(lambda leaf: jnp.array(rng.standard_normal(leaf.shape)), shapes)
@@ -51,7 +51,7 @@ every_filter = pytest.mark.parametrize(
 def drawn(
     kind: str, temperature: float, cached: bool = True, filters: Filters = ()
 ) -> tuple[Samples, np.ndarray]:
-    """20,000 samples in float64, and the logits of their documents."""
+    """Returns 20,000 samples in float64, and the logits of their documents."""
     lm = MODELS[kind] if cached else MODELS[kind]._replace(init_cache=None, decode=None)
 
     @jax.jit
@@ -74,7 +74,7 @@ def drawn(
 
 
 def exact_law(kind: str, temperature: float, filters: Filters = ()) -> dict[tuple[int, ...], float]:
-    """Every document's probability when the logits of each token are tempered and filtered."""
+    """Returns every document's probability if each token's logits are tempered and filtered."""
     lm = MODELS[kind]
     with jax.enable_x64(True):
         tokens, mask = documents.enumerate_documents(
@@ -103,7 +103,7 @@ def test_frequencies_are_those_of_the_law(kind: str, temperature: float):
 
 
 def chi_square(samples: Samples, law: dict[tuple[int, ...], float]) -> float:
-    """Of the documents drawn, all of which must be possible."""
+    """Returns the statistic of drawn documents, all of which must be possible."""
     rows, counts = np.unique(samples.tokens, axis=0, return_counts=True)
     observed = dict(zip(map(tuple, rows.tolist()), counts.tolist(), strict=True))
     possible = {document: p for document, p in law.items() if p > 0}
@@ -117,7 +117,7 @@ def chi_square(samples: Samples, law: dict[tuple[int, ...], float]) -> float:
 
 @every_filter
 def test_filters(filters: Filters):
-    """Frequencies are those of the filtered law, at temperature 0.7, and so are the log-probs."""
+    """At temperature 0.7, frequencies and log-probs are those of the filtered law."""
     samples, logits = drawn("tabular", 0.7, filters=filters)
     law = exact_law("tabular", 0.7, filters)
     assert 3 <= sum(p > 0 for p in law.values()) < 15
@@ -135,7 +135,7 @@ def test_filters(filters: Filters):
 
 @every_law
 def test_log_probs_are_those_of_scoring(kind: str, temperature: float):
-    """Identity 10: under the law drawn from, and under the model itself."""
+    """Under the law that tokens were drawn from, and under the model itself."""
     samples, logits = drawn(kind, temperature)
     with jax.enable_x64(True):
         score = jax.jit(log_prob)
@@ -165,7 +165,7 @@ def test_one_eos_and_nothing_after_it(kind: str):
 
 
 def test_cache_and_full_forward_pass_draw_the_same():
-    """Identity 10: the same key gives the same tokens."""
+    """The same key gives the same tokens with the cache and without."""
     with_cache, _ = drawn("transformer", 0.7)
     without, _ = drawn("transformer", 0.7, cached=False)
     np.testing.assert_array_equal(with_cache.tokens, without.tokens)
@@ -178,7 +178,7 @@ PROMPTS = [(2, 0, 1), (0,), (1, 2)]
 
 @every_model
 def test_padded_prompts(float64: None, kind: str):
-    """Left or right, whatever the id of padding: the same tokens, log-probs as without padding."""
+    """With padding on the left or right, of any id: tokens and log-probs as without padding."""
     lm = MODELS[kind]
     params = make_params(lm)
 
@@ -242,7 +242,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_shared_prefill_and_full_forward_pass(float64: None, case: dict):
-    """Prompts of different lengths, read once, once a response and again at every token."""
+    """Prompts of different lengths are read once, or for each response, or at every token."""
     prompts, valid = pad_prompts(PROMPTS)
     given = {"prompt": prompts, "num_samples": 5, "max_length": 3, "valid": jnp.array(valid)} | case
     given["valid"] = None if given["valid"] is False else given["valid"]
@@ -257,7 +257,7 @@ def test_shared_prefill_and_full_forward_pass(float64: None, case: dict):
 
 
 def test_the_plain_loop():
-    """Token t of all rows together by the key folded with t, as the categorical draws it."""
+    """Token t of all rows is drawn by `jax.random.categorical` with the key folded with t."""
     lm, key, prompts = MODELS["transformer"], jax.random.key(11), jnp.array([[2, 0], [1, 1]])
     params = make_params(lm)
     found = jax.jit(lambda p: small(key, prompts, lm, p, max_length=4))(params)
@@ -270,7 +270,7 @@ def test_the_plain_loop():
 
 
 def test_prefill_computes_no_logits():
-    """No array with a logit for every token of the prompts is in the compiled program."""
+    """The compiled program has no array with logits for every token of the prompts."""
     lm = transformer(TransformerConfig(vocab_size=37, max_length=32, width=8, num_layers=1))
     compiled = jax.jit(lambda p: small(prompt=np.zeros((2, 19), int), lm=lm, params=p)).lower(
         make_params(lm)
@@ -296,7 +296,7 @@ def test_greedy_is_the_argmax():
 
 
 def test_several_tokens_may_end_a_response():
-    """The same draws as with one until a response ends by the other; the first id fills."""
+    """The draws are those with one EOS until the other one ends a response; the first id fills."""
     run = jax.jit(small, static_argnames=("lm", "eos", "num_samples", "max_length"))
     one, two = (run(num_samples=200, max_length=3, eos=eos) for eos in (1, (1, 2)))
     responses, mask = np.asarray(two.tokens)[:, 1:], np.asarray(two.mask)[:, 1:]
@@ -312,7 +312,7 @@ def test_several_tokens_may_end_a_response():
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_the_model_is_not_called_when_all_have_ended(cached: bool):
-    """As many calls as the longest response has tokens, of 60; vmapped: the longest of all."""
+    """It is called as often as the longest response, under vmap of all lanes, has tokens."""
     calls = []
 
     def counted(function):
@@ -349,7 +349,7 @@ def test_the_model_is_not_called_when_all_have_ended(cached: bool):
 
 @every_model
 def test_members_and_keys_are_lifted_under_checkify(kind: str):
-    """Lifted as looped, and bad members are found; the order of vmap and checkify is free."""
+    """vmap gives the results of a loop, and checkify finds bad members, in either order."""
     lm = MODELS[kind]
     one = make_params(lm)
     members = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf, -leaf]), one)
@@ -384,18 +384,18 @@ def test_pad_prompts(lengths: list[int], bucket: int):
 
 def test_buckets_may_be_chosen():
     assert pad_prompts([[1, 2, 3]], buckets=(16, 5, 2))[0].shape == (1, 5)
-    with pytest.raises(ValueError, match=r"prompt 1 has 6 tokens, over the largest .* \(4, 5\)"):
+    with pytest.raises(ValueError, match=r"buckets \(4, 5\), found 6 tokens in prompt 1: shorten"):
         pad_prompts([[1], [2] * 6], buckets=(4, 5))
 
 
-@pytest.mark.parametrize(("prompts", "which"), [([[1], []], "1"), ([], "no prompt at all")])
+@pytest.mark.parametrize(("prompts", "which"), [([[1], []], "prompt 1"), ([], "no prompts")])
 def test_prompts_without_a_token_are_refused(prompts: list, which: str):
-    with pytest.raises(ValueError, match=f"every prompt needs a token .*: {which}"):
+    with pytest.raises(ValueError, match=f"one prompt, each with a token .* found {which}"):
         pad_prompts(prompts)
 
 
 def test_few_programs_for_prompts_of_many_lengths():
-    """One trace a bucket: 3 for 8 lengths."""
+    """One trace for each bucket: 3 for 8 lengths."""
     traces = []
 
     @jax.jit
@@ -422,7 +422,7 @@ def test_axes():
 
 
 def test_one_program_for_all_keys_and_prompts():
-    """Determinism in the key, other draws from another one, vmapped as looped, one compilation."""
+    """The same key gives the same draws, vmap those of a loop, and it compiles once."""
     traces = []
     lm = MODELS["tabular"]
 
@@ -445,7 +445,7 @@ def test_one_program_for_all_keys_and_prompts():
 
 
 def test_forbidden_tokens_are_never_drawn():
-    """A logit of -inf, also where it is every token but one; log-probs stay finite."""
+    """With logits of -inf, even for all tokens but one, log-probs stay finite."""
     lm = MODELS["tabular"]
     params = make_params(lm).at[..., 2].set(-jnp.inf).at[1, ..., 0].set(-jnp.inf)
     run = jax.jit(lambda prompt: sample(
@@ -520,7 +520,7 @@ def test_a_document_longer_than_the_model_is_refused(cached: bool):
 
 
 def test_a_document_longer_than_the_model_is_refused_behind_padding():
-    """What is known of the padding counts; where it is traced, one token of a prompt is sure."""
+    """Known padding needs no positions; where it is traced, only one prompt token is certain."""
     prompt, valid = jnp.array([[0, 1, 2]]), np.array([[False, True, True]])
     lm = MODELS["transformer"]
     draw = lambda valid, length: small(lm=lm, prompt=prompt, valid=valid, max_length=length)
@@ -555,7 +555,7 @@ def test_checkify_finds_bad_values(kind: str):
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_half_precision_logits_are_drawn_and_scored_in_float32(dtype):
-    """What is reported is what scoring says of the same logits; a sum of float16 errs by 1e-3."""
+    """The log-probs are those of scoring the same logits; a sum in float16 is off by 1e-3."""
     lm, prompt = MODELS["tabular"], jnp.array(PROMPT)
 
     @jax.jit

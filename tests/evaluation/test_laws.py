@@ -63,7 +63,7 @@ def test_the_metrics_of_a_prediction(float64):
 
 
 def log(law):
-    """Log-probs, -inf where nothing is likely."""
+    """Returns log-probs, -inf where the probability is 0."""
     with np.errstate(divide="ignore"):
         return np.log(np.asarray(law, np.float32))
 

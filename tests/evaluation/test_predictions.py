@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from shatter.evaluation import (
-    choice_log_loss,
     disagreement,
     dyadic_inputs,
     dyadic_joint_log_loss,
@@ -15,24 +14,12 @@ from shatter.evaluation import (
     marginal_log_loss,
 )
 
-choice_loss, marginal_loss, joint_loss = map(
-    jax.jit, (choice_log_loss, marginal_log_loss, joint_log_loss)
-)
+marginal_loss, joint_loss = map(jax.jit, (marginal_log_loss, joint_log_loss))
 
 
 def softmax(utilities):
     weights = np.exp(utilities)
     return weights / weights.sum(axis=-1, keepdims=True)
-
-
-def test_choice_log_loss(float64):
-    rng = np.random.default_rng(0)
-    utilities, choices = rng.normal(size=(5, 2, 3)), rng.integers(0, 3, size=(5, 2))
-    chosen = np.take_along_axis(softmax(utilities), choices[..., None], axis=-1)[..., 0]
-    actual = choice_loss(utilities, choices)
-    np.testing.assert_allclose(actual, -np.log(chosen), rtol=1e-13)
-    ignorant = choice_loss(np.zeros((5, 2, 3)), choices)
-    np.testing.assert_allclose(ignorant, np.log(3), rtol=1e-14)
 
 
 def test_marginal_and_joint_log_loss(float64):

@@ -1,4 +1,4 @@
-"""Moment and pointwise constraints against enumeration, and what cannot be fitted."""
+"""Moment and pointwise constraints against enumeration, and moments that cannot be fitted."""
 
 import warnings
 
@@ -36,7 +36,7 @@ def law(lam, features=FEATURES, log_p0=LOG_P0):
 
 @pytest.mark.parametrize("size", [0.1, 1.0, 4.0])
 def test_moments_over_an_enumerated_space(size: float):
-    """E_p phi = mu to 1e-9 of each feature's range, and lam is the one that mu was made with."""
+    """E_p phi = mu to 1e-9 of each feature's range, and lam is the one that gave mu."""
     for seed in range(5):
         wanted = size * np.random.default_rng(seed).standard_normal(3) / [1.0, 100.0, 1.0]
         moments = law(wanted) @ FEATURES
@@ -49,7 +49,7 @@ def test_moments_over_an_enumerated_space(size: float):
 
 
 def test_fitted_law_is_the_nearest_to_the_reference():
-    """Among laws with those moments: KL(p' || p0) = KL(p' || p) + KL(p || p0), Pythagoras."""
+    """For laws p' with the same moments KL(p' || p0) = KL(p' || p) + KL(p || p0)."""
     moments = np.array([2.2, 60.0, 0.4])
     p = law(fit_moments(FEATURES, moments, log_weights=LOG_P0, min_share=0.0))
     null = np.linalg.svd(np.vstack([FEATURES.T, np.ones(len(p))]))[2][4:]
@@ -96,7 +96,7 @@ def test_redundant_and_constant_features():
 
 
 def test_moments_near_an_extreme_and_rare_features():
-    """P(b) from 1e-4 to 1 - 1e-7: lam is the difference of the log-odds."""
+    """For P(b) from 1e-4 to 1 - 1e-7, lam is the difference of the log-odds."""
     features = np.array([[1.0], [0.0]])
     log_p0 = np.log([1e-4, 1 - 1e-4])
     for wanted in (1e-7, 0.5, 1 - 1e-7):
@@ -121,7 +121,7 @@ def test_pointwise_constraint_is_the_limit_of_a_moment(float64: None):
 
 
 def test_documents_without_mass_do_not_count():
-    """A feature that only they have cannot be asked for; others are fitted as without them."""
+    """A feature of these documents alone cannot be fitted; others are fitted as without them."""
     features = np.vstack([FEATURES, [[9.0, 900.0, 9.0]]])
     moments = np.array([2.2, 60.0, 0.4])
     expected = fit_moments(FEATURES, moments, log_weights=LOG_P0, min_share=0.0)
@@ -141,10 +141,10 @@ def test_moments_out_of_reach_are_named():
     with pytest.raises(ValueError, match=r"feature 0 .* moment 2: .*\(1, 1\)"):
         fit_moments(np.ones((5, 1)), [2.0])
     # Each alone is reachable: 2.9 twos need three places, and length 1.5 leaves them not.
-    with pytest.raises(ValueError, match=r"not reached together.* feature [01] has .* is wanted"):
+    with pytest.raises(ValueError, match=r"together.* expected .* for feature [01], found"):
         fit_moments(FEATURES, [1.5, 290.0, 0.5], log_weights=LOG_P0)
     # The same feature twice, with two wishes: halfway between is reached.
-    with pytest.raises(ValueError, match=r"feature [01] has 2\.1\d* where 2(\.2)? is wanted"):
+    with pytest.raises(ValueError, match=r"expected 2(\.2)? for feature [01], found 2\.1\d* at"):
         fit_moments(FEATURES[:, [0, 0]], [2.0, 2.2], log_weights=LOG_P0)
 
 

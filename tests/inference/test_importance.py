@@ -1,4 +1,4 @@
-"""Importance weights against sums over a small space, and at the edges."""
+"""Importance weights against sums over a small space, and extreme weights."""
 
 import warnings
 
@@ -40,7 +40,7 @@ def estimates(log_weights, values):
 
 
 def test_every_point_once_weighted_by_q_is_exact(float64: None):
-    """Each of D points once is a sample of the uniform law, with log weight log(P D)."""
+    """All D points once are a sample of the uniform law, with the log weights log(P D)."""
     log_weights = LOG_MASS + np.log(D)
     evidence, size, mean = estimates(log_weights, VALUES)
     assert evidence == pytest.approx(np.log(Z), abs=1e-14)
@@ -82,7 +82,7 @@ def test_estimates_from_samples(float64: None):
 
 @pytest.mark.parametrize("zero", [-np.inf, LOG_ZERO, 2 * LOG_ZERO, LOG_ZERO / 7])
 def test_no_weight_above_zero(zero: float):
-    """Numbers, not NaN, in float32; and an error under checkify."""
+    """The results are numbers in float32, not NaN, and an error under checkify."""
     log_weights, values = np.full(5, zero, np.float32), np.full(5, np.nan, np.float32)
     evidence, size, mean = estimates(log_weights, values)
     assert evidence <= LOG_ZERO / 7 and np.isfinite(evidence)
@@ -95,7 +95,7 @@ def test_no_weight_above_zero(zero: float):
 
 
 def test_zero_weights_and_shifts_do_no_harm():
-    """A NaN value of weight zero; a shift of 1e4 in float32; gradients stay finite."""
+    """A NaN with weight zero and a shift of 1e4 in float32 keep values and gradients finite."""
     log_weights = np.array([0.0, -np.inf, 1.0, LOG_ZERO], np.float32)
     values = np.array([1.0, np.nan, 3.0, np.nan], np.float32)
     evidence, size, mean = estimates(log_weights, values)
@@ -137,7 +137,7 @@ def test_resampling_counts(float64: None):
 
 
 def test_resampling_never_takes_what_has_no_weight():
-    """Weights of zero at both ends, in float32, where a mark of many may round up to the end."""
+    """With weights of zero at both ends, in float32, where a mark may be rounded up to the end."""
     log_weights = np.full(2_000, -np.inf, np.float32)
     log_weights[10:-10] = RNG.standard_normal(1_980)
     log_weights[500:700] = LOG_ZERO
@@ -153,7 +153,7 @@ def test_resampling_never_takes_what_has_no_weight():
 
 @pytest.mark.parametrize("start", [0.0, 1 - 2.0**-24])
 def test_marks_at_the_very_ends(monkeypatch: pytest.MonkeyPatch, start: float):
-    """The least and the largest uniform number: in float32 the last mark rounds up to the end."""
+    """With the smallest and the largest uniform number; in float32 the last mark rounds up."""
     monkeypatch.setattr(jax.random, "uniform", lambda key, dtype: jnp.asarray(start, dtype))
     log_weights = np.array([-np.inf, 0.0, LOG_ZERO, 0.0, -np.inf], np.float32)
     indices = resample(jax.random.key(0), jnp.asarray(log_weights), num_samples=4_000)
@@ -172,7 +172,7 @@ def test_checked_weights_give_their_size():
 
 def test_bad_weights_are_refused():
     with pytest.raises(ValueError, match=r"2 of 5 .*under p\* are NaN or \+inf.* index 1"):
-        check_weights([0.0, np.inf, 1.0, np.nan, -np.inf], what="p*")
+        check_weights([0.0, np.inf, 1.0, np.nan, -np.inf], law_name="p*")
     for zero in (-np.inf, LOG_ZERO):
         with pytest.raises(ValueError, match=r"no sample has mass under the target.*all 4 samples"):
             check_weights(np.full(4, zero))
@@ -186,7 +186,7 @@ def test_few_effective_samples_are_warned_of():
     weights = np.exp(log_weights) / np.exp(log_weights).sum()
     expected = f"under the tilt is {1 / (weights**2).sum():.3g} of 100 .*{weights.max():.3g}"
     with pytest.warns(UserWarning, match=expected):
-        size = check_weights(log_weights, what="the tilt")
+        size = check_weights(log_weights, law_name="the tilt")
     assert size == pytest.approx(1 / (weights**2).sum(), rel=1e-12)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

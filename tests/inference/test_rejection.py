@@ -1,4 +1,4 @@
-"""Rejection: the law of what is accepted, the rate, and giving up."""
+"""Rejection sampling: the law of accepted samples, the rate, and giving up."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ PROMPT = jnp.array([0])
 
 
 def reward(tokens):
-    """Bounded by 1; documents with a 2 in the last place are forbidden."""
+    """Returns rewards of at most 1; documents with a 2 in the last place are forbidden."""
     waves = jnp.sin(tokens[..., 1:] @ jnp.array([3.0, 1.0, 2.0], tokens.dtype).astype(float))
     return jnp.where(tokens[..., -1] == 2, -jnp.inf, waves)
 
@@ -65,7 +65,7 @@ P = np.array([0.5, 0.2, 0.0, 0.3])
 
 
 def bounded(key, log_bound):
-    """From the uniform law on four points, at most three tries."""
+    """Samples from the uniform law on four points with at most three tries."""
     propose = lambda key: jax.random.randint(key, (), 0, 4)
     log_weight = lambda x: jnp.log(4 * jnp.asarray(P, jnp.float32))[x]
     return rejection_sample(key, propose, log_weight, log_bound=log_bound, max_tries=3)
@@ -75,7 +75,7 @@ many = jax.jit(jax.vmap(bounded, in_axes=(0, None)))
 
 
 def test_giving_up():
-    """Accepted within three tries with probability 1 - (1 - a)^3; the rest are left unaccepted."""
+    """A sample is accepted within three tries with probability 1 - (1 - a)^3."""
     found = jax.tree.map(np.asarray, many(jax.random.split(jax.random.key(1), N), np.log(8.0)))
     accepted, tries = found.accepted, found.num_tries
     share = 1 - (1 - 1 / 8) ** 3
@@ -90,7 +90,7 @@ def test_giving_up():
 
 
 def test_a_bound_too_low():
-    """It draws min(P, g bound), normalised, and is an error under checkify."""
+    """The samples have the law min(P, g bound), normalised; under checkify it is an error."""
     keys = jax.random.split(jax.random.key(2), N)
     found = jax.tree.map(np.asarray, many(keys, 0.0))
     law = np.minimum(P, 0.25) / np.minimum(P, 0.25).sum()

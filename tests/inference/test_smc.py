@@ -31,17 +31,17 @@ both_ends = pytest.mark.parametrize("eos", [None, 0])
 
 
 def reward(code):
-    """r of a document, from a number that stands for it."""
+    """Returns the reward of a document from its code."""
     return 1.5 * np.cos(2.1 * code)
 
 
 def guess(code):
-    """log psi of an unfinished document; nothing to do with its rewards."""
+    """Returns log psi of an unfinished document, which has no relation to its rewards."""
     return 1.5 * np.sin(4.1 * code)
 
 
 def wrong_twist(eos: int | None):
-    """Right at a document's end alone."""
+    """Returns a twist that is right only at the end of documents."""
 
     def of_one(tokens, length):
         places, actions = jnp.asarray(PLACES), jnp.arange(V)
@@ -54,13 +54,13 @@ def wrong_twist(eos: int | None):
 
 
 def forbidding_twist(tokens, length):
-    """0 on a token 2, else 1, whatever came before: a weight that was zero once must stay so."""
+    """A twist that forbids token 2 at every step, so that a weight of zero must stay zero."""
     del length
     return jnp.tile(jnp.where(jnp.arange(V) == 2, -jnp.inf, 0.0), (tokens.shape[0], 1))
 
 
 class Space(NamedTuple):
-    """Every response and its log-probs, in plain numpy."""
+    """Every response and its log-probs, in plain NumPy."""
 
     rows: np.ndarray  # int [D, P + L]
     log_p0: np.ndarray
@@ -102,7 +102,7 @@ def make_space(eos: int | None) -> Space:
 
 
 def solve(params, eos: int | None):
-    """log p0(a | s), V(s) and log pi*(a | s), from the library's soft values."""
+    """Returns log p0(a | s), V(s) and log pi*(a | s) from the library's soft values."""
     levels = documents.prefix_log_probs(LM, params, vocab_size=V, max_length=L, prompt=PROMPT)
     rewards = []
     for t, level in enumerate(levels):
@@ -116,21 +116,21 @@ def solve(params, eos: int | None):
 
 
 def which(space: Space, tokens) -> np.ndarray:
-    """The place in the space of documents `[..., P + L]`; every one must be there, once."""
+    """Returns the index in the space of documents `[..., P + L]`; each must be there once."""
     same = (np.asarray(tokens)[..., None, :] == space.rows).all(-1)
     assert (same.sum(-1) == 1).all()
     return same.argmax(-1)
 
 
 def assert_frequencies(counts: np.ndarray, law: np.ndarray) -> None:
-    """Every document within 4 standard errors."""
+    """Every document is within 4 standard errors of its law."""
     total = counts.sum()
     assert (np.abs(counts - total * law) <= 4 * np.sqrt(total * law * (1 - law))).all()
 
 
 @both_ends
 def test_exact_twist(float64: None, eos: int | None):
-    """All weights are Z whatever is drawn, and decoding without weights has the law p*."""
+    """All weights are Z for any draw, and decoding without weights has the law p*."""
     space = make_space(eos)
 
     @jax.jit
@@ -163,7 +163,7 @@ NUM_RUNS, NUM_PARTICLES = 3_000, 6
 
 @functools.cache
 def many_runs(eos: int | None, twisted: bool):
-    """Runs with the wrong twist, never resampled and resampled below 0.9: [2, NUM_RUNS, ...]."""
+    """Returns runs with the wrong twist, without resampling and with, `[2, NUM_RUNS, ...]`."""
 
     @jax.jit
     def run(params, keys, resample_below):
@@ -238,7 +238,7 @@ def test_what_particles_report(float64: None, eos: int | None):
 
 @both_ends
 def test_decoding_by_a_wrong_twist_has_the_law_of_its_tokens(float64: None, eos: int | None):
-    """The product of its local laws, by enumeration: not the posterior."""
+    """It is the product of the local laws by enumeration, which is not the posterior."""
     space = make_space(eos)
 
     @jax.jit
@@ -268,7 +268,7 @@ def test_decoding_by_a_wrong_twist_has_the_law_of_its_tokens(float64: None, eos:
 
 @jax.jit
 def forbidden(params, key, extra):
-    """A hard constraint, p0 given no token 2, by both proposals; `extra` is added to log psi."""
+    """Samples p0 given no token 2 with both proposals; `extra` is added to log psi."""
     twist = lambda tokens, length: forbidding_twist(tokens, length) + extra
     common = {"twist": twist, "max_length": L, "eos": 0}
     clouds = []
@@ -290,7 +290,7 @@ def forbidden(params, key, extra):
 
 
 def test_forbidden_documents_in_float32():
-    """Z is p0's mass on the rest; zeros stay zero, and nothing is NaN."""
+    """Z is p0's mass on the allowed documents; weights of zero stay zero, and nothing is NaN."""
     space = make_space(0)
     allowed = ~(space.rows[:, P:] == 2).any(axis=1)
     z = np.exp(space.log_p0[allowed]).sum()
@@ -311,7 +311,7 @@ def test_forbidden_documents_in_float32():
 
 
 def test_nothing_allowed():
-    """Weights of zero, and everything is finite."""
+    """All weights are zero, and everything is finite."""
     params = PARAMS.astype(np.float32)
     found = jax.tree.map(np.asarray, forbidden(params, jax.random.key(0), -np.inf))
     for particles in found[:2]:
@@ -420,7 +420,7 @@ def test_tables_of_an_exact_twist_must_fit():
 
 @pytest.mark.parametrize("function", [smc, weighted_decoding])
 def test_a_response_of_l_tokens_after_p_needs_p_plus_l_minus_1_positions(function):
-    """Nothing follows the last token: a model of that many positions must do."""
+    """Nothing is predicted after the last token, so a model with that many positions suffices."""
     seen = []
 
     def apply(params, tokens, *, valid=None):

@@ -20,7 +20,7 @@ LOG_Z = 2.7  # the target is given as P = p Z
 
 
 def kl(p, q):
-    """Of arrays without zeros in p."""
+    """Returns the divergence of arrays without zeros in p."""
     return jnp.sum(p * (jnp.log(p) - jnp.log(q)))
 
 
@@ -40,7 +40,7 @@ every_slope = pytest.mark.parametrize("name", DIVERGENCES)
 
 @functools.partial(jax.jit, static_argnames="name")
 def expected_slopes(logits, target_log_probs, log_z, baseline, *, name):
-    """Mean gradients of `fdpg_loss`, by enumeration: on-policy, from a proposal; both without b."""
+    """Returns mean gradients of `fdpg_loss` by enumeration: on-policy, off-policy, by baseline."""
     slope, law = getattr(losses, name), jax.lax.stop_gradient(jax.nn.softmax(logits))
     proposal = jnp.asarray(PROPOSAL)
 
@@ -78,7 +78,7 @@ def exact_slope(logits, p, *, name):
 
 
 def score(policy: np.ndarray) -> np.ndarray:
-    """d log pi(x) / d logits of a softmax policy, a row for every x."""
+    """Returns d log pi(x) / d logits of a softmax policy, a row for every x."""
     return np.eye(len(policy)) - policy
 
 
@@ -87,7 +87,7 @@ def score(policy: np.ndarray) -> np.ndarray:
 
 @every_slope
 def test_expected_gradient_is_that_of_the_divergence(name):
-    """On-policy and off-policy, from an unnormalised target, whatever the constant baseline."""
+    """On-policy and off-policy, for an unnormalised target and any constant baseline."""
     expected = exact_slope(LOGITS, P, name=name)
     assert np.abs(expected).max() > 1e-2
     for found in expected_slopes(LOGITS, np.log(P) + LOG_Z, LOG_Z, -4.0, name=name):
@@ -104,7 +104,7 @@ def test_at_the_target_every_term_is_zero(name):
 
 
 def test_losses_per_sample():
-    """The weighed slope above its value at 1; d/d log pi is the same number; nothing elsewhere."""
+    """A loss is the weighted slope less that at t = 1, and so is its only gradient, in log pi."""
     arrays = [np.log(PI), np.log(P) + LOG_Z, np.log(PROPOSAL), np.full(5, LOG_Z)]
 
     @jax.jit
@@ -130,7 +130,7 @@ def test_losses_per_sample():
 
 @pytest.mark.parametrize("distance", [0.0, 0.1, 0.5])
 def test_the_baseline_lowers_the_variance_near_the_target(distance):
-    """Of the gradient of KL(p || pi), on-policy and off-policy."""
+    """For the gradient of KL(p || pi), on-policy and off-policy."""
     policy = P * np.exp(distance * LOGITS)
     policy /= policy.sum()
 
@@ -154,7 +154,7 @@ def test_the_baseline_lowers_the_variance_near_the_target(distance):
 
 
 def test_slopes_are_the_derivatives_of_their_generators():
-    """f of D_f = E_p f(t), and its slope at t = 1, which is the default baseline."""
+    """The generators are the f of D_f = E_p f(t)."""
     generators = {
         "forward_kl_slope": lambda t: -jnp.log(t),
         "reverse_kl_slope": lambda t: t * jnp.log(t),
@@ -184,7 +184,7 @@ HOLES = np.array([0.2, 0.0, 0.5, 0.0, 0.3])
 @pytest.mark.parametrize("zero", [-np.inf, LOG_ZERO])
 @pytest.mark.parametrize("name", BOUNDED)
 def test_a_target_without_mass_somewhere(name, zero):
-    """A document that the target never writes pulls with f'(inf), which is finite."""
+    """A document without mass under the target has the slope f'(inf), which is finite."""
     target = np.where(HOLES > 0, np.log(np.where(HOLES > 0, HOLES, 1.0)), zero)
     found = expected_slopes(LOGITS, target, 0.0, 1.0, name=name)
     inside = HOLES > 0
@@ -241,7 +241,7 @@ def test_documents_far_from_the_target_stay_finite(name, dtype):
 
 
 def test_expected_gdc_loss_is_the_cross_entropy_of_the_target():
-    """KL(p || pi) + H(p) = -E_p log pi in value; its gradient is that of f-DPG."""
+    """Its value is KL(p || pi) + H(p) = -E_p log pi, and its gradient that of f-DPG."""
 
     @jax.jit
     def run(logits):
@@ -273,7 +273,7 @@ def test_expected_gdc_loss_is_the_cross_entropy_of_the_target():
 
 @pytest.mark.parametrize("zero", [-np.inf, LOG_ZERO])
 def test_gdc_losses_per_sample(zero):
-    """Exactly 0 where the target has no mass, even where the policy has none either."""
+    """They are exactly 0 where the target has no mass, even if the policy has none either."""
     target = np.where(HOLES > 0, np.log(np.where(HOLES > 0, HOLES, 1.0)) + LOG_Z, zero)
     log_probs = np.log(PI)
     log_probs[1] = -np.inf
@@ -308,7 +308,7 @@ def test_the_proposal_follows_a_policy_that_is_closer():
 
 
 def test_gradients():
-    """Of GDC, and of every slope as a function of log t."""
+    """The gradients of GDC, and of every slope as a function of log t."""
     target, proposal = jnp.log(jnp.asarray(P)), jnp.log(jnp.asarray(PROPOSAL))
     check_grads(lambda x: gdc_loss(x, target, proposal), (jnp.log(jnp.asarray(PI)),), order=1)
     log_t = jnp.array([-2.0, -0.3, 0.4, 3.0])
@@ -359,7 +359,7 @@ def test_a_baseline_or_constant_of_another_shape_is_refused(name, shape):
 
 
 def test_no_sample_with_mass_and_no_estimate_of_z():
-    """Then log Z is as low as log P: nothing has mass, not everything."""
+    """If log Z is as low as log P, no sample has mass, instead of all of them."""
     log_probs = jnp.log(jnp.array([0.3, 0.7]))
     nowhere = jnp.full(2, -jnp.inf)
     loss = jax.jit(

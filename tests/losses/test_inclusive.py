@@ -68,7 +68,7 @@ def test_ranking_loss_special_cases():
 
 
 def test_ranking_loss_of_two_tied_blocks():
-    """-log of the four orders in which the first two come before the others."""
+    """It is -log of the sum of the four orders in which the first two come before the others."""
     strengths = np.exp([1.0, 0.0, -0.5, 2.0])
     total = strengths.sum()
     first_two = strengths[0] / total * strengths[1] / (total - strengths[0])
@@ -101,7 +101,7 @@ OUTSIDE = len(PREFIXES)  # a row for positions outside the mask
 
 
 def documents() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of every response after one prompt token: tokens, mask and the prefix at each position."""
+    """Returns the tokens, mask and prefix at each position of every response."""
     shape = (len(RESPONSES), 1 + LENGTH)
     tokens, mask, prefix = np.zeros(shape, int), np.zeros(shape, bool), np.full(shape, OUTSIDE)
     for d, response in enumerate(RESPONSES):
@@ -113,7 +113,7 @@ def documents() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def law_of_documents(table: np.ndarray) -> np.ndarray:
-    """By the definition: the product of the tokens' probabilities."""
+    """Returns the product of the tokens' probabilities for each document."""
     law = softmax(table)
     rows = {prefix: row for row, prefix in enumerate(PREFIXES)}
     return np.array([np.prod([law[rows[x[:t]], x[t]] for t in range(len(x))]) for x in RESPONSES])
@@ -165,7 +165,7 @@ def test_forward_kl_loss_sees_only_the_mask():
 
 
 def test_forward_kl_loss_of_tokens_that_cannot_be():
-    """Filtered out of both vocabularies: no NaN; impossible under the policy alone: infinite."""
+    """Tokens impossible under both models give no NaN; under the policy alone, infinity."""
     reference = np.array([[0.0, 1.0, -np.inf], [0.0] * 3])
     policy = np.array([[1.0, 0.0, -np.inf], [0.0] * 3])
     mask = np.array([False, True])
@@ -217,7 +217,7 @@ PROBLEMS = {
 
 
 def population_objective(logits, pair_law, forward, reverse):
-    """E over pairs and choices of `ilhf_loss`, plus lambda_bar D."""
+    """Returns the mean of `ilhf_loss` over pairs and choices, plus lambda_bar D."""
     log_probs, reference = jax.nn.log_softmax(logits), jnp.log(jnp.asarray(P0))
     chosen = jnp.asarray((Q[PAIRS] / Q[PAIRS].sum(1, keepdims=True)).T)  # [choice, pair]
     choices = jnp.asarray(np.repeat([[0], [1]], 6, 1))
@@ -232,7 +232,7 @@ def population_objective(logits, pair_law, forward, reverse):
 
 @functools.cache
 def solutions() -> dict[str, np.ndarray]:
-    """Minimisers by Newton's method on the logits, from P0."""
+    """Returns minimisers by Newton's method on the logits, starting from P0."""
 
     @jax.jit
     @jax.vmap
@@ -266,14 +266,14 @@ def test_infinite_data_in_numbers():
 
 
 def test_without_regulariser_the_population_is_learned():
-    """Whichever pairs are asked, as long as they connect."""
+    """For any pairs that are asked, as long as they connect all documents."""
     np.testing.assert_allclose(solutions()["free"], Q, rtol=1e-12)
     np.testing.assert_allclose(solutions()["free, chain"], Q, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", [name for name in PROBLEMS if not name.startswith("free")])
 def test_stationarity(name):
-    """The pull of the people equals the pull of the regulariser, document by document."""
+    """At the minimum the gradients of choices and regulariser cancel at every document."""
     pair_law, forward, reverse = PROBLEMS[name]
     policy = solutions()[name]
     pull_of_people = np.zeros(4)
@@ -302,7 +302,7 @@ def test_comparisons_only_inside_a_set():
 
 
 def test_lambda_is_for_the_whole_data_set():
-    """Lambda = 252 for 2,520 answers is lambda_bar = .1; for twice as many, .05."""
+    """lambda = 252 is lambda_bar = .1 for 2,520 answers, and .05 for twice as many."""
     answers = []  # every pair 420 times, in the shares of q
     for i, j in PAIRS:
         for_first = round(420 * Q[i] / (Q[i] + Q[j]))

@@ -36,13 +36,13 @@ def kl(p: np.ndarray, q: np.ndarray) -> float:
 
 
 def slope_of_mean(policy: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """E[(f - E f) grad log pi] of a softmax policy: the gradient of E_pi f with f held fixed."""
+    """Returns E[(f - E f) grad log pi]: the gradient of E_pi f with f held fixed, for a softmax."""
     return policy * (values - (policy * values).sum())
 
 
 @jax.jit
 def sampled(logits):
-    """Expected values and gradients of the sampled losses: samples of pi, enumerated.
+    """Returns expected values and gradients of the sampled losses, by enumeration of samples.
 
     The samples' law is held fixed, as it is when a batch has been drawn.
     """
@@ -81,7 +81,7 @@ def test_posterior_in_numbers():
 
 
 def test_exact_loss_is_the_distance_to_the_posterior():
-    """-J_KL = beta KL(pi || p*) - beta log Z, in value and gradient, for every pi."""
+    """For every pi, -J_KL = beta KL(pi || p*) - beta log Z in value and gradient."""
     for policy in (PI, P0, np.array([0.97, 0.01, 0.01, 0.01])):
         value, slope = exact(np.log(policy))
         objective = (policy * REWARDS).sum() - BETA * kl(policy, P0)
@@ -101,7 +101,7 @@ def test_expected_score_function_loss_is_exact():
 
 
 def test_score_function_loss_per_sample():
-    """Minus the gain; d/d log pi of it is the same number; nothing flows elsewhere."""
+    """A loss is minus the gain, and so is its only gradient, the one in log pi."""
     log_probs, reference = np.log(PI), np.log(P0)
     gain = REWARDS - BETA * (log_probs - reference)
 
@@ -129,7 +129,7 @@ DOCUMENT_REWARDS = np.random.default_rng(2).normal(0.0, 1.0, len(DOCUMENTS))
 
 @jax.jit
 def token_forms(table):
-    """Of every document: its law, the losses and their Jacobians in the logits, by both forms."""
+    """Returns the law of documents, and losses with their Jacobians in the logits by both forms."""
     ref_tokens = documents.token_log_probs(LM.apply(jnp.asarray(REF_TABLE), DOCUMENTS), DOCUMENTS)
     ref_log_probs = documents.document_log_probs(LM, jnp.asarray(REF_TABLE), DOCUMENTS, MASK)
     rewards, mask = jnp.asarray(DOCUMENT_REWARDS), jnp.asarray(MASK)
@@ -152,7 +152,7 @@ def token_forms(table):
 
 
 def test_expected_token_loss_is_exact():
-    """Identity 3 over the 15 documents of up to three tokens: value, and gradient in all logits."""
+    """Over the 15 documents of up to three tokens, in value and in the gradient of all logits."""
     law, (losses, slopes), _, (value, slope) = jax.tree.map(np.asarray, token_forms(TABLE))
     assert len(law) == 15 and law.sum() == pytest.approx(1.0, rel=1e-13)
     assert law @ losses == pytest.approx(float(value), rel=1e-13)
@@ -170,7 +170,7 @@ def test_token_loss_has_the_value_of_the_document_loss_and_less_variance():
 
 
 def test_a_token_counts_what_comes_from_it_on():
-    """Minus the reward-to-go of every token in the gradient; nothing flows elsewhere."""
+    """The gradient of every token is minus its reward-to-go; no other gradient passes."""
     tokens, reference = np.random.default_rng(3).normal(-1.0, 1.0, (2, 3, 5))
     rewards, betas = np.array([2.0, -1.0, 3.0]), np.array([0.5, 1.0, 2.0])
     mask = np.array(
@@ -202,7 +202,7 @@ def test_a_token_counts_what_comes_from_it_on():
 
 
 def test_the_mean_bound_is_the_evidence_less_the_distance_to_the_posterior():
-    """log Z - KL(pi || p*) = J_KL / beta for every pi; at the posterior every sample's is log Z."""
+    """It is log Z - KL(pi || p*) = J_KL / beta; at the posterior each sample has log Z."""
     log_z = BETA_LOG_Z / BETA
 
     @jax.jit

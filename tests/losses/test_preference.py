@@ -68,13 +68,13 @@ def test_formulas_and_gradients(name):
 
 
 def test_the_hinge_is_met_on_both_sides():
-    """The numbers above have comparisons within the margin of SLiC and beyond it."""
+    """The numbers above include comparisons within the margin of SLiC and beyond it."""
     losses = LOSSES["slic"][2]
     assert (losses > 0).any() and (losses == 0).any()
 
 
 def test_optimism_pulls_the_sampled_response_down():
-    """The slopes in the sampled log-prob are alpha and alpha beta, whatever the comparison."""
+    """The slopes in the sampled log-prob are alpha and alpha beta for every comparison."""
     for name, slope in [("xpo", ALPHA), ("selm", ALPHA * BETA)]:
         loss, arguments, _ = LOSSES[name]
         gradient = jax.jit(jax.grad(lambda *x, loss=loss: jnp.sum(loss(*x)), argnums=(0, 4)))
@@ -90,7 +90,7 @@ def test_at_the_reference_the_loss_is_log_2():
 
 
 def test_large_margins_stay_finite():
-    """log sigmoid, not the log of a sigmoid: the loss of a hopeless pair is its margin."""
+    """The loss of a pair with a large negative margin is the margin, as log sigmoid has it."""
     margins, zero = np.array([1e5, -1e5, 0.0]), np.zeros(3)
     for dtype in (np.float64, np.float32):
         for eps in (0.0, EPS):
@@ -121,7 +121,7 @@ def test_leading_axes_and_a_beta_of_each():
 
 
 def test_label_smoothing_is_the_mean_loss_over_labels_flipped_at_that_rate():
-    """Smoothed on labels of chance P = plain on labels of chance P (1 - eps) + (1 - P) eps.
+    """Smoothing at probability P is plain DPO at probability P (1 - eps) + (1 - P) eps.
 
     So a comparison that always goes one way has its optimum at beta D = log((1 - eps) / eps).
     """
@@ -155,7 +155,7 @@ CHANCE = Q[ORDERED[:, 0]] / Q[ORDERED].sum(1) / 6  # uniform distinct pairs, Luc
 
 @functools.partial(jax.jit, static_argnames="loss")
 def slope_of_mean(logits, beta, *, loss):
-    """d/d logits of the mean loss over all ordered pairs."""
+    """Returns the gradient in the logits of the mean loss over all ordered pairs."""
 
     def mean_loss(logits):
         policy = jax.nn.log_softmax(logits)[ORDERED].T
@@ -170,7 +170,7 @@ def slope_of_mean(logits, beta, *, loss):
 )
 @pytest.mark.parametrize("beta", [0.5, 1.0, 3.0])
 def test_expected_gradient_is_zero_at_the_optimum(loss, optimum, beta):
-    """Both losses are convex in the margins, which the gradient in the logits all sees."""
+    """Both losses are convex in the margins, all of which the gradient depends on."""
     end = optimum(jnp.log(P0), jnp.log(Q), beta=beta)
     assert np.exp(end).sum() == pytest.approx(1.0)
     np.testing.assert_allclose(slope_of_mean(end, beta, loss=loss), 0.0, atol=1e-14)
@@ -184,7 +184,7 @@ def test_direct_preference_optimisation_ends_in_numbers():
 
 
 def test_slic_follows_the_majority_of_a_pair_by_delta():
-    """Whatever the majority: the loss does not learn shares."""
+    """For any majority, so the loss does not learn shares."""
     log_ratios = np.linspace(-2.0, 2.0, 401)
 
     @jax.jit
@@ -231,7 +231,7 @@ def test_wrong_shapes_and_types_raise_while_tracing(name):
 
 
 def test_responses_that_cannot_be():
-    """-inf stands for the least log-prob: no NaN in value or gradient."""
+    """Log-probs of -inf give no NaN in value or gradient."""
     chosen, rejected = jnp.array([-1.0, -jnp.inf]), jnp.array([-jnp.inf, -1.0])
     ref = jnp.array([-2.0, -jnp.inf])
     total = lambda *x: jnp.sum(dpo_loss(*x, beta=0.5))

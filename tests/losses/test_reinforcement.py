@@ -39,7 +39,7 @@ SCORES = np.array([2.0, -1.0, 5.0])
 
 
 def outside(array: np.ndarray, garbage: float) -> np.ndarray:
-    """The array with something else wherever the mask is false."""
+    """Returns the array with garbage where the mask is false."""
     return np.where(MASK, array, garbage)
 
 
@@ -62,7 +62,7 @@ def test_expected_reinforce_gradient_is_that_of_the_mean_reward(baseline):
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_expected_leave_one_out_gradient_over_all_batches(size):
-    """Every batch of K samples of four documents, by its probability."""
+    """The mean is over all batches of K samples of four documents, by their probability."""
     batches = np.array(list(itertools.product(range(4), repeat=size)))
     law = PI[batches].prod(1)
 
@@ -83,7 +83,7 @@ def test_expected_leave_one_out_gradient_over_all_batches(size):
 
 
 def test_reinforce_losses_per_sample():
-    """Minus what is above the baseline; d/d log pi is the same number; nothing flows elsewhere."""
+    """A loss is baseline minus reward, and so is its only gradient, the one in log pi."""
     batch, rewards = np.log(PI[None]).repeat(2, 0), np.stack([REWARDS, REWARDS[::-1] * 3.0])
     others = np.array([[np.delete(row, k).mean() for k in range(4)] for row in rewards])
 
@@ -122,7 +122,7 @@ def test_the_posterior_loss_is_reinforce_of_the_penalised_reward():
 
 @pytest.mark.parametrize("garbage", [0.0, np.nan, -np.inf])
 def test_penalised_rewards_of_tokens(garbage):
-    """A penalty everywhere, the score on the last token; their sum is the gain of the document."""
+    """Every token has a penalty and the last one the score; their sum is the document's gain."""
     penalties = np.where(MASK, BETA * (TOKENS - REF_TOKENS), 0.0)
     expected = -penalties
     expected[0, 5] += SCORES[0]
@@ -158,7 +158,7 @@ advantages_of = jax.jit(generalised_advantages)
 
 
 def by_definition(rewards, values, mask, discount, decay):
-    """`sum_u (gamma lambda)^(u - t) delta_u` over the response's tokens u >= t, term by term."""
+    """Returns `sum_u (gamma lambda)^(u - t) delta_u` over tokens u >= t, term by term."""
     advantages = np.zeros_like(rewards)
     for row in np.ndindex(mask.shape[:-1]):
         tokens = np.flatnonzero(mask[row])
@@ -191,7 +191,7 @@ def test_extreme_decays_are_returns_and_single_steps():
 
 
 def test_perfect_values_leave_no_advantage():
-    """Of a reward on the last token only, whatever the decay."""
+    """For a reward at the last token only, and any decay."""
     rewards = np.array([0.0, 0.0, 0.0, 3.0, 0.0])
     mask = np.array([False, True, True, True, False])
     for decay in (0.0, 0.95):
@@ -237,7 +237,7 @@ CLIP = 0.2
 
 @jax.jit
 def ppo(tokens, behaviour, advantages, mask):
-    """Losses, and the gradients of their sum in the first three."""
+    """Returns losses, and the gradients of their sum in the first three arguments."""
     total = lambda *x: (jnp.sum(ppo_loss(*x, mask, clip=CLIP)), ppo_loss(*x, mask, clip=CLIP))
     slopes, losses = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(tokens, behaviour, advantages)
     return losses, slopes
@@ -261,7 +261,7 @@ def test_ppo_loss_and_its_gradient(garbage):
 
 
 def test_ppo_stops_where_the_ratio_has_left_the_trust_region():
-    """Too far in the direction of the advantage: no gradient; too far the other way: the full."""
+    """A ratio too far in the advantage's direction has no gradient, in the other the full one."""
     behaviour, mask = np.full(4, -1.0), np.ones(4, bool)
     ratios, advantages = np.array([1.5, 0.5, 1.5, 0.5]), np.array([2.0, -2.0, -2.0, 2.0])
     loss, (slope, _, _) = ppo(behaviour + np.log(ratios), behaviour, advantages, mask)
@@ -302,7 +302,7 @@ def test_gradients():
 
 
 def test_beta_follows_the_kl_to_its_target():
-    """Clipped to a fifth either way, n / horizon of it."""
+    """The relative error is clipped to a fifth, and beta moves by n / horizon of it."""
     kl = np.array([0.0, 5.0, 5.7, 6.0, 6.6, 7.2, 100.0])  # -1, -1/6, -.05, 0, .1, .2, far above
     step = np.array([-0.2, -1 / 6, -0.05, 0.0, 0.1, 0.2, 0.2])
     found = jax.jit(lambda kl: adapt_beta(0.3, kl, target=6.0, num_samples=32, horizon=128.0))(kl)
@@ -312,9 +312,9 @@ def test_beta_follows_the_kl_to_its_target():
 # --- bad input ------------------------------------------------------------------------------------
 
 
-def test_without_rlax_its_name_is_told(monkeypatch):
+def test_without_rlax_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "rlax", None)
-    message = "rlax, which is not installed: pip install rlax"
+    message = r"need rlax, which cannot be imported .*: pip install 'shatter-lm\[rl\]'"
     with pytest.raises(ImportError, match=message):
         ppo_loss(TOKENS, TOKENS, ADVANTAGES, MASK)
     with pytest.raises(ImportError, match=message):
@@ -329,7 +329,7 @@ def test_a_single_sample_has_no_others():
 
 
 def test_a_baseline_of_another_shape_is_refused():
-    """A column against a row would be every sample against every baseline."""
+    """Broadcasting a column with a row would combine every sample with every baseline."""
     samples = jax.ShapeDtypeStruct((4,), float)
     for shape in [(4, 1), (3,)]:
         with pytest.raises(AssertionError):
@@ -369,7 +369,7 @@ def test_wrong_shapes_and_types_raise_while_tracing(name):
 
 
 def test_whiten_of_equal_values_in_float32():
-    """Rounding of the mean must not be scaled up to an advantage."""
+    """The rounding error of the mean must not be scaled up to an advantage."""
     values = jnp.full((7, 9), 1000.1, jnp.float32)
     white = jax.jit(whiten)(values, jnp.ones((7, 9), bool))
     np.testing.assert_array_equal(white, 0.0)

@@ -28,7 +28,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("garbage", [0.0, np.nan, -np.inf])
 def test_sft_loss_sees_only_the_mask(garbage):
-    """In value and gradient; a row without a response counts for nothing."""
+    """In value and gradient; the loss of a row without a response is 0."""
     log_probs = np.array([[garbage, -1.0, -0.5], [garbage, -2.0, garbage], [garbage] * 3])
     mask = np.array([[False, True, True], [False, True, False], [False] * 3])
 
@@ -43,7 +43,7 @@ def test_sft_loss_sees_only_the_mask(garbage):
 
 
 def test_sft_is_over_when_the_policy_is_the_population():
-    """Documents 0, 10 and 11, with 0 the end: the mean loss is the cross-entropy of q."""
+    """The documents are 0, 10 and 11, where 0 is EOS; the mean loss is the cross-entropy of q."""
     mask = np.array([[False, True, False], [False, True, True], [False, True, True]])
 
     def token_log_probs(tables):
@@ -118,7 +118,7 @@ def test_gradients():
 
 
 def test_the_reward_learned_is_the_log_density_plus_a_constant():
-    """Choices among 2, 3 and 4 responses, and full rankings of them, by people with density q."""
+    """From choices among 2, 3 and 4 responses and full rankings, by a population of density q."""
     orders = np.array(list(itertools.permutations(range(4))))
     placed = Q[orders]  # best first
     chance = (placed / np.cumsum(placed[:, ::-1], 1)[:, ::-1]).prod(1)
@@ -153,7 +153,7 @@ def test_the_reward_learned_is_the_log_density_plus_a_constant():
 @pytest.mark.parametrize(("size", "gap"), [(2, -0.405), (3, 0.288), (4, 0.693), (8, 1.540)])
 @pytest.mark.parametrize("loss", [ilhf_loss, reward_model_loss])
 def test_the_minority_wins_by_duplicates_of_the_other_side(loss, size, gap):
-    """A share .4 of `dichotomy_rater` wants type 1, one message against K - 1 of type 2.
+    """Of `dichotomy_rater`, .4 want type 1, which has one message beside K - 1 of type 2.
 
     They choose among the messages of their type evenly, so the fitted gap is log(m p / (1 - p)),
     m = K - 1: above 0 as soon as m > (1 - p) / p = 1.5.

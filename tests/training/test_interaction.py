@@ -19,10 +19,10 @@ from shatter.ensembles import (
     point_estimate,
     prior_functions,
 )
-from shatter.evaluation import kl_divergence
 from shatter.exploration import drawn_candidates, infomax, pool_candidates, uniform
 from shatter.losses import ilhf_loss, ilhf_ranking_loss
 from shatter.models import tabular
+from shatter.numerics import kl_divergence
 from shatter.training import ask, ask_together, interaction, pair_proposer, run_rounds
 from shatter.types import Comparison, Query, item_query
 

@@ -111,7 +111,7 @@ def test_torch_samples_the_law_it_scores(name: str):
 
 @every_work
 def test_torch_learns_the_same(name: str, float64: None):
-    """From the same anchors, answers and weights, on all answers every step."""
+    """With the same anchors, answers and weights, on all answers in every step."""
     torch = pytest.importorskip("torch")
     from experiments.benchmark import torch_loop, torch_models
 

@@ -1,4 +1,4 @@
-"""The steps and the writing of `shatter`, TRL, transformers and PyTorch are the same."""
+"""The steps and the generation of `shatter`, TRL, transformers and PyTorch are the same."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ TINY = config.Gpt2(
 
 @pytest.fixture(scope="module")
 def params():
-    """Away from the initial weights, so that biases and norms count."""
+    """Weights that differ from the initial ones, so that biases and norms matter."""
     noise = iter(jax.random.split(jax.random.key(1), 100))
     spread = lambda leaf: leaf + 0.3 * jax.random.normal(next(noise), leaf.shape)
     return jax.tree.map(spread, finetune.init(TINY, 0))
@@ -102,7 +102,7 @@ def test_transformers_writes_the_same(params):
         pytest.importorskip(package)
     from experiments.benchmark import peers
 
-    sizes = finetune.writing(TINY)
+    sizes = finetune.with_room_to_generate(TINY)
     prompts = finetune.draw_prompts(sizes, 0)
     ours = finetune.greedy(sizes, params, prompts)
     assert ours.shape == (2, 8)
@@ -112,7 +112,7 @@ def test_transformers_writes_the_same(params):
 
 def test_there_is_room_for_what_is_written():
     sizes = config.gpt2("small")
-    assert sizes.max_length == 64 and finetune.writing(sizes).max_length == 8 + 128
+    assert sizes.max_length == 64 and finetune.with_room_to_generate(sizes).max_length == 8 + 128
 
 
 @pytest.mark.parametrize("work", ["dpo", "generation"])
@@ -123,7 +123,9 @@ def test_without_the_extras_ours_alone_is_measured(work, monkeypatch):
     answer = json.loads(json.dumps(pinned.answer(spec, TINY)))
     assert [way["name"] for way in answer["ways"]] == ["shatter"]
     assert np.shape(answer["seconds"]) == (2, 1)
-    assert answer["notes"] == ["trl not installed: rows left out (the extra shatter[benchmark])"]
+    (note,) = answer["notes"]
+    assert note.startswith("trl not installed, so their rows are left out: ")
+    assert note.endswith("pip install 'shatter-lm[benchmark]'")
     if sys.platform == "linux":
         memory = pinned.answer(spec | {"only": "shatter"}, TINY)["memory"]
         assert 0 <= memory["growth"] < memory["process"]
@@ -137,7 +139,7 @@ def test_other_losses_are_refused(monkeypatch):
     monkeypatch.setattr(pinned, "missing", lambda work: [])
     for name in ("torch_trainer", "trl_trainer"):
         monkeypatch.setattr(peers, name, lambda *args, **kwargs: other)
-    with pytest.raises(ValueError, match="PyTorch computes other losses"):
+    with pytest.raises(ValueError, match=r"the losses of shatter, .*, found .* from PyTorch"):
         pinned._finetune(TINY, "dpo", 0, None, alone=False)
 
 

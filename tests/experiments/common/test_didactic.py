@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from experiments.common.didactic import check_documents, fit_law, make_world
-from shatter import documents
+from shatter import documents, numerics
 from shatter.cli.common.binary import UsageError
 
 
@@ -18,7 +18,7 @@ def test_a_model_is_fitted_to_a_law(kind):
         start = world.lm.init(key)
         laws = [start, fit_law(world, start, target)]
         laws = [documents.document_log_probs(world.lm, params, *world.space) for params in laws]
-        return [documents.kl_divergence(target, law) for law in laws]
+        return [numerics.kl_divergence(target, law) for law in laws]
 
     before, after = kl(keys[1])
     assert after < 0.05 * before

@@ -14,8 +14,9 @@ from experiments.common.didactic import make_world
 from experiments.posterior import config as config_module
 from experiments.posterior import problem as problems
 from experiments.posterior import run, samplers
+from experiments.posterior.base import Setup
 from experiments.posterior.config import OBJECTIVES, Config
-from experiments.posterior.methods import make_methods
+from experiments.posterior.methods import METHODS
 from shatter.cli.common.binary import UsageError
 
 TINY = {
@@ -75,7 +76,7 @@ def test_frontier_has_the_samplers_too(tmp_path, capsys, monkeypatch):
 
 
 def test_constraints(tmp_path, monkeypatch):
-    """Two tokens a document, so that token 1 can stand twice in a row."""
+    """Documents have two tokens, so that token 1 can occur twice in a row."""
     monkeypatch.setattr(samplers, "BUDGETS", (4,))
     run.experiment(
         tiny(tmp_path, figure="constraints", objectives=("gdc", "rloo"), num_steps=4, moment=0.6)
@@ -157,21 +158,21 @@ def test_rejection_law_is_that_of_trying_n_times():
 
 
 def test_every_method_has_a_gradient(world):
-    """Drawn, carried on and differentiated once, all in one program."""
-    methods = make_methods(world, 8)
-    assert {name for names in OBJECTIVES.values() for name in names} <= set(methods)
+    """Every method draws, remembers and is differentiated once, all in one program."""
+    assert {name for names in OBJECTIVES.values() for name in names} <= set(METHODS)
+    setup = Setup(world, 8)
 
     @jax.jit
     def slopes(key):
         problem = problems.draw_problem(key, jnp.asarray(0.5), world, problems.gaussian_reward)
-        found = {}
-        for name, method in methods.items():
-            trainable, extra = method.start(problem)
-            batch = method.draw(problem, trainable, extra, key)
-            method.after(problem, trainable, extra, batch)
-            loss = lambda t, m=method, b=batch: m.loss(problem, t, b)
-            found[name] = jnp.linalg.norm(jax.grad(loss)(trainable)["policy"])
-        return found
+        norms = {}
+        for name, method in METHODS.items():
+            trainable, memory = method.start(problem)
+            batch = method.draw(setup, problem, trainable, memory, key)
+            method.remember(setup, problem, trainable, memory, batch)
+            loss = lambda t, m=method, b=batch: m.loss(setup, problem, t, b)
+            norms[name] = jnp.linalg.norm(jax.grad(loss)(trainable).policy)
+        return norms
 
     for name, norm in slopes(jax.random.key(0)).items():
         assert np.isfinite(norm), name
@@ -180,7 +181,7 @@ def test_every_method_has_a_gradient(world):
 
 @pytest.mark.parametrize("name", ["fdpg_forward_kl", "gdc", "ppo"])
 def test_methods_reach_the_posterior(tmp_path, name):
-    """With exact measures, after a few hundred steps; PPO stays a little off by its clipping."""
+    """By exact measures after a few hundred steps; clipping keeps PPO a little away."""
     config = tiny(
         tmp_path, objectives=(name,), num_steps=400, record_every=100, batch_size=64, betas=(1.0,)
     )
@@ -190,13 +191,13 @@ def test_methods_reach_the_posterior(tmp_path, name):
     assert row["kl"]["mean"] > 0.1
 
 
-def test_help_names_every_objective(world):
+def test_help_names_every_objective():
     source = inspect.getsource(config_module)
-    assert all(name in source for name in make_methods(world, 2))
+    assert all(name in source for name in METHODS)
 
 
 def test_weights_that_mean_little_are_told(tmp_path, world):
-    """A tiny beta rests on the rarest document; a target that nothing meets is refused."""
+    """A tiny beta, where one rare document decides, warns; a target without mass raises."""
     config = tiny(tmp_path)
     levels = [jnp.full(2, 100.0), jnp.full(2, 0.01)]
 

@@ -11,7 +11,9 @@ import pytest
 from experiments.rlhf import run
 from experiments.rlhf.config import Config
 from experiments.rlhf.domains import Problem, make_domain
-from experiments.rlhf.objectives import OBJECTIVES, over_optimisation, roll_out
+from experiments.rlhf.measures import over_optimisation
+from experiments.rlhf.objectives import OBJECTIVES
+from experiments.rlhf.rollouts import roll_out
 from shatter.cli.common.binary import UsageError
 
 TINY = {
@@ -145,7 +147,7 @@ def test_rewards_of_a_rollout_hold_the_penalty():
 
 
 def test_a_wrong_reward_is_over_optimised():
-    """Gold reward falls where the learned reward is wrong about the best document."""
+    """The gold reward falls if the learned reward is wrong about the best document."""
     problem = fixed_problem()
     wrong = problem.log_q + jnp.array([[0.0, 0.0, 0.0, 3.0]])
     curves = over_optimisation(problem, wrong, jnp.array([100.0, 1.0, 0.01]))
