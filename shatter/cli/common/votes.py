@@ -92,7 +92,7 @@ def score(rows: Sequence[Row], utilities: npt.ArrayLike) -> dict[str, float]:
       log_loss: mean of -log P(the preferred one) over votes, nats; votes for neither do not count.
       accuracy: the share of pairs whose majority prefers the larger utility. Pairs without a
         majority do not count, and equal utilities count one half.
-      calibration_error: `sum_b |sum of P(first) - votes for first|` over ten equal bins of P(first),
+      calibration_error: `sum_b |sum of P(first) - votes for first|` in ten equal bins of P(first),
         per vote.
       share_kl: KL(shares of the votes || model), nats: the mean over pairs with vote counts,
         weighted by votes for either. For a model that knows which share of all people prefers which
