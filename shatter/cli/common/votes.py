@@ -1,17 +1,20 @@
 """Measures of how well utilities of texts predict what people chose."""
 
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import numpy.typing as npt
 from scipy.special import entr, log_expit, rel_entr, softmax
 
 from shatter import losses
 from shatter.cli.common.agreement import agreement
+from shatter.cli.common.compiling import compiler_options
 from shatter.data import Row
+from shatter.types import Array
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -141,7 +144,7 @@ def score_rankings(rows: Sequence[Row], utilities: npt.ArrayLike) -> dict[str, f
     """
     ranks, weight = pad_ranks(rows), np.asarray([row.weight for row in rows])
     utilities = np.asarray(utilities)[:, : ranks.shape[1]]
-    each = np.asarray(losses.ilhf_ranking_loss(jnp.asarray(utilities), jnp.asarray(ranks)))
+    each = np.asarray(_ranking_losses()(utilities, ranks))
     shown = ranks >= 0
     ordered = (ranks[:, :, None] < ranks[:, None, :]) & shown[:, :, None] & shown[:, None, :]
     is_right = 0.5 + 0.5 * np.sign(utilities[:, :, None] - utilities[:, None, :])
@@ -154,6 +157,11 @@ def score_rankings(rows: Sequence[Row], utilities: npt.ArrayLike) -> dict[str, f
         accuracy=(weight @ (ordered * is_right).sum(axis=(1, 2)), weight @ num_ordered),
         share_kl=(sum(share_kl), len(share_kl)),
     )
+
+
+@functools.cache
+def _ranking_losses() -> Callable[..., Array]:
+    return jax.jit(losses.ilhf_ranking_loss, compiler_options=compiler_options())
 
 
 def pad_ranks(rows: Sequence[Row]) -> Ints:
