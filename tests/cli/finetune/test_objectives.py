@@ -1,7 +1,8 @@
-"""The table of objectives and its metrics against numpy, comparison by comparison."""
+"""The objectives and their metrics equal sums in numpy, comparison by comparison."""
 
 import dataclasses
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +59,7 @@ def test_losses_of_pairs_are_means_over_ordered_pairs(scores: Scores, name: str)
 )
 def test_rankings_sum_over_the_orders_that_agree(scores: Scores, name: str, utility: str):
     config = dataclasses.replace(CONFIG, utility=utility, utility_scale=4.0)
-    found = OBJECTIVES[name].losses(config, scores, jnp.asarray(RANKS))
+    found = jax.jit(partial(OBJECTIVES[name].losses, config))(scores, RANKS)
     utilities = np.asarray(OBJECTIVES[name].utilities(config, scores))
     own, lengths = np.asarray(scores.log_probs), np.asarray(scores.lengths)
     expected = {"sum": own, "mean": 4.0 * own / lengths}[utility]
@@ -84,7 +85,7 @@ def test_sft_reads_the_best_completions(scores: Scores):
 def test_gradients_are_finite_where_slots_are_empty(scores: Scores, name: str):
     empty = jnp.asarray(np.full(SHAPE, -1))
     loss = lambda s: jnp.sum(OBJECTIVES[name].losses(CONFIG, s, empty))
-    value, gradient = jax.value_and_grad(loss, allow_int=True)(scores)
+    value, gradient = jax.jit(jax.value_and_grad(loss, allow_int=True))(scores)
     assert value == 0
     for leaf in (gradient.log_probs, gradient.rewards):
         np.testing.assert_array_equal(leaf, 0.0)
@@ -116,13 +117,13 @@ def test_metrics_of_comparisons_with_a_best_and_a_worst(scores: Scores):
 
 
 def test_ties_alone_have_no_metrics(scores: Scores):
-    """A mean over nothing has no weight, which is where it is left out."""
+    """A mean over nothing has weight 0, by which it is left out later."""
     found = metrics(CONFIG, scores, jnp.ones(SHAPE, int), jnp.ones(len(RANKS)))
     assert all(mean.weight == 0 == mean.total for mean in found.values())
 
 
 def test_a_model_that_is_its_reference_has_margins_and_accuracies_of_zero(scores: Scores):
-    """Also where the log-probs differ by what a sum of them is rounded by."""
+    """That holds too if the log-probs differ by the rounding of their sums."""
     same = scores._replace(ref_log_probs=scores.log_probs + 1e-5)
     found = metrics(CONFIG, same, jnp.asarray(RANKS), jnp.ones(len(RANKS)))
     assert abs(found["rewards/margins"].total) < 1e-12
