@@ -2,14 +2,14 @@ from pathlib import Path
 
 import pytest
 
-from shatter.cli.label.config import Propose
-from shatter.cli.label.queries import Asked
+from shatter.cli.label.config import ProposeConfig
+from shatter.cli.label.queries import TextQuery
 from tests.cli.label.projects import POOL, SIZES, VOTES, write
 
 
 def asked(n, num=2, **fields):
     completions = tuple(f"response {n}.{k}" for k in range(num))
-    return Asked(f"r0000-q{n:03}", f"prompt {n}", completions, **fields)
+    return TextQuery(f"r0000-q{n:03}", f"prompt {n}", completions, **fields)
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ def model_folder(make_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def config(tmp_path: Path, model_folder: Path) -> Propose:
-    return Propose(
+def config(tmp_path: Path, model_folder: Path) -> ProposeConfig:
+    return ProposeConfig(
         project=str(tmp_path / "project"),
         pool=write(tmp_path / "pool.jsonl", POOL),
         eval_files=(write(tmp_path / "held.jsonl", VOTES[:4]),),

@@ -11,11 +11,12 @@ import pytest
 
 from shatter.cli.common.binary import UsageError
 from shatter.cli.label import answers, asking
-from shatter.cli.label.answers import Answer, Event
-from shatter.cli.label.queries import Asked
+from shatter.cli.label.answers import Answer
+from shatter.cli.label.events import Event, event_line
+from shatter.cli.label.queries import TextQuery
 from shatter.cli.label.writer import Conflict, NotRecorded, open_writer
 
-FULL = Asked("r0001-q000", "p", ("one", "two"), source="ignored:1")
+FULL = TextQuery("r0001-q000", "p", ("one", "two"), source="ignored:1")
 
 
 def answer(number, query_id=None, annotator="Ann", ranks=(1, 2), **fields):
@@ -27,7 +28,7 @@ def undo(number, target, annotator="Ann"):
 
 
 def written(path, *events):
-    path.write_bytes(b"".join(map(answers.event_line, events)))
+    path.write_bytes(b"".join(map(event_line, events)))
     return path
 
 
@@ -144,7 +145,7 @@ def test_readers_ignore_a_torn_last_line_only(tmp_path):
 )
 def test_damaged_events_are_named(tmp_path, change, message):
     path = written(tmp_path / "a.jsonl", answer(0))
-    record = json.loads(answers.event_line(answer(1))) | change
+    record = json.loads(event_line(answer(1))) | change
     path.write_text(path.read_text() + json.dumps(record) + "\n")
     with pytest.raises(UsageError, match=rf"a.jsonl:2: {message}"):
         answers.read_events(path)
@@ -188,7 +189,7 @@ def test_every_event_is_synced_before_append_returns(tmp_path, monkeypatch):
     with open_writer(tmp_path / "a.jsonl") as file:
         monkeypatch.setattr(os, "fsync", lambda _: synced.append(file.path.read_bytes()))
         file.append(answer(0))
-        assert synced == [answers.event_line(answer(0))] * 2  # of the file, then of its note
+        assert synced == [event_line(answer(0))] * 2  # of the file, then of its note
         file.append(answer(1), answer(2))
         assert len(synced) == 4 and synced[2].count(b"\n") == 3
 
@@ -202,7 +203,7 @@ def test_an_event_that_is_sent_twice_is_recorded_once(tmp_path):
         assert file.append(answer(0, time="4")) == 0
         with pytest.raises(Conflict, match="'e0' already, as answer to query 'q0'"):
             file.append(answer(1), answer(0, ranks=(2, 1)))
-    assert path.read_bytes() == answers.event_line(answer(0, time="1"))
+    assert path.read_bytes() == event_line(answer(0, time="1"))
 
 
 @pytest.mark.parametrize(
@@ -322,7 +323,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, num_bytes, can_cut):
             if can_cut:
                 assert path.read_bytes() == before
         file.append(answer(1))
-    assert path.read_bytes() == before + answers.event_line(answer(1))
+    assert path.read_bytes() == before + event_line(answer(1))
 
 
 def test_a_file_that_may_not_grow(tmp_path):
@@ -330,7 +331,7 @@ def test_a_file_that_may_not_grow(tmp_path):
     path = tmp_path / "a.jsonl"
     command = f"""
         import resource
-        from shatter.cli.label.answers import Event
+        from shatter.cli.label.events import Event
         from shatter.cli.label.writer import NotRecorded, open_writer
         with open_writer({str(path)!r}) as file:
             resource.setrlimit(resource.RLIMIT_FSIZE, (500, resource.RLIM_INFINITY))
@@ -377,7 +378,7 @@ def test_standing_follows_the_events(queries):
     names, events = list(queries), []
 
     def place(annotator="Ann"):
-        return asking.standing(queries, events, annotator)
+        return asking.progress_of(queries, events, annotator)
 
     assert place() == (queries[names[0]], 0, 0, 5, None)
     events += [answer(0, names[0]), Event("skip", "e1", names[1], "Ann")]
@@ -398,10 +399,10 @@ def test_standing_follows_the_events(queries):
 
 def test_all_done_and_another_round(queries):
     events = [answer(n, name) for n, name in enumerate(queries)]
-    assert asking.standing(queries, events, "Ann") == (None, 5, 0, 5, events[-1])
+    assert asking.progress_of(queries, events, "Ann") == (None, 5, 0, 5, events[-1])
     later = {"r0001-q000": FULL}
     # What is not asked now cannot be undone: it could not be shown.
-    assert asking.standing(later, events, "Ann") == (FULL, 0, 0, 1, None)
+    assert asking.progress_of(later, events, "Ann") == (FULL, 0, 0, 1, None)
 
 
 def test_display_order_is_random_and_stable(queries):
@@ -446,6 +447,6 @@ def test_an_imported_answer_to_another_question_hides_no_undo(queries):
         queries["r0000-q000"], 0, annotator="Ann", order=(0, 1), seconds=1.0, event_id="mine"
     )
     imported = Event("answer", "row-1", "import-0-1", "Ann", (1, 2))
-    place = asking.standing(queries, [given, imported], "Ann")
+    place = asking.progress_of(queries, [given, imported], "Ann")
     assert place.last == given and place.num_answered == 1
-    assert asking.standing(queries, [imported], "Ann").last is None
+    assert asking.progress_of(queries, [imported], "Ann").last is None

@@ -13,7 +13,7 @@ pytest.importorskip("playwright", reason="driving a browser needs playwright")
 from playwright import sync_api as playwright
 
 from shatter.cli.label import answers, asking, web
-from shatter.cli.label.queries import Asked
+from shatter.cli.label.queries import TextQuery
 from shatter.cli.label.writer import open_writer
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -72,11 +72,11 @@ def site(tmp_path, queries):
     turns = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "שלום?"})
     said = ("one\n\ntwo", TAG)
     asked = dict(queries)
-    asked["r0000-q001"] = Asked(
+    asked["r0000-q001"] = TextQuery(
         "r0000-q001", turns, tuple(({"role": "assistant", "content": text},) for text in said)
     )
     prompt = "Explain to a child why the sky is blue during the day and red in the evening."
-    asked["r0000-q002"] = Asked("r0000-q002", prompt, (TAG, "short", f"long\n\n{LONG}"))
+    asked["r0000-q002"] = TextQuery("r0000-q002", prompt, (TAG, "short", f"long\n\n{LONG}"))
     with open_writer(tmp_path / "answers.jsonl") as file:
         server = web.open_server(web.make_app(asked, file, seed=3))
         thread = threading.Thread(target=server.serve_forever)

@@ -9,11 +9,11 @@ import pytest
 
 from shatter.cli.common.binary import UsageError
 from shatter.cli.label import answers, writer
-from shatter.cli.label.answers import Event
-from shatter.cli.label.config import Accept
+from shatter.cli.label.config import AcceptConfig
 from shatter.cli.label.confirmed import confirmed_file, content_of
+from shatter.cli.label.events import Event, event_line
 from shatter.cli.label.imports import import_answers
-from shatter.cli.label.queries import Asked, write_queries
+from shatter.cli.label.queries import TextQuery, write_queries
 from shatter.cli.label.run import experiment
 from shatter.cli.label.writer import NotRecorded, open_writer
 
@@ -41,7 +41,7 @@ def follow(error):
     command = shlex.split(re.search(r"shatter label (.*)", str(error.value))[1])
     name, flag = command
     assert name == "accept"
-    experiment(Accept(project=flag.removeprefix("--project=")))
+    experiment(AcceptConfig(project=flag.removeprefix("--project=")))
 
 
 def lines(path):
@@ -97,7 +97,11 @@ def test_what_has_gone_is_noticed_by_all_and_the_advice_helps(path, name):
 @pytest.mark.parametrize("name", ["first line gone", "emptied", "missing", "one vote turned"])
 def test_an_import_of_what_has_gone_is_refused_and_the_advice_helps(path, tmp_path, name):
     """Also where no line is left by which the file could be told from one of preferences."""
-    texts = Asked("q0", "p", ("a", "b")), Asked("q1", "p", ("a", "c")), Asked("q2", "p", ("b", "c"))
+    texts = (
+        TextQuery("q0", "p", ("a", "b")),
+        TextQuery("q1", "p", ("a", "c")),
+        TextQuery("q2", "p", ("b", "c")),
+    )
     write_queries(path.parent / "queries" / "round_0000.jsonl", texts)
     damage, message = DAMAGES[name]
     damage(path)
@@ -151,7 +155,7 @@ def test_a_damaged_line_is_named_and_the_advice_helps(path):
 def test_a_file_put_back_from_a_copy_goes_on(path):
     whole = path.read_bytes()
     path.unlink()
-    with pytest.raises(UsageError, match="Put it back from a copy"):
+    with pytest.raises(UsageError, match="Put the file back from a copy"):
         content_of(path)
     path.write_bytes(whole)
     assert ids(path) == ["e0", "e1", "e2"]
@@ -181,7 +185,7 @@ def test_a_killed_writer_leaves_no_note_ahead(path, monkeypatch):
     before, note = path.read_bytes(), confirmed_file(path).read_bytes()
 
     def full(*_):
-        assert path.read_bytes() == before + answers.event_line(event(3))
+        assert path.read_bytes() == before + event_line(event(3))
         raise OSError(28, "No space left on device")
 
     with open_writer(path) as file:

@@ -4,8 +4,9 @@ import pytest
 
 from shatter.cli.common.binary import UsageError
 from shatter.cli.label import answers
+from shatter.cli.label.events import Event
 from shatter.cli.label.imports import import_answers
-from shatter.cli.label.queries import Asked, read_queries, write_queries
+from shatter.cli.label.queries import TextQuery, read_queries, write_queries
 from shatter.cli.label.writer import open_writer
 
 PAIR = {"prompt": "p", "chosen": " good", "rejected": " bad", "annotator": "Ann"}
@@ -134,7 +135,7 @@ def test_answers_to_queries_that_were_asked_here(load, tmp_path, queries):
 
 def test_a_query_of_the_same_texts_that_is_asked_later_changes_nothing(load, tmp_path):
     _, _, before = load(PAIR)
-    later = Asked("r0000-q000", "p", (" bad", " good"))
+    later = TextQuery("r0000-q000", "p", (" bad", " good"))
     write_queries(tmp_path / "queries" / "round_0000.jsonl", [later])
     imported, _, after = load(PAIR)
     assert imported.num_known == 1 and after == before
@@ -149,7 +150,7 @@ def test_a_name_for_those_who_leave_none(load):
 def test_an_undone_import_stays_undone(load, tmp_path):
     _, _, (answer,) = load(PAIR)
     with open_writer(tmp_path / "answers.jsonl") as file:
-        undo = answers.Event("undo", "u", answer.query_id, "Ann", undoes=answer.event_id)
+        undo = Event("undo", "u", answer.query_id, "Ann", undoes=answer.event_id)
         file.append(undo)
     assert load(PAIR)[2] == []
 
@@ -173,7 +174,7 @@ def test_bad_rows(load, tmp_path, record, message):
     assert not (tmp_path / "queries").exists()
     imported, _, found = load(PAIR, record, on_bad_row="skip")
     assert len(found) == imported.num_answers == len(imported.problems) == 1
-    with pytest.raises(UsageError, match=r"none is a comparison|no good one is left"):
+    with pytest.raises(UsageError, match=r"none of its rows is a comparison|no good one is left"):
         load(record, on_bad_row="skip")
 
 

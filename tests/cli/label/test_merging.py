@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from shatter.cli.common.binary import UsageError
 from shatter.cli.label import answers, asking
-from shatter.cli.label.answers import Event
+from shatter.cli.label.events import Event, event_line
 from shatter.cli.label.export import export_answers
 from shatter.cli.label.imports import import_answers
-from shatter.cli.label.queries import Asked, read_queries, write_queries
+from shatter.cli.label.queries import TextQuery, read_queries, write_queries
 from shatter.cli.label.writer import open_writer
 
 LIONS = ("Which cat?", ("lion", "lynx", "puma"))
@@ -24,7 +24,7 @@ TEAS = ("Which tea?", ("mint", "sage"))
 def project(folder, *texts, number=0):
     """A project that asks about some texts; query ids are the same in every project."""
     asked = [
-        Asked(f"r{number:04}-q{n:03}", prompt, completions)
+        TextQuery(f"r{number:04}-q{n:03}", prompt, completions)
         for n, (prompt, completions) in enumerate(texts)
     ]
     write_queries(folder / "queries" / f"round_{number:04}.jsonl", asked)
@@ -125,7 +125,7 @@ def test_skips_and_undos_are_honoured(source, tmp_path):
     kinds = [(e.event, e.annotator) for e in answers.read_events(other / "answers.jsonl")]
     assert kinds == [(e.event, e.annotator) for e in answers.read_events(source / "answers.jsonl")]
     events = answers.read_events(other / "answers.jsonl")
-    place = asking.standing(read_queries(other / "queries"), events, "Ann")
+    place = asking.progress_of(read_queries(other / "queries"), events, "Ann")
     assert (place.num_answered, place.num_skipped) == (1, 1)
     # What is taken back there later is taken back here by the next import.
     take_back(source, events[0].event_id)
@@ -157,7 +157,7 @@ def test_an_answer_file_alone_needs_its_queries_or_their_checksums(source, tmp_p
     with pytest.raises(UsageError, match=r"answers.jsonl:1: .*put the query file back"):
         take_in(other, alone)
     old = [event._replace(texts=None) for event in answers.read_events(alone)]
-    alone.write_bytes(b"".join(map(answers.event_line, old)))
+    alone.write_bytes(b"".join(map(event_line, old)))
     with pytest.raises(
         UsageError, match=r"answers.jsonl:1: texts: .*put the folder queries of its"
     ):
@@ -225,7 +225,7 @@ def test_rows_of_older_versions_are_known_again(tmp_path):
         Event("answer", f"import-{n}", "r0000-q000", name, (1, 2), time=f"2026-01-0{n}")
         for n, name in enumerate(["Ann", "import", "import"], start=1)
     ]
-    (folder / "answers.jsonl").write_bytes(b"".join(map(answers.event_line, events)))
+    (folder / "answers.jsonl").write_bytes(b"".join(map(event_line, events)))
     rows = [{"prompt": TEAS[0], "chosen": "mint", "rejected": "sage"}] * 2
     rows.append(rows[0] | {"annotator": "Ann"})
     path = tmp_path / "rows.jsonl"
@@ -273,7 +273,7 @@ def act(folder: Path, history) -> None:
     queries = read_queries(folder / "queries")
     with open_writer(folder / "answers.jsonl") as file:
         for number, (query, annotator, choice, minute) in enumerate(history):
-            place = asking.standing(queries, file.events, annotator)
+            place = asking.progress_of(queries, file.events, annotator)
             if choice == "undo":
                 if place.last is not None:
                     file.append(asking.undo(place.last, event_id=f"u{number}"))

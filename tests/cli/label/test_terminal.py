@@ -16,7 +16,7 @@ from rich.console import Console
 
 from shatter.cli.common.binary import UsageError
 from shatter.cli.label import answers, asking, terminal
-from shatter.cli.label.queries import Asked, write_queries
+from shatter.cli.label.queries import TextQuery, write_queries
 from shatter.cli.label.writer import open_writer
 
 IDS = [f"r0000-q{n:03}" for n in range(5)]
@@ -146,7 +146,7 @@ def test_conversations_long_texts_and_control_characters(session):
     )
     responses = ("\x1b[2Jred\x07\r\nalert\u202e", "two\tthree\x9b0m")
     turns = tuple(({"role": "assistant", "content": text},) for text in responses)
-    query = Asked("q", prompt, turns)
+    query = TextQuery("q", prompt, turns)
     shown = session([], asked={"q": query}, width=130)[1]
     for text in ("system", "user", "assistant", "[bold]brief[/bold]", "␛[2Jred␇", "alert\ufffd"):
         assert text in shown
@@ -157,7 +157,7 @@ def test_conversations_long_texts_and_control_characters(session):
 
 
 def test_more_responses_than_keys(session):
-    many = Asked("q", "p", tuple(f"r{k}" for k in range(10)), source="q.jsonl:1")
+    many = TextQuery("q", "p", tuple(f"r{k}" for k in range(10)), source="q.jsonl:1")
     with pytest.raises(UsageError, match=r"q.jsonl:1: .* at most 9 responses, found 10: .*--web"):
         session([], asked={"q": many})
 

@@ -14,7 +14,7 @@ pytest.importorskip("flask", reason="the page needs flask: pip install 'shatter-
 
 from shatter.cli.common.binary import UsageError
 from shatter.cli.label import answers, asking, web
-from shatter.cli.label.queries import Asked
+from shatter.cli.label.queries import TextQuery
 from shatter.cli.label.writer import open_writer
 
 IDS = [f"r0000-q{n:03}" for n in range(5)]
@@ -58,7 +58,7 @@ def digest_of(query_id, annotator, seed=3):
     """Of what the page shows, computed here."""
     n = int(query_id[-3:])
     texts = tuple(f"response {n}.{k}" for k in range(3 if n == 2 else 2))
-    order = asking.display_order(Asked(query_id, "", texts), annotator=annotator, seed=seed)
+    order = asking.display_order(TextQuery(query_id, "", texts), annotator=annotator, seed=seed)
     shown = json.dumps([f"prompt {n}", [texts[k] for k in order]])
     return hashlib.sha256(shown.encode()).hexdigest()
 
