@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from rich.console import Console
+from rich.segment import Segment, Segments
 from rich.text import Text as Styled
 
 from shatter.data.layouts import Text
@@ -28,7 +29,8 @@ def visible(text: str) -> str:
 
 def say(console: Console, text: str) -> None:
     """Prints a text that people may have typed, unwrapped, so that commands in it stay whole."""
-    console.out(visible(text), highlight=False)
+    # Segments, because rich replaces the tabs of a text by spaces.
+    console.print(Segments([Segment(visible(text) + "\n")]), end="", soft_wrap=True)
 
 
 def cell(text: str) -> Styled:
