@@ -11,9 +11,9 @@ from shatter.types import Array, Key, Params
 
 
 def mixture_log_probs(log_probs: Array, *, axis: int = 0) -> Array:
-    """Log-probs of the mixture of the members: `log (1/M) sum_m exp log_probs_m`.
+    """Returns the log-probs of the members' mixture, `log (1/M) sum_m exp log_probs_m`.
 
-    Prediction averages probabilities, not logits.
+    It is how members predict together: by the mean of their probabilities, not of their logits.
 
     Args:
       log_probs: `[M, ...]`, each member's log-probs of the same events, nats.
@@ -27,7 +27,7 @@ def mixture_log_probs(log_probs: Array, *, axis: int = 0) -> Array:
 
 
 def anchor_penalty(params: Params, anchor: Params, prior_scale: float | Array) -> Array:
-    """Minus the log density of a Gaussian prior: `|theta - theta_m|^2 / (2 sigma^2)`.
+    """Returns minus the log density of a Gaussian prior: `|theta - theta_m|^2 / (2 sigma^2)`.
 
     Args:
       params: a pytree of arrays, theta.
@@ -46,7 +46,7 @@ def anchor_penalty(params: Params, anchor: Params, prior_scale: float | Array) -
 def gaussian_draws(
     key: Key, params: Params, prior_scale: float | Array, num_members: int
 ) -> Params:
-    """Independent draws around parameters: `theta_m = theta_0 + sigma eps_m`.
+    """Draws independent members around parameters: `theta_m = theta_0 + sigma eps_m`.
 
     Args:
       key: a typed key.
@@ -74,17 +74,18 @@ def prior_scale_for(
     high: float = 1e2,
     num_steps: int = 20,
 ) -> Array:
-    """The prior scale at which members spread as wanted before there is data, by bisection (ours).
+    """Finds the prior scale at which members spread as wanted before there is data (ours).
 
-    A scale says little by itself; a standard deviation between members of so many nats of log-odds
-    a pair does. 1 nat: a member is as far from even odds as .73 to .27, typically.
+    A scale of parameters is hard to choose; the standard deviation of the members' log-odds of a
+    pair is not. At 1 nat the odds of a typical member differ from even ones like .73 to .27. The
+    scale is found by bisection.
 
     Args:
-      spread: `(prior_scale) -> []`, the spread of drawn members, growing with the scale, for
+      spread: `(prior_scale) -> []`, the spread of drawn members, which grows with the scale, for
         example `shatter.evaluation.disagreement` on pairs of a pool.
-      target: the spread wanted, in its unit.
+      target: the wanted spread, in the same unit.
       low: a scale that is too small.
-      high: one that is too large.
+      high: a scale that is too large.
       num_steps: halvings of the interval's logarithm.
 
     Returns:

@@ -27,6 +27,15 @@ def infomax(
 
     Source: Dwaracherla et al., Efficient Exploration for LLMs, infomax,
     https://arxiv.org/abs/2402.00396.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from shatter import exploration
+      >>> log_probs = jnp.log(jnp.array([[0.6, 0.3, 0.1], [0.1, 0.3, 0.6]]))  # of two members
+      >>> pair = exploration.infomax(jax.random.key(0), log_probs)
+      >>> sorted(pair.tolist())  # the two candidates on whose order the members disagree most
+      [0, 2]
     """
     log_probs, valid = prepare(log_probs, valid, num_responses, distinct)
     return best_set(key, information_gain(log_probs), valid, num_responses, distinct)

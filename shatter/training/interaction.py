@@ -93,6 +93,39 @@ def interaction(
 
     Returns:
       `init`, `propose` and `learn`.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from shatter import documents, ensembles, exploration, losses, models, training
+      >>> from shatter.types import Comparison
+      >>> lm = models.tabular(vocab_size=3, max_length=2)
+      >>> space = documents.enumerate_documents(vocab_size=3, max_length=2)
+      >>> score = lambda shared, own, query: documents.document_log_probs(lm, own, *space)[
+      ...     query.item_ids
+      ... ]
+      >>> params = lm.init(jax.random.key(0))
+      >>> process = training.interaction(
+      ...     ensembles.anchored(lm, params, num_members=4, prior_scale=1.0),
+      ...     propose=training.pair_proposer(
+      ...         lambda key, shared, own: exploration.pool_candidates(*space),
+      ...         score,
+      ...         exploration.thompson,
+      ...         num_queries=2,
+      ...     ),
+      ...     score=score,
+      ...     loss=losses.ilhf_ranking_loss,
+      ...     optimizer=optax.adam(0.1),
+      ... )
+      >>> state = process.init(jax.random.key(1))
+      >>> queries = process.propose(state, jax.random.key(2))
+      >>> queries.tokens.shape  # queries, responses, tokens
+      (2, 2, 3)
+      >>> ranks = jnp.array([[1, 2], [2, 1]])  # a person's answers: 1 is better
+      >>> state, metrics = process.learn(state, Comparison(queries, ranks, jnp.ones(2)))
+      >>> int(state.store.size)
+      2
     """
     learner = members_learner(
         ensemble,
