@@ -1,4 +1,4 @@
-"""Ensembles on a frozen model, and a member's utility of a text, from rows of a table of texts."""
+"""Ensembles on a frozen model, whose members judge texts by the rows of a table."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from shatter.types import Array, Comparison, Key, Params, Query, item_query
 
 Kind = Literal["heads", "epinet", "adapters"]
 Utility = Literal["ratio", "sum"]
-TEXTS_AT_ONCE = 64  # that go through the upper blocks of a member together
+TEXTS_AT_ONCE = 64  # texts that are vmapped through the upper blocks of a member
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What learns, and how.
+    """The ensemble and its optimiser settings.
 
     Attributes:
       kind: heads: linear heads on features of the frozen model; epinet: an epinet on the same;
@@ -82,14 +82,14 @@ def make_learner(
     num_features: int,
     prior_scale: float | Array,
 ) -> Learner:
-    """Puts an ensemble, its utility and an optimiser together.
+    """Returns an ensemble with its utility and its optimiser.
 
     Args:
-      setting: the kind of ensemble and how it learns.
-      transformer: adapters: of the frozen model.
+      setting: the kind of ensemble and its optimiser settings.
+      transformer: adapters: the config of the frozen model.
       base: adapters: the parameters of its last blocks, `upper_params` of `layers_of`.
       num_features: heads and epinets: width of the features.
-      prior_scale: as in the ensemble's own function.
+      prior_scale: as in `shatter.ensembles.adapters`, `heads` or `epinet`.
 
     Returns:
       The learner.
@@ -153,25 +153,26 @@ def make_learner(
 
 
 def layers_of(setting: Setting, transformer: models.TransformerConfig) -> models.Layers:
-    """The frozen model, cut below the blocks with adapters, or below the last one's mlp_out."""
+    """Returns the frozen model, cut below all adapters: below blocks, or the last mlp_out."""
     return models.split_layers(transformer, transformer.num_layers - setting.adapted_layers)
 
 
 def adapter_utility(
     ensemble: ensembles.Ensemble, setting: Setting, shared: Params, own: Params, rows: Table
 ) -> Array:
-    """Adapters: the utility of a text under one member.
+    """Returns the utility of texts under one member of an ensemble of adapters.
 
-    sum: its log-prob, `log pi_m(x)`: right for responses that the model wrote itself. ratio:
-    `scale (mean log-prob a token under the member - under the base)`, for texts that people wrote:
-    0 for the base, so that the frozen model's own taste is not taken for people's (ours).
+    "sum" is the log-prob of the text, `log pi_m(x)`, for responses that the model wrote itself.
+    "ratio" is `scale (mean log-prob a token under the member - under the base)`, for texts that
+    people wrote (ours): it is 0 for the base, so that the frozen model's own taste is not taken for
+    people's.
 
     Args:
       ensemble: adapters on the last blocks.
-      setting: the utility and its scale.
+      setting: has the utility and its scale.
       shared: the base.
-      own: of one member.
-      rows: of `hidden_table`.
+      own: the adapters of one member.
+      rows: rows of `hidden_table`.
 
     Returns:
       `[...]`, nats.
@@ -191,17 +192,17 @@ def adapter_prior_scale(
     table: Table,
     pairs: Array,
 ) -> Array:
-    """The scale of the adapters' prior at which members spread as `setting.prior_scale` says.
+    """Finds the scale of the adapters' prior at which members spread as `setting` says.
 
-    Their log-odds of pairs of texts then have the standard deviation root 2 times it, that of heads
-    on features of unit variance.
+    Their log-odds of pairs of texts then have the standard deviation sqrt(2) times
+    `setting.prior_scale`, as those of heads on features of unit variance have.
 
     Args:
       key: a typed key; draws the members.
-      setting: of adapters.
-      transformer: of the frozen model.
+      setting: a setting of adapters.
+      transformer: the config of the frozen model.
       base: its parameters above the table's hidden states.
-      table: of texts.
+      table: the table of the texts.
       pairs: int `[P, 2]`, pairs of texts.
 
     Returns:
@@ -218,7 +219,7 @@ def adapter_prior_scale(
 
 
 def table_comparisons(items: Array, ranks: Array, weight: Array) -> Comparison:
-    """Comparisons of texts that are known by their numbers in a table.
+    """Returns comparisons of texts that are known by their numbers in a table.
 
     Args:
       items: int `[B, K]`; below 0 = an empty slot.
@@ -226,7 +227,7 @@ def table_comparisons(items: Array, ranks: Array, weight: Array) -> Comparison:
       weight: `[B]`.
 
     Returns:
-      Comparisons whose documents are empty.
+      The comparisons, without documents.
     """
     return Comparison(item_query(items), ranks, weight)
 
