@@ -1,6 +1,6 @@
 """The work that is timed: rounds of propose, rate, learn, as a function of a key."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def make_interaction(sizes: Sizes, frozen: Frozen) -> training.Interaction:
         lm, frozen.params, num_members=sizes.num_members, prior_scale=sizes.prior_scale
     )
 
-    def candidates(key: Key, shared: Params, own: Params) -> exploration.Candidates:
+    def candidates(key: Key, shared: Params, own: Params) -> Query:
         del shared, own
         samples = documents.sample(
             lm,
@@ -68,18 +68,18 @@ def make_interaction(sizes: Sizes, frozen: Frozen) -> training.Interaction:
         )
         return exploration.sampled_candidates(samples.tokens, samples.mask)
 
-    def score(shared: Params, own: Params, responses: Any) -> Array:
+    def score(shared: Params, own: Params, responses: Query) -> Array:
         logits = ensemble.apply(shared, own, responses.tokens)
         return documents.log_prob(logits, responses.tokens, responses.mask)
 
     return training.interaction(
         ensemble,
-        candidates=candidates,
+        propose=training.pair_proposer(
+            candidates, score, exploration.infomax, num_queries=sizes.num_queries
+        ),
         score=score,
-        explore=exploration.infomax,
         loss=losses.ilhf_ranking_loss,
         optimizer=optax.adam(sizes.learning_rate),
-        num_queries=sizes.num_queries,
         capacity=sizes.num_queries * sizes.num_rounds,
         num_steps=sizes.num_steps,
         batch_size=sizes.batch_size,
@@ -124,8 +124,7 @@ def propose(
 ) -> tuple[Query, Key]:
     """The queries of round t, and the key of those who answer."""
     propose_key, ask_key = jax.random.split(jax.random.fold_in(key, t))
-    _, queries = make_interaction(sizes, frozen).propose(state, propose_key)
-    return queries, ask_key
+    return make_interaction(sizes, frozen).propose(state, propose_key), ask_key
 
 
 def rate(frozen: Frozen, key: Key, queries: Query) -> Comparison:

@@ -1,4 +1,4 @@
-"""A run over many seeds, cut into chunks on the host: progress, checkpoints, resume."""
+"""Runs over many seeds, cut into chunks on the host to show progress, to save and to resume."""
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -22,7 +22,7 @@ from shatter.cli.common.run_folder import load_arrays, remove_folder, save_array
 
 
 class Chunk(NamedTuple):
-    """A piece of a run: so many rounds of so many queries each."""
+    """A piece of a run: `num_rounds` rounds of `num_queries` queries each."""
 
     num_rounds: int
     num_queries: int
@@ -66,17 +66,18 @@ def run_seeds(
 ) -> dict[str, np.ndarray]:
     """Runs all seeds in one jitted call a chunk, resuming from the last whole chunk.
 
-    After every chunk but the last the state and the metrics so far are on disk; a save that is
-    interrupted does not harm the one before. The result lands in `metrics.npz` and is read from
-    there when asked for again. A resumed run keeps its number of seeds, so its numbers are those of
-    the uninterrupted one to the bit.
+    After every chunk but the last the state and the metrics so far are saved; a save that is
+    interrupted leaves the one before as it was. The result is written to `metrics.npz`, from which
+    it is read when it is asked for again. A resumed run has the same number of seeds, so that its
+    numbers are those of the uninterrupted run to the bit.
 
     Args:
       process: the run of one seed.
       inputs: the seeds' inputs, `[S]` on every leaf.
-      folder: where this run's files go.
+      folder: the folder for the files of this run.
       plan: the chunks.
-      seeds_at_once: how many seeds are vmapped, batch after batch in the one call; None = all.
+      seeds_at_once: how many seeds are vmapped; the batches follow each other in one call. None =
+        all.
       progress: called with the number of rounds done since the last call.
 
     Returns:
@@ -130,7 +131,7 @@ def run_seeds(
 
 @cache
 def _all_seeds(start: Callable[[Any], Any], seeds_at_once: int | None) -> Callable[[Any], Any]:
-    """The start of all seeds, compiled once for the arms that share it."""
+    """Returns `start` over all seeds, jitted; arms that share a `start` share the program."""
     return jax.jit(_over_seeds(start, seeds_at_once), compiler_options=compiler_options())
 
 
@@ -157,6 +158,6 @@ def _check_finite(history: dict[str, jax.Array], columns: slice) -> None:
         if bad.size:
             seed, column = bad[0][:2]
             raise UsageError(
-                f"{name} is not finite at seed {seed}, round {columns.start + column}: the run "
-                "went astray; lower --learning_rate?"
+                f"{name} is not finite at seed {seed}, round {columns.start + column}: training "
+                "diverged; try a lower --learning_rate"
             )

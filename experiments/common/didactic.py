@@ -17,12 +17,12 @@ ModelKind = Literal["tabular", "transformer"]
 
 
 class World(NamedTuple):
-    """What all seeds have in common.
+    """The documents and the models that all seeds have in common.
 
     Attributes:
       lm: the model that learns.
-      table: a table over the same documents, which holds any law.
-      space: tokens and mask of all D documents; token 0 ends one.
+      table: a table over the same documents, which can represent every law.
+      space: tokens and mask of all D documents; token 0 ends a document.
     """
 
     lm: models.LanguageModel
@@ -31,15 +31,20 @@ class World(NamedTuple):
 
 
 def check_documents(vocab_size: int, max_length: int, *, most: int) -> None:
-    """Refuses spaces of documents that are too large to enumerate.
+    """Raises an error if there are too many documents to enumerate.
+
+    Args:
+      vocab_size: the flag --vocab_size.
+      max_length: the flag --max_length.
+      most: the largest number of documents.
 
     Raises:
-      UsageError: naming the flags, the bound and what was found.
+      UsageError: naming the flags, the bound and the number found.
     """
     size = vocab_size**max_length
     if size > most:
         raise UsageError(
-            f"--vocab_size ** --max_length must be at most {most}, for every document is "
+            f"--vocab_size ** --max_length must be at most {most}, because every document is "
             f"enumerated, found {vocab_size} ** {max_length} = {size}"
         )
 

@@ -9,13 +9,13 @@ Interval = dict[str, float]
 
 
 def mean_interval(values: np.ndarray) -> Interval:
-    """The mean over seeds `[S]` with its 95% bootstrap interval."""
+    """Returns the mean over seeds `[S]` with its 95% bootstrap interval."""
     low, high = bootstrap_interval(np.mean, values, rng=np.random.default_rng(0))
     return {"mean": float(np.mean(values)), "low": low, "high": high}
 
 
 def format_interval(value: Interval | None, *, interval: bool = True) -> str:
-    """`mean [low, high]` in three or four decimals; empty for None."""
+    """Returns `mean [low, high]` in three or four decimals; an empty text for None."""
     if value is None:
         return ""
     digits = 4 if abs(value["mean"]) < 0.1 else 3

@@ -1,9 +1,9 @@
-"""Where data and models come from: original files, their addresses, checksums and licences.
+"""The original files of data and models: their addresses, checksums and licences.
 
-No data is kept in this project. A file is looked for in the data folder given by the user, in the
-folder named by the environment variable `SHATTER_DATA_DIR` and in the user's cache; failing those
-it is downloaded from its public address into the cache. Every file with a known sha256 is verified
-before it is used.
+No data is kept in this project. A file is looked for in the data folder that the user names, then
+in the folder named by the environment variable `SHATTER_DATA_DIR`, then in the user's cache. If it
+is in none of them it is downloaded from its public address into the cache. Every file is verified
+by its sha256 before it is used.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ class DataError(ValueError):
     def at(
         cls, path: Path, line: int, field: str, *, expected: str, found: object, mend: str
     ) -> Self:
-        """The error for one bad value: its place, what was expected and found, how to mend it."""
+        """Returns the error about one bad value: where it is, what was expected, the remedy."""
         place = f"{path}, line {line}, field {field!r}"
         return cls(f"{place}: expected {expected}, found {found!r}. {mend}")
 
@@ -48,12 +48,12 @@ class Source(NamedTuple):
     """One file made by people outside this project.
 
     Attributes:
-      folder: The subfolder of a data folder in which the file lies (it may also lie at the top).
+      folder: The subfolder of a data folder for the file, which may also lie at the top.
       filename: The name under which it was published.
       url: The public address, or None where there is none.
       sha256: The checksum of the published bytes, in hexadecimal digits.
       licence: The licence's short name.
-      attribution: Whom to name when figures or texts made from the file are shown.
+      attribution: The authors to name beside figures or texts made from the file.
     """
 
     folder: str
@@ -205,7 +205,7 @@ SOURCES: dict[str, Source] = {
 
 
 def locate(name: str, data_dir: str | Path | None = None) -> Path:
-    """The path of a verified source file, downloaded if it is nowhere on this machine.
+    """Returns the path of a verified file, downloaded if it is nowhere on this machine.
 
     Args:
       name: A key of `SOURCES`.
@@ -215,8 +215,8 @@ def locate(name: str, data_dir: str | Path | None = None) -> Path:
       The path of a file whose sha256 is the published one.
 
     Raises:
-      DataError: Unknown name, a data folder that does not exist, a damaged file, or a file that is
-        neither on this machine nor could be downloaded.
+      DataError: if the name is unknown, the data folder does not exist, or the file is damaged, or
+        is not on this machine and cannot be downloaded.
     """
     source = _source(name)
     found = find(name, data_dir)
@@ -232,7 +232,7 @@ def locate(name: str, data_dir: str | Path | None = None) -> Path:
 
 
 def find(name: str, data_dir: str | Path | None = None) -> Path | None:
-    """As `locate`, but returns None instead of downloading a file that is not on this machine."""
+    """Returns the path of a verified file, or None if it is nowhere on this machine."""
     source = _source(name)
     for folder in _folders(data_dir):
         for path in (folder / source.folder / source.filename, folder / source.filename):
@@ -243,7 +243,7 @@ def find(name: str, data_dir: str | Path | None = None) -> Path | None:
 
 
 def _writable_cache() -> Path:
-    """The cache, or a folder for this process where the cache cannot be written."""
+    """Returns the cache, or a temporary folder if the cache cannot be written."""
     folder = cache_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -251,8 +251,8 @@ def _writable_cache() -> Path:
             return folder
     except OSError as error:
         logging.warning(
-            "the cache %s cannot be written: %s. The run goes on without it; set %s to a folder "
-            "that can be written, or files are downloaded again every time.",
+            "the cache %s cannot be written: %s. The run goes on without it, and files are "
+            "downloaded again every time: set %s to a folder that can be written.",
             folder,
             error.strerror,
             CACHE_DIR_VARIABLE,
@@ -261,7 +261,7 @@ def _writable_cache() -> Path:
 
 
 def model_folder(name: str, data_dir: str | Path | None = None) -> str:
-    """Returns the folder of a pretrained model that an experiment is given.
+    """Returns the folder of a pretrained model that a flag names.
 
     Args:
       name: a folder or a name on the hub; "stories260k" is the folder of that name in the data
@@ -272,7 +272,7 @@ def model_folder(name: str, data_dir: str | Path | None = None) -> str:
       The folder, or the name on the hub as it is.
 
     Raises:
-      UsageError: if it is "stories260k", which the data folder lacks.
+      UsageError: if it is "stories260k" and the data folder lacks a file of it.
     """
     if name != "stories260k" or Path(name).exists():
         return name
@@ -291,7 +291,7 @@ def _source(name: str) -> Source:
 
 
 def _folders(data_dir: str | Path | None) -> Iterator[Path]:
-    """The folders to search, in order; a named one must exist."""
+    """Yields the folders to search, in order; raises an error if one that is named is missing."""
     named = {"data_dir": data_dir, DATA_DIR_VARIABLE: os.environ.get(DATA_DIR_VARIABLE)}
     for origin, value in named.items():
         if value:
@@ -320,7 +320,7 @@ def _verify(path: Path, source: Source) -> None:
 
 
 def _download(source: Source, target: Path) -> Path:
-    """Fetch `source` into `target`, which appears only when complete and verified."""
+    """Downloads `source` to `target`, which appears only when it is complete and verified."""
     assert source.url is not None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

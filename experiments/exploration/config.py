@@ -1,4 +1,4 @@
-"""The config of `experiments.exploration.run`, and what each figure varies."""
+"""The config of `experiments.exploration.run`, and the settings that each figure compares."""
 
 import dataclasses
 from typing import Literal
@@ -15,7 +15,7 @@ class Config:
     A population with a hidden law q over documents answers which of two documents it prefers
     (Luce). Arms differ in how they choose what to ask; all learn inclusively (ILHF) from equally
     many answers. The measure is KL(q || prediction), exact over all documents. The process is a
-    didactic one, ours.
+    didactic one, of our own.
     """
 
     figure: Figure = "default"
@@ -23,7 +23,7 @@ class Config:
     members. prior_scale: half, matched, double. transformer: a transformer learner."""
 
     arms: tuple[str, ...] = ()
-    """Arms to run; none = the figure's own. Known: uniform, passive, passive_map, greedy,
+    """Arms to run; not given = the figure's own. Known: uniform, passive, passive_map, greedy,
     boltzmann, thompson, double_thompson, double_thompson_sampled, infomax, variance,
     log_ratio_variance, ucb."""
 
@@ -87,7 +87,7 @@ class Setting:
 
 
 def settings(config: Config, all_arms: tuple[str, ...]) -> list[Setting]:
-    """What a figure varies.
+    """Returns the settings that a figure compares.
 
     Args:
       config: the config.

@@ -29,7 +29,7 @@ STYLE: dict[str, dict[str, Any]] = {
 
 
 def draw(config: Config, results: Results, summary: list[dict], folder: Path) -> Path:
-    """Draws KL curves, a panel a setting, and queries to half and a quarter of the pretrained KL.
+    """Draws KL curves, a panel for each setting, and queries to half and a quarter of the KL.
 
     Args:
       config: the config.

@@ -1,7 +1,8 @@
-"""The didactic process: a hidden law around a pretrained model, and the arms that ask about it."""
+"""The didactic process: a hidden law around a pretrained model, and arms that ask about it."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from experiments.common.chunks import Chunk, Process
 from experiments.common.didactic import World, fit_law, make_world
 from experiments.exploration.config import Config, Setting
 from shatter import choice, documents, ensembles, evaluation, exploration, losses, training
-from shatter.types import Array, Key, Metrics, Params
+from shatter.types import Array, Key, Metrics, Params, Query
 
 HELD_OUT_QUERIES = 64
 JOINT_DRAWS = 16
@@ -21,11 +22,19 @@ LEARNING_RATE_RATIO = 0.05  # of a transformer's parameters to a table's logits
 
 
 class Arm(NamedTuple):
-    """Who learns, where candidates come from, how a pair is chosen."""
+    """A learner, a source of candidates, and how a pair is chosen among them.
 
-    learner: str  # "ensemble" or "map"
-    candidates: str  # "all" documents, samples of the "pretrained" model, or of the "members"
-    explore: Callable[..., Array]
+    Attributes:
+      learner: "ensemble" or "map", the point estimate.
+      candidates: "all" documents, samples of the "pretrained" model, or of the "members".
+      explore: chooses the pair.
+      settings: arguments of `explore` that the config sets: argument -> field of the config.
+    """
+
+    learner: str
+    candidates: str
+    explore: exploration.PairArm
+    settings: Mapping[str, str] = MappingProxyType({})
 
 
 ARMS = {
@@ -33,7 +42,7 @@ ARMS = {
     "passive": Arm("ensemble", "pretrained", exploration.uniform),
     "passive_map": Arm("map", "pretrained", exploration.uniform),
     "greedy": Arm("map", "all", exploration.greedy),
-    "boltzmann": Arm("map", "all", exploration.boltzmann),
+    "boltzmann": Arm("map", "all", exploration.boltzmann, {"temperature": "boltzmann_temperature"}),
     "thompson": Arm("ensemble", "all", exploration.thompson),
     "double_thompson": Arm("ensemble", "members", exploration.double_thompson),
     "double_thompson_sampled": Arm("ensemble", "all", exploration.double_thompson_sampled),
@@ -45,7 +54,7 @@ ARMS = {
 
 
 class Problem(NamedTuple):
-    """What a seed draws once, the same for all arms and rounds."""
+    """The random arrays of a seed, the same for all arms and rounds."""
 
     params: Params  # the pretrained model
     log_p0: Array  # [D]
@@ -57,12 +66,12 @@ class Problem(NamedTuple):
 
 
 def baseline_of(arm: str) -> str:
-    """The passive arm with the same learner."""
+    """Returns the name of the passive arm with the same learner."""
     return "passive" if ARMS[arm].learner == "ensemble" else "passive_map"
 
 
 def make_process(setting: Setting, arm: str) -> Process:
-    """The run of one seed of one arm.
+    """Returns the run of one seed of one arm.
 
     Args:
       setting: config and learner.
@@ -70,7 +79,7 @@ def make_process(setting: Setting, arm: str) -> Process:
 
     Returns:
       `start` and `rounds`. The pretrained model, the hidden law and the held-out queries depend on
-      the key alone, so they are the same for all arms; arms with the same learner share `start`.
+      the key alone, so that they are the same for all arms; arms with one learner share `start`.
     """
     return Process(_start(setting, ARMS[arm].learner), _rounds(setting, ARMS[arm]))
 
@@ -82,7 +91,7 @@ def _start(setting: Setting, learner: str) -> Callable[[Key], tuple[Any, Metrics
     def start(key: Key) -> tuple[Any, Metrics]:
         problem_key, init_key, run_key = jax.random.split(key, 3)
         problem = _draw_problem(problem_key, setting, world)
-        arm = Arm(learner, "all", exploration.uniform)  # how it asks does not matter yet
+        arm = Arm(learner, "all", exploration.uniform)  # nothing is asked at the start
         interaction, evaluate = _assemble(setting, arm, world, problem)
         state = interaction.init(init_key)
         return (problem, state, run_key), evaluate(state)
@@ -133,7 +142,7 @@ def _assemble(
 
 
 def _draw_problem(key: Key, setting: Setting, world: World) -> Problem:
-    """Gaussian logits for every prefix, and the target's around them."""
+    """Draws the pretrained model, Gaussian logits for every prefix, and the target around it."""
     table_key, target_key, query_key, choice_key, joint_key, label_key, lm_key = jax.random.split(
         key, 7
     )
@@ -156,9 +165,9 @@ def _draw_problem(key: Key, setting: Setting, world: World) -> Problem:
 
 
 def _ensemble(setting: Setting, learner: str, world: World, params: Params) -> ensembles.Ensemble:
-    """Tabular: anchored, the prior is on logits. Transformer: prior functions that are tables.
+    """Returns anchored members, or for a transformer members with tables as prior functions.
 
-    So the prior says the same of documents whichever model learns.
+    The prior is then on logits of the table, the same whichever model learns.
     """
     config = setting.config
     scale = config.prior_scale * config.spread
@@ -179,7 +188,7 @@ def _interaction(
     problem: Problem,
     space: tuple[Array, Array],
 ) -> training.Interaction:
-    def candidates(key: Key, shared: Params, own: Params) -> exploration.Candidates:
+    def candidates(key: Key, shared: Params, own: Params) -> Query:
         if arm.candidates == "all":
             return exploration.pool_candidates(*space)
         if arm.candidates == "pretrained":
@@ -192,29 +201,28 @@ def _interaction(
             key, mixture, *space, num_candidates=config.num_candidates
         )
 
-    def score(shared: Params, own: Params, responses: Any) -> Array:
+    def score(shared: Params, own: Params, responses: Query) -> Array:
         return score_all(shared, own)[responses.item_ids]
 
-    explore = arm.explore
-    if explore is exploration.boltzmann:
-        explore = functools.partial(explore, temperature=config.boltzmann_temperature)
+    own_settings = {name: getattr(config, field) for name, field in arm.settings.items()}
+    explore = functools.partial(arm.explore, **own_settings)
     is_table = isinstance(problem.params, jax.Array)
     rate = config.learning_rate * (1.0 if is_table else LEARNING_RATE_RATIO)
     return training.interaction(
         ensemble,
-        candidates=candidates,
+        propose=training.pair_proposer(
+            candidates, score, explore, num_queries=config.queries_per_round
+        ),
         score=score,
-        explore=explore,
         loss=losses.ilhf_ranking_loss,
         optimizer=optax.adam(rate),
-        num_queries=config.queries_per_round,
         capacity=config.queries_per_round * config.num_rounds,
         num_steps=config.num_steps,
     )
 
 
 def _metrics(problem: Problem, members: Array) -> Metrics:
-    """Exact measures of the prediction, and losses on held-out queries, from members[M, D]."""
+    """Returns exact measures of the prediction, and losses on held-out queries, of `[M, D]`."""
 
     def label_log_probs(queries: Array, choices: Array) -> Array:
         shown = members[:, queries]

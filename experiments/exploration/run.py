@@ -18,11 +18,11 @@ from shatter.cli.common import binary, run_folder
 from shatter.cli.common.progress import open_console, progress_bar
 
 MOST_DOCUMENTS = 100_000
-SECONDS = {"tabular": (8.0, 3e-7), "transformer": (60.0, 3e-5)}  # to compile; a document's score
+SECONDS = {"tabular": (8.0, 3e-7), "transformer": (60.0, 3e-5)}  # compilation, a document's score
 
 
 def check(config: Config) -> None:
-    """Refuses values that cannot be.
+    """Raises an error if a flag has a value that cannot be used.
 
     Raises:
       UsageError: with the flag's name, what was expected and what was found.
@@ -47,7 +47,7 @@ def check(config: Config) -> None:
 
 
 def minutes(setting: Setting, arm: str) -> float:
-    """Rough cost of an arm on 2 CPU cores, from measured runs: compilation and document scores."""
+    """Returns the rough cost of an arm on 2 CPU cores, from measured runs."""
     config = setting.config
     members = config.num_members if process.ARMS[arm].learner == "ensemble" else 1
     documents = config.vocab_size**config.max_length
@@ -87,7 +87,7 @@ def experiment(config: Config) -> None:
 
 
 def _with_baselines(setting: Setting) -> tuple[str, ...]:
-    """The setting's arms, with the passive arm of every learner among them."""
+    """Returns the setting's arms, with the passive arm of every learner among them."""
     baselines = dict.fromkeys(process.baseline_of(arm) for arm in setting.arms)
     return tuple(dict.fromkeys((*baselines, *setting.arms)))
 

@@ -1,4 +1,4 @@
-"""Queries to a KL level, ratios to passive, intervals, censoring."""
+"""Queries to a KL level: medians, ratios to passive learning, intervals, censoring."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ Results = dict[tuple[Setting, str], dict[str, np.ndarray]]
 
 
 def summarise(setting: Setting, arm: str, results: Results, queries: np.ndarray) -> dict[str, Any]:
-    """One row of the table.
+    """Returns one row of the table.
 
-    Half and quarter are of KL(q || p0), the pretrained model's, seed by seed: the mixture of prior
-    draws starts farther from q than p0 alone. A level that is not reached within the budget is
-    right-censored: its number is the budget, a lower bound.
+    The levels "half" and "quarter" are of the pretrained model's KL(q || p0), seed by seed, because
+    the mixture of prior draws starts farther from q than p0 itself. A level that is not reached
+    within the budget is right-censored: its number is the budget, a lower bound.
 
     Args:
       setting: the setting.
@@ -82,5 +82,5 @@ def _level(
 
 
 def _ratio(asked: np.ndarray, passive: np.ndarray) -> float:
-    """Of medians; where the pretrained model is there already, 1 query stands for 0."""
+    """Returns the ratio of the medians, with at least 1 query for the passive arm."""
     return float(np.median(asked) / max(np.median(passive), 1.0))

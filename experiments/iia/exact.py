@@ -1,4 +1,4 @@
-"""Where the objectives end with infinitely many answers: exact expected losses, minimised."""
+"""The minima of the objectives with infinitely many answers, from exact expected losses."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,12 +18,12 @@ LARGEST_TIE = 32.0  # log nu
 
 
 def wanted_share(share: float, num_clones: int, correlation: float) -> float:
-    """How often the one message of type 1 is chosen from among m of type 2: a nested logit.
+    """Returns how often the one message of type 1 is chosen among m of type 2, by a nested logit.
 
     `P = e^v1 / (e^v1 + m^lambda e^v2)`, v1 - v2 = log(p / (1 - p)), with the dissimilarity lambda =
     sqrt(1 - correlation): the utility of a message of type 2 is v2 + a part that all of them share
     + lambda times a Gumbel draw of its own, together standard Gumbel. Correlation 0 is Luce's rule,
-    1 the dichotomy, P = p. Whoever wants type 2 is alike likely to choose any of them.
+    1 the dichotomy, P = p. A rater who wants type 2 is equally likely to choose any of them.
 
     Source: McFadden, Modelling the Choice of Residential Location (1978), the nested logit; as a
     bridge from Luce's rule to the dichotomy it is ours.
@@ -41,18 +41,18 @@ def wanted_share(share: float, num_clones: int, correlation: float) -> float:
 
 
 def answer_ranks(answer: str, size: int, slots: int) -> np.ndarray:
-    """The ranks by which those who want type 1 and those who want type 2 answer a query.
+    """Returns the ranks that a rater who wants type 1, and one who wants type 2, give to a query.
 
     The wanted type comes before the other. Slot 0 holds the one message of type 1.
 
     Args:
-      answer: ties, equal within a type; ranking, a random order within it, of which one stands for
-        all, as nothing distinguishes the messages.
+      answer: "ties": equal ranks within a type; "ranking": a random order within it, of which one
+        stands for all, because nothing distinguishes the messages.
       size: K.
       slots: at least K; those beyond are empty.
 
     Returns:
-      int `[2, slots]`, a row for either kind of rater; -1 on empty slots.
+      int `[2, slots]`, a row for each kind of rater; -1 on empty slots.
     """
     others = np.arange(2, size + 1) if answer == "ranking" else np.full(size - 1, 2)
     ranks = np.full((2, slots), -1)
@@ -62,17 +62,17 @@ def answer_ranks(answer: str, size: int, slots: int) -> np.ndarray:
 
 
 def fit_gap(objective: Objective, answer: str, size: int, slots: int, share: float) -> float:
-    """The implied reward gap r1 - r2 that minimises the expected loss, p0 uniform.
+    """Returns the implied reward gap r1 - r2 that minimises the expected loss, p0 uniform.
 
-    All messages of a type have one reward: the losses are convex and treat them alike. SLiC is flat
-    between its two ends at even odds; the fit then is some point of it.
+    All messages of a type have one reward, because the losses are convex and symmetric in them. At
+    even odds SLiC's loss is flat between two ends, and the fit is some point between them.
 
     Args:
       objective: the objective.
       answer: one of `ANSWERS`.
       size: K.
-      slots: at least K; the same for all sizes, so that one program serves them.
-      share: how often the message of type 1 is chosen; those who rank it first.
+      slots: at least K; the same for all sizes, so that they share one compiled program.
+      share: how often the message of type 1 is chosen, or ranked first.
 
     Returns:
       The gap, in the unit of the objective's rewards.
@@ -82,13 +82,13 @@ def fit_gap(objective: Objective, answer: str, size: int, slots: int, share: flo
 
 
 def fit_davidson(size: int, share: float) -> float:
-    """The gap of Davidson's model, asked about uniform pairs of a query, two of a type being tied.
+    """Returns the gap of Davidson's model of ties, fitted to uniform pairs of a query.
 
     Both its parameters, the gap and log nu, minimise the expected loss. Two messages of type 2 are
     always declared equal, two of different types never.
 
     Args:
-      size: K; at 2 there are no ties, and nu is as good as 0.
+      size: K; at 2 there are no ties, so that nu is taken as 0 (its log as -LARGEST_TIE).
       share: share of the raters who want type 1.
 
     Returns:
@@ -109,10 +109,10 @@ def fit_davidson(size: int, share: float) -> float:
 
 
 def closed_form(name: str, answer: str, delta: float, odds: float) -> float | None:
-    """The same gap by formula, where there is one.
+    """Returns the same gap by a formula, where there is one.
 
-    Pairs out of a choice are won by type 1 at odds m P / (1 - P): who chooses type 1 has it beat m
-    messages, who does not has it beaten once. Pairs out of ranks are won at odds P / (1 - P).
+    In pairs made of a choice, type 1 wins at odds m P / (1 - P): if it is chosen it beats m
+    messages, if it is not it is beaten once. In pairs made of ranks it wins at odds P / (1 - P).
 
     Args:
       name: the objective.
@@ -131,11 +131,11 @@ def closed_form(name: str, answer: str, delta: float, odds: float) -> float | No
 
 
 def type_share(gap: float, num_clones: int, beta: float | None) -> float:
-    """Type 1's share of the policy that a gap leads to, p0 uniform.
+    """Returns type 1's share of the policy that a gap leads to, p0 uniform.
 
     Args:
       gap: r1 - r2.
-      num_clones: messages of type 2 for each of type 1 that there are to say; 1 = as many.
+      num_clones: how many messages of type 2 the policy can say for each of type 1.
       beta: as in `Objective`.
 
     Returns:
@@ -146,13 +146,13 @@ def type_share(gap: float, num_clones: int, beta: float | None) -> float:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _slope(objective: Objective, is_choice: bool, gap: Array, ranks: Array, share: Array) -> Array:
-    """Of the expected loss in the gap."""
+    """Returns the slope of the expected loss in the gap."""
     ref_log_probs = jnp.zeros(ranks.shape[1])
 
     def expected_loss(gap: Array) -> Array:
         score = gap / (objective.scale or 1.0)
         scores = jnp.where(jnp.arange(ranks.shape[1]) == 0, score, 0.0)
-        if is_choice:  # of slot 0, or of some other: slot 1 stands for all
+        if is_choice:  # slot 1 stands for all but slot 0
             loss = lambda slot: objective.choice_loss(scores, ref_log_probs, slot, ranks[0] >= 0)
             first, second = jax.vmap(loss)(jnp.arange(2))
         else:
@@ -165,7 +165,7 @@ def _slope(objective: Objective, is_choice: bool, gap: Array, ranks: Array, shar
 
 @jax.jit
 def _davidson_slopes(gap: Array, log_tie: Array, size: Array, share: Array) -> tuple[Array, Array]:
-    """Of the expected loss in the gap and in log nu."""
+    """Returns the slopes of the expected loss in the gap and in log nu."""
     mixed = 2 / size  # share of the pairs that are of two types
 
     def expected_loss(gap: Array, log_tie: Array) -> Array:
@@ -178,5 +178,5 @@ def _davidson_slopes(gap: Array, log_tie: Array, size: Array, share: Array) -> t
 
 
 def _root(slope: Callable[[float], Array], largest: float = LARGEST) -> float:
-    """Where a convex function of one number is least, from its slope."""
+    """Returns where a convex function of one number has its minimum, from its slope."""
     return float(optimize.brentq(lambda x: float(slope(x)), -largest, largest))

@@ -1,4 +1,4 @@
-"""The objectives under test, on a choice among K messages or on ranks, and what each implies."""
+"""The objectives under test, on a choice among K messages or on ranks, and their rewards."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,14 +13,14 @@ from shatter.types import Array
 
 
 class Objective(NamedTuple):
-    """A loss on scores, which are log pi or a reward model's rewards, and the meaning of its end.
+    """A loss on scores (log pi, or a reward model's rewards) and what its minimum implies.
 
     Attributes:
       choice_loss: `(scores[K], ref_log_probs[K], choice[], valid[K]) -> []`.
       ranks_loss: `(scores[K], ref_log_probs[K], ranks[K]) -> []`; on the ranks of a choice it is
-        `choice_loss`, at a higher price.
+        equal to `choice_loss`, and slower.
       scale: the implied reward is `scale (score - ref_log_prob)`; None = the score.
-      beta: the policy in the end is `p0 exp(reward / beta) / Z`; None = `exp(reward) / Z`.
+      beta: the policy at the minimum is `p0 exp(reward / beta) / Z`; None = `exp(reward) / Z`.
     """
 
     choice_loss: Callable[[Array, Array, Array, Array], Array]
@@ -29,15 +29,15 @@ class Objective(NamedTuple):
     beta: float | None
 
     def rewards(self, scores: Array, ref_log_probs: Array) -> Array:
-        """The implied rewards of messages `[..., D]`, up to a constant."""
+        """Returns the implied rewards of messages `[..., D]`, up to a constant."""
         return scores if self.scale is None else self.scale * (scores - ref_log_probs)
 
 
 def make_objectives(config: Config) -> dict[str, Objective]:
-    """All objectives by name.
+    """Returns all objectives by name.
 
     reward_model and ilhf are Luce's rule on rewards and on log pi. dpo_choice is Luce's rule on
-    `beta (log pi - log p0)`, DPO of a choice among K (ours; DPO itself at K = 2). dpo, ipo and slic
+    `beta (log pi - log p0)`: DPO for a choice among K (ours; at K = 2 it is DPO). dpo, ipo and slic
     see pairs: the chosen message against each other one, or every pair that the ranks order.
 
     Args:

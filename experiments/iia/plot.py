@@ -21,7 +21,7 @@ COLORS = {
     "ipo": "tab:orange",
     "slic": "tab:red",
 }
-LINES: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {  # answer and objective: label, style
+LINES: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {  # (answer, objective): (label, style)
     ("choice", "ilhf"): ("a choice", {"color": "tab:blue"}),
     ("ties", "ilhf"): ("ties, unresolved", {"color": "tab:brown", "linewidth": 3, "alpha": 0.5}),
     ("ranking", "ilhf"): ("ranking, Plackett-Luce", {"color": "black", "linestyle": "--"}),
@@ -74,7 +74,7 @@ def _gaps_by_size(axis: Any, config: Config, rows: list[dict]) -> None:
         own = sorted((row for row in rows if row["objective"] == name), key=lambda r: r["size"])
         sizes = np.array([row["size"] for row in own])
         axis.plot(sizes, [row["gap"] for row in own], color=COLORS[name], alpha=0.7)
-        shift = 1.03 ** (i - (len(names) - 1) / 2)  # the points of one size side by side
+        shift = 1.03 ** (i - (len(names) - 1) / 2)  # puts the points of one size side by side
         _points(axis, sizes * shift, own, "gap", COLORS[name], name)
     axis.axhline(0, color="0.6", linewidth=0.8)
     crossing = 1 + (1 - config.share) / config.share

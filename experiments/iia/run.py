@@ -18,11 +18,11 @@ from experiments.iia.summary import Case, Curves, Gaps
 from shatter.cli.common import binary, run_folder
 from shatter.cli.common.progress import open_console, progress_bar
 
-CLOSEST = 1e-6  # a share may come to 0 and to 1
+CLOSEST = 1e-6  # the least distance of a share from 0 and from 1
 
 
 def check(config: Config) -> None:
-    """Refuses values that cannot be.
+    """Raises an error if a flag has a value that cannot be used.
 
     Raises:
       UsageError: with the flag's name, what was expected and what was found.
@@ -40,14 +40,14 @@ def check(config: Config) -> None:
     binary.positive(config, "beta", "delta", "learning_rate")
     if not CLOSEST <= config.share <= 1 - CLOSEST:
         raise binary.UsageError(
-            f"--share must be between 0 and 1, by {CLOSEST:g} at least, found {config.share}"
+            f"--share must be between 0 and 1, at least {CLOSEST:g} from both, found {config.share}"
         )
     if config.vocab_size % 2:
         raise binary.UsageError(f"--vocab_size must be even, found {config.vocab_size}")
     largest = 1 + trained.num_messages(config)
     if not config.sizes or not all(2 <= size <= largest for size in config.sizes):
         raise binary.UsageError(
-            f"--sizes must be between 2 and {largest}, for there are vocab_size ** 2 / 2 = "
+            f"--sizes must be between 2 and {largest}, because there are vocab_size ** 2 / 2 = "
             f"{largest - 1} messages of type 2, found {config.sizes}"
         )
     if not all(0 <= correlation <= 1 for correlation in config.correlations):
@@ -67,7 +67,7 @@ def experiment(config: Config) -> None:
     )
     with run_folder.open_run_folder(config.run_dir, config) as folder:
         began = time.perf_counter()
-        console.print("exact ends ...")
+        console.print("exact minima ...")
         gaps = summary.exact_gaps(config)
         curves = _train(config, folder, console)
         rows = summary.summarise(config, gaps, curves)
@@ -103,17 +103,19 @@ def _train(config: Config, folder: Path, console: Console) -> dict[tuple[Case, s
 def _csv_rows(
     config: Config, rows: list[dict], curves: dict[tuple[Case, str], Curves]
 ) -> list[tuple]:
-    """Rows of metrics.csv; an exact end is that of seed 0 after 0 steps."""
-    found: list[tuple] = []
+    """Returns the rows of metrics.csv; an exact minimum is filed as seed 0 after 0 steps."""
+    csv_rows: list[tuple] = []
     for row in rows:
         case = Case(*(row[field] for field in Case._fields))
         ends = {"gap": row["gap"], "share": row["share_of_policy"]}
         values = {name: np.array([[value]]) for name, value in ends.items()}
-        found += run_folder.metric_rows(case.name, row["objective"], "exact", np.zeros(1), values)
+        csv_rows += run_folder.metric_rows(
+            case.name, row["objective"], "exact", np.zeros(1), values
+        )
     steps = np.arange(config.num_rounds + 1) * config.num_steps
     for (case, name), metrics in curves.items():
-        found += run_folder.metric_rows(case.name, name, "trained", steps, metrics)
-    return found
+        csv_rows += run_folder.metric_rows(case.name, name, "trained", steps, metrics)
+    return csv_rows
 
 
 def _tables(config: Config, gaps: Gaps, rows: list[dict]) -> list[Table]:

@@ -27,7 +27,7 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The case in words."""
+        """The case in words, for tables."""
         correlation = f"correlation={self.correlation:g}"
         return f"{self.answer} K={self.size} {correlation} share={self.share:g}"
 
@@ -39,38 +39,38 @@ Curves = dict[str, np.ndarray]
 
 
 def chosen_objectives(config: Config) -> dict[str, Objective]:
-    """The objectives asked for."""
+    """Returns the objectives that the config asks for, all if it names none."""
     every = make_objectives(config)
     return {name: every[name] for name in config.objectives or every}
 
 
 def shown_objective(config: Config) -> str:
-    """The one objective that stands for all in tables and panels of clones."""
+    """Returns the name of the objective that tables and panels of clones show."""
     names = tuple(chosen_objectives(config))
     return "ilhf" if "ilhf" in names else names[0]
 
 
 def choice_cases(config: Config) -> list[Case]:
-    """The cases of choices, which are trained too: the dichotomy first, then less correlated."""
+    """Returns the cases of choices, which are also trained: the dichotomy, then less correlated."""
     correlations = dict.fromkeys((1.0, *config.correlations))
     return [Case("choice", size, c, config.share) for c in correlations for size in config.sizes]
 
 
 def answer_cases(config: Config) -> list[Case]:
-    """The cases of other answers; with the duplicated type in the minority too."""
+    """Returns the cases of all kinds of answers, also with the duplicated type in the minority."""
     kinds = ("choice", "ties", "ranking", "davidson")
     shares = dict.fromkeys((config.share, 1 - config.share))
     return [Case(kind, n, 1.0, p) for p in shares for kind in kinds for n in config.sizes]
 
 
 def exact_gaps(config: Config) -> Gaps:
-    """The exact end of every case and objective, in double precision.
+    """Returns the exact minimum of every case and objective, in double precision.
 
     Args:
       config: the config.
 
     Returns:
-      The gaps; Davidson's stand under dpo, which it extends by ties.
+      The gaps; Davidson's are filed under dpo, which it extends by ties.
     """
     objectives, slots = chosen_objectives(config), max(config.sizes)
     gaps: Gaps = {}
@@ -89,7 +89,7 @@ def exact_gaps(config: Config) -> Gaps:
 
 
 def closed_form(case: Case, name: str, config: Config) -> float | None:
-    """The formula for a gap, where there is one."""
+    """Returns a gap by its formula, where there is one."""
     if case.answer == "davidson":
         return None
     share = _first_share(case)
@@ -98,7 +98,7 @@ def closed_form(case: Case, name: str, config: Config) -> float | None:
 
 
 def inputs(config: Config) -> tuple[Key, Population]:
-    """Inputs of the trained runs, all seeds of the first of `choice_cases`, then of the next."""
+    """Returns the inputs of the trained runs: all seeds of the first case, then of the next."""
     cases = choice_cases(config)
     keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
     repeat = lambda values: jnp.repeat(jnp.asarray(values), config.num_seeds)
@@ -107,14 +107,14 @@ def inputs(config: Config) -> tuple[Key, Population]:
 
 
 def split_cases(config: Config, metrics: Curves) -> dict[Case, Curves]:
-    """Metrics of the trained runs by case."""
+    """Returns the metrics of the trained runs by case."""
     cases = choice_cases(config)
     parts = {name: np.split(values, len(cases)) for name, values in metrics.items()}
     return {case: {k: v[i] for k, v in parts.items()} for i, case in enumerate(cases)}
 
 
 def summarise(config: Config, gaps: Gaps, curves: dict[tuple[Case, str], Curves]) -> list[dict]:
-    """A JSON-ready row a case and objective.
+    """Returns a JSON-ready row for each case and objective.
 
     Args:
       config: the config.
@@ -146,11 +146,12 @@ def summarise(config: Config, gaps: Gaps, curves: dict[tuple[Case, str], Curves]
 
 
 def policies(gaps: Gaps, config: Config) -> dict[str, tuple[float | None, dict[int, float]]]:
-    """What the dichotomy's choices make of a policy: its beta, and the gap by size.
+    """Returns the policies that the dichotomy's choices lead to: beta, and the gap by size.
 
-    A gap of Luce's rule is ilhf's own, or the reward for the policy of RLHF and DPO at any beta.
+    The gap of Luce's rule gives the policy of ilhf itself, and the policy of RLHF and DPO at any
+    beta.
     """
-    found: dict[str, tuple[float | None, dict[int, float]]] = {}
+    by_label: dict[str, tuple[float | None, dict[int, float]]] = {}
 
     def add(label: str, name: str, beta: float | None) -> None:
         by_size = {
@@ -159,7 +160,7 @@ def policies(gaps: Gaps, config: Config) -> dict[str, tuple[float | None, dict[i
             if case.correlation == 1.0 and (case, name) in gaps
         }
         if by_size:
-            found[label] = (beta, by_size)
+            by_label[label] = (beta, by_size)
 
     add("ilhf", "ilhf", None)
     names = chosen_objectives(config)
@@ -168,11 +169,11 @@ def policies(gaps: Gaps, config: Config) -> dict[str, tuple[float | None, dict[i
         for beta in sorted({*BETAS, config.beta}, reverse=True):
             add(f"{label}, beta {beta:g}", name, beta)
     add("SLiC", "slic", None)
-    return found
+    return by_label
 
 
 def _first_share(case: Case) -> float:
-    """How often the message of type 1 is chosen, or ranked first."""
+    """Returns how often the message of type 1 is chosen, or ranked first."""
     return exact.wanted_share(case.share, case.size - 1, case.correlation)
 
 

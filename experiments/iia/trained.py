@@ -12,17 +12,17 @@ from experiments.iia.config import Config
 from experiments.iia.objectives import Objective
 from shatter import choice, documents, evaluation, models, training
 from shatter.numerics import masked_sum
-from shatter.types import Array, Key, Metrics, Params, Query
+from shatter.types import Array, Key, Metrics, Params, item_query
 
 LEARNING_RATE_RATIO = 0.05  # of a transformer's parameters to a table's logits
 
 
 class Population(NamedTuple):
-    """Who is asked, and about what.
+    """The population that is asked, and the size of its queries.
 
     Attributes:
       size: int `[]`, K.
-      share: `[]`, how often the one message of type 1 is chosen from among K - 1 of type 2.
+      share: `[]`, how often the one message of type 1 is chosen among K - 1 of type 2.
     """
 
     size: Array
@@ -30,23 +30,24 @@ class Population(NamedTuple):
 
 
 def num_messages(config: Config) -> int:
-    """Messages of either type."""
+    """Returns the number of messages of each type."""
     return config.vocab_size**2 // 2
 
 
 def make_process(config: Config, name: str, objective: Objective) -> Process:
-    """The run of one seed of one objective; its input is `(key, Population)`.
+    """Returns the run of one seed of one objective; its input is `(key, Population)`.
 
-    A table begins uniform, a transformer at its random parameters; that is p0.
+    p0 is the model at the start: a uniform table, or a transformer with random parameters.
 
     Args:
       config: the config.
-      name: the objective's name; a reward model's rewards are sums of raw logits, not log-probs.
+      name: the objective's name; of "reward_model" the rewards are sums of raw logits, of others
+        the scores are log-probs.
       objective: the objective.
 
     Returns:
-      `start` and `rounds`; metrics are the implied reward gap, which is a difference of the means
-      over the messages of a type, and type 1's share of the policy over all messages.
+      `start` and `rounds`; the metrics are the implied reward gap, a difference of means over the
+      messages of each type, and type 1's share of the policy over all messages.
     """
     lm = _language_model(config)
     space = documents.enumerate_documents(vocab_size=config.vocab_size, max_length=2)
@@ -91,7 +92,7 @@ def make_process(config: Config, name: str, objective: Objective) -> Process:
         return (learner.init(params, run_key), log_p0, population), evaluate(params, log_p0)
 
     def rounds(carry: Any, first_round: Array, chunk: Chunk) -> tuple[Any, Metrics]:
-        del first_round  # a learner counts its own steps
+        del first_round  # because a learner counts its own steps
         state, log_p0, population = carry
 
         def one_round(state: training.TrainState, _: None) -> tuple[training.TrainState, Metrics]:
@@ -114,15 +115,15 @@ def _language_model(config: Config) -> models.LanguageModel:
 
 
 def _draw_queries(key: Key, config: Config, population: Population) -> tuple[Array, Array]:
-    """Queries of one message of type 1, in slot 0, and distinct ones of type 2, all of them random.
+    """Draws queries of one message of type 1, in slot 0, and distinct messages of type 2.
 
-    The queries of a step take theirs from one random order, each from where it likes, round and
-    round: a sort a step instead of a sort a query.
+    The queries of a step share one random order of the messages of type 2: each takes consecutive
+    ones from a random place on, cyclically. That costs one sort a step, not one a query.
 
     Args:
       key: a typed key.
-      config: gives the numbers of queries, slots and messages.
-      population: gives K.
+      config: has the numbers of queries, slots and messages.
+      population: has K.
 
     Returns:
       Item ids int `[B, slots]`, and bool `[slots]`, true on the first K slots.
@@ -138,9 +139,8 @@ def _draw_queries(key: Key, config: Config, population: Population) -> tuple[Arr
 
 
 def _ask(key: Key, items: Array, valid: Array, share: Array) -> Array:
-    """The slot that a rater chooses."""
-    nothing = jnp.zeros((len(items), 1), int)  # raters of types do not look at tokens
-    query = Query(jnp.zeros((), int), nothing, nothing > 0, items, valid)
+    """Draws the slot that a rater chooses."""
+    query = item_query(items, valid=valid)
     types = lambda query: jnp.where(jnp.arange(len(items)) == 0, 1, 2)
     ranks = choice.dichotomy_rater(types, share)(key, query)
     return jnp.argmax(ranks == 1)

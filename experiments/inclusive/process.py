@@ -13,7 +13,7 @@ from experiments.inclusive.config import Config
 from experiments.inclusive.populations import Population
 from experiments.inclusive.texts import Pool, option_log_probs
 from shatter import choice, documents, ensembles, exploration, losses, models, training
-from shatter.types import Array, Comparison, Key, Metrics, Params, Query, Rater
+from shatter.types import Array, Comparison, Key, Metrics, Params, Query, Rater, item_query
 
 
 class Arm(NamedTuple):
@@ -86,19 +86,17 @@ def make_process(
     ensemble = _ensemble(config, learner, lm, params)
     scored = lambda own: option_log_probs(lm, own, pool)
 
-    def candidates(key: Key, shared: Params, own: Params) -> exploration.Candidates:
+    def candidates(key: Key, shared: Params, own: Params) -> Query:
         del shared
         drawn = jax.random.categorical(key, jnp.log(asked), shape=(config.prompts_compared,))
         prompt = drawn[0]
         if picks_prompt:
             best = _best_pair_gain(jax.vmap(scored)(own), pool.valid)
             prompt = drawn[jnp.argmax(best[drawn])]
-        nothing = jnp.zeros((pool.valid.shape[1], 1), int)  # the ids say all that a rater needs
-        return exploration.pool_candidates(
-            nothing, nothing > 0, prompt_id=prompt, valid=pool.valid[prompt]
-        )
+        items = jnp.arange(pool.valid.shape[1])  # the ids say all that a rater needs
+        return item_query(items, prompt_id=prompt, valid=pool.valid[prompt])
 
-    def score(shared: Params, own: Params, responses: Any) -> Array:
+    def score(shared: Params, own: Params, responses: Query) -> Array:
         del shared
         return scored(own)[responses.prompt_id[..., None], responses.item_ids]
 
@@ -107,12 +105,10 @@ def make_process(
     def interaction(num_queries: int) -> training.Interaction:
         return training.interaction(
             ensemble,
-            candidates=candidates,
+            propose=training.pair_proposer(candidates, score, explore, num_queries=num_queries),
             score=score,
-            explore=explore,
             loss=losses.ilhf_ranking_loss,
             optimizer=optax.adam(_warm_up(config)),
-            num_queries=num_queries,
             capacity=prior_rows + int(answers_after(config)[-1]) * len(population.prompts),
             num_steps=config.num_steps,
         )
@@ -173,21 +169,10 @@ def prior_comparisons(pool: Pool, log_probs: Array) -> Comparison:
     num_pairs = np.bincount(prompts)[prompts] / 2
     shown = log_probs[prompts[:, None], np.stack([first, second], axis=1)]
     size = len(prompts)
-    nothing = jnp.zeros((size, 2, 1), int)
-    query = Query(
-        jnp.asarray(prompts),
-        nothing,
-        nothing > 0,
-        jnp.stack([jnp.asarray(first), jnp.asarray(second)], axis=1),
-        jnp.ones((size, 2), bool),
-    )
-    unknown = jnp.full(size, -1)
     return Comparison(
-        query,
+        item_query(jnp.stack([first, second], axis=1), prompt_id=jnp.asarray(prompts)),
         jnp.broadcast_to(jnp.array([1, 2]), (size, 2)),
         jax.nn.sigmoid(shown[:, 0] - shown[:, 1]) / num_pairs,
-        unknown,
-        unknown,
     )
 
 

@@ -1,4 +1,4 @@
-"""The config of `experiments.online.run`, and what the two settings are about."""
+"""The config of `experiments.online.run`, and the words and rates of its two settings."""
 
 import dataclasses
 from typing import Literal
@@ -9,22 +9,22 @@ LIKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "closed": (("happy", "very"), ("friend", "mom")),
     "open": (("big", "shiny", "red"), ("little", "small", "pretty")),
 }
-"""What the two segments like to read of, by setting."""
+"""The words that the two segments like to read, by setting."""
 
 TASTES = {"closed": 5.0, "open": 4.0}
-"""How much, nats: liked words of the closed setting are rarer."""
+"""How much they like them, nats: more in the closed setting, where the words are rarer."""
 
 LEARNING_RATES = {"closed": 1e-2, "open": 4e-3}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Online: the model's own responses.
+    """Does choosing what to ask pay online, about the model's own responses?
 
     There are prompts only. The members of an ensemble, low-rank adapters on one frozen pretrained
-    model, say responses; queries are chosen among them, a scripted population answers, the members
-    learn inclusively (ILHF). Arms differ in who speaks and who chooses; all have the same learner
-    and equally many answers.
+    model, sample responses; queries are chosen among them, a scripted population answers, and the
+    members learn inclusively (ILHF). Arms differ in who samples and how a pair is chosen; all have
+    the same learner and equally many answers.
     """
 
     setting: SettingName = "closed"
@@ -40,10 +40,10 @@ class Config:
     folder of that name in the data folder."""
 
     data_dir: str = ""
-    """Folder with stories260k; none = $SHATTER_DATA_DIR."""
+    """Folder with stories260k; not given = $SHATTER_DATA_DIR."""
 
     run_dir: str = "runs/online"
-    """Run folder, with a subfolder a setting; one that exists is resumed, given the same flags, and
+    """Run folder, with a subfolder a setting; one that exists is resumed, fixed the same flags, and
     may get more arms."""
 
     seed: int = 0
@@ -56,8 +56,8 @@ class Config:
     """What responses continue; every query is about a random one."""
 
     taste: float | None = None
-    """Nats by which a response with a word that a segment likes gains, and one with a word that the
-    other likes loses; none = 5 in the closed setting, where such words are rarer, 4 in the open."""
+    """Nats that a response gains by a word that a segment likes, and loses by one that the other
+    likes; not given = 5 in the closed setting, where such words are rarer, 4 in the open."""
 
     minority: float = 0.3
     """Weight of the second segment."""
@@ -72,7 +72,7 @@ class Config:
     """Of the adapters, on the query, value and mlp_out projections."""
 
     adapted_blocks: int = 1
-    """Upper blocks that have adapters; what lies below is computed once for all members."""
+    """Upper blocks that have adapters; the blocks below are computed once for all members."""
 
     prior_spread: float = 1.0
     """Standard deviation of members' log-odds of two samples of the base before there is data,
@@ -85,7 +85,7 @@ class Config:
     """Comparisons asked a round."""
 
     num_candidates: int = 8
-    """Responses drawn afresh for every query, by the base, or by every member a share."""
+    """Responses drawn afresh for every query, by the base, or equally many by every member."""
 
     num_steps: int = 12
     """Adam steps a round."""
@@ -94,7 +94,7 @@ class Config:
     """open: comparisons a step, drawn from all so far. In the closed setting a step takes all."""
 
     learning_rate: float | None = None
-    """Adam's; none = 0.01 in the closed setting, 0.004 in the open."""
+    """Adam's; not given = 0.01 in the closed setting, 0.004 in the open."""
 
     pool_size: int = 48
     """open: held-out samples of the base for every prompt."""

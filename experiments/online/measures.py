@@ -1,4 +1,4 @@
-"""What is measured of the members' mixture: exactly in the closed setting, by samples in the open.
+"""The measures of the members' mixture: exact in the closed setting, by samples in the open.
 
 In the open setting q is known as `p0 exp tilt`, tilt = log q / p0 (normalised up to the error of
 the estimated Z_g), so samples of p0 with the weights exp tilt stand for q.
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from experiments.online.members import member_log_probs, member_samples, next_token_laws
 from experiments.online.population import log_tilt, log_tilts, log_weights, mentions
 from experiments.online.world import (
-    Given,
+    Fixed,
     Responses,
     World,
     all_responses,
@@ -31,7 +31,7 @@ MEASURES = {
 
 
 class HeldOut(NamedTuple):
-    """What a seed of the open setting is measured by, the same for all arms and rounds."""
+    """The held-out samples and choices of a seed in the open setting, for all arms and rounds."""
 
     pool: Responses  # [P, N], samples of the base
     log_p0: Array  # [P, N]
@@ -42,21 +42,21 @@ class HeldOut(NamedTuple):
     q_choices: Array  # int [P, Q]
 
 
-def draw_held_out(world: World, given: Given, key: Key) -> Any:
-    """Draws what a seed is measured by; nothing where measures are exact."""
+def draw_held_out(world: World, fixed: Fixed, key: Key) -> Any:
+    """Draws the held-out samples and choices of a seed; `()` where measures are exact."""
     if world.is_closed:
         return ()
     pool_key, *keys = jax.random.split(key, 5)
     num_prompts, number = len(world.prompts), world.config.pool_size
-    pool = base_samples(world, given.params, pool_key, number)
-    log_p0 = base_log_probs(world, given.params, pool)
-    tilt = log_tilt(world, given, pool)
+    pool = base_samples(world, fixed.params, pool_key, number)
+    log_p0 = base_log_probs(world, fixed.params, pool)
+    tilt = log_tilt(world, fixed, pool)
 
     def pairs(pair_key: Key, choice_key: Key, log_law: Array) -> tuple[Array, Array]:
         first, other = jax.random.split(pair_key)
         laws = jnp.repeat(log_law[:, None], number, axis=1)
         i = jax.random.categorical(first, laws)
-        # The second one differs: a choice between two copies says nothing.
+        # The second differs from the first, because a choice between two copies says nothing.
         same = jax.nn.one_hot(i, number, dtype=bool)
         j = jax.random.categorical(other, jnp.where(same, -jnp.inf, laws))
         drawn = jnp.stack([i, j], axis=-1)
@@ -64,16 +64,16 @@ def draw_held_out(world: World, given: Given, key: Key) -> Any:
 
     base = pairs(keys[0], keys[1], jnp.zeros((num_prompts, number)))
     wanted = pairs(keys[2], keys[3], tilt)
-    return HeldOut(pool, log_p0, log_tilts(world, given, pool), *base, *wanted)
+    return HeldOut(pool, log_p0, log_tilts(world, fixed, pool), *base, *wanted)
 
 
-def closed(world: World, given: Given, ensemble: ensembles.Ensemble, own: Params) -> Metrics:
-    """Exact measures over all responses of one token, means over prompts."""
-    everything = all_responses(world, given.params)
-    log_p0 = base_log_probs(world, given.params, everything)  # [P, V]
-    by_segment = log_p0[..., None] + log_tilts(world, given, everything)
-    log_q = log_p0 + log_tilt(world, given, everything)
-    laws = jax.vmap(lambda own: next_token_laws(world, ensemble, given.params, own))(own)
+def closed(world: World, fixed: Fixed, ensemble: ensembles.Ensemble, own: Params) -> Metrics:
+    """Returns exact measures over all responses of one token, means over prompts."""
+    everything = all_responses(world, fixed.params)
+    log_p0 = base_log_probs(world, fixed.params, everything)  # [P, V]
+    by_segment = log_p0[..., None] + log_tilts(world, fixed, everything)
+    log_q = log_p0 + log_tilt(world, fixed, everything)
+    laws = jax.vmap(lambda own: next_token_laws(world, ensemble, fixed.params, own))(own)
     mixture = ensembles.mixture_log_probs(laws)
     metrics = jax.vmap(evaluation.prediction_metrics)(mixture, log_p0, log_q)
     segments = jax.vmap(evaluation.segment_kl)(by_segment.swapaxes(1, 2), mixture)
@@ -94,22 +94,22 @@ def closed(world: World, given: Given, ensemble: ensembles.Ensemble, own: Params
 
 def opened(
     world: World,
-    given: Given,
+    fixed: Fixed,
     ensemble: ensembles.Ensemble,
     own: Params,
     held_out: HeldOut,
     key: Key,
 ) -> Metrics:
-    """Estimates from held-out samples of the base and from fresh samples of the mixture."""
+    """Returns estimates from held-out samples of the base and from new samples of the mixture."""
     score = jax.vmap(
-        lambda own, responses: member_log_probs(world, ensemble, given.params, own, responses),
+        lambda own, responses: member_log_probs(world, ensemble, fixed.params, own, responses),
         in_axes=(0, None),
     )
     members = score(own, held_out.pool)  # [M, P, N]
-    said = member_samples(world, given.params, own, key, world.config.num_samples)
+    said = member_samples(world, fixed.params, own, key, world.config.num_samples)
     log_pi = ensembles.mixture_log_probs(score(own, said))
-    log_p0 = base_log_probs(world, given.params, said)
-    tilt = log_tilt(world, given, said)
+    log_p0 = base_log_probs(world, fixed.params, said)
+    tilt = log_tilt(world, fixed, said)
     return {
         **_from_pool(world, held_out, members),
         **_levels(world, held_out),
@@ -122,7 +122,7 @@ def opened(
 
 
 def _levels(world: World, held_out: HeldOut) -> Metrics:
-    """The measures of the base and of q itself, from the same held-out samples."""
+    """Returns the measures of the base and of q itself, from the same held-out samples."""
     tilt = _pool_tilt(world, held_out)
     weights = jax.nn.softmax(tilt, axis=-1)
     wins = _wins(held_out.log_p0 + tilt, held_out.log_p0 + tilt)
@@ -144,14 +144,14 @@ def _levels(world: World, held_out: HeldOut) -> Metrics:
 
 
 def _from_pool(world: World, held_out: HeldOut, members: Array) -> Metrics:
-    """Losses on held-out choices and KL(q || pi), by segment too, of `members[M, P, N]`.
+    """Returns losses on held-out choices, and KL(q || pi) and by segment, of `members[M, P, N]`.
 
-    KL is estimated from samples of p0, weighted by what they are tilted by,
+    KL is estimated from samples of p0 that are weighted by their tilt,
 
     `sum_i w_i (tilt_i + log p0(x_i) - log pi(x_i)) - log mean_i exp tilt_i`, `w_i` in proportion to
-    `exp tilt_i`: self-normalised, so that the error of the estimated Z_g is not in it. At pi = q it
-    is minus the log of the mean of exp tilt over the pool, on average half of that mean's relative
-    variance: its bias.
+    `exp tilt_i`. It is self-normalised, so that the error of the estimated Z_g cancels. At pi = q
+    the estimate is minus the log of the mean of exp tilt over the pool, whose expectation is about
+    half of that mean's relative variance: the bias.
     """
     log_ratio = held_out.log_p0 - ensembles.mixture_log_probs(members)
 
@@ -175,24 +175,24 @@ def _pool_tilt(world: World, held_out: HeldOut) -> Array:
 
 
 def _wins(log_q: Array, others: Array) -> Array:
-    """How often a person prefers each of `[P, n]` to each of `[P, N]`; of two copies, .5."""
+    """Returns how often a person prefers each of `[P, n]` to each of `[P, N]`; copies: 0.5."""
     return jax.nn.sigmoid(log_q[:, :, None] - others[:, None, :])
 
 
 def _choice_loss(members: Array, pairs: Array, choices: Array) -> Array:
-    """Mean log-loss of the mixture's predictions, nats."""
+    """Returns the mean log-loss of the mixture's predictions, nats."""
     shown = jax.vmap(_pick, in_axes=(0, None))(members, pairs)
     labels = choice.luce_log_prob(shown, jnp.broadcast_to(choices, shown.shape[:-1]))
     return jnp.mean(evaluation.marginal_log_loss(labels))
 
 
 def _pick(values: Array, pairs: Array) -> Array:
-    """From `[P, N]` those of pairs `[P, Q, 2]`."""
+    """Returns the values `[P, Q, 2]` at `pairs`, from values `[P, N]`."""
     return jax.vmap(lambda row, pairs: row[pairs])(values, pairs)
 
 
 def _texts(world: World, said: Responses) -> Metrics:
-    """Of samples `[P, n]`: what share mentions what a segment likes, and how diverse they are.
+    """Returns how many samples of `[P, n]` mention what a segment likes, and how diverse they are.
 
     distinct: different bigrams over all bigrams of the responses to a prompt. pairwise: mean over
     pairs of responses of 1 - |A and B| / |A or B|, A and B the sets of their tokens.
@@ -217,7 +217,7 @@ def _texts(world: World, said: Responses) -> Metrics:
         is_first = jax.vmap(
             lambda row: jnp.argmax(row[:, None] == row[None, :], axis=1) == jnp.arange(len(row))
         )(response) & (response >= 0)
-        # Tokens of one that occur in another, counted once.
+        # Whether a token of one response occurs in another.
         occurs = jax.vmap(
             lambda row: jax.vmap(lambda other: jnp.any(row[:, None] == other[None, :], axis=1))(
                 response

@@ -1,5 +1,6 @@
-"""The members: adapters on the base's upper blocks, what they say and how they score."""
+"""The members: adapters on the base's upper blocks, their samples and their scores."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,13 +14,13 @@ from experiments.online.world import (
     valid_tokens,
 )
 from shatter import documents, ensembles, evaluation, exploration, models
-from shatter.types import Array, Key, Params
+from shatter.types import Array, Key, Params, Query
 
 _SAMPLES_FOR_PRIOR = 64
 
 
 def make_ensemble(world: World, params: Params, prior_scale: Array) -> ensembles.Ensemble:
-    """Adapters on the upper blocks, as an ensemble of whole models whose `shared` is the base."""
+    """Returns an ensemble of whole models, adapters on the upper blocks; `shared` is the base."""
     upper = ensembles.adapters(
         world.parts.upper,
         jax.eval_shape(world.parts.upper_params, params),
@@ -39,7 +40,7 @@ def make_ensemble(world: World, params: Params, prior_scale: Array) -> ensembles
 
 
 def member_params(world: World, shared: Params, own: Params) -> Params:
-    """One member as parameters of the whole model, for generation."""
+    """Returns one member as parameters of the whole model, for generation."""
     whole = ensembles.whole_adapters(own, world.layer)
     return models.with_lora(shared, whole, world.lora)
 
@@ -47,17 +48,17 @@ def member_params(world: World, shared: Params, own: Params) -> Params:
 def member_log_probs(
     world: World, ensemble: ensembles.Ensemble, shared: Params, own: Params, responses: Any
 ) -> Array:
-    """One member's log-prob of every response, `[..., N]`, nats.
+    """Returns one member's log-prob of every response, `[..., N]`, nats.
 
     Args:
       world: the world.
       ensemble: of `make_ensemble`.
       shared: the base.
       own: the member's adapters.
-      responses: `Responses`, `Candidates` or a `Query`, with any leading axes.
+      responses: `Responses` or a `Query`, with any leading axes.
 
     Returns:
-      Log-probs. Of responses of one token they are looked up in the law after every prompt.
+      The log-probs. Those of responses of one token are looked up in the law after every prompt.
     """
     if world.is_closed:
         laws = next_token_laws(world, ensemble, shared, own)
@@ -70,7 +71,7 @@ def member_log_probs(
 def next_token_laws(
     world: World, ensemble: ensembles.Ensemble, shared: Params, own: Params
 ) -> Array:
-    """One member's law of the token after every prompt, `[P, V]`, log-probs."""
+    """Returns one member's log-probs of the token after every prompt, `[P, V]`."""
     logits = ensemble.apply(shared, own, world.prompts, valid=world.valid)
     return jax.nn.log_softmax(logits[:, -1])
 
@@ -78,7 +79,7 @@ def next_token_laws(
 def member_samples(
     world: World, shared: Params, own: Params, key: Key, num_samples: int
 ) -> Responses:
-    """Samples of the members for every prompt, of each a share: `[P, num_samples]`."""
+    """Draws samples for every prompt, the same number of each member: `[P, num_samples]`."""
     draw = lambda own, key, prompt, valid, share: sample(
         world, member_params(world, shared, own), key, prompt, valid, share
     )
@@ -86,14 +87,14 @@ def member_samples(
     return Responses(jnp.arange(len(world.prompts)), *drawn)
 
 
-def make_candidates(world: World, source: str) -> Any:
-    """Where candidates come from: samples of the "base", or of every one of the "members" a share.
+def make_candidates(world: World, source: str) -> Callable[[Key, Params, Params], Query]:
+    """Returns a source of candidates: samples of the "base", or equally many of all "members".
 
     Returns:
-      `(key, shared, own[M]) -> Candidates`, responses to a random prompt.
+      `(key, shared, own[M]) -> candidates`, responses to a random prompt.
     """
 
-    def candidates(key: Key, shared: Params, own: Params) -> exploration.Candidates:
+    def candidates(key: Key, shared: Params, own: Params) -> Query:
         prompt_key, sample_key = jax.random.split(key)
         prompt_id = jax.random.randint(prompt_key, (), 0, len(world.prompts))
         place = (world.prompts[prompt_id], world.valid[prompt_id])
@@ -113,7 +114,7 @@ def make_candidates(world: World, source: str) -> Any:
 def _shares(
     world: World, draw: Any, own: Params, key: Key, prompt: Array, valid: Array, number: int
 ) -> tuple[Array, Array]:
-    """What the members say, the axis of the members joined to that of the samples."""
+    """Draws equally many samples of each member, joined along the axis of the samples."""
     num_members = world.config.num_members
     keys = jax.random.split(key, num_members)
     drawn = jax.vmap(lambda own, key: draw(own, key, prompt, valid, number // num_members))(
@@ -125,7 +126,7 @@ def _shares(
 
 
 def prior_scale_of(world: World, params: Params, key: Key) -> Array:
-    """The prior scale at which members disagree on samples of the base as the config says."""
+    """Returns the prior scale at which members disagree as the config says, on base samples."""
     pool_key, draw_key = jax.random.split(key)
     pool = base_samples(world, params, pool_key, _SAMPLES_FOR_PRIOR)
 

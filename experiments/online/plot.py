@@ -1,4 +1,4 @@
-"""The figure: a panel a measure, a curve an arm."""
+"""The figure: a panel for each measure, a curve for each arm."""
 
 from pathlib import Path
 from typing import Any

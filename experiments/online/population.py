@@ -1,4 +1,4 @@
-"""The scripted population: what its people like to read, and the law that it has by that.
+"""The scripted population: what its people like to read, and the law that follows.
 
 Segment g has the density `q_g = p0 exp(r_g) / Z_g`: what the base says, tilted by a taste. The
 population's density is `q = sum_g w_g q_g`. Every person chooses by Luce's rule on log q, so that
@@ -11,13 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.online.world import Given, Words, World, base_log_probs
+from experiments.online.world import Fixed, Words, World, base_log_probs
 from shatter import choice
 from shatter.types import Array, Query, Rater
 
 
 def mentions(tokens: Array, mask: Array, words: Words) -> Array:
-    """Whether the tokens of one of the words occur in the response, one after another.
+    """Returns whether a response has the tokens of one of the words, one after another.
 
     Args:
       tokens: int `[..., T]`.
@@ -28,46 +28,46 @@ def mentions(tokens: Array, mask: Array, words: Words) -> Array:
       bool `[...]`.
     """
     response = jnp.where(mask, tokens, -1)  # outside any vocabulary
-    found = jnp.zeros(tokens.shape[:-1], bool)
+    occurs = jnp.zeros(tokens.shape[:-1], bool)
     for word in words:
         places = response.shape[-1] - len(word) + 1
         here = jnp.ones((*tokens.shape[:-1], places), bool)
         for shift, token in enumerate(word):
             here = here & (response[..., shift : shift + places] == token)
-        found = found | jnp.any(here, axis=-1)
-    return found
+        occurs = occurs | jnp.any(here, axis=-1)
+    return occurs
 
 
 def tastes(world: World, tokens: Array, mask: Array) -> Array:
-    """R of every segment, `[..., G]`, nats, of documents `[..., T]`."""
+    """Returns r_g of documents `[..., T]` for every segment: `[..., G]`, nats."""
     first, second = (mentions(tokens, mask, words).astype(float) for words in world.likes)
     taste = world.taste * (first - second)
     return jnp.stack([taste, -taste], axis=-1)
 
 
 def log_weights(world: World) -> Array:
-    """Log w of the segments, `[G]`."""
+    """Returns log w of the segments, `[G]`."""
     return jnp.log(jnp.array([1.0 - world.config.minority, world.config.minority]))
 
 
-def log_tilts(world: World, given: Given, responses: Any) -> Array:
-    """`log q_g / p0` of every segment and response: `[..., N, G]`, nats."""
+def log_tilts(world: World, fixed: Fixed, responses: Any) -> Array:
+    """Returns `log q_g / p0` of every response and segment: `[..., N, G]`, nats."""
     tilt = tastes(world, responses.tokens, responses.mask)
-    return tilt - given.log_z[responses.prompt_id][..., None, :]
+    return tilt - fixed.log_z[responses.prompt_id][..., None, :]
 
 
-def log_tilt(world: World, given: Given, responses: Any) -> Array:
-    """`log q / p0` of every response: `[..., N]`, nats."""
-    by_segment = log_tilts(world, given, responses)
+def log_tilt(world: World, fixed: Fixed, responses: Any) -> Array:
+    """Returns `log q / p0` of every response: `[..., N]`, nats."""
+    by_segment = log_tilts(world, fixed, responses)
     weights = jnp.broadcast_to(log_weights(world), by_segment.shape)
     return jax.nn.logsumexp(by_segment + weights, axis=-1)
 
 
-def make_rater(world: World, given: Given) -> Rater:
-    """The population as a rater of queries."""
+def make_rater(world: World, fixed: Fixed) -> Rater:
+    """Returns the population as a rater of queries."""
 
     def utilities(query: Query) -> Array:
-        log_p0 = base_log_probs(world, given.params, query)
-        return (log_p0[:, None] + log_tilts(world, given, query)).T
+        log_p0 = base_log_probs(world, fixed.params, query)
+        return (log_p0[:, None] + log_tilts(world, fixed, query)).T
 
     return choice.mixture_rater(utilities, log_weights(world))

@@ -1,4 +1,4 @@
-"""One seed of one arm: what is given, who is asked about what, how the members learn."""
+"""The run of one seed of one arm: who is asked about what, and how the members learn."""
 
 import functools
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from experiments.online.members import (
 )
 from experiments.online.population import make_rater, tastes
 from experiments.online.world import (
-    Given,
+    Fixed,
     World,
     all_responses,
     base_log_probs,
@@ -34,10 +34,10 @@ _SAMPLES_AT_ONCE = 128
 
 
 class Arm(NamedTuple):
-    """Where candidates come from and how a pair is chosen among them."""
+    """A source of candidates, and how a pair is chosen among them."""
 
     candidates: str  # samples of the "base", or of the "members"
-    explore: Callable[..., Array]
+    explore: exploration.PairArm
 
 
 ARMS = {
@@ -50,8 +50,8 @@ ARMS = {
 }
 
 
-def make_given(world: World, params: Params) -> Given:
-    """Computes once what every seed is given.
+def make_fixed(world: World, params: Params) -> Fixed:
+    """Computes the arrays that are the same for every seed.
 
     Args:
       world: the world.
@@ -62,15 +62,15 @@ def make_given(world: World, params: Params) -> Given:
     """
     z_key, prior_key = jax.random.split(jax.random.key(world.config.seed + 1))
 
-    def given(params: Params) -> Given:
+    def fixed(params: Params) -> Fixed:
         log_z = log_normalisers(world, params, z_key)
-        return Given(params, log_z, prior_scale_of(world, params, prior_key))
+        return Fixed(params, log_z, prior_scale_of(world, params, prior_key))
 
-    return jax.jit(given, compiler_options=compiler_options())(params)
+    return jax.jit(fixed, compiler_options=compiler_options())(params)
 
 
 def log_normalisers(world: World, params: Params, key: Key) -> Array:
-    """`log E_p0 exp r_g` of every prompt and segment, `[P, G]`: exact, or from samples."""
+    """Returns `log E_p0 exp r_g` of every prompt and segment, `[P, G]`: exact, or from samples."""
     if world.is_closed:
         everything = all_responses(world, params)
         log_p0 = base_log_probs(world, params, everything)[..., None]
@@ -81,7 +81,7 @@ def log_normalisers(world: World, params: Params, key: Key) -> Array:
 
 
 def _base_tastes(world: World, params: Params, key: Key) -> Array:
-    """R of samples of the base, `[P, n, G]`."""
+    """Returns r_g of samples of the base, `[P, n, G]`, nats."""
 
     def one(key: Key) -> Array:
         drawn = base_samples(world, params, key, _SAMPLES_AT_ONCE)
@@ -92,21 +92,21 @@ def _base_tastes(world: World, params: Params, key: Key) -> Array:
 
 
 def make_process(world: World, arm: str) -> Process:
-    """The run of one seed of one arm.
+    """Returns the run of one seed of one arm.
 
     Args:
       world: the world.
       arm: a name in `ARMS`.
 
     Returns:
-      `start`, whose input is a seed's key and the `Given`, and `rounds`. The members at the start
-      and what they are measured by depend on the key alone, so they are the same for all arms.
+      `start`, whose input is a seed's key and `Fixed`, and `rounds`. The members at the start and
+      the held-out samples depend on the key alone, so that they are the same for all arms.
     """
     return Process(_start(_Static(world)), functools.partial(_rounds, world, ARMS[arm]))
 
 
 class _Static:
-    """A world by its identity, for a cache."""
+    """A world that a cache can compare: by its config and kind, not by its arrays."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -123,21 +123,21 @@ class _Static:
 def _start(static: _Static) -> Callable[[Any], tuple[Any, Metrics]]:
     world = static.world
 
-    def start(inputs: tuple[Key, Given]) -> tuple[Any, Metrics]:
-        key, given = inputs
+    def start(inputs: tuple[Key, Fixed]) -> tuple[Any, Metrics]:
+        key, fixed = inputs
         held_out_key, init_key, run_key = jax.random.split(key, 3)
-        held_out = measures.draw_held_out(world, given, held_out_key)
-        state = make_interaction(world, given, ARMS["passive"]).init(init_key)
-        metrics = _evaluate(world, given, held_out, run_key, state)
+        held_out = measures.draw_held_out(world, fixed, held_out_key)
+        state = make_interaction(world, fixed, ARMS["passive"]).init(init_key)
+        metrics = _evaluate(world, fixed, held_out, run_key, state)
         # The state holds the base too, in `shared`.
-        return (given._replace(params=()), held_out, state, run_key), metrics
+        return (fixed._replace(params=()), held_out, state, run_key), metrics
 
     return start
 
 
 def _rounds(world: World, arm: Arm, carry: Any, first_round: Array, chunk: Chunk) -> Any:
-    given, held_out, state, key = carry
-    whole = given._replace(params=state.shared)
+    fixed, held_out, state, key = carry
+    whole = fixed._replace(params=state.shared)
     state, metrics = training.run_rounds(
         make_interaction(world, whole, arm),
         make_rater(world, whole),
@@ -147,23 +147,27 @@ def _rounds(world: World, arm: Arm, carry: Any, first_round: Array, chunk: Chunk
         num_rounds=chunk.num_rounds,
         first_round=first_round,
     )
-    return (given, held_out, state, key), metrics
+    return (fixed, held_out, state, key), metrics
 
 
-def make_interaction(world: World, given: Given, arm: Arm) -> training.Interaction:
-    """The halves of the interaction of an arm."""
+def make_interaction(world: World, fixed: Fixed, arm: Arm) -> training.Interaction:
+    """Returns the halves of the interaction of an arm."""
     config = world.config
-    ensemble = make_ensemble(world, given.params, given.prior_scale)
+    ensemble = make_ensemble(world, fixed.params, fixed.prior_scale)
+    score = functools.partial(member_log_probs, world, ensemble)
     rate = config.learning_rate
     rate = LEARNING_RATES[config.setting] if rate is None else rate
     return training.interaction(
         ensemble,
-        candidates=make_candidates(world, arm.candidates),
-        score=functools.partial(member_log_probs, world, ensemble),
-        explore=arm.explore,
+        propose=training.pair_proposer(
+            make_candidates(world, arm.candidates),
+            score,
+            arm.explore,
+            num_queries=config.queries_per_round,
+        ),
+        score=score,
         loss=losses.ilhf_ranking_loss,
         optimizer=optax.adam(rate),
-        num_queries=config.queries_per_round,
         capacity=config.queries_per_round * config.num_rounds,
         num_steps=config.num_steps,
         batch_size=None if world.is_closed else config.batch_size,
@@ -172,14 +176,14 @@ def make_interaction(world: World, given: Given, arm: Arm) -> training.Interacti
 
 def _evaluate(
     world: World,
-    given: Given,
+    fixed: Fixed,
     held_out: Any,
     key: Key,
     state: training.InteractionState,
 ) -> Metrics:
-    ensemble = make_ensemble(world, given.params, given.prior_scale)
+    ensemble = make_ensemble(world, fixed.params, fixed.prior_scale)
     own = state.members.params
     if world.is_closed:
-        return measures.closed(world, given, ensemble, own)
+        return measures.closed(world, fixed, ensemble, own)
     sample_key = jax.random.fold_in(jax.random.fold_in(key, state.step), 1)
-    return measures.opened(world, given, ensemble, own, held_out, sample_key)
+    return measures.opened(world, fixed, ensemble, own, held_out, sample_key)

@@ -15,7 +15,7 @@ from experiments.common.intervals import format_interval
 from experiments.online import plot
 from experiments.online.config import Config
 from experiments.online.measures import MEASURES
-from experiments.online.process import ARMS, make_given, make_process
+from experiments.online.process import ARMS, make_fixed, make_process
 from experiments.online.summary import Results, summarise
 from experiments.online.world import World, load_world
 from shatter.cli.common import binary, run_folder
@@ -27,7 +27,7 @@ OPEN_ONLY = ("max_length", "batch_size", "pool_size", "num_samples")
 
 
 def check(config: Config) -> None:
-    """Refuses values that cannot be.
+    """Raises an error if a flag has a value that cannot be used.
 
     Raises:
       UsageError: with the flag's name, what was expected and what was found.
@@ -49,15 +49,15 @@ def check(config: Config) -> None:
         num_samples=2,
         chunk_rounds=1,
     )
-    given = [name for name in ("taste", "learning_rate") if getattr(config, name) is not None]
-    binary.positive(config, "prior_spread", *given)
+    optional = [name for name in ("taste", "learning_rate") if getattr(config, name) is not None]
+    binary.positive(config, "prior_spread", *optional)
     if not 0 < config.minority < 1:
         raise binary.UsageError(f"--minority must be between 0 and 1, found {config.minority}")
     for name in ("num_candidates", "num_samples"):
         if getattr(config, name) % config.num_members:
             raise binary.UsageError(
-                f"--{name} must be a multiple of --num_members, a share for each, found "
-                f"{getattr(config, name)} and {config.num_members}"
+                f"--{name} must be a multiple of --num_members, because all members draw equally "
+                f"many, found {getattr(config, name)} and {config.num_members}"
             )
 
 
@@ -105,7 +105,7 @@ def _run(
     folder: Path,
     console: Console,
 ) -> Results:
-    given = make_given(world, params)
+    fixed = make_fixed(world, params)
     repeat = lambda leaf: jnp.repeat(leaf[None], config.num_seeds, axis=0)
     keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
     plan = chunks.equal_chunks(config.num_rounds, config.queries_per_round, config.chunk_rounds)
@@ -115,7 +115,7 @@ def _run(
             advance(arm, 0)
             results[arm] = chunks.run_seeds(
                 make_process(world, arm),
-                (keys, jax.tree.map(repeat, given)),
+                (keys, jax.tree.map(repeat, fixed)),
                 folder / "arms" / arm,
                 plan,
                 seeds_at_once=1,

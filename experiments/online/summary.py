@@ -18,7 +18,7 @@ def summarise(
     baseline: dict[str, np.ndarray],
     queries: np.ndarray,
 ) -> dict[str, Any]:
-    """One row of the table.
+    """Returns one row of the table.
 
     Args:
       setting: its name.

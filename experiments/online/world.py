@@ -1,4 +1,4 @@
-"""What all seeds have in common: the frozen base, the prompts, what the base says and scores."""
+"""What all seeds have in common: the frozen base, the prompts, its samples and its log-probs."""
 
 from typing import Any, NamedTuple
 
@@ -19,22 +19,22 @@ Words = tuple[tuple[int, ...], ...]
 
 
 class World(NamedTuple):
-    """What is static.
+    """The static part: config, models, prompts and words.
 
     Attributes:
       config: the config.
       is_closed: whether a response is one token.
       lm: the base as a model.
-      parts: it cut below the blocks that have adapters.
+      parts: the base, cut below the blocks that have adapters.
       layer: the first block that has adapters.
       lora: targets and rank.
       tokenizer: of the base.
       prompts: int `[P, L]`, padded on the left.
       valid: bool `[P, L]`, false on their padding.
-      ends: the tokens that end a response; none where it has one token.
+      ends: the tokens that end a response; empty where a response is one token.
       max_length: largest number of response tokens.
       likes: for each segment the words it likes.
-      taste: how much, nats.
+      taste: how much it likes them, nats.
     """
 
     config: Config
@@ -52,14 +52,14 @@ class World(NamedTuple):
     taste: float
 
 
-class Given(NamedTuple):
-    """Arrays that the world gives to every seed.
+class Fixed(NamedTuple):
+    """Arrays that are the same for every seed.
 
     Attributes:
-      params: the base's.
-      log_z: `[P, G]`, `log E_p0 exp r_g`: exact where responses have one token, else estimated from
-        samples and then a constant of the population's law.
-      prior_scale: `[]`, of the members.
+      params: the parameters of the base.
+      log_z: `[P, G]`, `log E_p0 exp r_g`: exact where responses have one token; else an estimate
+        from samples, taken as a constant of the population's law.
+      prior_scale: `[]`, the scale of the members' prior.
     """
 
     params: Params
@@ -68,7 +68,7 @@ class Given(NamedTuple):
 
 
 class Responses(NamedTuple):
-    """Responses to prompts: what of a `Query` or of `Candidates` a score reads."""
+    """Responses to prompts: the part of a `Query` that scores read."""
 
     prompt_id: Array  # int [...]
     tokens: Array  # int [..., N, T]
@@ -76,13 +76,13 @@ class Responses(NamedTuple):
 
 
 def load_world(config: Config) -> tuple[World, Params]:
-    """Opens the base and encodes prompts and words.
+    """Loads the base and encodes prompts and words.
 
     Returns:
       The world and the base's parameters.
 
     Raises:
-      UsageError: if the model cannot be opened, or prompts or words do not fit it.
+      UsageError: if the model cannot be loaded, or prompts or words do not fit it.
     """
     sizes, params, tokenizer = load_frozen(model_folder(config.model_name_or_path, config.data_dir))
     if not 1 <= config.adapted_blocks < sizes.num_layers:
@@ -123,19 +123,19 @@ def load_world(config: Config) -> tuple[World, Params]:
 
 
 def base_log_probs(world: World, params: Params, responses: Any) -> Array:
-    """Log p0 of every response, `[..., N]`, nats."""
+    """Returns log p0 of every response, `[..., N]`, nats."""
     logits = world.lm.apply(params, responses.tokens, valid=valid_tokens(world, responses))
     return documents.log_prob(logits, responses.tokens, responses.mask)
 
 
 def base_samples(world: World, params: Params, key: Key, num_samples: int) -> Responses:
-    """Samples of the base for every prompt, `[P, num_samples]`."""
+    """Draws samples of the base for every prompt, `[P, num_samples]`."""
     drawn = sample(world, params, key, world.prompts, world.valid, num_samples)
     return Responses(jnp.arange(len(world.prompts)), *drawn)
 
 
 def all_responses(world: World, params: Params) -> Responses:
-    """Every response of one token to every prompt, `[P, V]`."""
+    """Returns every response of one token to every prompt, `[P, V]`."""
     vocab_size = jax.eval_shape(world.lm.apply, params, world.prompts).shape[-1]
     shape = (len(world.prompts), vocab_size)
     prompts = jnp.repeat(world.prompts[:, None], vocab_size, axis=1)
@@ -148,7 +148,7 @@ def all_responses(world: World, params: Params) -> Responses:
 def sample(
     world: World, params: Params, key: Key, prompt: Array, valid: Array, num_samples: int
 ) -> tuple[Array, Array]:
-    """Tokens and mask of responses to one prompt or to several, at temperature 1."""
+    """Draws responses to one prompt or to several at temperature 1: their tokens and mask."""
     drawn = documents.sample(
         world.lm,
         params,
@@ -163,7 +163,7 @@ def sample(
 
 
 def valid_tokens(world: World, responses: Any) -> Array:
-    """Bool like the tokens, false on the padding of prompts."""
+    """Returns a mask in the shape of the tokens, false on the padding of prompts."""
     of_prompt = world.valid[responses.prompt_id]
     of_response = jnp.ones((*of_prompt.shape[:-1], world.max_length), bool)
     valid = jnp.concatenate([of_prompt, of_response], axis=-1)
@@ -187,5 +187,5 @@ def _likes(tokenizer: models.Tokenizer, setting: SettingName) -> tuple[Words, Wo
 
 
 def _word(tokenizer: models.Tokenizer, word: str) -> tuple[int, ...]:
-    """Its tokens in the middle of a sentence."""
+    """Returns the tokens of a word in the middle of a sentence."""
     return tuple(tokenizer.encode(f"a {word}")[len(tokenizer.encode("a")) :])

@@ -1,4 +1,4 @@
-"""How people choose among responses; knows no language model."""
+"""How people choose among responses: choice rules and raters, without any language model."""
 
 from shatter.choice.luce import davidson_log_probs, luce_log_prob, luce_log_probs, luce_sample
 from shatter.choice.plackett_luce import (

@@ -10,7 +10,7 @@ from shatter.types import Array, Key
 
 
 def luce_log_probs(utilities: Array) -> Array:
-    """Log-probabilities of each item's being chosen.
+    """Returns the log-probability of each item to be chosen.
 
     `log P(i) = u_i - log sum_k exp u_k`. Computed from differences to the largest utility with
     `log1p`, so that a pair is `log sigmoid(u_1 - u_2)` to full relative accuracy at any size of
@@ -44,7 +44,7 @@ def luce_log_probs(utilities: Array) -> Array:
 
 
 def luce_log_prob(utilities: Array, choices: Array) -> Array:
-    """Log-probability of the item that was chosen: `luce_log_probs` at `choices`.
+    """Returns the log-probability of the item that was chosen: `luce_log_probs` at `choices`.
 
     Args:
       utilities: `[..., K]`, nats; -inf = absent.
@@ -83,7 +83,7 @@ def luce_sample(key: Key, utilities: Array) -> Array:
 
 
 def davidson_log_probs(utilities: Array, log_tie: Array | float) -> Array:
-    """Log-probabilities of first, second and "equally good" for a pair.
+    """Returns the log-probabilities of first, second and "equally good" for a pair.
 
     `P(tie) = nu sqrt(p_1 p_2) / (p_1 + p_2 + nu sqrt(p_1 p_2))`, `P(i) = p_i / (same)`,
     `p = exp u`, `nu = exp log_tie`: a declared tie carries information here, unlike equal ranks.

@@ -14,7 +14,7 @@ from shatter.types import Array, Key
 
 
 def plackett_luce_log_prob(utilities: Array, ranking: Array) -> Array:
-    """Log-probability of a ranking: Luce's rule for the best, then among the rest, and so on.
+    """Returns the log-probability of a ranking: Luce's rule for the best, then for the rest.
 
     `log P = sum_j (u_{r_j} - log sum_{k not in r_1..r_{j-1}} exp u_k)`.
 
@@ -51,7 +51,7 @@ def plackett_luce_log_prob(utilities: Array, ranking: Array) -> Array:
 
 
 def plackett_luce_sample(key: Key, utilities: Array) -> Array:
-    """Draws rankings: the descending order of utilities plus independent standard Gumbel noise.
+    """Draws rankings by the descending order of utilities plus independent Gumbel noise.
 
     Args:
       key: a typed key.
@@ -68,22 +68,23 @@ def plackett_luce_sample(key: Key, utilities: Array) -> Array:
 
 
 def ranks_log_prob(utilities: Array, ranks: Array) -> Array:
-    """Log-probability of ranks in which equal means "order unresolved".
+    """Returns the log-probability of ranks in which equal means "order unresolved".
 
-    The sum of Plackett-Luce over all strict orders that agree with the ranks. Plackett-Luce has no
-    memory, so blocks of equal ranks factorise. The chance that block A comes before the rest,
-    whose total strength is s_B, is that of a race of exponential clocks with rates s = exp u:
+    It is the sum of Plackett-Luce over all strict orders that agree with the ranks. Plackett-Luce
+    has no memory, so that blocks of equal ranks factorise. The chance that block A comes before the
+    rest, whose total strength is s_B, is that of a race of exponential clocks with rates
+    s = exp u:
 
         P(A before B) = int_0^inf s_B exp(-s_B t) prod_{i in A} (1 - exp(-s_i t)) dt,
 
-    in closed form for one item (Luce's rule). For several it is the alternating sum over the
-    subsets of A, `sum_S (-1)^|S| s_B / (s_B + s_S)`, which grows as 2^|A| and cancels; the integral
-    in log t by the trapezoidal rule has only positive terms, converges exponentially, is exact to
-    rounding and costs the same for every |A|.
+    which for one item is Luce's rule in closed form. For several items it is also the alternating
+    sum over the subsets of A, `sum_S (-1)^|S| s_B / (s_B + s_S)`, but that has 2^|A| terms and
+    cancels. The trapezoidal rule for the integral over log t has only positive terms, converges
+    exponentially, is exact up to rounding and costs the same for every |A|.
 
     Args:
-      utilities: `[..., K]`, nats; -inf = absent: below others it counts for nothing, above one
-        that is present it is impossible.
+      utilities: `[..., K]`, nats; -inf = absent. An absent item that is ranked below others
+        changes nothing; ranked above one that is present it makes the ranks impossible.
       ranks: int `[..., K]`, smaller is better; < 0 = not shown, in no denominator.
 
     Returns:
@@ -105,7 +106,7 @@ def ranks_log_prob(utilities: Array, ranks: Array) -> Array:
 
 
 def _pair_log_prob(utilities: Array, ranks: Array) -> Array:
-    """The general case at K = 2, where it is one log-sigmoid: the inner loop of most runs."""
+    """Returns the case K = 2, one log-sigmoid, which is the inner loop of most runs."""
     counts = (ranks[..., 0] != ranks[..., 1]) & jnp.all(ranks >= 0, axis=-1)
     counts &= ~jnp.all(jnp.isneginf(utilities), axis=-1)
     log_odds = jnp.where(counts, utilities[..., 0], 0.0) - jnp.where(counts, utilities[..., 1], 0.0)
@@ -115,14 +116,17 @@ def _pair_log_prob(utilities: Array, ranks: Array) -> Array:
 
 
 def _ranks_log_prob(utilities: Array, ranks: Array) -> Array:
-    """One query; row i of every matrix is about the block of item i, counted at its first item."""
+    """Returns the log-probability of one query.
+
+    Row i of every matrix is about the block of item i, which is counted at its first item.
+    """
     num_items = utilities.shape[0]
     shown = ranks >= 0
     same = (ranks[:, None] == ranks[None, :]) & shown[:, None] & shown[None, :]
     absent = jnp.isneginf(utilities)[None, :]
     worse = (ranks[:, None] < ranks[None, :]) & shown[:, None] & ~absent
     is_first = ~jnp.any(same & np.tri(num_items, k=-1, dtype=bool), axis=1)
-    counts = shown & is_first & jnp.any(worse, axis=1)  # the last block comes last for sure
+    counts = shown & is_first & jnp.any(worse, axis=1)  # the last block is last with certainty
     # A row that does not count holds zeros, so that its gradient is 0 and not NaN.
     neutral = jnp.where(counts, -jnp.inf, 0.0)[:, None]
     race = jnp.where(counts[:, None] & (same | worse), utilities[None, :], neutral)
@@ -138,11 +142,14 @@ def _ranks_log_prob(utilities: Array, ranks: Array) -> Array:
 
 
 def _block_before_rest(block: Array, rest: Array) -> Array:
-    """The integral above over x = log(s_B t); +inf in `block`, -inf in `rest` = not a member."""
+    """Returns the log of P(A before B), integrated over x = log(s_B t).
+
+    +inf in `block` and -inf in `rest` mark items that are not members.
+    """
     rule = _race_nodes(block.shape[0], float(jnp.finfo(block.dtype).eps))
     nodes, log_weights = (jnp.asarray(part, block.dtype) for part in rule)
     member = ~jnp.isposinf(block)
-    # Differences first: they are exact, however large the utilities.
+    # The differences come first, because they are exact for utilities of any size.
     largest = jax.lax.stop_gradient(jnp.max(rest))
     log_rate = jnp.where(member, block, 0.0) - largest - jax.nn.logsumexp(rest - largest)
     log_arrived = _log_arrived(log_rate[None, :] + nodes[:, None])
@@ -151,11 +158,11 @@ def _block_before_rest(block: Array, rest: Array) -> Array:
 
 
 def _race_nodes(num_items: int, eps: float) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes of the trapezoidal rule and the logs of their weights, with a relative error near eps.
+    """Returns the nodes of the trapezoidal rule and the logs of their weights.
 
     The integrand is analytic, and on the line Im x = a, |a| < pi / 2, its integral is at most
     cos(a)^-num_items times that on the real line. So the relative error of the rule is at most
-    2 cos(a)^-num_items exp(-2 pi a / step), for every a.
+    2 cos(a)^-num_items exp(-2 pi a / step), for every a; the step makes it about `eps`.
     """
     digits = -math.log(eps)
     a = np.linspace(0.01, 1.57, 157)
@@ -166,7 +173,7 @@ def _race_nodes(num_items: int, eps: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _log_arrived(x: Array) -> Array:
-    """`log(1 - exp(-exp(x)))`, accurate at both ends, in value and gradient."""
+    """Returns `log(1 - exp(-exp(x)))`, accurate at both ends, in value and gradient."""
     late = jnp.log1p(-jnp.exp(-jnp.exp(jnp.clip(x, 0.0, 8.0))))  # 0 from 8 on
     is_early = x < 0.0
     y = jnp.where(is_early, x, 0.0)

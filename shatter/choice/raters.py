@@ -1,10 +1,10 @@
-"""Populations that answer queries: `(key, query) -> ranks[K]`, a fresh person every time.
+"""Raters, populations that answer queries: `(key, query) -> ranks[K]`, a new person every time.
 
 A choice is written as ranks: 1 for the chosen response, 2 for the others that were shown, -1 for
-empty slots. Where a person can say nothing, all ranks are equal, which teaches nothing.
+empty slots. Where a person has no answer all ranks are equal, from which nothing is learned.
 
-A utility is `query -> [K]`, log-densities in nats; `table_utility` makes one from a table over the
-items of enumerated prompts, any function of `query.tokens` is another.
+A utility is `query -> [K]`, log-densities in nats: `table_utility` makes one from a table over the
+items of enumerated prompts, and any function of `query.tokens` will do.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ Utility = Callable[[Query], Array]
 
 
 def choice_ranks(choice: Array, valid: Array) -> Array:
-    """Ranks that say no more than which response was chosen.
+    """Returns ranks that tell which response was chosen, and no more.
 
     Args:
       choice: int `[]`, the chosen slot.
@@ -38,7 +38,7 @@ def choice_ranks(choice: Array, valid: Array) -> Array:
 
 
 def table_utility(table: Array) -> Utility:
-    """Utility by look-up: `query -> table[query.prompt_id, query.item_ids]`.
+    """Returns a utility that is looked up: `query -> table[query.prompt_id, query.item_ids]`.
 
     Args:
       table: float `[P, N]`, log-density in nats of every item of every prompt.
@@ -58,7 +58,7 @@ def table_utility(table: Array) -> Utility:
 
 
 def luce_rater(utility: Utility) -> Rater:
-    """One population with one density q that chooses by Luce's rule.
+    """Returns a population with one density q that chooses by Luce's rule.
 
     `P(choose i) = q(x_i) / sum_k q(x_k)`, q = exp utility.
 
@@ -77,7 +77,7 @@ def luce_rater(utility: Utility) -> Rater:
 
 
 def plackett_luce_rater(utility: Utility) -> Rater:
-    """One population that ranks all responses by Plackett-Luce.
+    """Returns a population that ranks all responses by Plackett-Luce.
 
     Args:
       utility: `query -> [K]`, log q of each response, nats.
@@ -94,10 +94,11 @@ def plackett_luce_rater(utility: Utility) -> Rater:
 
 
 def segment_rater(utilities: Utility, log_weights: Array) -> Rater:
-    """A population of segments, ONE random segment a query: `sum_g w_g Luce(q_g)`.
+    """Returns a population of segments; each query goes to one of them: `sum_g w_g Luce(q_g)`.
 
-    Breaks Luce's independence of irrelevant alternatives: with two opposed halves every choice is
-    even, and a single Luce model fits it with a flat law.
+    The segment is random, with the weights w. This breaks Luce's independence of irrelevant
+    alternatives: with two opposed halves every choice between two is even, and a single Luce model
+    fits it by a flat law.
 
     Args:
       utilities: `query -> [G, K]`, log q_g of each response for each segment, nats.
@@ -116,11 +117,11 @@ def segment_rater(utilities: Utility, log_weights: Array) -> Rater:
 
 
 def mixture_rater(utilities: Utility, log_weights: Array) -> Rater:
-    """One kind of rater whose own density is the mixture: `Luce(sum_g w_g q_g)`.
+    """Returns a population whose people all have the mixture density: `Luce(sum_g w_g q_g)`.
 
     Args:
-      utilities: `query -> [G, K]`, log q_g of each response, nats; each q_g normalised over the
-        whole space of documents, or the weights mean little.
+      utilities: `query -> [G, K]`, log q_g of each response, nats; each q_g must be normalised
+        over the whole space of documents for the weights to be those of the segments.
       log_weights: `[G]`, log w_g, defined up to a shift.
 
     Returns:
@@ -135,9 +136,10 @@ def mixture_rater(utilities: Utility, log_weights: Array) -> Rater:
 
 
 def dichotomy_rater(types: Callable[[Query], Array], share: Array | float) -> Rater:
-    """Two types of messages, substitutes within a type; a share of the raters wants type 1.
+    """Returns a population of which a share wants messages of type 1, the rest those of type 2.
 
-    A rater picks uniformly among the messages of the wanted type, or among all where there is none.
+    Messages of a type are substitutes: a rater picks uniformly among the messages of the wanted
+    type, or among all where there is none.
 
     Source: Xu et al., RLHF and IIA: Perverse Incentives, the dichotomy data,
     https://arxiv.org/abs/2312.01057.
@@ -163,12 +165,12 @@ def dichotomy_rater(types: Callable[[Query], Array], share: Array | float) -> Ra
 
 
 def recorded_choice_rater(answers: Array, weights: Array, *, num_items: int) -> Rater:
-    """Real people who each gave one answer a prompt: one of them is drawn a query.
+    """Returns a population of real people who each gave one answer to a prompt.
 
-    The query comes first; a person is then drawn by weight among those whose recorded answer is
-    one of the responses shown. So `P(i) = s_i / (s_i + s_j)` with the weighted shares s, which is
-    exactly Luce (the other order, person first, is biased). All that a person says is an item, so
-    the draw is of an item by the summed weights of its people, whatever their number.
+    For each query one of them is drawn, by weight, among those whose recorded answer is one of the
+    responses shown. So `P(i) = s_i / (s_i + s_j)` with the weighted shares s, which is exactly
+    Luce's rule; to draw the person before the query would be biased. People with the same answer
+    are interchangeable, so an item is drawn by the summed weights of its people.
 
     Args:
       answers: int `[P, R]`, the item each person chose at each prompt; -1 = no answer.
@@ -207,10 +209,10 @@ def recorded_choice_rater(answers: Array, weights: Array, *, num_items: int) -> 
 
 
 def recorded_ranking_rater(ranks: Array, weights: Array) -> Rater:
-    """Real people who each ranked or rated items: one of them is drawn a query.
+    """Returns a population of real people who each ranked or rated items.
 
-    A person is drawn by weight among those who recorded a rank for every response shown. Items that
-    a person rated alike stay tied.
+    For each query one of them is drawn, by weight, among those who recorded a rank for every
+    response shown. Items that a person rated alike stay tied.
 
     Args:
       ranks: int `[P, R, N]`, each person's rank of each item, smaller is better; -1 = unknown to
@@ -237,7 +239,7 @@ def recorded_ranking_rater(ranks: Array, weights: Array) -> Rater:
 
 
 def recorded_vote_rater(votes: Array, ties: Array | None = None) -> Rater:
-    """Votes of real people on pairs: one vote is drawn a query.
+    """Returns a population of recorded votes on pairs; one vote is drawn for each query.
 
     Args:
       votes: float `[P, N, N]`, `votes[p, i, j]` = how many people preferred item i to item j.
@@ -269,7 +271,7 @@ def recorded_vote_rater(votes: Array, ties: Array | None = None) -> Rater:
 
 
 def _known(query: Query, num_items: int) -> Array:
-    """The items of a query; those of empty slots may be anything."""
+    """Returns the items of a query after a check; those of empty slots are 0."""
     shown = jnp.where(query.valid, query.item_ids, 0)
     checkify.debug_check(
         jnp.all((shown >= 0) & (shown < num_items)),
@@ -282,7 +284,7 @@ def _known(query: Query, num_items: int) -> Array:
 
 
 def _empty_last(ranking: Array) -> Array:
-    """A permutation from a ranking padded by -1: the items that are missing come last."""
+    """Returns a permutation from a ranking padded by -1: the missing items come last."""
     num_items = ranking.shape[0]
     present = jnp.any(jax.nn.one_hot(ranking, num_items, dtype=bool), axis=0)
     missing = jnp.argsort(present)  # the absent items first, in order
@@ -292,6 +294,6 @@ def _empty_last(ranking: Array) -> Array:
 
 
 def _draw_person(key: Key, able: Array, weights: Array) -> tuple[Array, Array]:
-    """One person by weight among the able, and whether there is any."""
+    """Draws one person by weight among the able; returns whether there is any, too."""
     log_weights = jnp.where(able & (weights > 0), jnp.log(at_least_float32(weights)), -jnp.inf)
     return jax.random.categorical(key, log_weights), jnp.any(able & (weights > 0))

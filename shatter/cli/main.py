@@ -4,8 +4,6 @@ import importlib
 import sys
 from typing import NamedTuple
 
-from shatter.cli.common import binary
-
 
 class Command(NamedTuple):
     """A subcommand.
@@ -22,24 +20,42 @@ class Command(NamedTuple):
 COMMANDS = {
     "finetune": Command("shatter.cli.finetune.run", "Fine-tune a model on preferences."),
     "label": Command("shatter.cli.label.run", "Choose what to ask people; learn from the answers."),
+    "generate": Command("shatter.cli.generate", "Sample responses to the prompts of a file."),
+    "convert": Command("shatter.cli.convert", "Merge adapters; change the type of the weights."),
 }
 
 
 def main() -> None:
-    """Runs the subcommand that the command line names."""
+    """Runs the subcommand that the command line names.
+
+    It is imported only now, because `shatter --help` should answer at once, and because its
+    packages come with an extra that need not be installed.
+    """
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        print(_usage())
+        return
     if name not in COMMANDS:
-        known = "\n".join(f"  {name:10} {command.summary}" for name, command in COMMANDS.items())
-        usage = (
-            f"usage: shatter COMMAND [FLAGS]; `shatter COMMAND --help` explains the flags\n{known}"
-        )
-        if name in ("-h", "--help", "help"):
-            print(usage)
-            return
-        print(f"error: unknown command {name!r}\n{usage}", file=sys.stderr)
+        print(f"error: unknown command {name!r}\n{_usage()}", file=sys.stderr)
         sys.exit(1)
-    module = importlib.import_module(COMMANDS[name].module)
+    try:
+        from shatter.cli.common import binary
+
+        module = importlib.import_module(COMMANDS[name].module)
+    except ModuleNotFoundError as error:
+        print(
+            f"error: `shatter {name}` needs packages of an extra ({error}): "
+            "pip install 'shatter-lm[cli]'",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     binary.main(module.FLAGS, module.experiment, argv=[f"shatter {name}", *sys.argv[2:]])
+
+
+def _usage() -> str:
+    commands = [f"  {name:10} {command.summary}" for name, command in COMMANDS.items()]
+    lines = ["usage: shatter COMMAND [FLAGS]", *commands]
+    return "\n".join([*lines, "`shatter COMMAND --help` explains the flags of a command."])
 
 
 if __name__ == "__main__":

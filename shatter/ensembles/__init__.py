@@ -1,8 +1,7 @@
-"""An index -> a plausible language model."""
+"""Ensembles, by one protocol: from an index to a plausible language model."""
 
 from shatter.ensembles.adapters import adapters, mean_adapters, whole_adapters
 from shatter.ensembles.base import (
-    Ensemble,
     anchor_penalty,
     gaussian_draws,
     mixture_log_probs,
@@ -16,6 +15,7 @@ from shatter.ensembles.independent import (
     point_estimate,
     prior_functions,
 )
+from shatter.types import Ensemble
 
 __all__ = [
     "Ensemble",

@@ -6,11 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from shatter.ensembles.base import Ensemble
 from shatter.ensembles.independent import check_members, exponential_weights
 from shatter.models import LanguageModel, LoraConfig, init_lora, with_lora
 from shatter.numerics import at_least_float32
-from shatter.types import Array, Key, Params
+from shatter.types import Array, Ensemble, Key, Params
 
 
 def adapters(
@@ -21,17 +20,19 @@ def adapters(
     num_members: int,
     prior_scale: float | Array,
 ) -> Ensemble:
-    """M low-rank adapters on one frozen base; a member is the base plus an update of its own.
+    """Returns an ensemble of low-rank adapters on one frozen base.
 
-    A member starts at, and is pulled to, its own draw, a zero update plus a prior draw:
+    A member is the base plus an update of its own.
+
+    A member starts at a prior draw of its own, around a zero update, and is pulled to it:
     `a_m ~ U(-1, 1) / sqrt(inputs)`, `b_m ~ sigma N(0, 1) / sqrt(rank)`. Its penalty is
     `3 inputs |a - a_m|^2 / 2 + rank |b - b_m|^2 / (2 sigma^2)`, its data weights are Exp(1). The
     spread of members as functions grows with sigma; `prior_scale_for` finds the sigma at which they
     disagree as much as wanted before there is data.
 
-    Where only upper blocks have adapters, take the upper part of `shatter.models.split_layers` as
-    `lm`: what lies below is computed once for all members. One member as a model of its own:
-    `shatter.models.merge_lora`; their mean: `mean_adapters` before it.
+    Where only upper blocks have adapters, pass the upper part of `shatter.models.split_layers` as
+    `lm`: the blocks below are then computed once for all members. To make one member a model of its
+    own use `shatter.models.merge_lora`; for the members' mean call `mean_adapters` first.
 
     Source: Hu et al., LoRA, https://arxiv.org/abs/2106.09685, for the adapters; anchoring as in
     `anchored`. The prior over adapters is ours.
@@ -48,6 +49,22 @@ def adapters(
 
     Raises:
       ValueError: if there is no member, or the targets do not fit the base.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from shatter import ensembles, models
+      >>> config = models.TransformerConfig(
+      ...     vocab_size=5, max_length=8, width=8, num_layers=1, num_heads=2
+      ... )
+      >>> lm = models.transformer(config)
+      >>> params = lm.init(jax.random.key(0))
+      >>> lora = models.LoraConfig(rank=2, alpha=2.0, targets=("query", "value"))
+      >>> ensemble = ensembles.adapters(lm, params, lora, num_members=3, prior_scale=1.0)
+      >>> base, own = ensemble.init(jax.random.key(1))
+      >>> logits = jax.vmap(ensemble.apply, in_axes=(None, 0, None))
+      >>> logits(base, own, jnp.array([0, 2, 1])).shape  # members, tokens, vocabulary
+      (3, 3, 5)
     """
     check_members(num_members)
 
@@ -83,7 +100,7 @@ def adapters(
 
 
 def mean_adapters(own: Params, lora: LoraConfig) -> tuple[Params, LoraConfig]:
-    """The mean of the members' updates, `(1/M) sum_m scale a_m b_m`, as one adapter of rank M r.
+    """Returns the mean of the members' updates, `(1/M) sum_m scale a_m b_m`, of rank M r.
 
     Args:
       own: the adapters of M members, an axis M in front of every leaf.
@@ -106,7 +123,7 @@ def mean_adapters(own: Params, lora: LoraConfig) -> tuple[Params, LoraConfig]:
 
 
 def whole_adapters(own: Params, layer: int) -> Params:
-    """Adapters of a whole transformer from those of its blocks from `layer` on: none below.
+    """Returns adapters of a whole transformer from those of its blocks from `layer` on.
 
     Args:
       own: the adapters of one member on the upper part of `shatter.models.split_layers`.

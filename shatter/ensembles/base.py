@@ -1,7 +1,6 @@
-"""The one protocol of ensembles, and how members predict together."""
+"""How members predict together, and the Gaussian priors that they are drawn from."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import chex
 import jax
@@ -11,50 +10,10 @@ from shatter.numerics import at_least_float32
 from shatter.types import Array, Key, Params
 
 
-def _flat_prior(own: Params, anchor: Params) -> Array:
-    del own, anchor
-    return jnp.zeros(())
-
-
-def _unit_weights(key: Key, shape: tuple[int, ...]) -> Array:
-    del key
-    return jnp.ones((1, *shape))
-
-
-def _own_gradient(gradient: Params) -> Params:
-    return gradient
-
-
-class Ensemble(NamedTuple):
-    """An index -> a plausible language model. Lift by vmap with in_axes (None, 0, None).
-
-    Heads and epinets go by the same protocol: their inputs are features of a frozen model,
-    `[..., D]`, and their outputs scores `[...]`, utilities in nats.
-
-    Attributes:
-      init: `(key) -> (shared, own[M])`: what all members hold in common and never train, and what
-        each has of its own, with a leading axis M on every leaf.
-      apply: `(shared, own_of_one, tokens, *, valid=None) -> logits`, one member's language model.
-      penalty: `(own_of_one, anchor_of_one) -> []`, minus the member's log prior density up to a
-        constant, nats; the anchor is what `init` drew. By default 0, a flat prior.
-      observation_weights: `(key, shape) -> [M, *shape]`, each member's own weight on every
-        observation, or `[1, *shape]`, the same for all. By default 1.
-      combine_gradients: `(gradient of one member) -> gradient`, under a vmap over the axis
-        `shatter.types.MEMBER_AXIS`, between the gradient and the optimiser: where members hold
-        parameters in common that are trained. By default the member's own.
-    """
-
-    init: Callable[[Key], tuple[Params, Params]]
-    apply: Callable[..., Array]
-    penalty: Callable[[Params, Params], Array] = _flat_prior
-    observation_weights: Callable[[Key, tuple[int, ...]], Array] = _unit_weights
-    combine_gradients: Callable[[Params], Params] = _own_gradient
-
-
 def mixture_log_probs(log_probs: Array, *, axis: int = 0) -> Array:
-    """Log-probs of the mixture of the members: `log (1/M) sum_m exp log_probs_m`.
+    """Returns the log-probs of the members' mixture, `log (1/M) sum_m exp log_probs_m`.
 
-    Prediction averages probabilities, not logits.
+    It is how members predict together: by the mean of their probabilities, not of their logits.
 
     Args:
       log_probs: `[M, ...]`, each member's log-probs of the same events, nats.
@@ -68,7 +27,7 @@ def mixture_log_probs(log_probs: Array, *, axis: int = 0) -> Array:
 
 
 def anchor_penalty(params: Params, anchor: Params, prior_scale: float | Array) -> Array:
-    """Minus the log density of a Gaussian prior: `|theta - theta_m|^2 / (2 sigma^2)`.
+    """Returns minus the log density of a Gaussian prior: `|theta - theta_m|^2 / (2 sigma^2)`.
 
     Args:
       params: a pytree of arrays, theta.
@@ -87,7 +46,7 @@ def anchor_penalty(params: Params, anchor: Params, prior_scale: float | Array) -
 def gaussian_draws(
     key: Key, params: Params, prior_scale: float | Array, num_members: int
 ) -> Params:
-    """Independent draws around parameters: `theta_m = theta_0 + sigma eps_m`.
+    """Draws independent members around parameters: `theta_m = theta_0 + sigma eps_m`.
 
     Args:
       key: a typed key.
@@ -115,17 +74,18 @@ def prior_scale_for(
     high: float = 1e2,
     num_steps: int = 20,
 ) -> Array:
-    """The prior scale at which members spread as wanted before there is data, by bisection (ours).
+    """Finds the prior scale at which members spread as wanted before there is data (ours).
 
-    A scale says little by itself; a standard deviation between members of so many nats of log-odds
-    a pair does. 1 nat: a member is as far from even odds as .73 to .27, typically.
+    A scale of parameters is hard to choose; the standard deviation of the members' log-odds of a
+    pair is not. At 1 nat the odds of a typical member differ from even ones like .73 to .27. The
+    scale is found by bisection.
 
     Args:
-      spread: `(prior_scale) -> []`, the spread of drawn members, growing with the scale, for
+      spread: `(prior_scale) -> []`, the spread of drawn members, which grows with the scale, for
         example `shatter.evaluation.disagreement` on pairs of a pool.
-      target: the spread wanted, in its unit.
+      target: the wanted spread, in the same unit.
       low: a scale that is too small.
-      high: one that is too large.
+      high: a scale that is too large.
       num_steps: halvings of the interval's logarithm.
 
     Returns:

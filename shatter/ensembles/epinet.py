@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from shatter.ensembles.base import Ensemble, anchor_penalty, gaussian_draws
+from shatter.ensembles.base import anchor_penalty, gaussian_draws
 from shatter.ensembles.heads import apply_mlp, check_widths, zero_mlp
 from shatter.ensembles.independent import check_members, exponential_weights
-from shatter.types import MEMBER_AXIS, Array, Key, Params
+from shatter.types import MEMBER_AXIS, Array, Ensemble, Key, Params
 
 
 class EpinetParams(NamedTuple):
-    """What an epinet trains: a linear head, and a network of features and index."""
+    """The trained parameters of an epinet: a linear head, and a network of features and index."""
 
     mean: Params
     learnable: Params
@@ -41,20 +41,20 @@ def epinet(
     index_size: int = 8,
     hidden: Sequence[int] = (32,),
 ) -> Ensemble:
-    """An epinet read at M fixed indices: one set of trained parameters, as many members as wanted.
+    """Returns an epinet at M fixed indices: one set of trained parameters, many members.
 
     `score(x, z) = c (f(x) + [l(sg(x), z) . z + sum_i z_i p_i(sg(x))] / sqrt(I))`, c = prior_scale,
-    sg = stop_gradient: a linear head f, from 0; a learnable network l of features and index, whose
-    last layer is 0 at the start; and fixed random networks p_1 .. p_I. All are as in `apply_mlp`,
-    so for features of mean square 1 the prior part of a score has mean 0 and standard deviation c
-    over draws of networks and index.
+    sg = stop_gradient: a linear head f that starts at 0; a learnable network l of features and
+    index whose last layer starts at 0; and fixed random networks p_1 .. p_I. All are as in
+    `apply_mlp`, so that for features of mean square 1 the prior part of a score has mean 0 and
+    standard deviation c over draws of networks and index.
 
-    The members' gradients are averaged, so the parameters stay the same in all, bit for bit; leave
-    decay to the penalty, since an optimiser that decays weights would shrink the indices. The
-    prior is Gaussian around the start, of unit scale on f and, weaker, of scale sqrt(I) on l: each
-    of the I directions of the index has but its share of the averaged loss. Where l is simpler as a
-    function of the index than the members' data weights, it averages them away in part: with l
-    linear and M far above I, members stand closer together on the data than those of `heads`.
+    The members' gradients are averaged, so that the parameters stay the same in all to the bit.
+    Leave decay to the penalty, because an optimiser that decays weights would shrink the indices.
+    The prior is Gaussian around the start, of unit scale on f and of the wider scale sqrt(I) on l,
+    because each of the I directions of the index has only its share of the averaged loss. A network
+    l that is simple as a function of the index averages the members' data weights in part: with l
+    linear and M far above I, members are closer together on the data than those of `heads`.
 
     Source: Osband et al., Epistemic Neural Networks, https://arxiv.org/abs/2107.08924; Dwaracherla
     et al., Efficient Exploration for LLMs, https://arxiv.org/abs/2402.00396. There every step draws

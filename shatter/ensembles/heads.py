@@ -1,4 +1,4 @@
-"""Stacked heads on the features of a frozen model, and the network that they are."""
+"""Stacked heads on the features of a frozen model, and the multi-layer perceptron they use."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from shatter.ensembles.base import Ensemble, anchor_penalty, gaussian_draws
+from shatter.ensembles.base import anchor_penalty, gaussian_draws
 from shatter.ensembles.independent import check_members, exponential_weights
-from shatter.types import Array, Key, Params
+from shatter.types import Array, Ensemble, Key, Params
 
 
 def heads(
@@ -18,7 +18,7 @@ def heads(
     prior_scale: float | Array,
     hidden: Sequence[int] = (),
 ) -> Ensemble:
-    """M heads that score features, each with its own prior draw as anchor and its own data weights.
+    """Returns M heads that score features, each with its own prior draw and its own data weights.
 
     `score_m(x) = c f(x; theta_m)`, c = prior_scale, f as in `apply_mlp`: linear without hidden
     layers. Member m minimises `sum_i w_mi nll_i(theta) + |theta - theta_m|^2 / 2`,
@@ -26,7 +26,7 @@ def heads(
     variance `c^2 (1 + (s - 1) / 2^L)`, s the mean square of the features' entries, L the number of
     hidden layers: for features of mean square 1 its standard deviation is c.
 
-    Scores are utilities: choices follow Luce's rule on them, so the output has no bias.
+    Scores are utilities. The output has no bias, because choices by Luce's rule ignore a shift.
 
     Source: Pearce et al., Uncertainty in Neural Networks: Approximately Bayesian Ensembling,
     https://arxiv.org/abs/1810.05546.
@@ -64,7 +64,7 @@ def heads(
 
 
 def zero_mlp(num_inputs: int, hidden: Sequence[int], num_outputs: int) -> Params:
-    """The parameters of a multi-layer perceptron, all 0: the mean of their prior.
+    """Returns the parameters of a multi-layer perceptron, all 0, the mean of their prior.
 
     Args:
       num_inputs: D.
@@ -84,7 +84,7 @@ def zero_mlp(num_inputs: int, hidden: Sequence[int], num_outputs: int) -> Params
 
 
 def apply_mlp(params: Params, inputs: Array) -> Array:
-    """A multi-layer perceptron scaled for parameters of unit variance.
+    """Applies a multi-layer perceptron that is scaled for parameters of unit variance.
 
     `h -> relu(h W / sqrt(fan-in) + b)` in a hidden layer, `h W / sqrt(fan-in)` in the last. Where
     all parameters are independent N(0, 1), inputs of mean square 1 give outputs of mean 0 and
@@ -117,13 +117,13 @@ def apply_mlp(params: Params, inputs: Array) -> Array:
 
 
 def check_widths(*widths: int) -> None:
-    """Refuses a layer of no width.
+    """Raises an error if a layer has no width.
 
     Args:
       widths: the sizes of the layers.
 
     Raises:
-      ValueError: if one is below 1.
+      ValueError: if a width is below 1.
     """
     if min(widths) < 1:
         raise ValueError(f"every layer needs a width >= 1, found {list(widths)}")

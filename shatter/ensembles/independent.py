@@ -5,18 +5,19 @@ from typing import NamedTuple
 
 import jax
 
-from shatter.ensembles.base import Ensemble, anchor_penalty, gaussian_draws
+from shatter.ensembles.base import anchor_penalty, gaussian_draws
 from shatter.models import LanguageModel
-from shatter.types import Array, Key, Params
+from shatter.types import Array, Ensemble, Key, Params
 
 
 def anchored(
     lm: LanguageModel, params: Params, *, num_members: int, prior_scale: float | Array
 ) -> Ensemble:
-    """M stacked members, each with its own prior draw as anchor and its own data weights.
+    """Returns M stacked members, each with its own prior draw as anchor and its own data weights.
 
     Member m minimises `sum_i w_mi nll_i(theta) + |theta - theta_m|^2 / (2 sigma^2)`,
-    `theta_m = theta_0 + sigma eps_m`, `w_mi ~ Exp(1)`: its minimiser is a posterior sample, nearly.
+    `theta_m = theta_0 + sigma eps_m`, `w_mi ~ Exp(1)`. The minimiser is
+    approximately a sample of the posterior.
 
     Source: Pearce et al., Uncertainty in Neural Networks: Approximately Bayesian Ensembling,
     https://arxiv.org/abs/1810.05546; Newton and Raftery, Approximate Bayesian Inference
@@ -33,6 +34,18 @@ def anchored(
 
     Raises:
       ValueError: if there is no member.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from shatter import ensembles, models
+      >>> lm = models.tabular(vocab_size=3, max_length=2)
+      >>> params = lm.init(jax.random.key(0))
+      >>> ensemble = ensembles.anchored(lm, params, num_members=4, prior_scale=0.5)
+      >>> shared, own = ensemble.init(jax.random.key(1))
+      >>> logits = jax.vmap(ensemble.apply, in_axes=(None, 0, None))
+      >>> logits(shared, own, jnp.array([0, 2, 1])).shape  # members, tokens, vocabulary
+      (4, 3, 3)
     """
     check_members(num_members)
 
@@ -48,7 +61,7 @@ def anchored(
 
 
 class PriorFunction(NamedTuple):
-    """A member with a prior function: what it trains, and what it never trains."""
+    """A member with a prior function: the parameters it trains, and those of its fixed prior."""
 
     params: Params
     prior: Params
@@ -62,7 +75,7 @@ def prior_functions(
     prior_scale: float | Array,
     prior_lm: LanguageModel | None = None,
 ) -> Ensemble:
-    """Randomised prior functions: logits `f_theta_m + c p_m`, p_m a frozen random network.
+    """Returns members with logits `f_theta_m + c p_m`, p_m a frozen random prior function.
 
     All members start at, and are pulled to, the pretrained theta_0 (with unit scale); they differ
     by their frozen p_m and their own exponential weights.
@@ -107,10 +120,11 @@ def prior_functions(
 
 
 def point_estimate(lm: LanguageModel, params: Params, *, prior_scale: float | Array) -> Ensemble:
-    """The maximum a posteriori learner: anchor = pretrained parameters, unit weights, M = 1.
+    """Returns the maximum a posteriori learner as an ensemble of one.
 
-    Minimises `sum_i nll_i(theta) + |theta - theta_0|^2 / (2 sigma^2)`. This, not a member of an
-    ensemble, is the point estimate: a member is a posterior sample.
+    It minimises `sum_i nll_i(theta) + |theta - theta_0|^2 / (2 sigma^2)`: the anchor are the
+    pretrained parameters, and all weights are 1. A member of another ensemble is not a point
+    estimate but a sample of the posterior.
 
     Args:
       lm: the language model.
@@ -141,7 +155,7 @@ def _apply_own(lm: LanguageModel) -> Callable[..., Array]:
 
 
 def exponential_weights(num_members: int) -> Callable[[Key, tuple[int, ...]], Array]:
-    """Each member's own Exp(1) weight on every observation, `(key, shape) -> [M, *shape]`."""
+    """Returns `(key, shape) -> [M, *shape]`, each member's own Exp(1) weights."""
 
     def observation_weights(key: Key, shape: tuple[int, ...]) -> Array:
         return jax.random.exponential(key, (num_members, *shape))
@@ -150,10 +164,10 @@ def exponential_weights(num_members: int) -> Callable[[Key, tuple[int, ...]], Ar
 
 
 def check_members(num_members: int) -> None:
-    """Refuses an ensemble without members.
+    """Raises an error if an ensemble has no members.
 
     Raises:
-      ValueError: naming what was found.
+      ValueError: naming the number found.
     """
     if num_members < 1:
         raise ValueError(f"an ensemble needs num_members >= 1, found {num_members}")

@@ -1,39 +1,38 @@
-"""Which query to ask: where candidates come from, and how a query, or a batch, is chosen."""
+"""Which query to ask: where candidates come from, how much they would tell, how arms choose."""
 
+from shatter.exploration.arms import PairArm, QueryArm
 from shatter.exploration.candidates import (
-    Candidates,
     distinct,
     drawn_candidates,
     pool_candidates,
     sampled_candidates,
 )
-from shatter.exploration.information import (
-    infomax,
-    information_gain,
-    log_ratio_variance,
-    variance,
+from shatter.exploration.pair_information import infomax, log_ratio_variance, variance
+from shatter.exploration.pair_optimism import ucb
+from shatter.exploration.pair_sampling import boltzmann, greedy, uniform
+from shatter.exploration.pair_thompson import double_thompson, double_thompson_sampled, thompson
+from shatter.exploration.query_information import (
+    infomax_queries,
+    joint_infomax_queries,
+    variance_queries,
 )
-from shatter.exploration.optimism import ucb
-from shatter.exploration.queries import (
+from shatter.exploration.query_sampling import (
     boltzmann_queries,
     double_thompson_queries,
     thompson_queries,
     uniform_queries,
 )
-from shatter.exploration.query_information import (
+from shatter.exploration.scores import (
     conditional_information_gain,
-    infomax_queries,
-    joint_infomax_queries,
+    information_gain,
     joint_information_gain,
     query_information_gain,
     query_variance,
-    variance_queries,
 )
-from shatter.exploration.sampling import boltzmann, greedy, uniform
-from shatter.exploration.thompson import double_thompson, double_thompson_sampled, thompson
 
 __all__ = [
-    "Candidates",
+    "PairArm",
+    "QueryArm",
     "boltzmann",
     "boltzmann_queries",
     "conditional_information_gain",

@@ -1,35 +1,17 @@
-"""Where candidates come from, apart from how a query is chosen among them."""
-
-from typing import NamedTuple
+"""Where candidates come from; how a query is chosen among them is an arm's choice."""
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from shatter.numerics import at_least_float32
-from shatter.types import Array, Key
-
-
-class Candidates(NamedTuple):
-    """Responses to one prompt among which a query is chosen.
-
-    Attributes:
-      prompt_id: int `[]`, which prompt.
-      tokens: int `[N, T]`, the documents.
-      mask: bool `[N, T]`, true on the response's tokens.
-      item_ids: int `[N]`, which item of the prompt's pool each is; -1 where there is no pool.
-      valid: bool `[N]`, false on empty slots and on repetitions of an earlier document.
-    """
-
-    prompt_id: Array
-    tokens: Array
-    mask: Array
-    item_ids: Array
-    valid: Array
+from shatter.types import Array, Key, Query
 
 
 def distinct(tokens: Array, mask: Array) -> Array:
-    """Marks each document's first appearance: the same document is the same tokens under the mask.
+    """Marks each document's first appearance.
+
+    Two documents are the same if their tokens under the mask are.
 
     Args:
       tokens: int `[N, T]`.
@@ -50,8 +32,8 @@ def distinct(tokens: Array, mask: Array) -> Array:
 
 def pool_candidates(
     tokens: Array, mask: Array, *, prompt_id: Array | int = 0, valid: Array | None = None
-) -> Candidates:
-    """All documents of a pool as candidates.
+) -> Query:
+    """Returns all documents of a pool as candidates.
 
     Args:
       tokens: int `[N, T]`, distinct documents.
@@ -60,20 +42,21 @@ def pool_candidates(
       valid: bool `[N]`, false on empty slots.
 
     Returns:
-      The candidates; an item is its row.
+      The N candidates as one query; an item is its row.
     """
     num_items = tokens.shape[0]
     valid = jnp.ones(num_items, bool) if valid is None else valid
-    return Candidates(jnp.asarray(prompt_id), tokens, mask, jnp.arange(num_items), valid)
+    return Query(jnp.asarray(prompt_id), tokens, mask, jnp.arange(num_items), valid)
 
 
 def drawn_candidates(
     key: Key, log_probs: Array, tokens: Array, mask: Array, *, num_candidates: int
-) -> Candidates:
-    """Documents of an enumerated space drawn from a law, made distinct.
+) -> Query:
+    """Draws documents of an enumerated space from a law, the proposal; repetitions are not valid.
 
-    What is then chosen by a law w over the candidates follows, roughly, proposal x w, not w. The
-    law is the pretrained model's for passive learning, the members' mixture for their samples.
+    An arm that then chooses by a law w over the candidates chooses, roughly, by proposal x w, not
+    by w. For passive learning the proposal is the pretrained model's law, for samples of the
+    members it is their mixture.
 
     Args:
       key: a typed key.
@@ -83,7 +66,7 @@ def drawn_candidates(
       num_candidates: N, how many draws.
 
     Returns:
-      The candidates; an item is its row among all documents.
+      The N candidates as one query; an item is its row among all documents.
 
     Raises:
       AssertionError: if the shapes do not fit.
@@ -91,11 +74,11 @@ def drawn_candidates(
     chex.assert_equal_shape([log_probs, tokens[:, 0]])
     items = jax.random.categorical(key, at_least_float32(log_probs), shape=(num_candidates,))
     first = jnp.argmax(items[:, None] == items[None, :], axis=1) == jnp.arange(num_candidates)
-    return Candidates(jnp.zeros((), int), tokens[items], mask[items], items, first)
+    return Query(jnp.zeros((), int), tokens[items], mask[items], items, first)
 
 
-def sampled_candidates(tokens: Array, mask: Array, *, prompt_id: Array | int = 0) -> Candidates:
-    """Documents sampled from a language model or from an ensemble's members, made distinct.
+def sampled_candidates(tokens: Array, mask: Array, *, prompt_id: Array | int = 0) -> Query:
+    """Returns samples of a language model, or of the members, as candidates.
 
     Args:
       tokens: int `[N, T]`, for example of `shatter.documents.sample`.
@@ -103,7 +86,7 @@ def sampled_candidates(tokens: Array, mask: Array, *, prompt_id: Array | int = 0
       prompt_id: int `[]`.
 
     Returns:
-      The candidates; their item ids are -1.
+      The N candidates as one query; repetitions are not valid, item ids are -1.
     """
     no_pool = jnp.full(tokens.shape[0], -1)
-    return Candidates(jnp.asarray(prompt_id), tokens, mask, no_pool, distinct(tokens, mask))
+    return Query(jnp.asarray(prompt_id), tokens, mask, no_pool, distinct(tokens, mask))

@@ -1,4 +1,4 @@
-"""Learners and the interaction; receives callables, imports no algorithm."""
+"""Learners and the interaction. They take algorithms as functions and import none."""
 
 from shatter.training.interaction import (
     Interaction,
@@ -8,6 +8,7 @@ from shatter.training.interaction import (
     run_rounds,
 )
 from shatter.training.members import Members, MembersLearner, members_learner
+from shatter.training.proposers import Propose, asked, pair_proposer, query_proposer
 from shatter.training.step import Accumulated, Learner, Objective, TrainState, learner
 from shatter.training.store import Store, add_comparisons, empty_store, sample_comparisons
 
@@ -19,14 +20,18 @@ __all__ = [
     "Members",
     "MembersLearner",
     "Objective",
+    "Propose",
     "Store",
     "TrainState",
     "add_comparisons",
     "ask",
+    "asked",
     "empty_store",
     "interaction",
     "learner",
     "members_learner",
+    "pair_proposer",
+    "query_proposer",
     "run_rounds",
     "sample_comparisons",
 ]

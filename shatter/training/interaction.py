@@ -1,25 +1,26 @@
-"""The interaction: generate -> explore -> rate -> learn -> evaluate, as two pure halves.
+"""The interaction, rounds of propose, ask, learn and evaluate, as two pure halves.
 
 `propose` ends where a person is asked, `learn` begins where the answer is in. A pure rater goes
-between them in one scan (`run_rounds`); a live person sits between the jitted halves. Written for
-one seed, vmapped over members inside; vmap over seeds outside.
+between them in one scan (`run_rounds`); a live person sits between the jitted halves. Everything is
+written for one seed, with a vmap over members inside; seeds are lifted by a vmap outside.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from shatter.training.members import Members, members_learner
+from shatter.training.proposers import Propose
 from shatter.training.step import TrainState
 from shatter.training.store import Store, add_comparisons, empty_store
-from shatter.types import Array, Comparison, Key, Metrics, Params, Query, Rater
+from shatter.types import Array, Comparison, Ensemble, Key, Metrics, Params, Query, Rater
 
 
 class InteractionState(NamedTuple):
-    """What an interaction carries.
+    """The state that an interaction carries from round to round.
 
     Attributes:
       shared: what the members hold in common.
@@ -39,57 +40,92 @@ class InteractionState(NamedTuple):
 
 
 class Interaction(NamedTuple):
-    """The halves of an interaction.
+    """The halves of an interaction, and its start.
 
     Attributes:
       init: `(key) -> state`.
-      propose: `(state, key) -> (state, queries[B])`.
-      learn: `(state, comparisons[B]) -> (state, metrics)`.
+      propose: `(state, key) -> queries[B]`.
+      learn: `(state, comparisons[B], keys=None) -> (state, metrics)`. The two keys draw the
+        members' weights on the new comparisons, and the batches; by default they are split from
+        `fold_in(state.key, state.step)`.
     """
 
     init: Callable[[Key], InteractionState]
-    propose: Callable[[InteractionState, Key], tuple[InteractionState, Query]]
-    learn: Callable[[InteractionState, Comparison], tuple[InteractionState, Metrics]]
+    propose: Callable[[InteractionState, Key], Query]
+    learn: Callable[..., tuple[InteractionState, Metrics]]
 
 
 def interaction(
-    ensemble: Any,
+    ensemble: Ensemble,
     *,
-    candidates: Callable[[Key, Params, Params], Any],
-    score: Callable[[Params, Params, Any], Array],
-    explore: Callable[..., Array],
+    propose: Propose,
+    score: Callable[[Params, Params, Query], Array],
     loss: Callable[[Array, Array], Array],
     optimizer: optax.GradientTransformation,
-    num_queries: int = 8,
-    num_responses: int = 2,
+    query: Query | None = None,
     capacity: int = 1024,
     num_steps: int = 4,
     batch_size: int | None = None,
     regulariser: Callable[[Params, Params, Key], Array] | None = None,
+    members_at_once: int | None = None,
 ) -> Interaction:
-    """Puts an ensemble, a source of candidates, an explorer and a loss together.
+    """Puts an ensemble, a proposer of queries and a loss together.
 
-    Members learn as `members_learner` says, from all comparisons so far.
+    Members learn as `members_learner` says, from all comparisons so far. For weights of your own on
+    the comparisons, pass `ensemble._replace(observation_weights=...)`.
 
     Args:
-      ensemble: an ensemble by the protocol of `shatter.ensembles.Ensemble`.
-      candidates: `(key, shared, own[M]) -> Candidates`, responses to one prompt, made anew for
-        every query; see `shatter.exploration`.
-      score: `(shared, own_of_one, responses) -> log_probs[...]`, one member's log-prob of each
-        response, nats; `responses` is a `Candidates` or a `Query`, with any leading axes.
-      explore: an arm of `shatter.exploration`.
+      ensemble: the ensemble.
+      propose: `(key, shared, own[M], store) -> queries[B]`, of `pair_proposer`, `query_proposer` or
+        your own.
+      score: `(shared, own_of_one, query) -> log_probs[..., K]`, one member's log-prob of each
+        response, nats, for queries with any leading axes.
       loss: `(response_log_probs[..., K], ranks[..., K]) -> [...]`, for example
         `shatter.losses.ilhf_ranking_loss`.
       optimizer: an optax optimiser; every member has its own state.
-      num_queries: B, queries a round.
-      num_responses: K.
+      query: one query, or its shapes and types, by which the store is laid out. Needed only where
+        `propose` reads the store; else taken from what `propose` returns.
       capacity: comparisons the store holds; the oldest make room.
       num_steps: steps of the optimiser a round.
       batch_size: comparisons a step, drawn from the store; None = all of them.
       regulariser: `(shared, own_of_one, key) -> []`, lambda D, for the data set; none if None.
+      members_at_once: as in `members_learner`.
 
     Returns:
       `init`, `propose` and `learn`.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from shatter import documents, ensembles, exploration, losses, models, training
+      >>> from shatter.types import Comparison
+      >>> lm = models.tabular(vocab_size=3, max_length=2)
+      >>> space = documents.enumerate_documents(vocab_size=3, max_length=2)
+      >>> score = lambda shared, own, query: documents.document_log_probs(lm, own, *space)[
+      ...     query.item_ids
+      ... ]
+      >>> params = lm.init(jax.random.key(0))
+      >>> process = training.interaction(
+      ...     ensembles.anchored(lm, params, num_members=4, prior_scale=1.0),
+      ...     propose=training.pair_proposer(
+      ...         lambda key, shared, own: exploration.pool_candidates(*space),
+      ...         score,
+      ...         exploration.thompson,
+      ...         num_queries=2,
+      ...     ),
+      ...     score=score,
+      ...     loss=losses.ilhf_ranking_loss,
+      ...     optimizer=optax.adam(0.1),
+      ... )
+      >>> state = process.init(jax.random.key(1))
+      >>> queries = process.propose(state, jax.random.key(2))
+      >>> queries.tokens.shape  # queries, responses, tokens
+      (2, 2, 3)
+      >>> ranks = jnp.array([[1, 2], [2, 1]])  # a person's answers: 1 is better
+      >>> state, metrics = process.learn(state, Comparison(queries, ranks, jnp.ones(2)))
+      >>> int(state.store.size)
+      2
     """
     learner = members_learner(
         ensemble,
@@ -99,38 +135,30 @@ def interaction(
         num_steps=num_steps,
         batch_size=batch_size,
         regulariser=regulariser,
+        members_at_once=members_at_once,
     )
 
     def init(key: Key) -> InteractionState:
-        ensemble_key, member_key, candidate_key, state_key = jax.random.split(key, 4)
+        ensemble_key, member_key, query_key, state_key = jax.random.split(key, 4)
         shared, own = ensemble.init(ensemble_key)
-        pool = jax.eval_shape(candidates, candidate_key, shared, own)
+        shown = _shapes(propose, query_key, shared, own) if query is None else query
         store = empty_store(
-            _blank_comparison(pool, num_responses),
+            _blank_comparison(shown),
             num_members=jax.tree.leaves(own)[0].shape[0],
             capacity=capacity,
         )
         members = learner.init(shared, own, member_key)
         return InteractionState(*members, store, state_key, jnp.zeros((), int))
 
-    def propose(state: InteractionState, key: Key) -> tuple[InteractionState, Query]:
-        candidate_key, explore_key = jax.random.split(key)
-        own = state.members.params
-        pools = jax.vmap(candidates, in_axes=(0, None, None))(
-            jax.random.split(candidate_key, num_queries), state.shared, own
-        )
-        log_probs = jax.vmap(score, in_axes=(None, 0, None))(state.shared, own, pools)
-        indices = jax.vmap(
-            lambda key, log_probs, valid: explore(
-                key, log_probs, valid=valid, num_responses=num_responses
-            ),
-            in_axes=(0, 1, 0),
-        )(jax.random.split(explore_key, num_queries), log_probs, pools.valid)
-        return state, jax.vmap(_query)(pools, indices)
+    def propose_queries(state: InteractionState, key: Key) -> Query:
+        return propose(key, state.shared, state.members.params, state.store)
 
-    def learn(state: InteractionState, comparisons: Comparison) -> tuple[InteractionState, Metrics]:
-        key = jax.random.fold_in(state.key, state.step)
-        weight_key, batch_key = jax.random.split(key)
+    def learn(
+        state: InteractionState, comparisons: Comparison, keys: tuple[Key, Key] | None = None
+    ) -> tuple[InteractionState, Metrics]:
+        weight_key, batch_key = (
+            jax.random.split(jax.random.fold_in(state.key, state.step)) if keys is None else keys
+        )
         weights = ensemble.observation_weights(weight_key, comparisons.weight.shape)
         store = add_comparisons(state.store, comparisons, weights)
         members = Members(state.shared, state.anchors, state.members)
@@ -138,7 +166,7 @@ def interaction(
         state = state._replace(members=members.states, store=store, step=state.step + 1)
         return state, metrics
 
-    return Interaction(init, propose, learn)
+    return Interaction(init, propose_queries, learn)
 
 
 def ask(rater: Rater, key: Key, queries: Query) -> Comparison:
@@ -154,8 +182,7 @@ def ask(rater: Rater, key: Key, queries: Query) -> Comparison:
     """
     num_queries = queries.prompt_id.shape[0]
     ranks = jax.vmap(rater)(jax.random.split(key, num_queries), queries)
-    unknown = jnp.full(num_queries, -1)
-    return Comparison(queries, ranks, jnp.ones(num_queries), unknown, unknown)
+    return Comparison(queries, ranks, jnp.ones(num_queries))
 
 
 def run_rounds(
@@ -170,8 +197,8 @@ def run_rounds(
 ) -> tuple[InteractionState, Metrics]:
     """Scans rounds of propose, ask, learn, evaluate.
 
-    Round t draws from `fold_in(key, t)`, so a run that is cut into chunks (pass the state on and
-    `first_round`) gives the same numbers to the bit as the uncut one.
+    Round t draws from `fold_in(key, t)`, so that a run that is cut into chunks (pass the state on
+    and `first_round`) gives the same numbers to the bit as the uncut one.
 
     Args:
       process: the halves.
@@ -188,31 +215,33 @@ def run_rounds(
 
     def one_round(state: InteractionState, t: Array) -> tuple[InteractionState, Metrics]:
         propose_key, ask_key = jax.random.split(jax.random.fold_in(key, t))
-        state, queries = process.propose(state, propose_key)
+        queries = process.propose(state, propose_key)
         state, learned = process.learn(state, ask(rater, ask_key, queries))
         return state, {**learned, **evaluate(state)}
 
     return jax.lax.scan(one_round, state, first_round + jnp.arange(num_rounds))
 
 
-def _query(pool: Any, indices: Array) -> Query:
-    """The chosen candidates as a query; a repeated one leaves its slot empty."""
-    is_first = jnp.argmax(indices[:, None] == indices[None, :], axis=1) == jnp.arange(len(indices))
-    return Query(
-        pool.prompt_id,
-        pool.tokens[indices],
-        pool.mask[indices],
-        pool.item_ids[indices],
-        pool.valid[indices] & is_first,
+class _UnknownStore:
+    """Stands for the store while its layout is not known."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise ValueError(
+            f"`propose` reads `store.{name}`, so that the store's layout cannot be taken from its "
+            "result: pass `query`, one query or its shapes, to `training.interaction`"
+        )
+
+
+def _shapes(propose: Propose, key: Key, shared: Params, own: Params) -> Query:
+    """Returns the shapes and types of one query of a proposer that does not read the store."""
+    store: Any = _UnknownStore()
+    propose_blindly = lambda key, shared, own: propose(key, shared, own, store)
+    queries = jax.eval_shape(propose_blindly, key, shared, own)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), queries)
+
+
+def _blank_comparison(query: Query) -> Any:
+    """Returns the shapes and types of a comparison about a query."""
+    return jax.eval_shape(
+        lambda query: Comparison(query, jnp.zeros(query.valid.shape, int), jnp.ones(())), query
     )
-
-
-def _blank_comparison(pool: Any, num_responses: int) -> Any:
-    """Shapes and types of one comparison about a pool's candidates."""
-
-    def comparison(pool: Any) -> Comparison:
-        query = _query(pool, jnp.zeros(num_responses, int))
-        unknown = jnp.asarray(-1)
-        return Comparison(query, query.valid - 1, jnp.ones(()), unknown, unknown)
-
-    return jax.eval_shape(comparison, pool)

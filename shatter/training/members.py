@@ -9,7 +9,7 @@ import optax
 
 from shatter.training.step import TrainState, learner
 from shatter.training.store import Store, all_comparisons, sample_comparisons
-from shatter.types import MEMBER_AXIS, Array, Key, Metrics, Params
+from shatter.types import MEMBER_AXIS, Array, Ensemble, Key, Metrics, Params, Query
 
 
 class Members(NamedTuple):
@@ -27,12 +27,12 @@ class Members(NamedTuple):
 
 
 class MembersLearner(NamedTuple):
-    """How members learn.
+    """The learner of all members of an ensemble.
 
     Attributes:
-      init: `(shared, own[M], key) -> members`, from what an ensemble's `init` gives.
-      learn: `(members, store, key) -> (members, metrics)`, with `loss` the mean over members at the
-        last step.
+      init: `(shared, own[M], key) -> members`, from the result of an ensemble's `init`.
+      learn: `(members, store, key) -> (members, metrics)`; the metric `loss` is the mean over
+        members at the last step.
     """
 
     init: Callable[[Params, Params, Key], Members]
@@ -40,9 +40,9 @@ class MembersLearner(NamedTuple):
 
 
 def members_learner(
-    ensemble: Any,
+    ensemble: Ensemble,
     *,
-    score: Callable[[Params, Params, Any], Array],
+    score: Callable[[Params, Params, Query], Array],
     loss: Callable[[Array, Array], Array],
     optimizer: optax.GradientTransformation,
     num_steps: int = 4,
@@ -50,7 +50,7 @@ def members_learner(
     regulariser: Callable[[Params, Params, Key], Array] | None = None,
     members_at_once: int | None = None,
 ) -> MembersLearner:
-    """Binds an ensemble to a loss and an optimiser.
+    """Returns a learner of an ensemble's members from a loss and an optimiser.
 
     In every call of `learn`, member m takes `num_steps` steps of the optimiser on
 
@@ -59,7 +59,7 @@ def members_learner(
     n the number of comparisons in the store, w_mi its own observation weights.
 
     Args:
-      ensemble: an ensemble by the protocol of `shatter.ensembles.Ensemble`.
+      ensemble: the ensemble.
       score: `(shared, own_of_one, query) -> log_probs[..., K]`, one member's utility of each
         response, nats, for queries with any leading axes.
       loss: `(response_log_probs[..., K], ranks[..., K]) -> [...]`, for example
@@ -68,8 +68,8 @@ def members_learner(
       num_steps: steps of the optimiser a call.
       batch_size: comparisons a step, drawn from the store; None = all of them.
       regulariser: `(shared, own_of_one, key) -> []`, lambda D, for the data set; none if None.
-      members_at_once: how many are vmapped, the others after them; None = all. Few hold less memory
-        and, where a member is work enough for a CPU, are faster. Not for ensembles whose members
+      members_at_once: how many members are vmapped, batch after batch; None = all. Few take less
+        memory, and less time where one member keeps a CPU busy. Not for ensembles whose members
         combine their gradients.
 
     Returns:

@@ -15,10 +15,10 @@ Objective = Callable[[Params, Any, Key, Any], tuple[Array, Metrics]]
 
 
 class TrainState(NamedTuple):
-    """What a learner carries.
+    """The state of a learner.
 
     Attributes:
-      params: what is trained.
+      params: the parameters that are trained.
       opt_state: the optimiser's state; an `Accumulated` where an update has several batches.
       key: a typed key; update t uses `fold_in(key, t)`.
       step: int `[]`, number of updates made.
@@ -31,12 +31,12 @@ class TrainState(NamedTuple):
 
 
 class Accumulated(NamedTuple):
-    """The optimiser's state while the batches of an update come in.
+    """The optimiser's state between the batches of an update.
 
     Attributes:
-      opt_state: the optimiser's own.
-      gradient: the sum over the batches of this update so far.
-      num_batches: int `[]`, how many those are.
+      opt_state: the optimiser's own state.
+      gradient: the sum of the gradients of this update's batches so far.
+      num_batches: int `[]`, how many batches those are.
     """
 
     opt_state: optax.OptState
@@ -54,12 +54,14 @@ class Learner(NamedTuple):
 def learner(
     objective: Objective, optimizer: optax.GradientTransformation, *, num_batches: int = 1
 ) -> Learner:
-    """Binds an objective to an optimiser. Members and seeds are lifted by vmap, so stay apart.
+    """Returns a learner of one objective by one optimiser.
 
-    An update is made of `num_batches` steps, one a batch. Its gradient is the sum of the batches'
-    gradients and its loss the sum of their losses: an objective divides by what the whole update
-    holds, so that an update is the same however it is cut into batches. All batches of an update
-    get the same key.
+    Members and seeds are lifted by vmap, so that they do not affect each other.
+
+    An update is made of `num_batches` steps, one for each batch. Its gradient is the sum of the
+    batches' gradients and its loss the sum of their losses. So an objective divides by the size of
+    the whole update, which is then the same however it is cut into batches. All batches of an
+    update get the same key.
 
     Args:
       objective: `(trainable, frozen, key, batch) -> (loss, metrics)`.
@@ -68,13 +70,13 @@ def learner(
 
     Returns:
       `init` and `step`; the metrics of a step are the objective's, "loss", and "grad_norm", the
-      norm of the gradient of the update as far as its batches are in.
+      norm of the update's gradient over the batches so far.
 
     Raises:
       ValueError: if `num_batches` is below 1.
     """
     if num_batches < 1:
-        raise ValueError(f"expected num_batches >= 1, found {num_batches}")
+        raise ValueError(f"a learner needs num_batches >= 1, found {num_batches}")
 
     def init(params: Params, key: Key) -> TrainState:
         opt_state = optimizer.init(params)

@@ -1,4 +1,4 @@
-"""A comparison store of fixed size."""
+"""A store of comparisons, of fixed size."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,8 @@ class Store(NamedTuple):
       comparisons: a `Comparison` with a leading axis of `capacity` rows on every leaf; `weight` is
         0 on rows that are empty.
       member_weights: `[M, capacity]`, each member's own weight on every row.
-      size: int `[]`, how many comparisons were ever added; over the capacity the oldest are gone.
+      size: int `[]`, how many comparisons were ever added; above the capacity the oldest were
+        replaced.
     """
 
     comparisons: Comparison
@@ -25,7 +26,7 @@ class Store(NamedTuple):
 
 
 def empty_store(comparison: Comparison, *, num_members: int, capacity: int) -> Store:
-    """A store without comparisons.
+    """Returns a store without comparisons.
 
     Args:
       comparison: one comparison (or its `jax.eval_shape`), for shapes and types.
@@ -45,7 +46,7 @@ def empty_store(comparison: Comparison, *, num_members: int, capacity: int) -> S
 
 
 def add_comparisons(store: Store, comparisons: Comparison, member_weights: Array) -> Store:
-    """Adds comparisons; where the store is full the oldest make room.
+    """Adds comparisons; in a full store they replace the oldest.
 
     Args:
       store: the store.
@@ -54,7 +55,7 @@ def add_comparisons(store: Store, comparisons: Comparison, member_weights: Array
         same for all.
 
     Returns:
-      The store with them.
+      The store with the new comparisons.
 
     Raises:
       AssertionError: if the shapes do not fit.
@@ -75,15 +76,15 @@ def add_comparisons(store: Store, comparisons: Comparison, member_weights: Array
 
 
 def all_comparisons(store: Store) -> tuple[Comparison, Array]:
-    """Every row, for a pass over the whole data set.
+    """Returns every row, for a pass over the whole data set.
 
     Args:
       store: the store, with at least one comparison.
 
     Returns:
       comparisons with leaves `[capacity, ...]` and their member weights `[M, capacity]`. An empty
-      row repeats the last comparison, with member weights 0: a blank one (an empty response) would
-      fail every check of a score or a loss.
+      row repeats the last comparison, with member weights 0, because a blank one (an empty
+      response) would fail the checks of scores and losses.
     """
     rows = jnp.minimum(jnp.arange(store.member_weights.shape[1]), store.size - 1)
     return jax.tree.map(lambda leaf: leaf[rows], store.comparisons), store.member_weights

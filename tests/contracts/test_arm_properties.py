@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from shatter import exploration
 
-OTHERS = ("Candidates", "distinct", "query_variance")
+OTHERS = ("PairArm", "QueryArm", "distinct", "query_variance")
 NAMES = [name for name in exploration.__all__ if name not in OTHERS]
 NAMES = [name for name in NAMES if not name.endswith(("_candidates", "information_gain"))]
 QUERY_ARMS = [name for name in NAMES if name.endswith("_queries")]

@@ -277,7 +277,8 @@ def test_wrong_arguments_at_trace_time(arm):
 
 def test_the_contract_is_about_every_arm():
     others = {
-        "Candidates",
+        "PairArm",
+        "QueryArm",
         "conditional_information_gain",
         "distinct",
         "drawn_candidates",

@@ -23,7 +23,7 @@ from shatter.evaluation import kl_divergence
 from shatter.exploration import drawn_candidates, infomax, pool_candidates, uniform
 from shatter.losses import ilhf_loss, ilhf_ranking_loss
 from shatter.models import tabular
-from shatter.training import ask, interaction, run_rounds
+from shatter.training import ask, interaction, pair_proposer, run_rounds
 from shatter.types import Comparison, Query
 
 LM = tabular(vocab_size=3, max_length=2)
@@ -71,8 +71,11 @@ def assemble(ensemble, **changes):
         "num_queries": QUERIES,
         "capacity": CAPACITY,
         "num_steps": STEPS,
-    }
-    return interaction(ensemble, **{**settings, **changes})
+    } | changes
+    candidates, explore = settings.pop("candidates"), settings.pop("explore")
+    num_queries = settings.pop("num_queries")
+    propose = pair_proposer(candidates, settings["score"], explore, num_queries=num_queries)
+    return interaction(ensemble, propose=propose, **settings)
 
 
 def library_parts(ensemble):
@@ -191,10 +194,9 @@ def test_halves_driven_by_a_host_seed_by_seed_are_the_vmapped_scan(float64):
         state, curve = init(init_keys[seed]), []
         for t in range(ROUNDS):
             propose_key, ask_key = jax.random.split(jax.random.fold_in(run_key, t))
-            state, queries = propose(state, propose_key)
-            unknown = jnp.full(QUERIES, -1)
+            queries = propose(state, propose_key)
             ranks = jnp.asarray(host_rater(ask_key, queries))
-            state, _ = learn(state, Comparison(queries, ranks, jnp.ones(QUERIES), unknown, unknown))
+            state, _ = learn(state, Comparison(queries, ranks, jnp.ones(QUERIES)))
             curve.append(kl(state))
         assert_same(curve, list(expected_metrics["kl"][seed]))
         assert_same(state, jax.tree.map(lambda leaf, seed=seed: leaf[seed], expected_state))
@@ -238,9 +240,8 @@ def some_comparisons(count, seed=0):
     ranks = np.where(rng.random((count, 1)) < 0.4, [1, 2], [2, 1])
     pool = pool_candidates(TOKENS, MASK)
     query = jax.vmap(lambda items: query_of(pool, items))(jnp.asarray(items))
-    unknown = jnp.full(count, -1)
     weights = rng.uniform(0.2, 3.0, size=count)
-    return Comparison(query, jnp.asarray(ranks), jnp.asarray(weights), unknown, unknown), items
+    return Comparison(query, jnp.asarray(ranks), jnp.asarray(weights)), items
 
 
 def query_of(pool, items):
@@ -372,7 +373,7 @@ def test_checks_on_demand_and_a_query_with_an_empty_slot():
             },
         )
         start = process.init(jax.random.key(0))
-        _, queries = process.propose(start, jax.random.key(1))
+        queries = process.propose(start, jax.random.key(1))
         first_wins = lambda key, query: choice_ranks(jnp.zeros((), int), query.valid)
         comparisons = ask(first_wins, jax.random.key(2), queries)
         return start, process.learn(start, comparisons)[0]

@@ -8,7 +8,7 @@ import pytest
 
 from shatter.losses import ilhf_ranking_loss
 from shatter.training import add_comparisons, empty_store, members_learner
-from shatter.types import MEMBER_AXIS, Comparison, Query
+from shatter.types import MEMBER_AXIS, Comparison, item_query
 
 MEMBERS, ITEMS = 3, 4
 
@@ -32,11 +32,8 @@ def score(shared, own, query):
 
 def store():
     items = jnp.array([[0, 1], [2, 3], [1, 3]])
-    nothing = jnp.zeros((3, 2, 1), int)
-    query = Query(jnp.zeros(3, int), nothing, nothing == 1, items, items >= 0)
-    unknown = jnp.full(3, -1)
     ranks = jnp.array([[1, 2], [2, 1], [1, 2]])
-    rows = Comparison(query, ranks, jnp.ones(3), unknown, unknown)
+    rows = Comparison(item_query(items), ranks, jnp.ones(3))
     blank = jax.tree.map(lambda leaf: leaf[0], rows)
     weights = jax.random.exponential(jax.random.key(1), (MEMBERS, 3))
     return add_comparisons(empty_store(blank, num_members=MEMBERS, capacity=4), rows, weights)

@@ -149,5 +149,5 @@ def test_parameters_stand_still_until_the_last_batch_of_an_update():
     assert [s[1:] for s in seen] == [(0, 1), (0, 2), (1, 0), (1, 1)]
     assert seen[0][0] == seen[1][0] == still
     np.testing.assert_allclose(seen[2][0], after, rtol=1e-6)
-    with pytest.raises(ValueError, match="expected num_batches >= 1, found 0"):
+    with pytest.raises(ValueError, match="a learner needs num_batches >= 1, found 0"):
         learner(objective, optax.sgd(0.1), num_batches=0)

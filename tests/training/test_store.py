@@ -17,7 +17,7 @@ def comparisons(numbers):
     pair = np.stack([numbers, numbers + 100], axis=-1)
     tokens = np.stack([pair] * 3, axis=-1)
     query = Query(numbers, tokens, tokens % 2 == 0, pair, pair % 3 > 0)
-    return Comparison(query, pair % 5, np.float32(1.0 + numbers), numbers, -numbers)
+    return Comparison(query, pair % 5, np.float32(1.0 + numbers))
 
 
 def blank():
@@ -67,7 +67,7 @@ def test_the_oldest_make_room():
     assert_holds(filled(*batches), [15, 9, 10, 11, 12, 13, 14])
     assert filled(*batches).size == 15
     part = filled(*batches[:2])
-    np.testing.assert_array_equal(part.comparisons.rater, [1, 2, 3, 4, 5, 6, 0])
+    np.testing.assert_array_equal(part.comparisons.query.prompt_id, [1, 2, 3, 4, 5, 6, 0])
     np.testing.assert_array_equal(part.comparisons.weight[6:], [0.0])
     np.testing.assert_array_equal(part.member_weights[:, 6:], np.zeros((MEMBERS, 1)))
 
@@ -96,16 +96,16 @@ def test_samples_are_uniform_over_the_rows_in_use(batches, numbers):
     num_keys, batch_size = 4_000, 5
     draw = jax.jit(jax.vmap(partial(sample_comparisons, batch_size=batch_size), in_axes=(None, 0)))
     rows, weights = draw(store, jax.random.split(jax.random.key(0), num_keys))
-    raters = np.asarray(rows.rater)
-    assert raters.shape == (num_keys, batch_size)
+    drawn = np.asarray(rows.query.prompt_id)
+    assert drawn.shape == (num_keys, batch_size)
     # A row comes whole, with the members' weights on it.
-    jax.tree.map(np.testing.assert_array_equal, rows, comparisons(raters))
-    np.testing.assert_array_equal(weights, np.stack([raters + 10, raters + 20], axis=1))
-    counts = np.bincount(raters.ravel(), minlength=9)[numbers] / raters.size
+    jax.tree.map(np.testing.assert_array_equal, rows, comparisons(drawn))
+    np.testing.assert_array_equal(weights, np.stack([drawn + 10, drawn + 20], axis=1))
+    counts = np.bincount(drawn.ravel(), minlength=9)[numbers] / drawn.size
     chance = 1 / len(numbers)
     assert counts.sum() == pytest.approx(1)
-    assert np.all(np.abs(counts - chance) < 4.5 * np.sqrt(chance * (1 - chance) / raters.size))
-    again = np.mean(raters[:, 0] == raters[:, 1])  # with replacement, independently
+    assert np.all(np.abs(counts - chance) < 4.5 * np.sqrt(chance * (1 - chance) / drawn.size))
+    again = np.mean(drawn[:, 0] == drawn[:, 1])  # with replacement, independently
     assert abs(again - chance) < 4.5 * np.sqrt(chance * (1 - chance) / num_keys)
 
 

@@ -68,12 +68,12 @@ def load_frozen(
             f"{name} has no tokenizer.json: put that of the model beside its config.json"
         )
     if chat_template is not None:
-        tokenizer = _with_chat_template(tokenizer, chat_template)
+        tokenizer = with_chat_template(tokenizer, chat_template)
     return Frozen(config, params, tokenizer if date is None else tokenizer.with_date(date))
 
 
-def _with_chat_template(tokenizer: models.Tokenizer, given: str) -> models.Tokenizer:
-    """A tokenizer with the template of `--chat_template`."""
+def with_chat_template(tokenizer: models.Tokenizer, given: str) -> models.Tokenizer:
+    """Returns a tokenizer with the template of `--chat_template`, a file or a known name."""
     file = Path(given)
     if not file.is_file() and given not in models.CHAT_TEMPLATES:
         known = ", ".join(models.CHAT_TEMPLATES)

@@ -1,4 +1,4 @@
-"""Ensembles on a frozen model, and a member's utility of a text, from rows of a table of texts."""
+"""Ensembles on a frozen model, whose members judge texts by the rows of a table."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,23 +6,21 @@ from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from shatter import documents, ensembles, evaluation, losses, models, training
 from shatter.cli.common.frozen import Table, mean_log_prob
-from shatter.types import Array, Comparison, Key, Params, Query
+from shatter.types import Array, Comparison, Key, Params, Query, item_query
 
 Kind = Literal["heads", "epinet", "adapters"]
 Utility = Literal["ratio", "sum"]
-LAST_MLP_OUT: Final = "last_mlp_out"
-AdaptedLayers = int | Literal["last_mlp_out"]
-TEXTS_AT_ONCE = 64  # that go through the upper blocks of a member together
+    """Returns the frozen model, cut below all adapters: below blocks, or the last mlp_out."""
+    return models.split_layers(transformer, setting.cut(transformer.num_layers))
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What learns, and how.
+    """The ensemble and its optimiser settings.
 
     Attributes:
       kind: heads: linear heads on features of the frozen model; epinet: an epinet on the same;
@@ -63,17 +61,22 @@ class Setting:
 
 
 class Learner(NamedTuple):
-    """How the members of an ensemble learn and judge.
+    """How the members of an ensemble learn and judge texts of a table.
+
+    In all but the first, `shared` is `(the ensemble's shared, table)`.
 
     Attributes:
       ensemble: the ensemble.
-      members: the learner of its members; `shared` is `(the ensemble's shared, table)`.
-      utilities: `((shared, table), own[M], items[...]) -> [M, ...]`, nats.
+      members: the learner of its members.
+      utilities: `(shared, own[M], items[...]) -> [M, ...]`, nats.
+      interaction: `(table, propose, *, query, capacity, observation_weights=None) -> interaction`,
+        as `shatter.training.interaction`; by default the ensemble's own observation weights.
     """
 
     ensemble: ensembles.Ensemble
     members: training.MembersLearner
     utilities: Callable[[Any, Params, Array], Array]
+    interaction: Callable[..., training.Interaction]
 
 
 def make_learner(
@@ -84,14 +87,14 @@ def make_learner(
     num_features: int,
     prior_scale: float | Array,
 ) -> Learner:
-    """Puts an ensemble, its utility and an optimiser together.
+    """Returns an ensemble with its utility and its optimiser.
 
     Args:
-      setting: the kind of ensemble and how it learns.
-      transformer: adapters: of the frozen model.
+      setting: the kind of ensemble and its optimiser settings.
+      transformer: adapters: the config of the frozen model.
       base: adapters: the parameters of its last blocks, `upper_params` of `layers_of`.
       num_features: heads and epinets: width of the features.
-      prior_scale: as in the ensemble's own function.
+      prior_scale: as in `shatter.ensembles.adapters`, `heads` or `epinet`.
 
     Returns:
       The learner.
@@ -124,40 +127,62 @@ def make_learner(
 
         return jax.lax.map(of_member, own).reshape(num_members, *items.shape)
 
-    members = training.members_learner(
-        ensemble,
-        score=score,
-        loss=losses.ilhf_ranking_loss,
-        optimizer=optax.adam(setting.learning_rate),
-        num_steps=setting.num_steps,
-        batch_size=setting.batch_size,
-        members_at_once=1
-        if setting.kind == "adapters" and jax.default_backend() == "cpu"
-        else None,
-    )
-    return Learner(ensemble, members, utilities)
+    in_turn = setting.kind == "adapters" and jax.default_backend() == "cpu"
+    how: dict[str, Any] = {
+        "score": score,
+        "loss": losses.ilhf_ranking_loss,
+        "optimizer": optax.adam(setting.learning_rate),
+        "num_steps": setting.num_steps,
+        "batch_size": setting.batch_size,
+        "members_at_once": 1 if in_turn else None,
+    }
+
+    def interaction(
+        table: Table,
+        propose: training.Propose,
+        *,
+        query: Query,
+        capacity: int,
+        observation_weights: Callable[[Key, tuple[int, ...]], Array] | None = None,
+    ) -> training.Interaction:
+        def init(key: Key) -> tuple[Params, Params]:
+            shared, own = ensemble.init(key)
+            return (shared, table), own
+
+        tabled = ensemble._replace(
+            init=init, observation_weights=observation_weights or ensemble.observation_weights
+        )
+        return training.interaction(tabled, propose=propose, query=query, capacity=capacity, **how)
+
+    return Learner(ensemble, training.members_learner(ensemble, **how), utilities, interaction)
 
 
 def layers_of(setting: Setting, transformer: models.TransformerConfig) -> models.Layers:
+<<<<<<< HEAD
     """The frozen model, cut below the blocks with adapters, or below the last one's mlp_out."""
     return models.split_layers(transformer, setting.cut(transformer.num_layers))
+=======
+    """Returns the frozen model, cut below all adapters: below blocks, or the last mlp_out."""
+    return models.split_layers(transformer, transformer.num_layers - setting.adapted_layers)
+>>>>>>> engine
 
 
 def adapter_utility(
     ensemble: ensembles.Ensemble, setting: Setting, shared: Params, own: Params, rows: Table
 ) -> Array:
-    """Adapters: the utility of a text under one member.
+    """Returns the utility of texts under one member of an ensemble of adapters.
 
-    sum: its log-prob, `log pi_m(x)`: right for responses that the model wrote itself. ratio:
-    `scale (mean log-prob a token under the member - under the base)`, for texts that people wrote:
-    0 for the base, so that the frozen model's own taste is not taken for people's (ours).
+    "sum" is the log-prob of the text, `log pi_m(x)`, for responses that the model wrote itself.
+    "ratio" is `scale (mean log-prob a token under the member - under the base)`, for texts that
+    people wrote (ours): it is 0 for the base, so that the frozen model's own taste is not taken for
+    people's.
 
     Args:
       ensemble: adapters on the last blocks.
-      setting: the utility and its scale.
+      setting: has the utility and its scale.
       shared: the base.
-      own: of one member.
-      rows: of `hidden_table`.
+      own: the adapters of one member.
+      rows: rows of `hidden_table`.
 
     Returns:
       `[...]`, nats.
@@ -177,17 +202,17 @@ def adapter_prior_scale(
     table: Table,
     pairs: Array,
 ) -> Array:
-    """The scale of the adapters' prior at which members spread as `setting.prior_scale` says.
+    """Finds the scale of the adapters' prior at which members spread as `setting` says.
 
-    Their log-odds of pairs of texts then have the standard deviation root 2 times it, that of heads
-    on features of unit variance.
+    Their log-odds of pairs of texts then have the standard deviation sqrt(2) times
+    `setting.prior_scale`, as those of heads on features of unit variance have.
 
     Args:
       key: a typed key; draws the members.
-      setting: of adapters.
-      transformer: of the frozen model.
+      setting: a setting of adapters.
+      transformer: the config of the frozen model.
       base: its parameters above the table's hidden states.
-      table: of texts.
+      table: the table of the texts.
       pairs: int `[P, 2]`, pairs of texts.
 
     Returns:
@@ -204,7 +229,7 @@ def adapter_prior_scale(
 
 
 def table_comparisons(items: Array, ranks: Array, weight: Array) -> Comparison:
-    """Comparisons of texts that are known by their numbers in a table.
+    """Returns comparisons of texts that are known by their numbers in a table.
 
     Args:
       items: int `[B, K]`; below 0 = an empty slot.
@@ -212,13 +237,9 @@ def table_comparisons(items: Array, ranks: Array, weight: Array) -> Comparison:
       weight: `[B]`.
 
     Returns:
-      Comparisons whose documents are empty.
+      The comparisons, without documents.
     """
-    num = items.shape[0]
-    nothing = jnp.zeros((*items.shape, 1), int)
-    unknown = jnp.full(num, -1)
-    query = Query(jnp.zeros(num, int), nothing, nothing == 1, jnp.maximum(items, 0), items >= 0)
-    return Comparison(query, ranks, weight, unknown, unknown)
+    return Comparison(item_query(items), ranks, weight)
 
 
 def _rows(table: Table, items: Array) -> Table:

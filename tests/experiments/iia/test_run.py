@@ -108,7 +108,7 @@ def test_queries_are_of_one_message_of_type_1_and_distinct_ones_of_type_2():
     ("changes", "message"),
     [
         ({"objectives": ("ppo",)}, "unknown objective 'ppo'; the known ones are: reward_model, il"),
-        ({"share": 0.0}, r"--share must be between 0 and 1, by 1e-06 at least, found 0.0"),
+        ({"share": 0.0}, r"--share must be between 0 and 1, at least 1e-06 from both, found 0.0"),
         ({"share": 1.0}, "--share must be between 0 and 1"),
         ({"share": float("nan")}, "--share must be between 0 and 1"),
         ({"sizes": (2, 4)}, r"--sizes must be between 2 and 3, .* found \(2, 4\)"),

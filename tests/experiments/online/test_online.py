@@ -22,7 +22,7 @@ from experiments.online.members import (
     next_token_laws,
 )
 from experiments.online.world import (
-    Given,
+    Fixed,
     Responses,
     all_responses,
     base_log_probs,
@@ -65,15 +65,15 @@ def tiny(folder, tmp_path, **changes):
 
 
 def load(folder, tmp_path, setting, **changes):
-    """The world and what is given, with members as far apart as a prior scale of 1 says."""
+    """The world and what is fixed, with members as far apart as a prior scale of 1 says."""
     world, params = load_world(tiny(folder, tmp_path, setting=setting, **changes))
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), params)
     log_z = jax.jit(partial(process.log_normalisers, world))(params, jax.random.key(0))
-    return world, Given(params, log_z, jnp.ones(()))
+    return world, Fixed(params, log_z, jnp.ones(()))
 
 
-def draw_members(world, given, prior_scale=1.0):
-    ensemble = make_ensemble(world, given.params, jnp.asarray(prior_scale))
+def draw_members(world, fixed, prior_scale=1.0):
+    ensemble = make_ensemble(world, fixed.params, jnp.asarray(prior_scale))
     return ensemble, jax.jit(ensemble.init)(jax.random.key(3))[1]
 
 
@@ -88,16 +88,16 @@ def one_of(own, m):
 
 
 def test_the_population_is_as_documented(folder, tmp_path, float64):
-    world, given = load(folder, tmp_path, "closed")
+    world, fixed = load(folder, tmp_path, "closed")
 
     @jax.jit
     def compute(params):
         everything = all_responses(world, params)
         log_p0 = base_log_probs(world, params, everything)
-        log_q = log_p0 + population.log_tilt(world, given._replace(params=params), everything)
+        log_q = log_p0 + population.log_tilt(world, fixed._replace(params=params), everything)
         return everything, log_q, next_laws(world, params)
 
-    everything, log_q, base = compute(given.params)
+    everything, log_q, base = compute(fixed.params)
     for p0, found in zip(np.exp(base), np.asarray(log_q), strict=True):
         text = [world.tokenizer.decode([token]) for token in range(len(p0))]
         likes = [(t in ("happy", "very")) * 1.0 - (t in ("friend", "mom")) for t in text]
@@ -110,7 +110,7 @@ def test_the_population_is_as_documented(folder, tmp_path, float64):
         jnp.array(1), everything.tokens[1, pair], everything.mask[1, pair], pair, jnp.ones(2, bool)
     )
     ranks = jax.jit(
-        lambda keys: jax.vmap(population.make_rater(world, given), in_axes=(0, None))(keys, query)
+        lambda keys: jax.vmap(population.make_rater(world, fixed), in_axes=(0, None))(keys, query)
     )(jax.random.split(jax.random.key(0), 4000))
     chance = jax.nn.sigmoid(log_q[1, pair[0]] - log_q[1, pair[1]])
     assert 0.05 < chance < 0.95
@@ -118,10 +118,10 @@ def test_the_population_is_as_documented(folder, tmp_path, float64):
 
 
 def test_inclusive_learning_from_infinitely_many_answers_ends_in_q(folder, tmp_path, float64):
-    world, given = load(folder, tmp_path, "closed")
-    everything = all_responses(world, given.params)
-    log_p0 = jax.jit(partial(next_laws, world))(given.params)[0]
-    log_q = log_p0 + jax.jit(partial(population.log_tilt, world, given))(everything)[0]
+    world, fixed = load(folder, tmp_path, "closed")
+    everything = all_responses(world, fixed.params)
+    log_p0 = jax.jit(partial(next_laws, world))(fixed.params)[0]
+    log_q = log_p0 + jax.jit(partial(population.log_tilt, world, fixed))(everything)[0]
     pairs = jnp.stack(jnp.triu_indices(len(log_q), k=1), axis=-1)
     chances = jax.nn.softmax(log_q[pairs])
 
@@ -140,8 +140,8 @@ def test_inclusive_learning_from_infinitely_many_answers_ends_in_q(folder, tmp_p
 
 
 def test_members_score_as_whole_models(folder, tmp_path, float64):
-    world, given = load(folder, tmp_path, "open")
-    ensemble, own = draw_members(world, given)
+    world, fixed = load(folder, tmp_path, "open")
+    ensemble, own = draw_members(world, fixed)
 
     @jax.jit
     def both(own, params):
@@ -156,31 +156,31 @@ def test_members_score_as_whole_models(folder, tmp_path, float64):
                 expected.append(documents.log_prob(world.lm.apply(whole, tokens), tokens, mask))
         return drawn, jax.vmap(score)(own), jnp.stack(expected)
 
-    drawn, found, expected = both(own, given.params)
+    drawn, found, expected = both(own, fixed.params)
     np.testing.assert_allclose(found, expected.reshape(found.shape), atol=1e-10)
     ended = np.isin(drawn.tokens, world.ends) & drawn.mask
     assert not (ended[..., :-1] & drawn.mask[..., 1:]).any()  # a response ends with its sentence
 
 
 def test_exact_measures_against_a_direct_computation(folder, tmp_path, float64):
-    world, given = load(folder, tmp_path, "closed")
-    ensemble, own = draw_members(world, given)
+    world, fixed = load(folder, tmp_path, "closed")
+    ensemble, own = draw_members(world, fixed)
 
     @jax.jit
     def compute(own, params):
         everything = all_responses(world, params)
         log_q = base_log_probs(world, params, everything)
-        log_q = log_q + population.log_tilt(world, given, everything)
+        log_q = log_q + population.log_tilt(world, fixed, everything)
         laws = [next_laws(world, member_params(world, params, one_of(own, m))) for m in range(2)]
         scores = [  # looked up in the laws, and as of any response
             member_log_probs(w, ensemble, params, one_of(own, 1), everything)
             for w in (world, world._replace(is_closed=False))
         ]
-        measure = partial(measures.closed, world, given, ensemble)
+        measure = partial(measures.closed, world, fixed, ensemble)
         of_p0 = measure(jax.tree.map(jnp.zeros_like, own))
         return measure(own), of_p0, log_q, jnp.stack(laws), scores
 
-    found, of_p0, log_q, laws, scores = compute(own, given.params)
+    found, of_p0, log_q, laws, scores = compute(own, fixed.params)
     mixture, q = np.exp(laws).mean(axis=0), np.exp(log_q)
     np.testing.assert_allclose(found["kl"], np.mean(np.sum(q * (log_q - np.log(mixture)), 1)))
     np.testing.assert_allclose(found["total_variation"], np.abs(q - mixture).sum(1).mean() / 2)
@@ -193,12 +193,12 @@ def test_exact_measures_against_a_direct_computation(folder, tmp_path, float64):
 
 def test_sampled_measures_estimate_the_exact_ones(folder, tmp_path):
     """On responses of one token, where both are known."""
-    world, given = load(folder, tmp_path, "closed", taste=3.0)
-    ensemble, own = draw_members(world, given, prior_scale=6.0)
+    world, fixed = load(folder, tmp_path, "closed", taste=3.0)
+    ensemble, own = draw_members(world, fixed, prior_scale=6.0)
 
     @jax.jit
     def both(own, params, key):
-        given_here = given._replace(params=params)
+        given_here = fixed._replace(params=params)
         pool = base_samples(world, params, key, 4000)
         log_p0 = base_log_probs(world, params, pool)
         tilt = population.log_tilt(world, given_here, pool)
@@ -210,7 +210,7 @@ def test_sampled_measures_estimate_the_exact_ones(folder, tmp_path):
         at_q = measures._from_pool(world, held_out, (log_p0 + tilt)[None])
         return found, at_q, measures.closed(world, given_here, ensemble, own)
 
-    found, at_q, exact = both(own, given.params, jax.random.key(5))
+    found, at_q, exact = both(own, fixed.params, jax.random.key(5))
     for name in ("kl", "kl_majority", "kl_minority"):
         np.testing.assert_allclose(found[name], exact[name], atol=0.06)
     assert abs(at_q["kl"]) < 0.03 and exact["kl"] > 0.2
@@ -239,8 +239,8 @@ def test_texts_are_counted(folder, tmp_path):
 
 @pytest.mark.parametrize("source", ["base", "members"])
 def test_candidates_come_from_where_they_should(folder, tmp_path, source):
-    world, given = load(folder, tmp_path, "closed")
-    ensemble, own = draw_members(world, given, prior_scale=6.0)
+    world, fixed = load(folder, tmp_path, "closed")
+    ensemble, own = draw_members(world, fixed, prior_scale=6.0)
 
     @jax.jit
     def draw(keys, params, own):
@@ -250,7 +250,7 @@ def test_candidates_come_from_where_they_should(folder, tmp_path, source):
         return drawn, jnp.exp(laws), jnp.exp(next_laws(world, params))
 
     keys = jax.random.split(jax.random.key(2), 3000)
-    drawn, laws, base = draw(keys, given.params, own)
+    drawn, laws, base = draw(keys, fixed.params, own)
     assert jnp.abs(laws - base[None]).sum(-1).min() > 0.2  # the members are not the base
     expected = {"base": jnp.stack([base, base]), "members": laws}[source]
     for p in range(2):
@@ -263,10 +263,10 @@ def test_candidates_come_from_where_they_should(folder, tmp_path, source):
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", ["closed", "open"])
 def test_a_resumed_run_has_the_same_bits(folder, tmp_path, setting):
-    world, given = load(folder, tmp_path, setting)
+    world, fixed = load(folder, tmp_path, setting)
     inputs = (
         jax.random.split(jax.random.key(0), 2),
-        jax.tree.map(lambda leaf: jnp.repeat(leaf[None], 2, axis=0), given),
+        jax.tree.map(lambda leaf: jnp.repeat(leaf[None], 2, axis=0), fixed),
     )
     plan = chunks.equal_chunks(2, 2, 1)
     the_run = partial(chunks.run_seeds, process.make_process(world, "infomax"), inputs)

@@ -1,4 +1,4 @@
-"""Thompson-style arms: act by a drawn member's belief. Arguments as in `sampling`."""
+"""Pair arms in Thompson's manner: each response is chosen by a randomly drawn member."""
 
 import jax
 import jax.numpy as jnp
@@ -17,24 +17,12 @@ def thompson(
     num_responses: int = 2,
     distinct: bool = True,
 ) -> Array:
-    """Draws one member; all responses are samples of it, over the candidates.
+    """Draws one member, and all responses from its law over the candidates.
+
+    Arguments, result and errors are those of `PairArm`.
 
     Source: Thompson, On the Likelihood that One Unknown Probability Exceeds Another (1933); Russo
     et al., A Tutorial on Thompson Sampling, https://arxiv.org/abs/1707.02038.
-
-    Args:
-      key: a typed key.
-      log_probs: `[M, N]`, nats.
-      valid: bool `[N]`, false on candidates that may not be chosen.
-      num_responses: K.
-      distinct: whether the responses must differ.
-
-    Returns:
-      int `[K]`, candidate indices.
-
-    Raises:
-      AssertionError: if the shapes do not fit.
-      ValueError: if fewer than K candidates exist and the responses must differ.
     """
     log_probs, valid = prepare(log_probs, valid, num_responses, distinct)
     member_key, draw_key = jax.random.split(key)
@@ -50,25 +38,11 @@ def double_thompson_sampled(
     num_responses: int = 2,
     distinct: bool = True,
 ) -> Array:
-    """Double Thompson, sampled form: each response is a sample of a freshly drawn member.
+    """Draws each response from a freshly drawn member: double Thompson, in its sampled form.
 
-    Without the requirement to differ this is the law of `greedy`, two samples of the mixture; with
-    it each response is redrawn, its member too, until it differs, at most 30 times, then uniform
-    among the rest.
-
-    Args:
-      key: a typed key.
-      log_probs: `[M, N]`, nats.
-      valid: bool `[N]`, false on candidates that may not be chosen.
-      num_responses: K.
-      distinct: whether the responses must differ.
-
-    Returns:
-      int `[K]`, candidate indices.
-
-    Raises:
-      AssertionError: if the shapes do not fit.
-      ValueError: if fewer than K candidates exist and the responses must differ.
+    Where responses may repeat this is the law of `greedy`, samples of the mixture. Where they must
+    differ, a response and its member are redrawn until it does, at most 30 times; then the response
+    is uniform among the rest. Arguments, result and errors are those of `PairArm`.
     """
     log_probs, valid = prepare(log_probs, valid, num_responses, distinct)
     member_key, sample_key, key = jax.random.split(key, 3)
@@ -85,28 +59,15 @@ def double_thompson(
     num_responses: int = 2,
     distinct: bool = True,
 ) -> Array:
-    """Double Thompson, argmax form: the best candidate of each freshly drawn member.
+    """Takes the best candidate of each freshly drawn member: double Thompson, in its argmax form.
 
-    A member is redrawn until its best differs from the earlier responses, at most 30 times; then
-    the response is uniform among the rest. This form alone has the law P(x is best).
+    A member is redrawn until its best candidate differs from the earlier responses, at most 30
+    times; then the response is uniform among the rest. This form alone has the law P(x is best).
+    Arguments, result and errors are those of `PairArm`.
 
     Source: Wu and Liu, Double Thompson Sampling for Dueling Bandits,
     https://arxiv.org/abs/1604.07101; Dwaracherla et al., Efficient Exploration for LLMs, section
     5.2.2, https://arxiv.org/abs/2402.00396.
-
-    Args:
-      key: a typed key.
-      log_probs: `[M, N]`, nats.
-      valid: bool `[N]`, false on candidates that may not be chosen.
-      num_responses: K.
-      distinct: whether the responses must differ.
-
-    Returns:
-      int `[K]`, candidate indices.
-
-    Raises:
-      AssertionError: if the shapes do not fit.
-      ValueError: if fewer than K candidates exist and the responses must differ.
     """
     log_probs, valid = prepare(log_probs, valid, num_responses, distinct)
     member_key, tie_key, key = jax.random.split(key, 3)
@@ -118,7 +79,7 @@ def double_thompson(
 
 
 def _first_that_differ(key: Key, proposals: Array, valid: Array, distinct: bool) -> Array:
-    """From proposals[K, R]: each response the first that is new, else uniform among the rest."""
+    """Returns the first new proposal of each row of `[K, R]`, else a uniform draw of the rest."""
     if not distinct:
         return without_empty_slots(proposals[:, 0], valid)
     chosen = jnp.zeros(valid.shape, bool)
