@@ -14,8 +14,9 @@ from shatter.types import Array, Comparison, Key, Params, Query, item_query
 
 Kind = Literal["heads", "epinet", "adapters"]
 Utility = Literal["ratio", "sum"]
-    """Returns the frozen model, cut below all adapters: below blocks, or the last mlp_out."""
-    return models.split_layers(transformer, setting.cut(transformer.num_layers))
+LAST_MLP_OUT: Final = "last_mlp_out"
+AdaptedLayers = int | Literal["last_mlp_out"]
+TEXTS_AT_ONCE = 64  # texts that are vmapped through the upper blocks of a member
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,13 +159,8 @@ def make_learner(
 
 
 def layers_of(setting: Setting, transformer: models.TransformerConfig) -> models.Layers:
-<<<<<<< HEAD
-    """The frozen model, cut below the blocks with adapters, or below the last one's mlp_out."""
-    return models.split_layers(transformer, setting.cut(transformer.num_layers))
-=======
     """Returns the frozen model, cut below all adapters: below blocks, or the last mlp_out."""
-    return models.split_layers(transformer, transformer.num_layers - setting.adapted_layers)
->>>>>>> engine
+    return models.split_layers(transformer, setting.cut(transformer.num_layers))
 
 
 def adapter_utility(

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from functools import partial
-from typing import get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,10 @@ from shatter.cli.label.keys import Use, project_key
 from shatter.cli.label.pool import draw_queries
 from shatter.cli.label.project import Project, item_key, members_hash, utilities
 from shatter.cli.label.queries import TextQuery, write_queries
+from shatter.exploration import QueryArm
+from shatter.types import Array, item_query
 
-ARMS = {
+ARMS: dict[str, QueryArm] = {
     "random": exploration.uniform_queries,
     "boltzmann": exploration.boltzmann_queries,
     "thompson": exploration.thompson_queries,
@@ -36,6 +38,7 @@ ARMS = {
     "joint_infomax": exploration.joint_infomax_queries,
 }
 assert tuple(ARMS) == get_args(ArmName)
+TEMPERED = ("boltzmann",)  # arms with a temperature
 
 
 def propose(project: Project, config: ProposeConfig, *, recorded: bool = False) -> list[TextQuery]:
@@ -155,17 +158,17 @@ def _choose(
     """Returns which comparisons the arm chooses, and the information gain of each one, nats."""
     num_slots = max(map(len, choices))
     items = np.full((config.num_candidates, num_slots), -1)
-    for q, query in enumerate(choices):
-        items[q, : len(query)] = query
-    valid = jnp.asarray(items >= 0)
-    values = utilities(project, np.maximum(items, 0))
+    for q, choice in enumerate(choices):
+        items[q, : len(choice)] = choice
+    queries = item_query(jnp.asarray(items))
+    values = utilities(project, np.asarray(queries.item_ids))
     if not np.isfinite(values).all():
         raise UsageError(_not_finite(project))
     log_probs = jnp.asarray(values)
     key = jax.random.fold_in(project_key(config.seed, Use.PROPOSALS), number)
     arm = _compiled(config.arm, config.temperature)
-    chosen = arm(key, log_probs, valid=valid, num_queries=config.num_queries)
-    return [int(q) for q in chosen], np.asarray(_gains(log_probs, valid=valid))
+    chosen = arm(key, log_probs, valid=queries.valid, num_queries=config.num_queries)
+    return [int(q) for q in chosen], np.asarray(_gains(log_probs, valid=queries.valid))
 
 
 def _not_finite(project: Project) -> str:
@@ -179,12 +182,10 @@ def _not_finite(project: Project) -> str:
 
 
 @functools.cache
-def _compiled(arm: ArmName, temperature: float) -> Callable[..., jax.Array]:
-    """Returns the compiled arm of a name; only boltzmann has a temperature."""
-    explore: Callable[..., jax.Array] = ARMS[arm]
-    if arm == "boltzmann":
-        explore = partial(explore, temperature=temperature)
-    return jax.jit(explore, static_argnames="num_queries")
+def _compiled(name: ArmName, temperature: float) -> Callable[..., Array]:
+    """Returns the compiled arm of a name."""
+    settings: dict[str, Any] = {"temperature": temperature} if name in TEMPERED else {}
+    return jax.jit(partial(ARMS[name], **settings), static_argnames="num_queries")
 
 
 _gains = jax.jit(exploration.query_information_gain)
