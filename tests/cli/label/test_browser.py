@@ -246,7 +246,7 @@ def test_an_answer_whose_confirmation_is_lost_is_not_doubled(site, open_page):
 
     page.route("**/api/answer", lose)
     page.keyboard.press("1")
-    playwright.expect(page.get_by_role("alert")).to_contain_text("does not answer")
+    playwright.expect(page.get_by_role("alert")).to_contain_text("does not respond")
     assert len(answers.read_events(path)) == 1
     page.unroute("**/api/answer")
     wait_until_read(page)
