@@ -12,7 +12,7 @@ from shatter.cli.label.config import Export, Project, setting_of
 from shatter.cli.label.folder import answer_file, known_queries, read_project
 from shatter.cli.label.project import Bench
 from shatter.cli.label.queries import Asked, usage_error
-from shatter.data.files import json_line, write_atomically
+from shatter.data.files import write_json_lines
 from shatter.data.rows import record_of
 
 
@@ -49,9 +49,9 @@ def export_answers(folder: Path, path: str) -> list[str]:
     queries, answers = known_queries(folder), current_answers(answer_file(folder))
     strange = {answer.event_id: stranger(answer, queries) for answer in answers}
     kept = [answer for answer in answers if strange[answer.event_id] is None]
-    lines = [json_line(_record(answer, queries[answer.query_id])) for answer in kept]
+    rows = [_record(answer, queries[answer.query_id]) for answer in kept]
     try:
-        write_atomically(path, b"".join(lines))
+        write_json_lines(path, rows)
     except ValueError as error:
         raise UsageError(f"--answers: {error}") from error
     left_out = [

@@ -46,7 +46,7 @@ from shatter.cli.label.folder import (
 )
 from shatter.cli.label.inputs import Inputs, assert_encodable_imports, assert_unchanged, read_inputs
 from shatter.cli.label.pool import Pool, draw_queries, make_pool
-from shatter.data.files import write_atomically
+from shatter.data.atomic import write_atomically
 from shatter.data.layouts import text_key
 from shatter.types import Key, Params
 
