@@ -3,12 +3,9 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import orbax.checkpoint as ocp
-
 from shatter import training
 from shatter.cli.common.binary import UsageError
-from shatter.cli.common.checkpoints import newest_sound_step, open_checkpoints, seal_checkpoint
+from shatter.cli.common.checkpoints import Checkpoints
 from shatter.cli.label.folder import seal_if_old
 
 
@@ -33,13 +30,9 @@ def save(folder: Path, ensemble: Ensemble) -> None:
       folder: of the project.
       ensemble: the ensemble; its number must be new.
     """
-    with _checkpoints(folder) as manager:
-        args = {
-            "states": ocp.args.StandardSave(ensemble.members.states),
-            "history": ocp.args.JsonSave({"rows": ensemble.history}),
-        }
-        manager.save(ensemble.number, args=ocp.args.Composite(**args))
-    seal_checkpoint(checkpoint_folder(folder, ensemble.number))
+    with _checkpoints(folder) as saved:
+        arrays = {"states": ensemble.members.states}
+        saved.save(ensemble.number, arrays, {"history": {"rows": ensemble.history}})
 
 
 def restored(folder: Path, start: training.Members) -> Ensemble:
@@ -55,19 +48,16 @@ def restored(folder: Path, start: training.Members) -> Ensemble:
     Raises:
       UsageError: if none of those that were saved can be read.
     """
-    with _checkpoints(folder) as manager:
-        number = newest_sound_step(manager, checkpoint_folder(folder))
+    with _checkpoints(folder) as saved:
+        number = saved.newest_sound()
         if not number:
             return Ensemble(start, 0, [])
         seal_if_old(checkpoint_folder(folder, number))
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, start.states)
-        args = {"states": ocp.args.StandardRestore(abstract), "history": ocp.args.JsonRestore()}
         try:
-            found = manager.restore(number, args=ocp.args.Composite(**args))
-        except Exception as error:
+            found = saved.restore(number, {"states": start.states}, ["history"])
+        except UsageError as error:
             raise UsageError(
-                f"the ensemble of {checkpoint_folder(folder, number)} cannot be read ({error}): "
-                "delete that folder to go on from the one before; the answers are safe"
+                f"{error}: delete that folder to go on from the one before; the answers are safe"
             ) from error
     return Ensemble(start._replace(states=found["states"]), number, found["history"]["rows"])
 
@@ -77,5 +67,5 @@ def checkpoint_folder(folder: Path, number: int | None = None) -> Path:
     return folder / "ensemble" / ("" if number is None else str(number))
 
 
-def _checkpoints(folder: Path) -> ocp.CheckpointManager:
-    return open_checkpoints(checkpoint_folder(folder), item_names=("states", "history"))
+def _checkpoints(folder: Path) -> Checkpoints:
+    return Checkpoints(checkpoint_folder(folder), parts=("states", "history"))

@@ -191,8 +191,8 @@ def _begin(config: Project, folder: Path, inputs: Inputs) -> None:
         facts["template_date"] = config.template_date
     else:  # an older version recorded fewer
         facts = {name: fact for name, fact in facts.items() if name in found}
-    free = ("project", *PATHS)
-    run_folder.begin_or_resume(config.project, config, free=free, flag="--project", **facts)
+    apart = ("project", *PATHS)
+    run_folder.begin_or_resume(config.project, config, apart=apart, flag="--project", **facts)
     if found is None:
         checksums.seal(folder / "config.json")
     remember_paths(config, folder, inputs.held_out_facts)
