@@ -1,7 +1,7 @@
 """The flags of `shatter finetune`, under the names that users of TRL know."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from shatter.cli.common import binary
 from shatter.cli.common.binary import UsageError
@@ -208,6 +208,18 @@ class Config:
     dry_run: bool = False
     """Show what a run would do (rows, lengths, truncation, the first example, parameters, memory)
     and stop. Nothing is compiled or written."""
+
+
+def program_config(config: Config) -> Config:
+    """Returns the config with defaults in the fields that no compiled program reads.
+
+    Equal results share compiled programs.
+    """
+    unread = (*FREE, "seed")
+    defaults: dict[str, Any] = {
+        field.name: field.default for field in dataclasses.fields(config) if field.name in unread
+    }
+    return dataclasses.replace(config, **defaults)
 
 
 SIZE = binary.whole(1, 2**16)  # of a batch

@@ -1,5 +1,6 @@
 """How far a model has moved from its reference, measured in both directions."""
 
+import functools
 from collections.abc import Callable
 from functools import partial
 
@@ -11,7 +12,7 @@ from shatter.cli.finetune import learning
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.history import Record
 from shatter.cli.finetune.learning import Sampled, Trainable
-from shatter.cli.finetune.pretrained import Pretrained, compiler_options
+from shatter.cli.finetune.pretrained import Pretrained, compiler_options, without_arrays
 from shatter.cli.finetune.task import Task, unique_prompts
 from shatter.types import Params
 
@@ -52,12 +53,7 @@ def _make_measure(
     config: Config, model: Pretrained
 ) -> Callable[[Params, Sampled, Sampled], Record]:
     """Makes `(params, samples of the reference, samples of the model) -> metrics`."""
-
-    @partial(jax.jit, compiler_options=compiler_options(model))
-    def both(params: Params, pretrained: Params, ref: Sampled, own: Sampled) -> tuple:
-        logits = model.lm.apply(pretrained, own.tokens, valid=own.valid)
-        reverse = own.log_probs - documents.log_prob(logits, own.tokens, own.mask)
-        return learning.forward_kl(model, params, pretrained, ref), reverse
+    both = _program(without_arrays(model))
 
     def measure(params: Params, ref: Sampled, own: Sampled) -> Record:
         num = min(len(ref.tokens), len(own.tokens))
@@ -78,3 +74,16 @@ def _make_measure(
         }
 
     return measure
+
+
+@functools.cache
+def _program(model: Pretrained) -> Callable[[Params, Params, Sampled, Sampled], tuple]:
+    """Compiles log-ratios along samples of the reference and of the model, forward and reverse."""
+
+    @partial(jax.jit, compiler_options=compiler_options(model))
+    def both(params: Params, pretrained: Params, ref: Sampled, own: Sampled) -> tuple:
+        logits = model.lm.apply(pretrained, own.tokens, valid=own.valid)
+        reverse = own.log_probs - documents.log_prob(logits, own.tokens, own.mask)
+        return learning.forward_kl(model, params, pretrained, ref), reverse
+
+    return both

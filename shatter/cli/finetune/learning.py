@@ -1,5 +1,6 @@
 """The model as a function of its trained and its frozen parameters: objective, samples, KL."""
 
+import functools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from shatter.cli.finetune import objectives
 from shatter.cli.finetune.batches import StepBatch
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.objectives import OBJECTIVES, Mean, Scores
-from shatter.cli.finetune.pretrained import Pretrained, compiler_options
+from shatter.cli.finetune.pretrained import Pretrained, compiler_options, without_arrays
 from shatter.models.pretrained import end_tokens
 from shatter.types import Array, Key, Params
 
@@ -190,6 +191,22 @@ def make_sampler(
         )
     bos = model.tokenizer.eos if model.tokenizer.bos is None else model.tokenizer.bos
     ends = end_tokens(model.config, model.tokenizer)
+    run = _sampler(without_arrays(model), num_samples, max_length, ends)
+
+    def draw(params: Params, key: Key, prompts: Sequence[np.ndarray]) -> Sampled:
+        tokens, valid = documents.pad_prompts(
+            [data.truncate_prompt(prompt, longest, bos=bos) for prompt in prompts]
+        )
+        return run(params, key, jnp.asarray(tokens), jnp.asarray(valid))
+
+    return draw
+
+
+@functools.cache
+def _sampler(
+    model: Pretrained, num_samples: int, max_length: int, ends: tuple[int, ...]
+) -> Callable[[Params, Key, Array, Array], Sampled]:
+    """Compiles `(params, key, tokens[B, P], valid[B, P]) -> documents`."""
 
     @partial(jax.jit, compiler_options=compiler_options(model))
     def run(params: Params, key: Key, tokens: Array, valid: Array) -> Sampled:
@@ -209,10 +226,4 @@ def make_sampler(
         tokens = samples.tokens.reshape(mask.shape)
         return Sampled(tokens, mask, mask | before, samples.raw_log_probs.reshape(-1))
 
-    def draw(params: Params, key: Key, prompts: Sequence[np.ndarray]) -> Sampled:
-        tokens, valid = documents.pad_prompts(
-            [data.truncate_prompt(prompt, longest, bos=bos) for prompt in prompts]
-        )
-        return run(params, key, jnp.asarray(tokens), jnp.asarray(valid))
-
-    return draw
+    return run

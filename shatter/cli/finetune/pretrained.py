@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import functools
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -75,8 +76,23 @@ def load_model(config: Config) -> Pretrained:
     folder, commit = models.find_pretrained(
         config.model_name_or_path, revision=config.model_revision
     )
-    lm = models.transformer(transformer)
+    lm = _language_model(transformer)
     return Pretrained(transformer, params, tokenizer, lm, lora, folder, commit)
+
+
+@functools.cache
+def _language_model(transformer: models.TransformerConfig) -> models.LanguageModel:
+    return models.transformer(transformer)
+
+
+def without_arrays(model: Pretrained) -> Pretrained:
+    """Returns the model without parameters and tokenizer, for functions that are compiled once.
+
+    The result is hashable. The results for two folders with the same config are equal, and share
+    compiled programs.
+    """
+    absent: dict[str, Any] = dict.fromkeys(("params", "tokenizer", "folder", "commit"))
+    return model._replace(**absent)
 
 
 def compiler_options(model: Pretrained) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """Log-probs of the data under the reference, which is the frozen model: computed once and kept."""
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 
@@ -10,11 +11,13 @@ from shatter import data
 from shatter.cli.common import cache
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.frozen import weights_hash
+from shatter.cli.finetune.batches import StepBatch
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.learning import score
 from shatter.cli.finetune.plan import Plan, devices, first_epoch, spread
-from shatter.cli.finetune.pretrained import Pretrained, compiler_options
+from shatter.cli.finetune.pretrained import Pretrained, compiler_options, without_arrays
 from shatter.cli.finetune.scoring import count_slots, held_out_plan, over_rows
+from shatter.types import Array, Params
 
 
 def reference_log_probs(
@@ -64,16 +67,22 @@ def _make_scorer(
     config: Config, model: Pretrained
 ) -> Callable[[Sequence[data.Encoded], Plan], np.ndarray]:
     """Makes `(encoded, plan) -> log_probs[rows, K]` of the frozen model, on the devices."""
-    jitted = jax.jit(
-        lambda params, batch: score(model, params, None, batch).log_probs,
-        compiler_options=compiler_options(model),
-    )
+    run = _program(without_arrays(model))
     params = spread(config, model.params, everywhere=True)
 
     def score_rows(encoded: Sequence[data.Encoded], plan: Plan) -> np.ndarray:
-        return over_rows(encoded, plan, lambda batch: jitted(params, spread(config, batch)))
+        return over_rows(encoded, plan, lambda batch: run(params, spread(config, batch)))
 
     return score_rows
+
+
+@functools.cache
+def _program(model: Pretrained) -> Callable[[Params, StepBatch], Array]:
+    """Compiles `(params, batch) -> log_probs[B, K]`."""
+    return jax.jit(
+        lambda params, batch: score(model, params, None, batch).log_probs,
+        compiler_options=compiler_options(model),
+    )
 
 
 def no_reference(encoded: Sequence[data.Encoded]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Scores of whole data sets, batch by batch: utilities of held-out responses."""
 
+import functools
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -8,11 +9,11 @@ import numpy as np
 
 from shatter import data
 from shatter.cli.finetune.batches import StepBatch, step_batch
-from shatter.cli.finetune.config import Config
+from shatter.cli.finetune.config import Config, program_config
 from shatter.cli.finetune.learning import Trainable, assemble, score
 from shatter.cli.finetune.objectives import OBJECTIVES
 from shatter.cli.finetune.plan import Plan
-from shatter.cli.finetune.pretrained import Pretrained, compiler_options
+from shatter.cli.finetune.pretrained import Pretrained, compiler_options, without_arrays
 from shatter.types import Array, Params
 
 
@@ -71,12 +72,7 @@ def make_utilities(config: Config, model: Pretrained) -> Callable[..., np.ndarra
       `(trainable, pretrained params or None, encoded, ref_log_probs) -> [rows, K]`, nats; it
       compiles one program per shape.
     """
-
-    @partial(jax.jit, compiler_options=compiler_options(model))
-    def run(trainable: Trainable, pretrained: Params | None, batch: StepBatch) -> Array:
-        params = assemble(model, trainable, pretrained)
-        scores = score(model, params, trainable.head, batch)
-        return OBJECTIVES[config.objective].utilities(config, scores)
+    run = _program(program_config(config), without_arrays(model))
 
     def utilities(
         trainable: Trainable,
@@ -88,3 +84,16 @@ def make_utilities(config: Config, model: Pretrained) -> Callable[..., np.ndarra
         return over_rows(encoded, held_out_plan(config, encoded), function, ref_log_probs)
 
     return utilities
+
+
+@functools.cache
+def _program(config: Config, model: Pretrained) -> Callable[..., Array]:
+    """Compiles `(trainable, pretrained params or None, batch) -> utilities[B, K]`."""
+
+    @partial(jax.jit, compiler_options=compiler_options(model))
+    def run(trainable: Trainable, pretrained: Params | None, batch: StepBatch) -> Array:
+        params = assemble(model, trainable, pretrained)
+        scores = score(model, params, trainable.head, batch)
+        return OBJECTIVES[config.objective].utilities(config, scores)
+
+    return run

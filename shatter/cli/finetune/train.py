@@ -121,8 +121,9 @@ def train(
     """
     length, facts = plan.run_length(config, task), plan.plan_facts(config, task)
     prepared = evaluation.prepare(config, task, progress)
-    schedule = make_schedule(config, length.num_steps)
-    state, update = make_update(config, task, prepared.ref_log_probs, prepared.frozen, schedule)
+    state, update = make_update(
+        config, task, prepared.ref_log_probs, prepared.frozen, length.num_steps
+    )
     batches = data.batches(
         task.train.encoded,
         batch_size=plan.batch_size(config),
@@ -136,7 +137,7 @@ def train(
             length=length,
             evaluate=prepared.evaluate,
             update=update,
-            schedule=schedule,
+            schedule=make_schedule(config, length.num_steps),
             batches=batches,
             log=log,
             saved=saved,

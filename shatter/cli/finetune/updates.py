@@ -1,18 +1,18 @@
 """Updates of the model, each from its batches on the host."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 from shatter import data, training
 from shatter.cli.finetune import batches, learning, optimizer
-from shatter.cli.finetune.config import Config
+from shatter.cli.finetune.config import Config, program_config
 from shatter.cli.finetune.learning import Frozen
 from shatter.cli.finetune.plan import spread
-from shatter.cli.finetune.pretrained import compiler_options
+from shatter.cli.finetune.pretrained import Pretrained, compiler_options, without_arrays
 from shatter.cli.finetune.task import Task
 
 
@@ -32,7 +32,7 @@ Update = Callable[[training.TrainState, Sequence[data.Batch]], tuple[training.Tr
 
 
 def make_update(
-    config: Config, task: Task, refs: np.ndarray, frozen: Frozen, schedule: optax.Schedule
+    config: Config, task: Task, refs: np.ndarray, frozen: Frozen, num_steps: int
 ) -> tuple[training.TrainState, Update]:
     """Makes the state before the first step, and the function that updates it.
 
@@ -41,21 +41,15 @@ def make_update(
       task: the model and the comparisons.
       refs: log-probs of the training rows under the reference, `[rows, K]`, nats.
       frozen: what a step reads and does not train.
-      schedule: the learning rate by step.
+      num_steps: steps of the whole run.
 
     Returns:
       The state, and `(state, batches) -> (state, measured)`, which donates the state's buffers.
     """
-    learner = training.learner(
-        learning.make_objective(config, task.model),
-        optimizer.make_optimizer(config, schedule),
-        num_batches=config.gradient_accumulation_steps,
-    )
+    learner = _learner(program_config(config), without_arrays(task.model), num_steps)
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
     start = learner.init(learning.start(config, task.model, init_key), train_key)
     frozen = spread(config, frozen, everywhere=True)
-    options = compiler_options(task.model)
-    step = jax.jit(learner.step, donate_argnums=0, compiler_options=options)
 
     def update(
         state: training.TrainState, parts: Sequence[data.Batch]
@@ -64,8 +58,20 @@ def make_update(
         measured = []
         for number, batch in enumerate(parts):
             arrays = batches.step_batch(batch, refs, task.train, total, number)
-            state, metrics = step(state, frozen, spread(config, arrays))
+            state, metrics = learner.step(state, frozen, spread(config, arrays))
             measured.append(metrics)
         return state, Measured(measured, total)
 
     return spread(config, start, everywhere=True), update
+
+
+@functools.cache
+def _learner(config: Config, model: Pretrained, num_steps: int) -> training.Learner:
+    """Returns the learner of a run, whose step is compiled and donates the state's buffers."""
+    learner = training.learner(
+        learning.make_objective(config, model),
+        optimizer.make_optimizer(config, optimizer.make_schedule(config, num_steps)),
+        num_batches=config.gradient_accumulation_steps,
+    )
+    step = jax.jit(learner.step, donate_argnums=0, compiler_options=compiler_options(model))
+    return learner._replace(step=step)
