@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import tyro
@@ -38,13 +38,16 @@ def main(
     """Parses the command line into a config and calls a function with it, under absl.
 
     Args:
-      config_class: a frozen dataclass; its docstring and fields become `--help`.
+      config_class: a frozen dataclass; its docstring and fields become `--help`. It may have a
+        class variable `REMOVED`: advice by the name of a flag that older versions had.
       experiment: the function. If it ends with a `UsageError`, a full disk or another error of the
         operating system, the process ends with a message and status 1.
       argv: the program's name, as `--help` shows it, and its arguments; None = the process's own.
     """
 
     def parse(argv: list[str]) -> list[str]:
+        if advice := _removed_flag(config_class, argv[1:]):
+            fail(advice)
         parsed.append(tyro.cli(config_class, prog=program, args=argv[1:], use_underscores=True))
         return flags.FLAGS(argv[:1])  # absl has no flags of its own here
 
@@ -82,6 +85,16 @@ def main(
     parsed: list[Config] = []
     program = None if argv is None else argv[0]
     app.run(run, argv=argv, flags_parser=parse)
+
+
+def _removed_flag(config_class: type, arguments: Sequence[str]) -> str | None:
+    """Returns advice about the first flag that older versions had; None if there is none."""
+    removed: Mapping[str, str] = getattr(config_class, "REMOVED", {})
+    for argument in arguments:
+        name = argument.partition("=")[0].removeprefix("--").replace("-", "_")
+        if argument.startswith("--") and name in removed:
+            return f"there is no flag --{name} any more: {removed[name]}"
+    return None
 
 
 def full_disk(error: BaseException) -> str | None:

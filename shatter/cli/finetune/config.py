@@ -1,7 +1,8 @@
 """The flags of `shatter finetune`, under the names that users of TRL know."""
 
 import dataclasses
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from shatter.cli.common import binary
 from shatter.cli.common.binary import UsageError
@@ -45,6 +46,11 @@ class Config:
     folder that other tools can load, metrics of the training, and an evaluation before and after.
     The same command resumes a run that was killed.
     """
+
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        "data_dir": "pass the model's folder as --model_name_or_path and the file of preferences "
+        f"as --dataset_name; for example: {EXAMPLE}"
+    }
 
     model_name_or_path: str = ""
     """Required. A folder with config.json, model.safetensors and tokenizer.json, or a name on the

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from shatter.cli.common.cache import kept_arrays
+from shatter.cli.common.cache import cached_arrays
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def kept(calls):
         calls.append(1)
         return {"log_probs": np.arange(3.0)}
 
-    found = kept_arrays("reference/abc.npz", make)
+    found = cached_arrays("reference/abc.npz", make)
     np.testing.assert_array_equal(found["log_probs"], [0.0, 1.0, 2.0])
 
 

@@ -92,18 +92,18 @@ def save_some(folder: Path, limit: int = 2) -> Config:
     """A run that saved after 2, 4 and 6 steps, with a row before each."""
     config = Config(save_total_limit=limit)
     log = written(folder, 0)
-    with checkpoints.open_checkpoints(config, folder) as manager:
+    with checkpoints.open_checkpoints(config, folder) as saved:
         for step in (2, 4, 6):
             log.add(row(step))
             loop = {"facts": FACTS, "tokens": 7 * step}
-            checkpoints.save(manager, step, state(step), loop, log)
+            checkpoints.save(saved, step, state(step), loop, log)
     return config
 
 
-def resumed(config: Config, folder: Path, facts: dict = FACTS) -> checkpoints.Found | None:
-    with checkpoints.open_checkpoints(config, folder) as manager:
-        found = checkpoints.resume(config, manager, state(0), facts, Log(folder))
-        assert found is None or max(manager.all_steps()) == found.step
+def resumed(config: Config, folder: Path, facts: dict = FACTS) -> checkpoints.Resumed | None:
+    with checkpoints.open_checkpoints(config, folder) as saved:
+        found = checkpoints.resume(config, saved, state(0), facts, Log(folder))
+        assert found is None or max(saved.steps()) == found.step
         return found
 
 
@@ -133,9 +133,7 @@ def test_a_run_goes_on_from_the_newest_sound_checkpoint(
     assert found is not None and found.step == 4
     np.testing.assert_array_equal(found.state["params"], state(4)["params"])
     (record,) = caplog.records
-    assert (
-        str(largest) in record.message and "Going on from the checkpoint before" in record.message
-    )
+    assert str(largest) in record.message and "goes on from the checkpoint before" in record.message
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
     flip_a_bit(tmp_path / "metrics.jsonl", 0.1)
     with pytest.raises(UsageError, match=r"metrics\.jsonl.* is damaged.*delete .* to begin again"):

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from shatter import data, models
-from shatter.cli.finetune import history, learning
+from shatter.cli.finetune import batches, history, learning
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.learning import Frozen, Sampled, Trainable
 from shatter.cli.finetune.objectives import OBJECTIVES, Mean
-from shatter.cli.finetune.task import Pretrained, Training
+from shatter.cli.finetune.pretrained import Pretrained
+from shatter.cli.finetune.task import Training
 from shatter.data import Encoded, Row
 
 VOCABULARY, WIDTH, LENGTH = 11, 4, 12
@@ -84,16 +85,16 @@ def update(config: Config, cut: list[list[int]]) -> tuple:
     params = jax.tree.map(lambda leaf: 1.1 * leaf, model.params)
     frozen = Frozen(model.params, samples(9))
     objective = jax.jit(jax.value_and_grad(learning.make_objective(config, model), has_aux=True))
-    batches = [data.collate(train.encoded, part, length=LENGTH, num_slots=3) for part in cut]
-    total = sum(learning.answer_weights(batch, train).sum() for batch in batches)
+    parts = [data.collate(train.encoded, part, length=LENGTH, num_slots=3) for part in cut]
+    total = sum(batches.answer_weights(batch, train).sum() for batch in parts)
     found = [
         objective(
             Trainable(params, head),
             frozen,
             jax.random.key(5),
-            learning.numbers(batch, reference, train, total, part),
+            batches.step_batch(batch, reference, train, total, part),
         )
-        for part, batch in enumerate(batches)
+        for part, batch in enumerate(parts)
     ]
     add = lambda *leaves: sum(leaves)
     loss, gradient = (
@@ -189,10 +190,10 @@ def test_rows_of_metrics_are_means_over_all_rows_of_their_updates():
         ([{"a": Mean(1.0, 1.0), "b": Mean(0.0, 0.0)}] * 1, 2.0),
     ]
     sums: history.Sums = {}
-    for number, (batches, weight) in enumerate(updates):
-        norms = [{"loss": np.nan, "grad_norm": 10.0 * number + n} for n in range(len(batches))]
-        kl = [{"kl": 0.5, "objective": Mean(0.1, 1.0 / len(batches))} for _ in batches]
-        joined = [a | b | c for a, b, c in zip(batches, norms, kl, strict=True)]
+    for number, (metrics, weight) in enumerate(updates):
+        norms = [{"loss": np.nan, "grad_norm": 10.0 * number + n} for n in range(len(metrics))]
+        kl = [{"kl": 0.5, "objective": Mean(0.1, 1.0 / len(metrics))} for _ in metrics]
+        joined = [a | b | c for a, b, c in zip(metrics, norms, kl, strict=True)]
         sums = history.add_update(sums, joined, weight)
     found = history.means(Config(kl_weight=2.0), sums)
     assert found == pytest.approx(
