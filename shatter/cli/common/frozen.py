@@ -74,7 +74,19 @@ def load_frozen(
 
 
 def with_chat_template(tokenizer: models.Tokenizer, template: str) -> models.Tokenizer:
-    """Returns the tokenizer with the chat template that is in a file, or known by name."""
+    """Returns a tokenizer with another chat template.
+
+    Args:
+      tokenizer: the tokenizer.
+      template: the value of `--chat_template`: a file, or a name in
+        `shatter.models.CHAT_TEMPLATES`.
+
+    Returns:
+      The tokenizer with the template.
+
+    Raises:
+      UsageError: if there is no such file or name, or the template cannot be read.
+    """
     file = Path(template)
     if not file.is_file() and template not in models.CHAT_TEMPLATES:
         known = ", ".join(models.CHAT_TEMPLATES)

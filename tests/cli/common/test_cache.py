@@ -1,4 +1,4 @@
-"""What is kept is made once; a cache that fails costs time, not the run."""
+"""Cached arrays are made once; a broken cache costs time, not the run."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""A run folder belongs to one config; what is written is whole or absent."""
+"""A run folder belongs to one config, and its files are whole or absent."""
 
 import csv
 import dataclasses
@@ -33,7 +33,7 @@ def test_a_folder_is_made_and_opened_again_with_the_same_config(tmp_path):
 
 
 def test_a_folder_of_an_older_version_is_opened(tmp_path):
-    """It recorded neither the fields that may differ nor facts that are new."""
+    """It has neither the fields that may differ nor facts that are new."""
     (tmp_path / "config.json").write_text('{"num_seeds": 3, "arms": ["a"], "data": "abc"}')
     with run_folder.open_run_folder(str(tmp_path), Config(), data="abc", held_out=["x"]):
         pass

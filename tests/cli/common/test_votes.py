@@ -1,4 +1,4 @@
-"""Measures of utilities by votes, against sums by hand."""
+"""Measures of utilities by votes equal sums by hand."""
 
 import math
 
@@ -12,7 +12,7 @@ MEASURES = {"log_loss", "accuracy", "calibration_error", "share_kl"}
 
 
 def voted(a: str, b: str, *votes: float) -> list[Row]:
-    """A row for each answer that somebody gave: first, second, equal."""
+    """Returns a row for each answer that somebody gave: first, second, equal."""
     ranks = ((1, 2), (2, 1), (1, 1))
     return [
         Row("", (a, b), order, float(count), votes=votes)
@@ -42,7 +42,7 @@ def test_scores_by_hand():
 
 
 def test_measures_of_nothing_are_absent():
-    """Neither 0 nor NaN; those of which there is something are there."""
+    """They are neither 0 nor NaN, and the other measures are there."""
     ties = voted("a", "b", 0, 0, 2) + voted("c", "b", 0, 0, 1)
     assert score(ties, np.zeros((2, 2))) == {}
     assert score([Row("", ("a", "b"), (1, 2), 0.0)], np.zeros((1, 2))) == {}

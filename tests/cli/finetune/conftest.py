@@ -1,4 +1,4 @@
-"""One tiny model for all tests of fine-tuning, and a cache of their own."""
+"""Fixtures of the tests of `shatter finetune`: one tiny model, and a cache for each test."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Log-probs of the reference are kept in a folder of the test."""
+    """Keeps the reference's log-probs in a folder of the test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -16,7 +16,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def model_folder(
     make_model: Callable[[Path, int], None], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A random model of one block; runs on it share compiled programs."""
+    """Returns a random model of one block. All runs on it share compiled programs."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
     make_model(folder, 1)
     return folder

@@ -28,7 +28,7 @@ def finetune(config: Config) -> dict:
 
 
 def history(config: Config) -> list[dict]:
-    """The rows of metrics.jsonl; none of them holds NaN or infinity, which JSON lacks."""
+    """Reads metrics.jsonl; fails on NaN and infinity, which JSON lacks."""
     lines = (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line, parse_constant=lambda name: pytest.fail(name)) for line in lines]
 

@@ -1,4 +1,4 @@
-"""What cannot be is refused before anything is compiled, in words that name flag, file and line."""
+"""Wrong flags and files end a run before anything is compiled; the message names them."""
 
 import dataclasses
 import datetime
@@ -46,7 +46,7 @@ def config(model_folder: Path, tmp_path: Path) -> Config:
 
 @pytest.fixture(autouse=True)
 def nothing_is_compiled(monkeypatch: pytest.MonkeyPatch):
-    """Neither anew, nor run because another test has compiled it."""
+    """Fails if a run compiles a program, or reaches the training with programs of other tests."""
 
     def refuse(*args, **kwargs):
         raise AssertionError("something is compiled")
@@ -222,7 +222,7 @@ def test_a_flipped_bit_of_a_summary_is_named(config):
 
 
 def test_files_may_be_given_by_other_paths_on_resumption(config, tmp_path):
-    """Weights and data are compared by what they hold."""
+    """Weights and data are compared by checksums of their content."""
     held = write(tmp_path / "held.jsonl", [pair("a", " c", " d")])
     config = dataclasses.replace(config, eval_dataset_name=(held,))
     begins = lambda config: pytest.raises(AssertionError, match="something is compiled")
@@ -254,7 +254,7 @@ def test_files_may_be_given_by_other_paths_on_resumption(config, tmp_path):
 
 
 def test_the_record_of_an_older_version_is_read(config):
-    """It lacked the fields that may differ, and had a flag that is gone."""
+    """It lacks the fields that may differ, and has a flag that no longer exists."""
     task = load_task(config)
     with pytest.raises(AssertionError, match="something is compiled"):
         run.finetune(config, task)

@@ -1,4 +1,4 @@
-"""The finetune binary at a tiny size: folders, resumption to the bit, references, bad input."""
+"""Tiny runs of `shatter finetune`: folders, resumption to the bit, the reference, bad input."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ CHARACTERS = "abcdefgh "
 
 
 def comparisons(num: int, seed: int = 0) -> list[dict]:
-    """Texts with more a's are preferred, mostly; some ties and votes."""
+    """Returns comparisons in which texts with more a's are mostly preferred, some with votes."""
     rng = np.random.default_rng(seed)
     rows = []
     for n in range(num):
@@ -129,7 +129,7 @@ def test_every_objective_runs(tiny: Config, objective: str):
 
 
 class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
+    """Stands for a kill, because nothing catches it."""
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ class Killed(BaseException):
 def test_a_killed_run_resumes_to_the_bit(
     tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int, changes: dict
 ):
-    """Between any two steps: parameters, metrics and evaluations are those of the uninterrupted."""
+    """Parameters, metrics and evaluations equal those of the uninterrupted run."""
     tiny = dataclasses.replace(tiny, **changes)
     finetune(tiny)
     killed = dataclasses.replace(tiny, output_dir=str(tmp_path / "killed"))
@@ -167,7 +167,7 @@ def test_a_killed_run_resumes_to_the_bit(
 
 
 def test_answers_to_one_comparison_share_its_forward_pass(tiny: Config):
-    """The loss is that of a row an answer; their weights are added up."""
+    """The loss equals that of one row per answer, and weights of equal answers are added."""
     task = load_task(tiny)
     assert len(task.train.encoded) == 24
     assert task.train.weight.shape == (24, 2)
@@ -377,7 +377,7 @@ def test_a_run_that_goes_astray_says_so(tiny: Config, monkeypatch: pytest.Monkey
 
 
 def test_rankings_of_three_are_judged(tiny: Config, tmp_path: Path):
-    """log_loss is that of Plackett-Luce, accuracy that of ordered pairs, share_kl of the votes."""
+    """By Plackett-Luce log-loss, by the order of pairs, and by the shares of the votes."""
     rows = [
         {"prompt": "", "completions": ["ab", "cd", "ee"], "ranks": [1, 2, 2]},
         {"prompt": "", "completions": ["ab", "cd", "ef"], "votes": [3, 1, 0]},
@@ -402,7 +402,7 @@ def test_rankings_of_three_are_judged(tiny: Config, tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_resumes_to_the_bit(tiny: Config, tmp_path: Path):
-    """By SIGKILL, again and again at odd moments, until the run is through."""
+    """It is killed by SIGKILL three times at odd moments."""
     tiny = dataclasses.replace(tiny, max_steps=60, save_steps=1, logging_steps=7)
     finetune(tiny)
     killed = dataclasses.replace(tiny, output_dir=str(tmp_path / "killed"))

@@ -1,4 +1,4 @@
-"""Held-out measures, the reference, samples: right values, and none where there is nothing."""
+"""Held-out measures, the reference and samples are right, and means of nothing are absent."""
 
 import dataclasses
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.cli.finetune.runs import history, write
 
 @pytest.fixture
 def config(model_folder: Path, tmp_path: Path) -> Config:
-    """Comparisons of several lengths, ties, votes and a ranking of three."""
+    """Returns a run on comparisons of several lengths, ties, votes and a ranking of three."""
     texts = ["ab", "cdeff", "a", "gh", "bbbbbbb", "ha", "dd", "ce", "fgh", "ee", "h", "gg"]
     rows = [
         {"prompt": "ab "[: n % 4], "chosen": one, "rejected": other + "c", "weight": 1 + n % 3}
@@ -45,7 +45,7 @@ def config(model_folder: Path, tmp_path: Path) -> Config:
 
 
 def encoded(*rows: tuple) -> list[Encoded]:
-    """Rows of (lengths of completions, ranks, weight, votes)."""
+    """Returns rows made of (lengths of completions, ranks, weight, votes)."""
     found = []
     for n, (lengths, ranks, weight, votes) in enumerate(rows):
         row = Row("", tuple("abcd"[: len(ranks)]), ranks, weight, source=f"f:{n}", votes=votes)
@@ -112,7 +112,7 @@ def test_rankings_among_pairs_have_measures_of_their_own():
 
 
 def test_demonstrations_are_judged_by_the_loss_of_sft():
-    """The mean of a token of the best completions, weighted over rows as in training."""
+    """The measure is the weighted mean over the tokens of the best completions, as in training."""
     rows = encoded(
         ((4,), (1,), 1.0, None), ((2, 5, 3), (1, 2, 1), 3.0, None), ((2, 2), (-1, -1), 7.0, None)
     )
@@ -125,7 +125,7 @@ def test_demonstrations_are_judged_by_the_loss_of_sft():
 
 
 def test_held_out_demonstrations_are_measured_by_a_run(config: Config, tmp_path: Path):
-    """Of one completion where training has several, too."""
+    """They may have one completion where the training rows have several."""
     rows = [{"prompt": "a", "completion": "bcd"}, {"prompt": "", "completion": "h"}]
     held = write(tmp_path / "demos.jsonl", rows)
     config = dataclasses.replace(config, objective="sft", eval_dataset_name=(held,), max_steps=1)
@@ -143,7 +143,7 @@ def test_held_out_demonstrations_are_measured_by_a_run(config: Config, tmp_path:
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
 def test_a_model_is_its_own_reference_before_the_first_step(config: Config, bf16: bool):
-    """To the bit, on several devices and in batches that rows of other lengths fill up."""
+    """This holds to the bit, on several devices and in batches of mixed lengths."""
     config = dataclasses.replace(
         config,
         objective="dpo",
@@ -166,7 +166,7 @@ def test_a_model_is_its_own_reference_before_the_first_step(config: Config, bf16
 def test_an_update_is_the_same_by_devices_and_accumulated_batches(
     config: Config, tmp_path: Path, num_devices: int, batch_size: int, accumulation: int
 ):
-    """Metrics and evaluations of a run, which has votes, ties, a ranking and a regulariser."""
+    """Metrics and evaluations agree for a run with votes, ties, a ranking and a regulariser."""
     base = dataclasses.replace(
         config, kl_weight=0.5, per_device_train_batch_size=16, kl_batch_size=5, max_steps=-1
     )
@@ -194,7 +194,7 @@ def task(config: Config) -> Task:
 
 @pytest.mark.parametrize("num_tokens", [1, 5, 9, 40])
 def test_samples_begin_with_bos_and_stay_within_the_positions(task: Task, num_tokens: int):
-    """Prompts that leave no room lose what follows BOS."""
+    """Prompts that leave no room for the response lose the tokens after BOS."""
     positions = task.model.config.max_length
     assert positions == 32
     prompt = np.array([1, *(3 + np.arange(num_tokens) % 5)], np.int32)

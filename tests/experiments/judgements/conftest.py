@@ -12,7 +12,7 @@ from tests.experiments.judgements.files import json_lines
 
 @pytest.fixture
 def publish(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, str], Path]:
-    """Puts a made-up file into a data folder, as if it were the published one."""
+    """Returns `(name, text) -> data folder`, which writes a file in place of a published one."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv(sources.DATA_DIR_VARIABLE, "")
 

@@ -25,7 +25,7 @@ def by_text(table: dict[str, float], rows: list[Row]) -> np.ndarray:
 def answers(
     utilities: dict[str, float], num_pairs: int, *, seed: int, num_votes: int = 5
 ) -> list[Row]:
-    """Votes drawn from Luce's rule on random pairs."""
+    """Draws votes on random pairs by Luce's rule."""
     rng = np.random.default_rng(seed)
     rows = []
     for _ in range(num_pairs):

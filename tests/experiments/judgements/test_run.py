@@ -37,7 +37,7 @@ def test_comparisons_of_methods_check_the_flags_of_their_runs(changes, message):
 def config(
     make_model: Callable[[Path, int], None], publish: Callable[[str, str], Path], tmp_path: Path
 ) -> Config:
-    """Texts in the letters that the tiny model knows."""
+    """Returns a comparison on texts in the letters that the tiny model knows."""
     texts = ["".join(text) for text in itertools.permutations("abcd", 3)][:20]
     publish("ukp_humour_items", json_lines([{"id": n, "text": t} for n, t in enumerate(texts)]))
     pairs = [f"{a},{b},{a % 4},{1 + b}" for a in range(20) for b in range(a)]
