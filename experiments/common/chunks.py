@@ -8,15 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from shatter.cli.common.binary import UsageError
-from shatter.cli.common.checkpoints import (
-    assert_same_software,
-    newest_sound_step,
-    open_checkpoints,
-    seal_checkpoint,
-)
+from shatter.cli.common.checkpoints import Checkpoints, assert_same_software
 from shatter.cli.common.compiling import compiler_options
 from shatter.cli.common.run_folder import load_arrays, remove_folder, save_arrays
 
@@ -103,12 +97,11 @@ def run_seeds(
         name: jnp.zeros((len(value), 1 + num_rounds, *value.shape[1:])).at[:, 0].set(value)
         for name, value in first.items()
     }
-    checkpoints = folder / "checkpoints"
-    with open_checkpoints(checkpoints) as manager:
-        saved = newest_sound_step(manager, checkpoints)
+    with Checkpoints(folder / "checkpoints", parts=("default",)) as checkpoints:
+        saved = checkpoints.newest_sound()
         if saved:
-            assert_same_software(checkpoints / str(saved))
-            carry, history = _restore(manager, saved, (carry, history), checkpoints)
+            assert_same_software(checkpoints.path(saved))
+            carry, history = _restore(checkpoints, saved, (carry, history))
             progress(saved)
         first_round = 0
         for chunk in plan:
@@ -119,13 +112,12 @@ def run_seeds(
                 history = {k: v.at[:, columns].set(metrics[k]) for k, v in history.items()}
                 _check_finite(history, columns)
                 if next_round < num_rounds:
-                    manager.save(next_round, args=ocp.args.StandardSave((carry, history)))
-                    seal_checkpoint(checkpoints / str(next_round))
+                    checkpoints.save(next_round, {"default": (carry, history)})
                 progress(chunk.num_rounds)
             first_round = next_round
     result = {name: np.asarray(values) for name, values in history.items()}
     save_arrays(done, result)
-    remove_folder(checkpoints)
+    remove_folder(checkpoints.folder)
     return result
 
 
@@ -141,14 +133,13 @@ def _over_seeds(one_seed: Callable[[Any], Any], at_once: int | None) -> Callable
     return lambda seeds: jax.lax.map(one_seed, seeds, batch_size=at_once)
 
 
-def _restore(manager: ocp.CheckpointManager, step: int, target: Any, folder: Path) -> Any:
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
+def _restore(checkpoints: Checkpoints, step: int, target: Any) -> Any:
     try:
-        return manager.restore(step, args=ocp.args.StandardRestore(abstract))
-    except Exception as error:
+        return checkpoints.restore(step, {"default": target})["default"]
+    except UsageError as error:
         raise UsageError(
-            f"the checkpoint of round {step} in {folder} cannot be read ({error}): delete that "
-            "folder to begin this arm again"
+            f"the checkpoint of round {step} is damaged: {error}: delete {checkpoints.folder} to "
+            "begin this arm again"
         ) from error
 
 

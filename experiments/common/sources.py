@@ -19,7 +19,7 @@ from absl import logging
 
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.cache import CACHE_DIR_VARIABLE, cache_dir, temporary_folder
-from shatter.cli.common.run_folder import replaced
+from shatter.data.atomic import replacing
 
 DATA_DIR_VARIABLE = "SHATTER_DATA_DIR"
 DOWNLOAD_TIMEOUT = 60.0  # seconds without an answer
@@ -332,7 +332,7 @@ def _download(source: Source, target: Path) -> Path:
                 f"{source.url} gave another file than {source.filename} as published: expected "
                 f"sha256 {source.sha256}, found {found}. Nothing was saved to {target}."
             )
-        with replaced(target) as file:
+        with replacing(target) as file:
             file.write(content)
     except (OSError, HTTPException) as error:
         raise DataError(

@@ -1,9 +1,9 @@
-"""What a fine-tuned model is compared with, on the same rows, and how either is scored.
+"""Baselines for fine-tuned models: Bradley-Terry, n-grams and the length of a text.
 
-`python -m experiments.judgements.baselines` prints the figures of every data set.
+`python -m experiments.judgements.baselines` prints their scores on every data set.
 
-A baseline is a utility u of texts in nats, P(A before B) = sig(u_A - u_B), fitted by maximum
-likelihood with a Gaussian prior. `fit(train)` returns it as a function from rows to `[R, 2]`.
+A baseline is a utility u of texts in nats, with P(A before B) = sig(u_A - u_B), fitted by maximum
+likelihood with a Gaussian prior. `fit(train)` returns it as a function from R rows to `[R, 2]`.
 """
 
 import dataclasses
@@ -14,13 +14,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import scipy.sparse
 from rich.table import Table
-from scipy.optimize import minimize
-from scipy.special import expit, log_expit
 
+from experiments.judgements import regression
 from experiments.judgements.datasets import DATASETS, Judgements, load_judgements
 from shatter.cli.common import binary
 from shatter.cli.common.progress import open_console
-from shatter.cli.common.votes import Floats, Ints, Item, Pairs, row_items, score, to_pairs
+from shatter.cli.common.votes import Floats, Item, Pairs, row_items, score, to_pairs
 from shatter.data import Row
 
 Utility = Callable[[Sequence[Row]], Floats]
@@ -31,46 +30,42 @@ NGRAM_RIDGES = (0.3, 1.0, 3.0, 10.0)
 LENGTH_RIDGE = 0.01
 WORD_NGRAMS = (1, 2)
 CHARACTER_NGRAMS = (2, 3, 4)
-FEWEST_TEXTS = 2  # that an n-gram must be in
-HELD_PAIRS, HELD_ITEMS, HELD_PROMPTS = 0.1, 0.3, 0.2  # of the training rows, to choose a ridge by
-FEWEST_PROMPTS = 10  # for whole prompts to be held out
-TOLERANCE = 1e-6  # of the gradient, per vote
-MAX_STEPS = 100  # of Newton's method; about 6 are needed
+FEWEST_TEXTS = 2  # that must contain an n-gram for it to be a feature
 
 
 def bradley_terry(
     train: Sequence[Row], ridge: float | None = None, *, ties: float = 0.5
 ) -> Utility:
-    """A utility for each item, 0 for others: the best that knows nothing of the text.
+    """Fits a utility for each item; it is the best prediction that does not read the text.
 
     Args:
       train: comparisons of two completions.
-      ridge: precision of the prior on utilities, nats^-2; None = chosen among
+      ridge: the precision of the prior on utilities, nats^-2; None = chosen among
         `BRADLEY_TERRY_RIDGES` by a tenth of the pairs.
-      ties: votes that an equal vote adds to both sides. One half each is the usual reading, and it
-        draws utilities together; 0 leaves ties out, as `score`'s log_loss does.
+      ties: the votes that an equal vote adds to both sides. One half each is the usual reading,
+        which draws utilities together; 0 leaves ties out, as the log_loss of `score` does.
 
     Returns:
-      The utility.
+      The utility; it is 0 for items that are not in `train`.
 
     Raises:
-      ValueError: if a row is no comparison of two completions, or the ridge is not above 0.
+      ValueError: if a row does not compare two completions, or the ridge is not above 0.
     """
     pairs = to_pairs(train)
     wins = _wins(pairs, ties)
     features = scipy.sparse.eye(len(pairs.items), format="csr")
     if ridge is None:
-        parts = _known_part(pairs)
-        ridge = _chosen_ridge(features, pairs, wins, parts, BRADLEY_TERRY_RIDGES)
-    utilities = _fit(features, pairs.compared, wins, ridge)
+        parts = regression.known_part(pairs)
+        ridge = regression.choose_ridge(features, pairs, wins, parts, BRADLEY_TERRY_RIDGES)
+    utilities = regression.fit(features, pairs.compared, wins, ridge)
     table = dict(zip(pairs.items, utilities, strict=True))
     return lambda rows: _for_rows(
-        rows, [[table.get(i, 0.0) for i in row_items(row)] for row in rows]
+        rows, [[table.get(item, 0.0) for item in row_items(row)] for row in rows]
     )
 
 
 def length(train: Sequence[Row], *, ties: float = 0.5) -> Utility:
-    """Logistic regression on the number of characters and its logarithm.
+    """Fits a logistic regression on the number of characters and its logarithm.
 
     Args:
       train: comparisons of two completions.
@@ -86,28 +81,29 @@ def length(train: Sequence[Row], *, ties: float = 0.5) -> Utility:
     def features(items: Sequence[Item]) -> scipy.sparse.csr_matrix:
         return scipy.sparse.csr_matrix((_lengths(items) - centre) / scale)
 
-    weights = _fit(features(pairs.items), pairs.compared, _wins(pairs, ties), LENGTH_RIDGE)
+    wins = _wins(pairs, ties)
+    weights = regression.fit(features(pairs.items), pairs.compared, wins, LENGTH_RIDGE)
     return _text_utility(features, weights)
 
 
 def ngrams(train: Sequence[Row], ridge: float | None = None, *, ties: float = 0.5) -> Utility:
-    """Ridge logistic regression on which n-grams of words and characters a text has.
+    """Fits a ridge logistic regression on the n-grams of words and characters in a text.
 
-    Features: 1 for each n-gram that at least `FEWEST_TEXTS` training texts have, over the root of
-    their number in the text; and the length and its logarithm, standardised.
+    An n-gram that at least `FEWEST_TEXTS` training texts contain is a feature, whose value is one
+    over the root of their number in the text. The length and its logarithm are features too.
 
     Args:
       train: comparisons of two completions.
-      ridge: precision of the prior on weights, nats^-2; None = chosen among `NGRAM_RIDGES` by
-        training pairs of items (of prompts where there are at least `FEWEST_PROMPTS`) that the
-        others do not show, for new items are what it is for.
+      ridge: the precision of the prior on weights, nats^-2; None = chosen among `NGRAM_RIDGES` by
+        training pairs of items (of prompts if there are at least `regression.FEWEST_PROMPTS`) that
+        the others do not show, because it is meant for new items.
       ties: as in `bradley_terry`.
 
     Returns:
       The utility.
 
     Raises:
-      ValueError: if a row is no comparison of two completions, or the ridge is not above 0.
+      ValueError: if a row does not compare two completions, or the ridge is not above 0.
     """
     pairs = to_pairs(train)
     wins = _wins(pairs, ties)
@@ -123,11 +119,13 @@ def ngrams(train: Sequence[Row], ridge: float | None = None, *, ties: float = 0.
 
     matrix = features(pairs.items)
     if ridge is None:
-        ridge = _chosen_ridge(matrix, pairs, wins, _new_part(pairs), NGRAM_RIDGES)
-    return _text_utility(features, _fit(matrix, pairs.compared, wins, ridge))
+        parts = regression.new_part(pairs)
+        ridge = regression.choose_ridge(matrix, pairs, wins, parts, NGRAM_RIDGES)
+    return _text_utility(features, regression.fit(matrix, pairs.compared, wins, ridge))
 
 
 def _wins(pairs: Pairs, ties: float) -> Floats:
+    """Returns the votes for each item of a pair, `[P, 2]`."""
     return pairs.votes[:, :2] + ties * pairs.votes[:, 2:]
 
 
@@ -138,6 +136,8 @@ def _for_rows(rows: Sequence[Row], utilities: object) -> Floats:
 def _text_utility(
     features: Callable[[Sequence[Item]], scipy.sparse.csr_matrix], weights: Floats
 ) -> Utility:
+    """Returns the utility that is linear in features of texts."""
+
     def utility(rows: Sequence[Row]) -> Floats:
         items = list(dict.fromkeys(item for row in rows for item in row_items(row)))
         table = dict(zip(items, features(items) @ weights, strict=True))
@@ -147,11 +147,13 @@ def _text_utility(
 
 
 def _lengths(items: Sequence[Item]) -> Floats:
+    """Returns the number of characters and its logarithm, `[N, 2]`."""
     characters = np.array([len(text) for _, text in items], np.float64)
     return np.stack([characters, np.log(characters)], axis=1)
 
 
 def _grams(text: str) -> set[str]:
+    """Returns the n-grams of words ("w ...") and of characters ("c ...") in a text."""
     words = re.findall(r"\w+|[^\w\s]", text.lower())
     line = f" {' '.join(text.lower().split())} "
     of_words = {
@@ -164,87 +166,13 @@ def _grams(text: str) -> set[str]:
 
 
 def _bags(items: Sequence[Item], vocabulary: dict[str, int]) -> scipy.sparse.csr_matrix:
+    """Returns the features of n-grams, `[N, V]`."""
     columns = [sorted(vocabulary[g] for g in _grams(text) if g in vocabulary) for _, text in items]
     sizes = np.array([len(c) for c in columns], np.int64)
     values = np.repeat(1 / np.sqrt(np.maximum(sizes, 1)), sizes)
     ends = np.concatenate([[0], np.cumsum(sizes)])
     flat = np.array([c for row in columns for c in row], np.int64)
     return scipy.sparse.csr_matrix((values, flat, ends), shape=(len(items), len(vocabulary)))
-
-
-def _fit(features: scipy.sparse.csr_matrix, compared: Ints, wins: Floats, ridge: float) -> Floats:
-    """Minimises -sum_p (wins_p0 log sig(g_p) + wins_p1 log sig(-g_p)) + ridge/2 |w|^2.
-
-    `g_p` is the difference of the two items' utilities, features times w.
-    """
-    if not ridge > 0:
-        raise ValueError(f"expected a ridge above 0, for else a fit need not exist, found {ridge}")
-    transposed = features.T.tocsr()
-    num_items = features.shape[0]
-
-    def gaps_of(w: Floats) -> Floats:
-        u = features @ w
-        return u[compared[:, 0]] - u[compared[:, 1]]
-
-    def pull(slopes: Floats) -> Floats:  # the transposed of gaps_of
-        of_items = np.bincount(compared[:, 0], slopes, num_items)
-        return transposed @ (of_items - np.bincount(compared[:, 1], slopes, num_items))
-
-    def loss(w: Floats) -> tuple[float, Floats]:
-        gaps = gaps_of(w)
-        losses = wins[:, 0] * log_expit(gaps) + wins[:, 1] * log_expit(-gaps)
-        slopes = wins[:, 1] * expit(gaps) - wins[:, 0] * expit(-gaps)
-        return 0.5 * ridge * w @ w - losses.sum(), pull(slopes) + ridge * w
-
-    def curve(w: Floats, v: Floats) -> Floats:  # the Hessian times v
-        gaps = gaps_of(w)
-        return pull(wins.sum(axis=1) * expit(gaps) * expit(-gaps) * gaps_of(v)) + ridge * v
-
-    tolerance = TOLERANCE * max(wins.sum(), 1.0)
-    start = np.zeros(features.shape[1])
-    options = {"gtol": tolerance, "maxiter": MAX_STEPS}
-    found = minimize(loss, start, jac=True, hessp=curve, method="trust-ncg", options=options)
-    if not np.linalg.norm(found.jac) <= tolerance:
-        raise RuntimeError(f"the fit did not converge in {found.nit} steps: {found.message}")
-    return found.x
-
-
-def _chosen_ridge(
-    features: scipy.sparse.csr_matrix,
-    pairs: Pairs,
-    wins: Floats,
-    parts: tuple[Ints, Ints],
-    ridges: Sequence[float],
-) -> float:
-    """The ridge whose fit to the first part of the pairs has the least loss on the second."""
-    fit, held = parts
-
-    def loss(ridge: float) -> float:
-        u = features @ _fit(features, pairs.compared[fit], wins[fit], ridge)
-        gaps = u[pairs.compared[held, 0]] - u[pairs.compared[held, 1]]
-        return float(-wins[held, 0] @ log_expit(gaps) - wins[held, 1] @ log_expit(-gaps))
-
-    return min(ridges, key=loss)
-
-
-def _known_part(pairs: Pairs) -> tuple[Ints, Ints]:
-    order = np.random.default_rng(0).permutation(len(pairs.compared))
-    num_held = round(HELD_PAIRS * len(order))
-    return order[num_held:], order[:num_held]
-
-
-def _new_part(pairs: Pairs) -> tuple[Ints, Ints]:
-    rng = np.random.default_rng(0)
-    prompts = list(dict.fromkeys(prompt for prompt, _ in pairs.items))
-    if len(prompts) >= FEWEST_PROMPTS:
-        held = {
-            prompts[i] for i in rng.permutation(len(prompts))[: round(HELD_PROMPTS * len(prompts))]
-        }
-        is_held = np.array([prompt in held for prompt, _ in pairs.items])
-    else:
-        is_held = rng.random(len(pairs.items)) < HELD_ITEMS
-    num_held = is_held[pairs.compared].sum(axis=1)
-    return np.flatnonzero(num_held == 0), np.flatnonzero(num_held == 2)
 
 
 BASELINES: dict[str, Callable[..., Utility]] = {
@@ -257,14 +185,14 @@ BASELINES: dict[str, Callable[..., Utility]] = {
 def baseline_scores(
     judgements: Judgements, *, ties: float = 0.5
 ) -> dict[tuple[str, str], dict[str, float]]:
-    """Fits every baseline to the training rows and scores it.
+    """Fits every baseline to the training rows and scores it on the held-out ones.
 
     Args:
       judgements: the data set.
       ties: as in `bradley_terry`.
 
     Returns:
-      `score` by ("known" or "new", the baseline's name).
+      The measures of `score` by ("known" or "new", the baseline's name).
     """
     parts = {"known": judgements.known, "new": judgements.new}
     utilities = {name: fit(judgements.train, ties=ties) for name, fit in BASELINES.items()}
@@ -277,32 +205,34 @@ def baseline_scores(
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Baselines of the human judgements: mean and standard deviation over random splits."""
+    """Score baselines on the human judgements: mean and standard deviation over random splits."""
 
     dataset: tuple[str, ...] = DATASETS
-    """Which data sets: ukp_humour, newyorker_captions, ukp_convarg."""
+    """Data sets. Known: ukp_humour, newyorker_captions, ukp_convarg."""
 
     data_dir: str | None = None
     """Folder with the human judgements; SHATTER_DATA_DIR if not given."""
 
     num_splits: int = 3
-    """How many random splits."""
+    """Number of random splits."""
 
     seed: int = 0
-    """The seed of the first."""
+    """Seed of the first split; the others have the next seeds."""
 
     ties: tuple[float, ...] = (0.5, 0.0)
-    """Votes that an equal vote adds to both sides; where there are ties, each of them is shown."""
+    """Votes that an equal vote adds to both sides. If a data set has ties, the table shows each of
+    these values."""
 
 
 def print_baselines(config: Config) -> None:
-    """Prints a table of every baseline's scores.
+    """Prints a table of every baseline's scores for each data set.
 
     Args:
       config: the config.
 
     Raises:
-      UsageError: if a value cannot be, or data is missing; the message says how to mend it.
+      UsageError: if a flag has an impossible value, or data is missing; the message says what to
+        do.
     """
     binary.choose("data set", config.dataset, DATASETS)
     binary.at_least(config, num_splits=1)
@@ -312,19 +242,22 @@ def print_baselines(config: Config) -> None:
     for name in config.dataset:
         seeds = range(config.seed, config.seed + config.num_splits)
         splits = [load_judgements(name, seed=s, data_dir=config.data_dir) for s in seeds]
-        has_ties = any(len(set(row.ranks)) == 1 for row in splits[0].train)
-        titles = ("items", "baseline", "ties", *SCORES)
-        table = Table(title=f"{splits[0].attribution}, {config.num_splits} splits: mean (sd); nats")
-        for title in titles:
-            table.add_column(title)
-        for ties in config.ties if has_ties else config.ties[:1]:
-            scores = [baseline_scores(split, ties=ties) for split in splits]
-            for part, baseline in scores[0]:
-                found = [one[part, baseline] for one in scores]
-                columns = [[one[key] for one in found if key in one] for key in SCORES]
-                cells = [f"{np.mean(c):.4f} ({np.std(c):.4f})" if c else "" for c in columns]
-                table.add_row(part, baseline, f"{ties:g}" if has_ties else "", *cells)
-        console.print(table)
+        console.print(_table(config, splits))
+
+
+def _table(config: Config, splits: Sequence[Judgements]) -> Table:
+    has_ties = any(len(set(row.ranks)) == 1 for row in splits[0].train)
+    table = Table(title=f"{splits[0].attribution}, {config.num_splits} splits: mean (sd); nats")
+    for title in ("items", "baseline", "ties", *SCORES):
+        table.add_column(title)
+    for ties in config.ties if has_ties else config.ties[:1]:
+        scores = [baseline_scores(split, ties=ties) for split in splits]
+        for part, baseline in scores[0]:
+            of_splits = [measures[part, baseline] for measures in scores]
+            columns = [[m[name] for m in of_splits if name in m] for name in SCORES]
+            cells = [f"{np.mean(c):.4f} ({np.std(c):.4f})" if c else "" for c in columns]
+            table.add_row(part, baseline, f"{ties:g}" if has_ties else "", *cells)
+    return table
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from shatter.cli.common.frozen import weights_hash, with_chat_template
 from shatter.cli.common.merged import Merged, load_merged
 from shatter.cli.common.progress import open_console, progress_bar
 from shatter.cli.common.sampling import Sampling, make_sampler, response_text
+from shatter.data.atomic import write_atomically
 from shatter.data.files import json_line, records
 from shatter.data.layouts import Text, answers_of, parsed
 from shatter.data.report import BadRow, Problem, raw_text
@@ -296,8 +297,7 @@ def _finished(file: Path, prompts: Sequence[Prompt]) -> int:
             "makes it anew"
         )
     if whole != content:
-        with run_folder.replaced(file) as output:
-            output.write(whole)
+        write_atomically(file, whole)
     return len(lines)
 
 

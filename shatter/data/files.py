@@ -6,9 +6,11 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from shatter.data.atomic import write_atomically
 
 JSON_LINES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
@@ -122,28 +124,20 @@ def json_line(record: dict[str, Any]) -> bytes:
         return json.dumps(record, default=str, allow_nan=False).encode() + b"\n"
 
 
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Writes a file whole or not at all; an interrupted write leaves the old file as it was.
+def write_json_lines(path: str | Path, objects: Iterable[dict[str, Any]]) -> None:
+    """Writes objects as JSON lines; the file is replaced whole or stays as it was.
 
     Args:
-      path: the file; its folder is made where it is missing. Compressed if it ends in .gz.
-      content: what goes into it.
+      path: the file, ending in .jsonl or .json, and compressed if it ends in .gz; its folder is
+        made if it is missing.
+      objects: the objects, one a line.
 
     Raises:
-      OSError: if it cannot be written, on a full disk for example.
-      ValueError: if the name does not end as JSON lines do.
+      OSError: if the file cannot be written, because the disk is full for example.
+      ValueError: if the name ends otherwise, or a number is NaN or infinite.
     """
-    path = Path(os.path.realpath(path))
-    if not path.name.endswith(JSON_LINES):
+    name = Path(os.path.realpath(path)).name
+    if not name.endswith(JSON_LINES):
         raise ValueError(f"{path}: expected a name ending in {', '.join(JSON_LINES)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A name that no other process has, nor another thread of this one.
-    partial = path.with_name(f".{path.name[:40]}.{os.getpid()}.{os.urandom(6).hex()}.part")
-    try:
-        with partial.open("xb") as file:
-            file.write(gzip.compress(content, mtime=0) if path.name.endswith(".gz") else content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    content = b"".join(map(json_line, objects))
+    write_atomically(path, gzip.compress(content, mtime=0) if name.endswith(".gz") else content)

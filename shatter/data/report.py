@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from shatter.data.files import json_line, write_atomically
+from shatter.data.files import write_json_lines
 
 OnBadRow = Literal["fail", "skip"]
 
@@ -106,8 +106,7 @@ def settle(
         first = report.problems[-num_new]
         raise DataError(f"{first}{others}\non_bad_row='skip' leaves bad rows out.")
     if bad_rows_path is not None:
-        lines = [json_line(problem._asdict()) for problem in report.problems]
-        write_atomically(bad_rows_path, b"".join(lines))
+        write_json_lines(bad_rows_path, (problem._asdict() for problem in report.problems))
     if not report.kept:
         first_bad = f"; the first: {report.problems[0]}" if report.problems else ""
         raise DataError(f"of {report.read} rows no good one is left{first_bad}")

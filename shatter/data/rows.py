@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shatter.data.files import json_line, records, write_atomically
+from shatter.data.files import records, write_json_lines
 from shatter.data.layouts import LAYOUTS, answers_of, parsed
 from shatter.data.report import BadRow, OnBadRow, Problem, Report, raw_text, settle
 from shatter.data.texts import Text
@@ -108,7 +108,7 @@ def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
     Raises:
       ValueError: if the name ends otherwise, or a number is NaN or infinite.
     """
-    write_atomically(path, b"".join(json_line(record_of(row)) for row in rows))
+    write_json_lines(path, map(record_of, rows))
 
 
 def record_of(row: Row) -> dict[str, Any]:

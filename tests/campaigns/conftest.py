@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 
 from tests.campaigns.tally import Tally
-from tests.experiments.conftest import make_model  # noqa: F401 - a fixture
 
 
 @pytest.fixture
@@ -22,7 +21,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def model_folder(make_model, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def model_folder(make_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of two blocks, whose tokenizer has a chat template."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
     make_model(folder, 2)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from experiments import finetune, label
 from shatter.cli.common.binary import UsageError
 from shatter.cli.finetune import config as finetune_config
 from shatter.cli.finetune import run as finetune_run
@@ -186,11 +185,13 @@ def test_accepted_flags_of_label_run_to_their_end(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("product", [finetune, label], ids=["finetune", "label"])
-def test_command_lines(product, files: Path, tmp_path: Path, tally: Tally):
+@pytest.mark.parametrize("product", ["finetune", "label"])
+def test_command_lines(product: str, model_folder: Path, files: Path, tmp_path: Path, tally: Tally):
     """Through the shell: the flag is named, and there is no traceback."""
-    module = f"{product.__name__}.run"
-    head = [] if product is finetune else ["propose", f"--pool={files / 'pool.jsonl'}"]
+    head = {
+        "finetune": [f"--dataset_name={files / 'pairs.jsonl'}"],
+        "label": ["propose", f"--pool={files / 'pool.jsonl'}"],
+    }[product]
     for flag in (
         "--seed=99999999999999999999",
         "--learning_rate=nan",
@@ -201,8 +202,11 @@ def test_command_lines(product, files: Path, tmp_path: Path, tally: Tally):
         "--chat_template=/",
         f"--data_dir={tmp_path / 'none'}",
     ):
+        name = os.fsdecode(flag).partition("=")[0]
+        is_model = name == "--model_name_or_path"
+        model = [] if is_model else [f"--model_name_or_path={model_folder}"]
         child = subprocess.run(
-            [sys.executable, "-m", module, *head, flag],
+            [sys.executable, "-m", "shatter.cli", product, *head, *model, flag],
             capture_output=True,
             cwd=ROOT,
             env={**os.environ, "SHATTER_DATA_DIR": str(tmp_path), "JAX_PLATFORMS": "cpu"},
@@ -210,7 +214,6 @@ def test_command_lines(product, files: Path, tmp_path: Path, tally: Tally):
             timeout=120,
         )
         said = child.stderr.decode(errors="replace")
-        name = os.fsdecode(flag).partition("=")[0]
         fault = None
         if "Traceback" in said:
             fault = f"a traceback: {said.strip().splitlines()[-1][:80]}"

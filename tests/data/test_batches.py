@@ -309,11 +309,11 @@ def test_text_becomes_batches():
 
 def test_a_missing_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
-    with pytest.raises(ImportError, match=r"batches need grain: pip install 'shatter\[data\]'"):
+    with pytest.raises(ImportError, match=r"batches need grain: pip install 'shatter-lm\[data\]'"):
         batches(rows(), batch_size=4, seed=0, max_length=96)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ImportError, match=r"needs pyarrow: pip install 'shatter\[parquet\]'"):
+    with pytest.raises(ImportError, match=r"needs pyarrow: pip install 'shatter-lm\[parquet\]'"):
         read_rows(tmp_path / "a.parquet")
 
 

@@ -1,4 +1,4 @@
-"""Files that cannot be read, tables that fill up their structures, and writes that are whole."""
+"""Files that cannot be read, tables that fill up their structures, and files that are written."""
 
 import gzip
 import json
@@ -9,7 +9,7 @@ import stat
 import pytest
 
 from shatter.data import read_rows, write_rows
-from shatter.data.files import records, write_atomically
+from shatter.data.files import records
 from shatter.data.rows import Row
 
 ROW = {"prompt": "p", "chosen": " a", "rejected": " b"}
@@ -121,38 +121,6 @@ def test_written_files_have_ordinary_permissions_and_long_names(tmp_path):
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~mask
         assert len(read_rows(tmp_path / name)[0]) == 1
     assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_two_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):
-    """The second writes while the first has not finished; what stands is one of the two, whole."""
-    path, replace = tmp_path / "a.jsonl", os.fsync
-    seen = []
-
-    def write_within(descriptor):
-        seen.append([file.name for file in tmp_path.iterdir()])
-        if len(seen) == 1:
-            write_atomically(path, b"second\n")
-        replace(descriptor)
-
-    monkeypatch.setattr(os, "fsync", write_within)
-    write_atomically(path, b"first\n")
-    assert len(seen[1]) == 2 and len(set(seen[1])) == 2
-    assert path.read_bytes() == b"first\n"
-    assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
-
-
-def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "a.jsonl"
-    write_atomically(path, b"old\n")
-
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(path, b"new\n")
-    assert path.read_bytes() == b"old\n"
-    assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])

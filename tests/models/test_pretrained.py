@@ -402,7 +402,7 @@ def test_extra_that_is_absent(
 ):
     add_tokenizer(folder)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=rf"pip install 'shatter\[{extra}\]'"):
+    with pytest.raises(ImportError, match=rf"pip install 'shatter-lm\[{extra}\]'"):
         if package == "huggingface_hub":
             load_pretrained("org/model")
         _, _, tokenizer = load_pretrained(folder)

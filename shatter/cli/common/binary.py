@@ -1,4 +1,4 @@
-"""An absl binary whose flags are the fields of a frozen dataclass."""
+"""Binaries whose flags are the fields of a frozen dataclass, and checks of the flags' values."""
 
 import dataclasses
 import datetime
@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import tyro
@@ -16,18 +16,17 @@ from rich.console import Console
 Config = TypeVar("Config")
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a system says that has no room left for a file."""
-
+"""The error numbers of a system that has no room left for a file."""
 
 NAME_BYTES, PATH_BYTES = 255, 4095
-"""The longest name of a file, and of a path to it, that file systems take."""
+"""The longest file name and the longest path that file systems accept."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 class UsageError(Exception):
-    """The user can mend it: shown without a traceback."""
+    """An error that the user can fix; it is shown without a traceback."""
 
 
 def main(
@@ -36,23 +35,26 @@ def main(
     *,
     argv: list[str] | None = None,
 ) -> None:
-    """Parses the command line into a config and runs the experiment under absl.
+    """Parses the command line into a config and calls a function with it, under absl.
 
     Args:
-      config_class: a frozen dataclass; its docstring and fields become `--help`.
-      experiment: the experiment. A `UsageError`, a full disk and what else the system refuses end
-        the process with a message and status 1.
+      config_class: a frozen dataclass; its docstring and fields become `--help`. It may have a
+        class variable `REMOVED`: advice by the name of a flag that older versions had.
+      experiment: the function. If it ends with a `UsageError`, a full disk or another error of the
+        operating system, the process ends with a message and status 1.
       argv: the program's name, as `--help` shows it, and its arguments; None = the process's own.
     """
 
     def parse(argv: list[str]) -> list[str]:
+        if advice := _removed_flag(config_class, argv[1:]):
+            fail(advice)
         parsed.append(tyro.cli(config_class, prog=program, args=argv[1:], use_underscores=True))
         return flags.FLAGS(argv[:1])  # absl has no flags of its own here
 
     def run(argv: list[str]) -> None:
         del argv
         logging.set_verbosity(logging.WARNING)
-        # orbax logs what it raises as well, with the traceback of one of its threads.
+        # Whatever orbax raises it also logs, with the traceback of one of its threads.
         logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
         try:
             check_texts(parsed[0])
@@ -75,7 +77,7 @@ def main(
             raise
 
     def fail(message: str) -> NoReturn:
-        printable = _CONTROL.sub(lambda one: one[0].encode("unicode_escape").decode(), message)
+        printable = _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), message)
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         console.print(f"error: {printable}", markup=False)
         sys.exit(1)
@@ -85,17 +87,27 @@ def main(
     app.run(run, argv=argv, flags_parser=parse)
 
 
-def full_disk(error: BaseException) -> str | None:
-    """Returns what the system said if an error arose because a disk is full.
+def _removed_flag(config_class: type, arguments: Sequence[str]) -> str | None:
+    """Returns advice about the first flag that older versions had; None if there is none."""
+    removed: Mapping[str, str] = getattr(config_class, "REMOVED", {})
+    for argument in arguments:
+        name = argument.partition("=")[0].removeprefix("--").replace("-", "_")
+        if argument.startswith("--") and name in removed:
+            return f"there is no flag --{name} any more: {removed[name]}"
+    return None
 
-    Libraries that write files in their own way wrap the system's words into errors of their own,
-    so that the words have to be looked for.
+
+def full_disk(error: BaseException) -> str | None:
+    """Returns the system's message if an error arose because a disk is full.
+
+    Libraries that write files in their own way wrap that message into errors of their own, so it
+    has to be searched for.
 
     Args:
       error: any error.
 
     Returns:
-      The system's words and the file, as far as they are known; None for other errors.
+      The message and the file, as far as they are known; None for other errors.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -109,12 +121,12 @@ def full_disk(error: BaseException) -> str | None:
 
 
 def choose(kind: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
-    """Refuses names that are not known.
+    """Raises an error if a name is not known.
 
     Args:
-      kind: what they name, for the message.
-      names: the names asked for.
-      known: the names there are.
+      kind: the kind of thing that the names stand for, for the message.
+      names: the names to check.
+      known: all names that exist.
 
     Raises:
       UsageError: if a name is unknown; the message lists the known ones.
@@ -128,11 +140,11 @@ class Range(NamedTuple):
     """The numbers that a flag may have; NaN is never among them.
 
     Attributes:
-      low: the least.
-      high: the greatest.
-      above: whether `low`, 0 then, is left out.
-      below: whether `high` itself is left out.
-      other: values outside that have a meaning of their own, such as -1 or None.
+      low: the smallest.
+      high: the largest.
+      above: whether `low` itself, which is then 0, is excluded.
+      below: whether `high` itself is excluded.
+      other: values outside the range that have a meaning of their own, such as -1 or None.
     """
 
     low: float
@@ -142,17 +154,17 @@ class Range(NamedTuple):
     other: tuple[Any, ...] = ()
 
 
-LARGEST_WHOLE = 2**31 - 1  # what an int32 holds, which seeds and sizes become
-SMALLEST, LARGEST = 1e-30, 1e9  # their squares and products stay within float32
+LARGEST_WHOLE = 2**31 - 1  # because seeds and sizes become int32
+SMALLEST, LARGEST = 1e-30, 1e9  # so that squares and products stay within float32
 
 
 def whole(least: int, most: int = LARGEST_WHOLE, *, other: tuple[Any, ...] = ()) -> Range:
-    """Whole numbers from `least` to `most`, which an int32 holds."""
+    """Returns the range of whole numbers from `least` to `most`; an int32 holds them."""
     return Range(least, most, other=other)
 
 
 def real(low: float, high: float = LARGEST, *, below: bool = False) -> Range:
-    """Numbers from `low` to `high`, finite in float32."""
+    """Returns the range of numbers from `low` to `high`; they are finite in float32."""
     return Range(low, high, below=below)
 
 
@@ -161,11 +173,12 @@ POSITIVE = Range(0, LARGEST, above=True)
 
 
 def check_ranges(config: Any, ranges: Mapping[str, Range]) -> None:
-    """Refuses fields of a config that are out of their range.
+    """Raises an error if a field of a config is out of its range.
 
     Args:
-      config: a config; a range of a field that it lacks says nothing.
-      ranges: by field. Of a tuple there must be some numbers, all of them in the range.
+      config: a config.
+      ranges: ranges by field; those of fields that the config lacks are ignored. In a tuple all
+        numbers must be in the range, and a tuple of positive numbers must not be empty.
 
     Raises:
       UsageError: naming the flag, what was expected and what was found.
@@ -182,9 +195,9 @@ def check_ranges(config: Any, ranges: Mapping[str, Range]) -> None:
 
 
 def _expected(value: Any, bounds: Range) -> str | None:
-    """What a number should have been; None if it is in the range."""
+    """Returns what was expected instead of a number; None if the number is in the range."""
     low, high, above, below, other = bounds
-    others = "".join(f"{one} or " for one in other if one is not None)
+    others = "".join(f"{special} or " for special in other if special is not None)
     if value in other:
         return None
     too_low = not (low < value if above else low <= value)
@@ -199,10 +212,10 @@ def _expected(value: Any, bounds: Range) -> str | None:
 
 
 def check_texts(config: Any) -> None:
-    """Refuses fields that no file could be named by, or that UTF-8 cannot hold.
+    """Raises an error if a text could not name a file, or does not fit into UTF-8.
 
     Args:
-      config: a config; fields that are no texts are left alone.
+      config: a config; fields that are not texts are ignored.
 
     Raises:
       UsageError: naming the flag, what was expected and what was found.
@@ -215,41 +228,41 @@ def check_texts(config: Any) -> None:
             content = text.encode(errors="surrogatepass")
             longest = max(map(len, content.split(b"/")))
             if longest > NAME_BYTES or len(content) > PATH_BYTES:
-                expected, found = f"names of at most {NAME_BYTES} bytes", f"{longest} bytes"
+                expected, actual = f"names of at most {NAME_BYTES} bytes", f"{longest} bytes"
             elif bad := _UNPRINTABLE.search(text):
-                expected, found = "text without control characters, in UTF-8", repr(bad[0])
+                expected, actual = "text without control characters, in UTF-8", repr(bad[0])
             else:
                 continue
-            raise UsageError(f"--{field.name} must be {expected}, found {found}")
+            raise UsageError(f"--{field.name} must be {expected}, found {actual}")
 
 
-def date(name: str, given: Any) -> datetime.datetime:
-    """The date that a flag gives.
+def date(name: str, text: Any) -> datetime.datetime:
+    """Parses the date in a flag.
 
     Args:
-      name: of the flag.
-      given: its text.
+      name: the flag's name.
+      text: its value.
 
     Returns:
       The date.
 
     Raises:
-      UsageError: naming the flag, if the text is no date.
+      UsageError: naming the flag, if the value is not a date.
     """
     try:
-        return datetime.datetime.fromisoformat(given)
+        return datetime.datetime.fromisoformat(text)
     except (ValueError, TypeError) as error:
         raise UsageError(
-            f"--{name} must be a date such as 2026-01-31 or 2026-01-31T23:59:00, found {given!r}"
+            f"--{name} must be a date such as 2026-01-31 or 2026-01-31T23:59:00, found {text!r}"
         ) from error
 
 
 def at_least(config: Any, **bounds: int) -> None:
-    """Refuses whole fields of a config that are below their bound, or too large for an int32.
+    """Raises an error if a whole number is below its bound, or too large for an int32.
 
     Args:
       config: a config.
-      **bounds: the least value of each field.
+      **bounds: the smallest value of each field.
 
     Raises:
       UsageError: naming the flag, the bound and the value found.
@@ -258,11 +271,11 @@ def at_least(config: Any, **bounds: int) -> None:
 
 
 def positive(config: Any, *names: str) -> None:
-    """Refuses fields of a config that are not positive, finite numbers.
+    """Raises an error if a field of a config is not a positive, finite number.
 
     Args:
       config: a config.
-      *names: the fields; of a tuple there must be some, all of them positive.
+      *names: the fields; a tuple must have at least one number, and all must be positive.
 
     Raises:
       UsageError: naming the flag and the value found.

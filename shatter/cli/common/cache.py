@@ -1,4 +1,4 @@
-"""What was computed once and may be computed again: kept in the user's cache for the next run."""
+"""The user's cache: downloaded files, and arrays that are computed once for all runs."""
 
 import atexit
 import functools
@@ -12,38 +12,40 @@ import numpy as np
 from absl import logging
 
 from shatter.cli.common.binary import UsageError
-from shatter.cli.common.run_folder import load_arrays, remove_temporaries, save_arrays
+from shatter.cli.common.run_folder import load_arrays, save_arrays
+from shatter.data.atomic import remove_unfinished
 
 CACHE_DIR_VARIABLE = "XDG_CACHE_HOME"
-A_DAY = 86400.0  # seconds; what has been half written for so long is of a process that was killed
+A_DAY = 86400.0  # seconds, after which the process that left a file half written is surely gone
 
 
 def cache_dir() -> Path:
-    """Where downloaded files are kept: `$XDG_CACHE_HOME/shatter` or `~/.cache/shatter`."""
+    """Returns the folder of the cache: `$XDG_CACHE_HOME/shatter` or `~/.cache/shatter`."""
     base = os.environ.get(CACHE_DIR_VARIABLE)
     try:
         return (Path(base) if base else Path.home() / ".cache") / "shatter"
-    except RuntimeError:  # a user without a home
+    except RuntimeError:  # the user has no home
         return temporary_folder()
 
 
 @functools.cache
 def temporary_folder() -> Path:
-    """A folder that is removed when the process ends."""
+    """Returns a folder that is removed when the process ends, always the same."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
-def kept_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Reads arrays from the cache, or makes and keeps them.
+def cached_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Reads arrays from the cache, or makes them and keeps them there.
 
-    A cache that cannot be read or written costs time, not the run: that is said, with the variable
-    that moves it, and the arrays are made.
+    If the cache cannot be read or written, a warning names the variable that moves it, and the
+    arrays are made: a broken cache costs time, not the run.
 
     Args:
-      name: the file's path within the cache, ending in .npz; a hash of all that decides the arrays.
-      make: makes them.
+      name: the file's path within the cache, ending in .npz. It must contain a hash of everything
+        that the arrays depend on.
+      make: makes the arrays.
 
     Returns:
       The arrays by name.
@@ -57,11 +59,11 @@ def kept_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[st
     arrays = make()
     try:
         save_arrays(file, arrays)
-        remove_temporaries(file.parent, age=A_DAY)
+        remove_unfinished(file.parent, age=A_DAY)
     except OSError as error:
         logging.warning(
-            "%s. The run goes on without its cache; set %s to a folder that can be written to "
-            "have it.",
+            "%s. The run goes on without its cache; to have one, set %s to a folder that can be "
+            "written to.",
             _reason(file, error),
             CACHE_DIR_VARIABLE,
         )

@@ -1,10 +1,12 @@
-"""Checkpoints that are verified before they are gone on from, and what computed them."""
+"""Checkpoints with checksums: the one module that calls orbax."""
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
@@ -16,66 +18,138 @@ from shatter.cli.common.run_folder import read_json, write_json
 
 METADATA = "_CHECKPOINT_METADATA"
 SOFTWARE = "software.json"
-"""The file of a checkpoint that says what computed it, and the checkpoint's name."""
+"""The file of a checkpoint that records its number and the software that computed it."""
 
 
-def open_checkpoints(
-    folder: Path, *, max_to_keep: int = 2, item_names: tuple[str, ...] | None = None
-) -> ocp.CheckpointManager:
-    """Opens the checkpoints of a folder; what a killed process had half saved is removed.
+class Checkpoints:
+    """The numbered checkpoints of a folder, as a context manager.
 
-    orbax reads the metadata of every checkpoint when it opens them. Where it could not, those that
-    are not as they were saved are removed, if there is a sound one, and it opens the others.
+    A checkpoint is saved whole or not at all, and does not touch those before it. It has named
+    parts, each of which is a tree of arrays or a JSON object.
 
-    Args:
-      folder: where they are, or will be.
-      max_to_keep: how many; the one before the newest is there for when the newest is damaged.
-      item_names: the parts of each; None = it has one.
-
-    Returns:
-      The manager.
-
-    Raises:
-      UsageError: if they cannot be opened and none of them is sound.
+    Attributes:
+      folder: the folder, with a folder a checkpoint.
     """
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=max_to_keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
-    )
-    steps = [path for path in folder.glob("*") if path.name.isdigit()]
-    # Before orbax looks: one that failed to open them finds none when it tries again.
-    if not all(map(_has_metadata, steps)):
-        damaged = {path: reason for path in steps if (reason := _damage(path))}
-        if not damaged or len(damaged) == len(steps):
-            reasons = "; ".join(damaged.values()) or f"the {METADATA} of one is no JSON object"
+
+    def __init__(self, folder: Path, *, parts: Sequence[str], max_to_keep: int = 2) -> None:
+        """Opens the checkpoints; what killed processes left half saved is removed.
+
+        orbax reads the metadata of every checkpoint at this point, and finds none if one cannot be
+        read. Therefore damaged checkpoints are removed first, if there is a sound one.
+
+        Args:
+          folder: where the checkpoints are, or will be.
+          parts: the names of a checkpoint's parts.
+          max_to_keep: how many checkpoints to keep. The one before the newest serves if the newest
+            is damaged.
+
+        Raises:
+          UsageError: if the checkpoints cannot be opened and none of them is sound.
+        """
+        self.folder = folder
+        _remove_unreadable(folder)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=max_to_keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(), options=options, item_names=tuple(parts)
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Returns the numbers of the checkpoints, increasing."""
+        return sorted(self._manager.all_steps())
+
+    def path(self, step: int) -> Path:
+        """Returns the folder of a checkpoint."""
+        return self.folder / str(step)
+
+    def delete(self, step: int) -> None:
+        """Deletes a checkpoint."""
+        self._manager.delete(step)
+
+    def save(
+        self, step: int, arrays: Mapping[str, Any], records: Mapping[str, Any] | None = None
+    ) -> None:
+        """Saves a checkpoint, with the software that computed it and checksums of all its files.
+
+        Args:
+          step: its number, which must be new.
+          arrays: trees of arrays by part.
+          records: JSON objects by part.
+        """
+        parts: dict[str, Any] = {
+            name: ocp.args.StandardSave(tree) for name, tree in arrays.items()
+        } | {name: ocp.args.JsonSave(record) for name, record in (records or {}).items()}
+        self._manager.save(step, args=ocp.args.Composite(**parts))
+        folder = self.path(step)
+        write_json(folder / SOFTWARE, {"name": folder.name, **software()})
+        checksums.seal(folder)
+
+    def restore(self, step: int, like: Mapping[str, Any], records: Sequence[str] = ()) -> Any:
+        """Restores parts of a checkpoint.
+
+        Args:
+          step: its number.
+          like: trees of arrays by part, whose shapes and types the restored ones get.
+          records: the parts that are JSON objects.
+
+        Returns:
+          The parts by name.
+
+        Raises:
+          UsageError: if they cannot be read.
+        """
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, dict(like))
+        parts: dict[str, Any] = {
+            name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()
+        } | {name: ocp.args.JsonRestore() for name in records}
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**parts))
+        except Exception as error:  # orbax and tensorstore have many kinds
             raise UsageError(
-                f"{reasons}. There is no other checkpoint to go on from: delete {folder} to begin "
-                "again"
-            )
-        for path, reason in damaged.items():
-            logging.warning("%s. That checkpoint is removed.", reason)
-            shutil.rmtree(path)
-    return ocp.CheckpointManager(folder.absolute(), options=options, item_names=item_names)
+                f"the checkpoint {self.path(step)} cannot be read ({error})"
+            ) from error
 
+    def newest_sound(self) -> int:
+        """Returns the number of the newest undamaged checkpoint, and deletes those after it.
 
-def _has_metadata(path: Path) -> bool:
-    """Returns whether orbax can read what it reads of a checkpoint when it opens a folder."""
-    file = path / METADATA
-    try:
-        return not file.exists() or isinstance(json.loads(file.read_bytes()), dict)
-    except (OSError, ValueError, RecursionError):
-        return False
+        Returns:
+          The number; 0 if there is no checkpoint.
 
-
-def _damage(path: Path) -> str | None:
-    try:
-        checksums.verify(path)
-    except UsageError as error:
-        return str(error)
-    return None
+        Raises:
+          UsageError: if there are checkpoints and all of them are damaged.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                checksums.verify(self.path(step))
+                _assert_not_renamed(self.path(step))
+            except UsageError as error:
+                if step == steps[0]:
+                    raise UsageError(
+                        f"{error}. There is no older checkpoint: delete {self.folder} to begin "
+                        "again"
+                    ) from error
+                logging.warning("%s. The run goes on from the checkpoint before it.", error)
+                self.delete(step)
+            else:
+                return step
+        return 0
 
 
 def software() -> dict[str, Any]:
-    """What the bits of a run depend on beside its config and data."""
+    """Returns the software and the backend that the bits of a result depend on, by name."""
     return {
         "jax": jax.__version__,
         "jaxlib": metadata.version("jaxlib"),
@@ -84,65 +158,67 @@ def software() -> dict[str, Any]:
     }
 
 
-def seal_checkpoint(folder: Path) -> None:
-    """Adds to a checkpoint its name, what it was computed with, and checksums of all its files."""
-    write_json(folder / SOFTWARE, {"name": folder.name, **software()})
-    checksums.seal(folder)
-
-
 def assert_same_software(folder: Path) -> None:
-    """Refuses a checkpoint that was computed with other versions: the bits would differ.
+    """Raises an error if a checkpoint was computed with other versions, which give other bits.
 
     Args:
-      folder: of the checkpoint; one without a record passes.
+      folder: the folder of the checkpoint; one without a record of its software passes.
 
     Raises:
       UsageError: naming each part that differs, and both values.
     """
     if not (folder / SOFTWARE).is_file():
         return
-    found, now = read_json(folder / SOFTWARE), software()
+    recorded, now = read_json(folder / SOFTWARE), software()
     differing = [
-        f"{name}: found {found.get(name)!r}, now {now[name]!r}"
+        f"{name}: found {recorded.get(name)!r}, now {now[name]!r}"
         for name in now
-        if found.get(name) != now[name]
+        if recorded.get(name) != now[name]
     ]
     if differing:
         raise UsageError(
             f"the checkpoint {folder} was computed with other software ({'; '.join(differing)}), "
-            "so that a resumed run would not be the uninterrupted one: go on with that software, "
+            "so a resumed run would differ from the uninterrupted one: go on with that software, "
             f"or delete {folder.parent} to begin again"
         )
 
 
-def newest_sound_step(manager: ocp.CheckpointManager, folder: Path) -> int:
-    """Returns the newest checkpoint that is as it was saved; those after it are deleted, and said.
-
-    Args:
-      manager: of the checkpoints.
-      folder: where they are.
-
-    Returns:
-      Its step; 0 = there is no checkpoint.
+def _remove_unreadable(folder: Path) -> None:
+    """Removes damaged checkpoints if orbax cannot read the metadata of all of them.
 
     Raises:
-      UsageError: if there are checkpoints and all of them are damaged.
+      UsageError: if no sound checkpoint would be left.
     """
-    steps = sorted(manager.all_steps(), reverse=True)
-    for step in steps:
-        try:
-            checksums.verify(folder / str(step))
-            _assert_not_renamed(folder / str(step))
-        except UsageError as error:
-            if step == steps[-1]:
-                raise UsageError(
-                    f"{error}. There is no older checkpoint: delete {folder} to begin again"
-                ) from error
-            logging.warning("%s. Going on from the checkpoint before.", error)
-            manager.delete(step)
-        else:
-            return step
-    return 0
+    steps = [path for path in folder.glob("*") if path.name.isdigit()]
+    if all(map(_has_metadata, steps)):
+        return
+    damaged = {path: reason for path in steps if (reason := _damage(path))}
+    if not damaged or len(damaged) == len(steps):
+        reasons = "; ".join(damaged.values()) or f"the {METADATA} of one is not a JSON object"
+        raise UsageError(
+            f"{reasons}. There is no other checkpoint to go on from: delete {folder} to begin again"
+        )
+    for path, reason in damaged.items():
+        logging.warning("%s. That checkpoint is removed.", reason)
+        shutil.rmtree(path)
+
+
+def _has_metadata(path: Path) -> bool:
+    """Returns whether the metadata of a checkpoint are absent or can be read by orbax."""
+    file = path / METADATA
+    try:
+        return not file.exists() or isinstance(json.loads(file.read_bytes()), dict)
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def _damage(path: Path) -> str | None:
+    """Returns how a checkpoint differs from its checksums; None if it does not."""
+    try:
+        checksums.verify(path)
+    except UsageError as error:
+        return str(error)
+    return None
 
 
 def _assert_not_renamed(folder: Path) -> None:

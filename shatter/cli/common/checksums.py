@@ -1,77 +1,77 @@
-"""Checksums beside what a run may be resumed from: one flipped bit is found and named.
+"""Checksums of files that a run may be resumed from, so that a single flipped bit is found.
 
-The files have the format of the command sha256sum, which can check them too: of a file `NAME` it is
-`NAME.sha256` beside it, of a folder `SHA256SUMS` in it.
+They have the format of the command sha256sum, which can check them too. Those of a file `NAME` are
+in `NAME.sha256` beside it, those of a folder in its file `SHA256SUMS`.
 """
 
 import hashlib
 from pathlib import Path
 
 from shatter.cli.common.binary import UsageError
-from shatter.cli.common.run_folder import write_text
+from shatter.data.atomic import write_atomically
 
 SUMS = "SHA256SUMS"
 
 
 def seal(path: Path) -> None:
-    """Writes the checksums of a file, or of every file in a folder.
+    """Writes the checksum of a file, or of every file in a folder.
 
     Args:
-      path: the file or folder, whole.
+      path: the file or folder, complete.
     """
     root, sums = _place(path)
     lines = [f"{_digest(file)}  {file.relative_to(root)}\n" for file in _files(path)]
-    write_text(sums, "".join(lines))
+    write_atomically(sums, "".join(lines).encode())
 
 
 def is_sealed(path: Path) -> bool:
-    """Whether a file or folder has checksums; one that a killed process left may have none."""
+    """Returns whether a file or folder has checksums; a killed process may not have written any."""
     return _place(path)[1].is_file()
 
 
 def verify(path: Path) -> None:
-    """Compares a file or folder with its checksums; one without any passes.
+    """Compares a file or folder with its checksums; one without checksums passes.
 
     Args:
       path: the file or folder.
 
     Raises:
-      UsageError: naming the file that differs, is missing or was added, or cannot be read.
+      UsageError: naming the file that differs, is missing, was added, or cannot be read.
     """
     root, sums = _place(path)
     if not is_sealed(path):
         return
     try:
         lines = [line.split("  ", 1) for line in sums.read_text().splitlines()]
-        known = {name: digest for digest, name in lines}
+        recorded = {name: digest for digest, name in lines}
     except ValueError as error:
-        raise UsageError(f"{sums} is damaged: it holds no lines of a sha256 and a name") from error
-    found = {str(file.relative_to(root)): file for file in _files(path)}
-    for name in sorted(known.keys() | found.keys()):
-        if name not in found:
+        raise UsageError(
+            f"{sums} is damaged: expected lines of a sha256 and a file name"
+        ) from error
+    present = {str(file.relative_to(root)): file for file in _files(path)}
+    for name in sorted(recorded.keys() | present.keys()):
+        if name not in present:
             raise UsageError(f"{root / name} is missing: {sums.name} has its checksum")
-        if name not in known:
+        if name not in recorded:
             raise UsageError(
                 f"{root / name} was not saved with the rest: {sums.name} does not list it"
             )
         try:
-            digest = _digest(found[name])
+            digest = _digest(present[name])
         except OSError as error:
             raise UsageError(f"{root / name} cannot be read: {error.strerror}") from error
-        if digest != known[name]:
+        if digest != recorded[name]:
             raise UsageError(
-                f"{root / name} is damaged: its sha256 was {known[name]} when it was saved, as "
-                f"{sums.name} has it, and is {digest}"
+                f"{root / name} is damaged: its sha256 was {recorded[name]} when it was saved, "
+                f"according to {sums.name}, and is {digest} now"
             )
 
 
 def _place(path: Path) -> tuple[Path, Path]:
-    """The folder that names are relative to, and the file of the checksums."""
-    return (
-        (path, path / SUMS)
-        if path.is_dir()
-        else (path.parent, path.with_name(path.name + ".sha256"))
-    )
+    """Returns the folder that names are relative to, and the file of the checksums."""
+    if path.is_dir():
+        return path, path / SUMS
+    return path.parent, path.with_name(f"{path.name}.sha256")
 
 
 def _files(path: Path) -> list[Path]:

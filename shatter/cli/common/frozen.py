@@ -1,4 +1,4 @@
-"""What a frozen pretrained model says of texts, computed once: all that ensembles on it need."""
+"""Features and log-probs of texts under a frozen pretrained model, computed once and kept."""
 
 import dataclasses
 import datetime
@@ -26,7 +26,7 @@ Item = tuple[Text, Text]
 """A prompt and a completion."""
 
 Table = dict[str, Any]
-"""What is known of N texts: arrays `[N, ...]` by name."""
+"""Arrays `[N, ...]` about N texts, by name."""
 
 
 class Frozen(NamedTuple):
@@ -47,10 +47,11 @@ def load_frozen(
     """Opens a model folder.
 
     Args:
-      name: of `--model_name_or_path`.
-      chat_template: of `--chat_template`: a file, or a name in `shatter.models.CHAT_TEMPLATES`.
-      revision: of a model on the hub: branch, tag or commit.
-      date: what a chat template that asks for the date is given; None = the clock's.
+      name: the value of `--model_name_or_path`.
+      chat_template: the value of `--chat_template`: a file, or a name in
+        `shatter.models.CHAT_TEMPLATES`; None = the tokenizer's own.
+      revision: the branch, tag or commit of a model on the hub.
+      date: the date for chat templates that ask for it; None = the clock's.
 
     Returns:
       The model, in float32.
@@ -65,28 +66,40 @@ def load_frozen(
         raise UsageError(f"--model_name_or_path={name}{at}: {error}") from error
     if tokenizer is None:
         raise UsageError(
-            f"{name} has no tokenizer.json: put that of the model beside its config.json"
+            f"{name} has no tokenizer.json: put the model's own beside its config.json"
         )
     if chat_template is not None:
         tokenizer = with_chat_template(tokenizer, chat_template)
     return Frozen(config, params, tokenizer if date is None else tokenizer.with_date(date))
 
 
-def with_chat_template(tokenizer: models.Tokenizer, given: str) -> models.Tokenizer:
-    """Returns a tokenizer with the template of `--chat_template`, a file or a known name."""
-    file = Path(given)
-    if not file.is_file() and given not in models.CHAT_TEMPLATES:
+def with_chat_template(tokenizer: models.Tokenizer, template: str) -> models.Tokenizer:
+    """Returns a tokenizer with another chat template.
+
+    Args:
+      tokenizer: the tokenizer.
+      template: the value of `--chat_template`: a file, or a name in
+        `shatter.models.CHAT_TEMPLATES`.
+
+    Returns:
+      The tokenizer with the template.
+
+    Raises:
+      UsageError: if there is no such file or name, or the template cannot be read.
+    """
+    file = Path(template)
+    if not file.is_file() and template not in models.CHAT_TEMPLATES:
         known = ", ".join(models.CHAT_TEMPLATES)
         raise UsageError(f"--chat_template: no file {file} (known by name: {known})")
     try:
-        source = file.read_text(encoding="utf-8") if file.is_file() else given
-        return tokenizer.with_chat_template(source, name=given)
+        source = file.read_text(encoding="utf-8") if file.is_file() else template
+        return tokenizer.with_chat_template(source, name=template)
     except (OSError, ValueError) as error:
-        raise UsageError(f"--chat_template={given}: {error}") from error
+        raise UsageError(f"--chat_template={template}: {error}") from error
 
 
 def weights_hash(params: Params) -> str:
-    """sha256 of every array's name, shape, type and content."""
+    """Returns the sha256 of the name, shape, type and content of every array."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(params):
         digest.update(f"{jax.tree_util.keystr(path)}{leaf.shape}{leaf.dtype}".encode())
@@ -95,13 +108,14 @@ def weights_hash(params: Params) -> str:
 
 
 def feature_table(model: Frozen, items: Sequence[Item], *, max_length: int, file: Path) -> Table:
-    """Features and log-prob of every text, kept in a file.
+    """Computes features and the log-prob of every text, or reads them from a file.
 
     Args:
       model: the frozen model.
       items: N texts, each with its prompt.
-      max_length: tokens of prompt and text, at most.
-      file: an .npz; made anew where it is of other items, another model or another length.
+      max_length: the largest number of tokens of prompt and text.
+      file: the .npz that keeps them. It is made anew if it belongs to other items, another model or
+        another length.
 
     Returns:
       features: `[N, L D]`, `layer_features`. log_prob: `[N]`, the mean log-prob of a token, nats.
@@ -110,18 +124,18 @@ def feature_table(model: Frozen, items: Sequence[Item], *, max_length: int, file
       UsageError: if the file is damaged, or a text cannot be encoded.
     """
     buckets = data.length_buckets(max_length)
-    return _kept(file, model, items, None, max_length, buckets)
+    return _cached_table(file, model, items, None, max_length, buckets)
 
 
 def hidden_table(
     model: Frozen, items: Sequence[Item], *, max_length: int, layer: int, file: Path
 ) -> Table:
-    """What lies below a cut, for every text: all that adapters above it need.
+    """Computes the hidden states of every text below a cut, which is all that adapters above need.
 
     Args:
       model: the frozen model.
       items: N texts, each with its prompt.
-      max_length: T, tokens of prompt and text, at most.
+      max_length: T, the largest number of tokens of prompt and text.
       layer: the cut, as in `shatter.models.split_layers`.
       file: as in `feature_table`.
 
@@ -133,12 +147,12 @@ def hidden_table(
     Raises:
       UsageError: if the file is damaged, or a text cannot be encoded.
     """
-    return _kept(file, model, items, layer, max_length, [max_length])
+    return _cached_table(file, model, items, layer, max_length, [max_length])
 
 
 @functools.cache
 def _program(config: models.TransformerConfig, layer: int | None) -> Callable[..., Table]:
-    """`(params, tokens, mask, valid) -> rows`: of hidden states below a block, or of features."""
+    """Compiles `(params, tokens, mask, valid) -> rows`: hidden states, or features if no layer."""
 
     def of_batch(params: Params, tokens: Array, mask: Array, valid: Array) -> Table:
         if layer is not None:
@@ -158,7 +172,7 @@ def hidden_rows(
     mask: Array,
     valid: Array,
 ) -> Table:
-    """Rows of `hidden_table` from documents `[B, T]`."""
+    """Computes rows of `hidden_table` from documents `[B, T]`."""
     layers = models.split_layers(config, layer)
     hidden = layers.lower(params, tokens, valid=valid)
     logits = layers.upper.apply(layers.upper_params(params), hidden, valid=valid)
@@ -169,10 +183,10 @@ def hidden_rows(
 def layer_features(
     config: models.TransformerConfig, params: Params, tokens: Array, mask: Array, valid: Array
 ) -> Array:
-    """The mean over a text's tokens of what leaves each block, through the final norm (ours).
+    """Computes the mean over a text's tokens of every block's output, after the final norm (ours).
 
     Args:
-      config: of the transformer.
+      config: the transformer's config.
       params: its parameters.
       tokens: int `[B, T]`.
       mask: bool `[B, T]`, true on the text's tokens.
@@ -193,17 +207,26 @@ def layer_features(
 
 
 def standardised(features: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """Features with mean 0 and deviation 1 a column over some texts: `[N, F]`, like `[P, F]`."""
+    """Returns features `[N, F]`, scaled so that `like` `[P, F]` gets mean 0 and deviation 1."""
     deviation = like.std(axis=0)
     return (features - like.mean(axis=0)) / np.where(deviation > 1e-6, deviation, 1.0)
 
 
 def mean_log_prob(logits: Array, tokens: Array, mask: Array) -> Array:
-    """The mean log-prob of a text's tokens: logits `[..., T, V]`, tokens, mask `[..., T]`; nats."""
+    """Computes the mean log-prob of a text's tokens, nats.
+
+    Args:
+      logits: `[..., T, V]`.
+      tokens: int `[..., T]`.
+      mask: bool `[..., T]`, true on the text's tokens.
+
+    Returns:
+      `[...]`.
+    """
     return documents.log_prob(logits, tokens, mask) / jnp.sum(mask, axis=-1)
 
 
-def _kept(
+def _cached_table(
     file: Path,
     model: Frozen,
     items: Sequence[Item],
@@ -211,16 +234,15 @@ def _kept(
     max_length: int,
     buckets: Sequence[int],
 ) -> Table:
-    """`_program` of every text, by batches of few shapes, read from the file where it has them."""
+    """Reads the table of these texts from the file, or computes and saves it if it is another."""
     digest = hashlib.sha256(f"{weights_hash(model.params)}{model.config}{max_length}".encode())
     digest.update(f"{layer}{model.tokenizer.fingerprint()}".encode())
     for prompt, text in items:
         digest.update(f"{text_key(prompt)}\0{text_key(text)}\1".encode())
-    wanted = np.array(digest.hexdigest())
     if file.exists():
-        found = run_folder.load_arrays(file)
-        if found.pop("digest", None) == wanted:
-            return found
+        cached = run_folder.load_arrays(file)
+        if cached.pop("digest", None) == digest.hexdigest():
+            return cached
     rows = [data.Row(prompt, (text,), (0,)) for prompt, text in items]
     try:
         encoded, _ = data.encode_rows(rows, model.tokenizer, max_length=max_length)
@@ -235,10 +257,10 @@ def _kept(
         batch = data.collate(encoded, numbers, length=length, num_slots=1)
         arrays = (batch.tokens[:, 0], batch.mask[:, 0], batch.valid[:, 0])
         real = batch.row >= 0
-        for part, values in run(model.params, *arrays).items():
-            some = np.asarray(values)[real]
+        for part, padded in run(model.params, *arrays).items():
+            values = np.asarray(padded)[real]
             if part not in table:
-                table[part] = np.zeros((len(items), *some.shape[1:]), some.dtype)
-            table[part][batch.row[real]] = some
-    run_folder.save_arrays(file, {**table, "digest": wanted})
+                table[part] = np.zeros((len(items), *values.shape[1:]), values.dtype)
+            table[part][batch.row[real]] = values
+    run_folder.save_arrays(file, {**table, "digest": np.array(digest.hexdigest())})
     return table

@@ -1,4 +1,8 @@
-"""One process a folder: two would destroy what each other saves."""
+"""Locks: only one process at a time works on a folder, because two would overwrite each other.
+
+The lock is flock's, so the system gives it back however the process ends, and the number of the
+process that holds it stands in the file.
+"""
 
 import errno
 import fcntl
@@ -10,22 +14,22 @@ from pathlib import Path
 from shatter.cli.common.binary import FULL, UsageError
 
 LOCK = ".lock"
-"""The name of the lock inside the folder that it guards."""
+"""The name of the lock file inside the folder that it guards."""
 
 
 @contextmanager
 def alone(folder: str | Path, flag: str) -> Iterator[None]:
-    """Holds a folder for this process, until the block or the process ends.
+    """Keeps other processes out of a folder until the block or this process ends.
 
     Args:
-      folder: made where it is missing; the lock is the file `.lock` in it.
-      flag: that names the folder, for messages.
+      folder: the folder, which is made if it is missing; its lock is the file `.lock` in it.
+      flag: the flag that names the folder, for messages.
 
     Yields:
       Nothing.
 
     Raises:
-      UsageError: if another process holds it, or the folder cannot be made or written.
+      UsageError: if another process works on the folder, or it cannot be made or written.
     """
     folder = Path(folder)
     try:
@@ -47,16 +51,16 @@ def alone(folder: str | Path, flag: str) -> Iterator[None]:
 
 
 def open_lock(path: Path) -> int:
-    """Opens a lock file, which is made where it is missing.
+    """Opens a lock file, which is made if it is missing.
 
     Args:
-      path: of the lock.
+      path: the lock file.
 
     Returns:
       A descriptor, for `take_lock`. Closing it, or the end of the process, gives the lock back.
 
     Raises:
-      UsageError: if it is a symbolic link, whose target would be overwritten, or cannot be opened.
+      UsageError: if it cannot be opened, or is a symbolic link, whose target would be overwritten.
     """
     try:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -66,19 +70,19 @@ def open_lock(path: Path) -> int:
             raise
         reason = "is a symbolic link" if error.errno == errno.ELOOP else error.strerror
         raise UsageError(
-            f"the lock {path} cannot be opened: {reason}. Mend that, or remove the lock if no "
+            f"the lock {path} cannot be opened: {reason}. Fix that, or remove the lock if no "
             "process works on the folder"
         ) from error
 
 
 def take_lock(lock: int) -> str | None:
-    """Takes a lock file for this process and writes its number there.
+    """Takes a lock for this process, and writes the process's number into its file.
 
     Args:
-      lock: descriptor of the open file.
+      lock: the descriptor of the open lock file.
 
     Returns:
-      None, or the number of the process that has it.
+      None, or the number of the process that holds the lock.
     """
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""A progress bar that also says something when nobody watches a terminal."""
+"""The console, and a progress bar that also works where there is no terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,9 +15,10 @@ from rich.progress import (
 
 
 def open_console() -> Console:
-    """A console for tables and progress; wide where it is no terminal: tables stay whole.
+    """Returns a console for tables and progress.
 
-    Square brackets are text, in tables too, because names of files and folders may hold them.
+    It is wide where there is no terminal, so that tables are not folded. Square brackets are text
+    and not markup, in tables too, because names of files and folders may contain them.
     """
     console = Console(highlight=False, markup=False)
     return console if console.is_terminal else Console(highlight=False, markup=False, width=160)
@@ -25,14 +26,14 @@ def open_console() -> Console:
 
 @contextmanager
 def progress_bar(console: Console, total: int) -> Iterator[Callable[[str, int], None]]:
-    """A bar of `total` units.
+    """Shows a progress bar.
 
     Args:
-      console: where it goes; without a terminal a line is printed whenever the name changes.
-      total: number of units.
+      console: where to show it; without a terminal a line is printed whenever the name changes.
+      total: the number of units of the whole bar.
 
     Yields:
-      `(name, done)`, which names what runs and adds units.
+      `(name, done)`: shows the name of the present work and adds to the units done.
     """
     columns = (
         TextColumn("{task.description}", markup=False),

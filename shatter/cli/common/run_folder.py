@@ -1,27 +1,21 @@
-"""A run folder: config.json, results, metrics.csv, summary.json, figures; every write is atomic."""
+"""Run folders: config.json, metrics.csv, summary.json, each written whole or not at all."""
 
 import csv
 import dataclasses
 import io
 import json
 import math
-import os
-import re
-import secrets
 import shutil
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.locks import LOCK, alone
-
-_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
-"""The names that `replaced` gives: process and a random number."""
+from shatter.data.atomic import remove_unfinished, replacing, write_atomically
 
 CSV_COLUMNS = ("setting", "objective", "arm", "seed", "step", "metric", "value")
 
@@ -37,13 +31,13 @@ def open_run_folder(
 ) -> Iterator[Path]:
     """Makes a run folder, or opens that of an earlier run with the same config to resume it.
 
-    The folder is this process's alone until the block ends.
+    No other process can open the folder until the block ends.
 
     Args:
       path: the folder.
       config: a frozen dataclass.
       free: its fields that may differ between a run and its resumption.
-      flag: that names the folder, for messages.
+      flag: the flag that names the folder, for messages.
       **facts: what else a resumed run must share, for example a checksum of its data.
 
     Yields:
@@ -57,18 +51,28 @@ def open_run_folder(
 
 
 def begin_or_resume(
-    path: str, config: Any, *, free: Sequence[str], flag: str, **facts: Any
+    path: str,
+    config: Any,
+    *,
+    free: Sequence[str] = (),
+    apart: Sequence[str] = (),
+    flag: str,
+    **facts: Any,
 ) -> Path:
-    """Writes the config of a new run, or compares that of an earlier one with the same folder.
+    """Writes the config of a new run, or compares it with that of the earlier run in the folder.
 
-    What a killed process had half written is removed: the folder must be this process's alone.
+    Files that killed processes left half written are removed, so no other process may be using the
+    folder.
 
     Args:
       path: the folder.
       config: a frozen dataclass.
-      free: its fields that may differ between a run and its resumption.
-      flag: that names the folder, for messages.
-      **facts: what else a resumed run must share.
+      free: its fields that may differ between a run and its resumption. They are recorded, as the
+        command that began the run gave them, and not compared.
+      apart: its fields that are recorded elsewhere; they are neither written nor compared.
+      flag: the flag that names the folder, for messages.
+      **facts: what else a resumed run must share. A fact that an older version did not record is
+        not compared.
 
     Returns:
       The folder.
@@ -78,42 +82,47 @@ def begin_or_resume(
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    remove_temporaries(folder)
-    wanted = json.loads(json.dumps(dataclasses.asdict(config)))
-    wanted = {name: value for name, value in wanted.items() if name not in free} | facts
+    remove_unfinished(folder)
+    fields = json.loads(json.dumps(dataclasses.asdict(config)))
+    record = {name: value for name, value in fields.items() if name not in apart} | facts
     file = folder / "config.json"
     if not file.exists():
-        if any(found.name != LOCK for found in folder.iterdir()):
+        if any(content.name != LOCK for content in folder.iterdir()):
             raise UsageError(
-                f"{folder} holds files but no config.json, so it is no run folder: choose another "
-                f"{flag}"
+                f"{folder} holds files but no config.json, so it is not a run folder: choose "
+                f"another {flag}"
             )
-        write_json(file, wanted)
+        write_json(file, record)
         return folder
-    found = read_json(file, mend=f"delete the folder, or choose another {flag}")
-    differing = [
-        f"{name}: found {found.get(name)!r}, wanted {wanted.get(name)!r}"
-        for name in sorted(found.keys() | wanted.keys())
-        if name not in free and found.get(name) != wanted.get(name)
-    ]
-    if differing:
+    earlier = read_json(file, mend=f"delete the folder, or choose another {flag}")
+    new_facts = facts.keys() - fields.keys() - earlier.keys()
+    names = sorted((earlier.keys() | record.keys()) - {*apart, *new_facts})
+    differing = [name for name in names if earlier.get(name) != record.get(name)]
+    counting = [name for name in differing if name not in free]
+    if counting:
+        # A path that differs may be why a checksum does, so paths are shown too.
+        paths = [name for name in differing if name in free and name in earlier]
+        both = [
+            f"{name}: found {earlier.get(name)!r}, wanted {record.get(name)!r}"
+            for name in (*counting, *(name for name in paths if f"--{name}" != flag))
+        ]
         raise UsageError(
-            f"{folder} holds a run with another config ({'; '.join(differing)}; found in {file}): "
+            f"{folder} holds a run with another config ({'; '.join(both)}; found in {file}): "
             f"choose another {flag}, or give the same flags to resume it"
         )
     return folder
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON whole or not at all; a number that is not finite, which JSON lacks, is null."""
+    """Writes a JSON file; numbers that are not finite, which JSON lacks, become null."""
     write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
+        return {name: _finite(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [_finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -123,35 +132,35 @@ def read_json(
     *,
     mend: str = "delete it, and the run makes it anew",
 ) -> Any:
-    """Reads a file of JSON.
+    """Reads a JSON file.
 
     Args:
       path: the file.
-      kind: what it holds: dict, list or float.
+      kind: the type that it holds: dict, list or float.
       mend: how to go on without it, for the message.
 
     Returns:
-      What it holds.
+      The value in the file.
 
     Raises:
-      UsageError: if it cannot be read, or holds something else.
+      UsageError: if the file cannot be read, or holds another type.
     """
     try:
-        found = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is damaged ({error}): {mend}") from error
-    if not isinstance(found, kind):
+    if not isinstance(value, kind):
         kinds = {dict: "an object", list: "a list", float: "a number"}
         raise UsageError(
-            f"{path} is damaged (expected {kinds[kind]}, found {type(found).__name__}): {mend}"
+            f"{path} is damaged (expected {kinds[kind]}, found {type(value).__name__}): {mend}"
         )
-    return found
+    return value
 
 
 def write_csv(path: Path, rows: Iterable[tuple]) -> None:
-    """Writes rows of `CSV_COLUMNS` whole or not at all."""
+    """Writes a table with the columns `CSV_COLUMNS`."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(CSV_COLUMNS)
@@ -162,7 +171,7 @@ def write_csv(path: Path, rows: Iterable[tuple]) -> None:
 def metric_rows(
     setting: str, objective: str, arm: str, steps: np.ndarray, metrics: dict[str, np.ndarray]
 ) -> Iterable[tuple]:
-    """Rows of `CSV_COLUMNS` from metrics `[S, R]`; steps `[R]` are queries or gradient steps."""
+    """Yields rows of `CSV_COLUMNS` from metrics `[S, R]`; steps `[R]` count queries or steps."""
     for name, values in sorted(metrics.items()):
         for seed, curve in enumerate(values):
             for step, value in zip(steps, curve, strict=True):
@@ -170,9 +179,8 @@ def metric_rows(
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes an .npz file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced(path) as file:
+    """Writes an .npz file, whose folder is made if it is missing."""
+    with replacing(path) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
@@ -192,48 +200,12 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def remove_temporaries(folder: Path, *, age: float = 0.0) -> None:
-    """Removes what killed processes had half written in a folder by `replaced`, and nothing else.
-
-    Args:
-      folder: the folder.
-      age: files touched within so many seconds stay, for another process may be writing them.
-    """
-    for left in folder.iterdir():
-        if _TEMPORARY.fullmatch(left.name) and time.time() - left.stat().st_mtime >= age:
-            left.unlink(missing_ok=True)
-
-
 def remove_folder(path: Path) -> None:
-    """Removes a folder if it is there."""
+    """Removes a folder if it exists."""
     if path.exists():
         shutil.rmtree(path)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text whole or not at all."""
-    with replaced(path) as file:
-        file.write(text.encode())
-
-
-@contextmanager
-def replaced(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of another when it is whole and on the disk.
-
-    Its temporary name is unique, because several processes may write one file of a shared cache.
-
-    Args:
-      path: what is replaced; its folder must exist.
-
-    Yields:
-      The file, open for bytes.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes a text file in UTF-8."""
+    write_atomically(path, text.encode())

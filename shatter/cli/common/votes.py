@@ -1,13 +1,15 @@
-"""Votes on pairs of texts, and how well utilities of texts predict them."""
+"""Measures of how well utilities of texts predict what people chose."""
 
 import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from scipy.special import entr, expit, log_expit
+from scipy.special import entr, expit, log_expit, rel_entr, softmax
 
+from shatter import losses
 from shatter.data import Row
 
 Floats = npt.NDArray[np.float64]
@@ -19,14 +21,14 @@ BINS = 10  # of the calibration error
 
 
 class Pairs(NamedTuple):
-    """Rows as votes on pairs: P pairs of N items.
+    """Votes on P pairs of N items.
 
     Attributes:
-      items: the N items, a text under its prompt.
-      compared: `[P, 2]` which items a pair compares.
-      votes: `[P, 3]` how many put the first before, the second before, and neither.
-      rows: `[P]` the first row of a pair, which has the pair's order.
-      has_counts: `[P]` whether that row has vote counts.
+      items: the N items, each a text under its prompt.
+      compared: `[P, 2]`, the two items of each pair.
+      votes: `[P, 3]`, the number of votes for the first item, for the second, and for neither.
+      rows: `[P]`, the first row about each pair, whose order of the items is the pair's.
+      has_counts: `[P]`, whether that row has vote counts.
     """
 
     items: list[Item]
@@ -39,8 +41,14 @@ class Pairs(NamedTuple):
 def to_pairs(rows: Sequence[Row]) -> Pairs:
     """Adds up the rows' weights, pair by pair.
 
+    Args:
+      rows: comparisons of two completions.
+
+    Returns:
+      The pairs.
+
     Raises:
-      ValueError: if a row is no comparison of two completions; with its number and source.
+      ValueError: naming the number and the source of a row that does not compare two completions.
     """
     items: dict[Item, int] = {}
     pairs: dict[tuple[int, int], int] = {}
@@ -70,25 +78,29 @@ def to_pairs(rows: Sequence[Row]) -> Pairs:
 
 
 def score(rows: Sequence[Row], utilities: npt.ArrayLike) -> dict[str, float]:
-    """Judges utilities by what people said; rows of the same two completions are one pair.
+    """Measures how well utilities predict people's choices between two completions.
+
+    Rows of the same two completions are one pair. P(first) is Luce's: the logistic function of the
+    difference of the two utilities.
 
     Args:
       rows: comparisons of two completions, weighted by their votes.
-      utilities: `[R, 2]`, of the rows' completions, nats; of a pair's rows the first counts.
+      utilities: `[R, 2]`, utilities of the rows' completions, nats. Of several rows about one pair
+        the first one's count.
 
     Returns:
-      Measures by name, those of which there is nothing to take a mean of absent.
-      log_loss: mean of -log P(the one preferred) over votes, nats; equal votes are left out.
-      accuracy: share of pairs whose majority has the larger utility; pairs without a majority are
-        left out, equal utilities count one half.
+      Measures by name. A mean over nothing is absent.
+      log_loss: mean of -log P(the preferred one) over votes, nats; votes for neither do not count.
+      accuracy: the share of pairs whose majority prefers the larger utility. Pairs without a
+        majority do not count, and equal utilities count one half.
       calibration_error: `sum_b |sum of P(first) - votes for first|` over `BINS` equal bins of
         P(first), per vote.
-      share_kl: KL(shares of the votes || model) over pairs with vote counts, mean over decided
-        votes, nats. Its floor is not 0 but sampling noise: near 1/(2n) with
-        n votes a pair, for a model that knows what share of all people prefers which.
+      share_kl: KL(shares of the votes || model), nats: the mean over pairs with vote counts,
+        weighted by votes for either. For a model that knows which share of all people prefers which
+        text it is not 0 but near 1/(2n) with n votes a pair, because the votes are a sample.
 
     Raises:
-      ValueError: if the shape is another or a utility is not finite.
+      ValueError: if the utilities have another shape or are not finite.
     """
     utilities = np.asarray(utilities, np.float64)
     if utilities.shape != (len(rows), 2) or not np.isfinite(utilities).all():
@@ -116,15 +128,68 @@ def score(rows: Sequence[Row], utilities: npt.ArrayLike) -> dict[str, float]:
     )
 
 
+def score_rankings(rows: Sequence[Row], utilities: npt.ArrayLike) -> dict[str, float]:
+    """Measures how well utilities predict people's rankings of any number of completions.
+
+    Args:
+      rows: R rankings of at most K completions.
+      utilities: `[R, K]`, utilities of the rows' completions, nats; those beyond a row's own are
+        ignored.
+
+    Returns:
+      Measures by name. A mean over nothing is absent.
+      log_loss: mean of -log of the rankings' Plackett-Luce probability over rows that order at
+        least two completions, nats; ties are unresolved orders.
+      accuracy: the share of strictly ordered pairs that the utilities order the same way, equal
+        utilities counting one half.
+      share_kl: mean of KL(shares of the votes || model) over comparisons with votes, nats.
+    """
+    ranks, weight = pad_ranks(rows), np.asarray([row.weight for row in rows])
+    utilities = np.asarray(utilities)[:, : ranks.shape[1]]
+    each = np.asarray(losses.ilhf_ranking_loss(jnp.asarray(utilities), jnp.asarray(ranks)))
+    shown = ranks >= 0
+    ordered = (ranks[:, :, None] < ranks[:, None, :]) & shown[:, :, None] & shown[:, None, :]
+    is_right = 0.5 + 0.5 * np.sign(utilities[:, :, None] - utilities[:, None, :])
+    num_ordered = ordered.sum(axis=(1, 2))
+    # Every answer to one comparison has a row with the votes of all.
+    voted = {row.source: n for n, row in enumerate(rows) if _votes(row).sum() > 0}
+    share_kl = [_share_kl(_votes(rows[n]), utilities[n]) for n in voted.values()]
+    return means(
+        log_loss=(weight @ np.where(num_ordered > 0, each, 0.0), weight @ (num_ordered > 0)),
+        accuracy=(weight @ (ordered * is_right).sum(axis=(1, 2)), weight @ num_ordered),
+        share_kl=(sum(share_kl), len(share_kl)),
+    )
+
+
+def pad_ranks(rows: Sequence[Row]) -> Ints:
+    """Returns the rows' ranks, int `[R, K]`; -1 where a row has fewer than K completions."""
+    ranks = np.full((len(rows), max(len(row.completions) for row in rows)), -1)
+    for number, row in enumerate(rows):
+        ranks[number, : len(row.ranks)] = row.ranks
+    return ranks
+
+
+def _votes(row: Row) -> Floats:
+    """Returns a row's votes for each completion, `[K]`; zeros if it has no votes."""
+    num = len(row.completions)
+    return np.zeros(num) if row.votes is None else np.asarray(row.votes[:num], np.float64)
+
+
+def _share_kl(votes: Floats, utilities: Floats) -> float:
+    law = softmax(utilities[: len(votes)].astype(np.float64))
+    return float(np.sum(rel_entr(votes / votes.sum(), law)))
+
+
 def means(**parts: tuple[Any, Any]) -> dict[str, float]:
-    """Returns total over weight of each `(total, weight)` by name; without weight it is absent."""
+    """Returns total / weight of every `(total, weight)` by name, and nothing where weight is 0."""
     return {name: float(total / weight) for name, (total, weight) in parts.items() if weight > 0}
 
 
 def row_items(row: Row) -> list[Item]:
-    """Returns the items that a row compares, each a text under its prompt."""
+    """Returns the items that a row compares."""
     return [(_text(row.prompt), _text(completion)) for completion in row.completions]
 
 
-def _text(given: object) -> str:
-    return given if isinstance(given, str) else json.dumps(given, sort_keys=True)
+def _text(text: object) -> str:
+    """Returns a text, or a conversation as JSON."""
+    return text if isinstance(text, str) else json.dumps(text, sort_keys=True)

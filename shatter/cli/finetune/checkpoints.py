@@ -1,25 +1,24 @@
-"""Checkpoints of a run: saved whole and sealed, verified before they are gone on from."""
+"""Checkpoints of a run, each verified before the run goes on from it."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import orbax.checkpoint as ocp
 from absl import logging
 
-from shatter.cli.common import checkpoints, checksums
+from shatter.cli.common import checksums
 from shatter.cli.common.binary import UsageError
+from shatter.cli.common.checkpoints import Checkpoints
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.history import Log
 
 
-class Found(NamedTuple):
+class Resumed(NamedTuple):
     """A checkpoint to go on from.
 
     Attributes:
-      step: of the optimiser, after which it was saved.
-      state: the learner's.
-      loop: the rest, as `save` got it.
+      step: the step of the optimiser after which it was saved.
+      state: the learner's state.
+      loop: the record that `save` got, and more.
     """
 
     step: int
@@ -27,124 +26,116 @@ class Found(NamedTuple):
     loop: dict[str, Any]
 
 
-def open_checkpoints(config: Config, folder: Path) -> ocp.CheckpointManager:
-    """The checkpoints of a run folder; what a killed process had half saved is removed."""
-    return checkpoints.open_checkpoints(
-        folder / "checkpoints",
-        max_to_keep=config.save_total_limit,
-        item_names=("state", "loop"),
+def open_checkpoints(config: Config, folder: Path) -> Checkpoints:
+    """Opens the checkpoints of a run folder; what killed processes left half saved is removed."""
+    return Checkpoints(
+        folder / "checkpoints", parts=("state", "loop"), max_to_keep=config.save_total_limit
     )
 
 
-def save(
-    manager: ocp.CheckpointManager, step: int, state: Any, loop: dict[str, Any], log: Log
-) -> None:
-    """Saves a checkpoint with its checksums, and that of the metrics as far as it counts them.
+def save(saved: Checkpoints, step: int, state: Any, loop: dict[str, Any], log: Log) -> None:
+    """Saves a checkpoint, which records how many rows the metrics have and their checksum.
 
     Args:
-      manager: of the checkpoints.
-      step: of the optimiser, just done.
-      state: the learner's.
-      loop: what else a resumed run needs, as JSON.
+      saved: the checkpoints.
+      step: the step of the optimiser that has just been made.
+      state: the learner's state.
+      loop: what else a resumed run needs, as a JSON object.
       log: the metrics.
     """
     loop = loop | {"step": step, "rows": len(log.rows), "metrics": log.digest()}
-    args = {"state": ocp.args.StandardSave(state), "loop": ocp.args.JsonSave(loop)}
-    manager.save(step, args=ocp.args.Composite(**args))
-    checksums.seal(_path(manager, step))
+    saved.save(step, {"state": state}, {"loop": loop})
 
 
 def resume(
-    config: Config, manager: ocp.CheckpointManager, state: Any, facts: dict[str, str], log: Log
-) -> Found | None:
-    """The newest checkpoint that is as it was saved, or the one that was asked for.
+    config: Config, saved: Checkpoints, state: Any, facts: dict[str, str], log: Log
+) -> Resumed | None:
+    """Restores the newest undamaged checkpoint, or the one that was asked for.
 
-    Later ones are deleted, and the metrics cut to what it counts.
+    Later checkpoints are deleted, and the metrics are cut to the rows that it counts.
 
     Args:
       config: the config.
-      manager: of the checkpoints.
+      saved: the checkpoints.
       state: a state, for its shapes and types.
-      facts: of `plan.plan_facts`, which must be those that it was saved with.
+      facts: the result of `plan.plan_facts`; the checkpoint must have been saved with the same.
       log: the metrics.
 
     Returns:
       The checkpoint; None = the run begins.
 
     Raises:
-      UsageError: if there is no sound one among some, no such step, or other facts.
+      UsageError: if all checkpoints are damaged, there is none of the step asked for, or it was
+        saved with other facts.
     """
-    steps = sorted(manager.all_steps(), reverse=True)
-    if config.resume_from_checkpoint == "never":
-        steps = []
-    elif config.resume_from_checkpoint != "auto":
-        if config.resume_from_checkpoint not in steps:
-            raise UsageError(
-                f"--resume_from_checkpoint={config.resume_from_checkpoint}: there are checkpoints "
-                f"of the steps {steps[::-1]}"
-            )
-        steps = [int(config.resume_from_checkpoint)]
+    steps = _candidates(config, saved)
     for step in steps:
         try:
-            found = _restore(manager, step, state, facts)
-            log.truncate(found.loop["rows"], found.loop["metrics"])
+            resumed = _restore(saved, step, state, facts)
+            log.truncate(resumed.loop["rows"], resumed.loop["metrics"])
         except _OtherFacts:
             raise
         except UsageError as error:
             if config.resume_from_checkpoint != "auto":
                 raise UsageError(
-                    f"{error}. Leave out --resume_from_checkpoint to go on from the newest that is "
-                    "as it was saved"
+                    f"{error}. Leave out --resume_from_checkpoint to go on from the newest "
+                    "checkpoint that is not damaged"
                 ) from error
             if step == steps[-1]:
                 raise UsageError(
-                    f"{error}. There is no other checkpoint to go on from: delete "
-                    f"{manager.directory} to begin again"
+                    f"{error}. There is no other checkpoint to go on from: delete {saved.folder} "
+                    "to begin again"
                 ) from error
-            logging.warning("%s. Going on from the checkpoint before.", error)
+            logging.warning("%s. The run goes on from the checkpoint before it.", error)
             continue
-        for later in manager.all_steps():
+        for later in saved.steps():
             if later > step:
-                manager.delete(later)
-        return found
+                saved.delete(later)
+        return resumed
     log.truncate(0)
     return None
 
 
+def _candidates(config: Config, saved: Checkpoints) -> list[int]:
+    """Returns the steps of the checkpoints to try, the first one first."""
+    steps = saved.steps()
+    if config.resume_from_checkpoint == "never":
+        return []
+    if config.resume_from_checkpoint == "auto":
+        return steps[::-1]
+    if config.resume_from_checkpoint not in steps:
+        raise UsageError(
+            f"--resume_from_checkpoint={config.resume_from_checkpoint}: there are checkpoints of "
+            f"the steps {steps}"
+        )
+    return [int(config.resume_from_checkpoint)]
+
+
 class _OtherFacts(UsageError):
-    """A checkpoint is sound, and of a run that is not this one."""
+    """A sound checkpoint belongs to another run."""
 
 
-def _path(manager: ocp.CheckpointManager, step: int) -> Path:
-    return Path(manager.directory) / str(step)
-
-
-def _restore(manager: ocp.CheckpointManager, step: int, state: Any, facts: dict[str, str]) -> Found:
-    path = _path(manager, step)
+def _restore(saved: Checkpoints, step: int, state: Any, facts: dict[str, str]) -> Resumed:
+    path = saved.path(step)
     checksums.verify(path)
-    try:
-        loop = manager.restore(step, args=ocp.args.Composite(loop=ocp.args.JsonRestore()))["loop"]
-        if loop["step"] != step:
-            raise UsageError(f"the checkpoint {path} is that of step {loop['step']}, renamed")
-        _assert_same(path, loop["facts"], facts)
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        return Found(step, manager.restore(step, args=args)["state"], loop)
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(f"the checkpoint {path} cannot be read ({error})") from error
+    loop = saved.restore(step, {}, ["loop"])["loop"]
+    if not isinstance(loop, dict) or not {"step", "facts", "rows", "metrics"} <= loop.keys():
+        raise UsageError(f"the checkpoint {path} cannot be read (its record is incomplete)")
+    if loop["step"] != step:
+        raise UsageError(f"the checkpoint {path} is that of step {loop['step']}, renamed")
+    _assert_same(path, loop["facts"], facts)
+    return Resumed(step, saved.restore(step, {"state": state})["state"], loop)
 
 
-def _assert_same(path: Path, found: dict[str, str], wanted: dict[str, str]) -> None:
+def _assert_same(path: Path, recorded: dict[str, str], now: dict[str, str]) -> None:
     differing = [
-        f"{name}: found {found.get(name)!r}, now {wanted.get(name)!r}"
-        for name in sorted(found.keys() | wanted.keys())
-        if found.get(name) != wanted.get(name)
+        f"{name}: found {recorded.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted(recorded.keys() | now.keys())
+        if recorded.get(name) != now.get(name)
     ]
     if differing:
         raise _OtherFacts(
-            f"the checkpoint {path} was made by another plan or other software "
-            f"({'; '.join(differing)}), so that the rest of the run would not be that of the "
+            f"the checkpoint {path} was made with other batches, devices or software "
+            f"({'; '.join(differing)}), so the rest of the run would differ from that of the "
             f"uninterrupted one: go on with the same, or delete {path.parent} to begin again"
         )

@@ -1,7 +1,8 @@
 """The flags of `shatter finetune`, under the names that users of TRL know."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from shatter.cli.common import binary
 from shatter.cli.common.binary import UsageError
@@ -15,7 +16,7 @@ EXAMPLE = (
     "--dataset_name=preferences.jsonl --output_dir=runs/finetune"
 )
 
-NOT_THE_RUN = (
+FREE = (
     "output_dir",
     "resume_from_checkpoint",
     "save_total_limit",
@@ -25,179 +26,210 @@ NOT_THE_RUN = (
     "num_generations",
     "max_completion_length",
     "dry_run",
+    # Weights and data are compared by their checksums, so files may be given by other paths.
+    "model_name_or_path",
+    "model_revision",
+    "commit",
+    "dataset_name",
+    "eval_dataset_name",
+    "data_dir",  # a flag of older versions
 )
-"""Flags that may differ between a run and its resumption: they change nothing that is learned."""
+"""Fields of config.json that may differ between a run and its resumption, because they change
+nothing that is learned."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Fine-tune a pretrained language model on what people prefer.
+    """Fine-tune a pretrained language model on people's preferences.
 
-    Reads a Hugging Face model folder and a file of preferences, writes a model folder that other
-    tools load, the metrics of every step, and an evaluation before and after. The same command
-    resumes a run that was killed.
+    The command reads a Hugging Face model folder and a file of preferences. It writes a model
+    folder that other tools can load, metrics of the training, and an evaluation before and after.
+    The same command resumes a run that was killed.
     """
 
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        "data_dir": "pass the model's folder as --model_name_or_path and the file of preferences "
+        f"as --dataset_name; for example: {EXAMPLE}"
+    }
+
     model_name_or_path: str = ""
-    """Required. Folder with config.json, model.safetensors and tokenizer.json, or a name on the
+    """Required. A folder with config.json, model.safetensors and tokenizer.json, or a name on the
     Hugging Face hub."""
 
     model_revision: str | None = None
-    """Branch, tag or commit of a model on the hub; the commit is recorded."""
+    """Branch, tag or commit of a model on the hub; its commit is recorded."""
 
     dataset_name: str = ""
-    """Required. File of preferences (.jsonl, .jsonl.gz, .parquet)."""
+    """Required. A file of preferences (.jsonl, .jsonl.gz, .parquet)."""
 
     eval_dataset_name: tuple[str, ...] = ()
-    """Files of preferences held out for evaluation."""
+    """Files of preferences that are held out for evaluation."""
 
     objective: ObjectiveName = "ilhf"
-    """ilhf: inclusive learning, the model's own log-probs as utilities. dpo, ipo, slic: direct
-    preference optimisation, and its relatives. sft: next-token cross-entropy of the best
-    completion. reward_model: a linear head on the last token's features."""
+    """ilhf: inclusive learning from human feedback, whose utilities are the model's own log-probs.
+    dpo, ipo, slic: direct preference optimisation and two relatives. sft: next-token cross-entropy
+    of the best completion. reward_model: a linear head on the last token's features."""
 
     output_dir: str = "runs/finetune"
-    """Run folder: config, metrics, checkpoints, figures, and the fine-tuned model in `model/`."""
+    """The run folder: config, metrics, checkpoints, a figure, and the fine-tuned model in `model/`.
+    """
 
     utility: Utility = "sum"
-    """ilhf: the utility of a response. sum: its log-prob (right for generated responses and closed
-    options); mean: `utility_scale` times the mean log-prob of a token (for texts people wrote)."""
+    """ilhf: the utility of a response. sum: its log-prob, for responses that the model wrote and
+    for short options. mean: `utility_scale` times the mean log-prob of a token, for texts that
+    people wrote."""
 
     utility_scale: float = 1.0
-    """ilhf with --utility=mean: nats of utility for a nat a token."""
+    """ilhf with --utility=mean: nats of utility per nat of mean log-prob."""
 
     beta: float = 0.1
-    """KL coefficient of dpo and ipo; scale of rewards/* in the metrics."""
+    """dpo and ipo: the KL coefficient. For every objective: the scale of rewards/* in the metrics.
+    """
 
     label_smoothing: float = 0.0
-    """dpo: chance that an answer is wrong."""
+    """dpo: the probability that an answer is wrong."""
 
     delta: float = 1.0
-    """slic: the margin asked for, nats."""
+    """slic: the margin that the loss asks for, nats."""
 
     kl_weight: float = 0.0
-    """ilhf: lambda_bar, weight of KL(reference || model) for one comparison (lambda of the whole
-    data set over the number of comparisons), estimated from samples of the frozen model."""
+    """ilhf: lambda_bar, the weight of KL(reference || model) per comparison, that is the lambda of
+    the whole data set over its number of comparisons. The KL is estimated from samples of the
+    frozen model."""
 
     kl_samples: int = 256
-    """Documents sampled from the frozen model, for the regulariser and for the metric kl."""
+    """Number of documents sampled from the frozen model, for the regulariser and the metric kl."""
 
     kl_batch_size: int = 16
-    """How many of them at a time: a step of ilhf, whose batches share them out; a call of the
-    evaluation."""
+    """How many of these samples one step of ilhf uses (its accumulated batches share them out),
+    and how many the evaluation scores at a time."""
 
     kl_length: int = 64
-    """Their largest number of response tokens."""
+    """Largest number of response tokens of these samples."""
 
     learning_rate: float = 5e-5
-    """Largest learning rate of AdamW."""
+    """AdamW's learning rate at its peak."""
 
     lr_scheduler_type: Schedule = "linear"
-    """How it goes after the warm-up: to 0, or constant."""
+    """The learning rate after the warm-up: linear or cosine go to 0."""
 
     warmup_ratio: float = 0.0
-    """Share of the steps in which it rises from 0."""
+    """Share of the steps in which the learning rate rises from 0."""
 
     weight_decay: float = 0.0
-    """AdamW's, on every trained array."""
+    """AdamW's weight decay, on every trained array."""
 
     adam_beta1: float = 0.9
-    """AdamW's first decay."""
+    """AdamW's decay of the first moment."""
 
     adam_beta2: float = 0.999
-    """AdamW's second decay."""
+    """AdamW's decay of the second moment."""
 
     adam_epsilon: float = 1e-8
     """AdamW's epsilon."""
 
     max_grad_norm: float = 1.0
-    """Gradients are clipped to this global norm."""
+    """Global norm to which gradients are clipped."""
 
     per_device_train_batch_size: int = 8
-    """Comparisons a step and device."""
+    """Comparisons per batch and device."""
 
     num_devices: int | None = None
-    """Devices that share every batch; all of them if not given."""
+    """Number of devices that share every batch; all of them if not given."""
 
     per_device_eval_batch_size: int = 32
-    """Comparisons at a time in evaluation."""
+    """Comparisons per batch in evaluation."""
 
     gradient_accumulation_steps: int = 1
-    """Batches a step of the optimiser; the last step of the run may have fewer."""
+    """Batches per step of the optimiser; the last step of the run may have fewer."""
 
     num_train_epochs: float = 1.0
-    """Passes over the data; may be a fraction."""
+    """Passes over the data, which may be a fraction."""
 
     max_steps: int = -1
-    """Steps of the optimiser; -1 = as --num_train_epochs says."""
+    """Steps of the optimiser; -1 = as many as --num_train_epochs makes."""
 
     max_length: int = 512
-    """Largest number of tokens of a prompt with a completion; longer ones are cut and counted."""
+    """Largest number of tokens of a prompt with its completion; longer ones are cut and counted."""
 
     max_prompt_length: int | None = None
     """Largest number of prompt tokens; longer prompts lose their beginning."""
 
     on_bad_row: Literal["fail", "skip"] = "fail"
-    """What a row that cannot be used does: ends the run, or goes to bad_rows.jsonl with reasons."""
+    """What to do with a row that cannot be used. fail: end the run. skip: write the row and the
+    reason to bad_rows_*.jsonl and go on."""
 
     chat_template: str | None = None
-    """File with a jinja chat template, where the tokenizer has none."""
+    """A file with a jinja chat template, or the name plain; it replaces the tokenizer's own."""
 
     template_date: str | None = None
-    """The date that a chat template with a date reads, YYYY-MM-DD with or without THH:MM:SS. The
-    time at which the run began if not given, when it is resumed too."""
+    """The date for chat templates that contain one: YYYY-MM-DD, with or without THH:MM:SS. If not
+    given it is the time at which the run began, in a resumed run too."""
 
     use_peft: bool = False
-    """Train low-rank adapters and freeze the model."""
+    """Train low-rank adapters and leave the model itself as it is."""
 
     lora_r: int = 16
     """Rank of the adapters."""
 
     lora_alpha: float = 32.0
-    """Adapters are multiplied by `lora_alpha / lora_r`."""
+    """The adapters' output is multiplied by `lora_alpha / lora_r`."""
 
     lora_target_modules: tuple[str, ...] = ("query", "value")
-    """Projections with adapters: query, key, value or qkv, attention_out, gate and up or mlp_in,
-    mlp_out (q_proj, c_attn, ... are understood). GPT-2, whose c_attn is one, takes qkv."""
+    """Projections that get adapters: query, key and value, or qkv for the three as one (GPT-2 has
+    only that); attention_out; gate and up, or mlp_in (GPT-2); mlp_out. The names q_proj, c_attn,
+    ... are understood too."""
 
     bf16: bool = False
     """Compute in bfloat16; parameters, softmax and losses stay in float32."""
 
     gradient_checkpointing: bool = False
-    """Compute blocks again in the backward pass: less memory, more time."""
+    """Compute blocks a second time in the backward pass: less memory, more time."""
 
     seed: int = 42
-    """Root of all random keys and of the order of the data."""
+    """Seed of all random keys and of the order of the data."""
 
     logging_steps: int = 10
-    """Steps between rows of the metrics (each is the mean since the last)."""
+    """Steps between rows of the metrics; each row is the mean since the one before."""
 
     eval_steps: int = -1
-    """Steps between evaluations; -1 = before and after only."""
+    """Steps between evaluations; -1 = only before and after the training."""
 
     save_steps: int = 100
     """Steps between checkpoints."""
 
     save_total_limit: int = 2
-    """How many checkpoints are kept; with two, a run can go on from the other if one is damaged."""
+    """How many checkpoints are kept. With two, a run can go on from one if the other is damaged."""
 
     resume_from_checkpoint: Literal["auto", "never"] | int = "auto"
-    """auto: from the newest checkpoint in --output_dir, if there is one. never: refuse a folder
-    that holds a run. A number: from the checkpoint of that step."""
+    """auto: go on from the newest checkpoint in --output_dir, if there is one. never: end with an
+    error if the folder holds a run. A number: go on from the checkpoint of that step."""
 
     num_generations: int = 4
-    """Responses sampled before and after, for samples.txt."""
+    """Responses per prompt in samples.txt, sampled from the model before and after."""
 
     max_completion_length: int = 64
-    """Their largest number of tokens."""
+    """Largest number of tokens of these responses."""
 
     dry_run: bool = False
-    """Say what would be done (rows, lengths, truncation, the first example, parameters, memory) and
-    stop; nothing is compiled or written."""
+    """Show what a run would do (rows, lengths, truncation, the first example, parameters, memory)
+    and stop. Nothing is compiled or written."""
+
+
+def program_config(config: Config) -> Config:
+    """Returns the config with defaults in the fields that no compiled program reads.
+
+    Equal results share compiled programs.
+    """
+    unread = (*FREE, "seed")
+    defaults: dict[str, Any] = {
+        field.name: field.default for field in dataclasses.fields(config) if field.name in unread
+    }
+    return dataclasses.replace(config, **defaults)
 
 
 SIZE = binary.whole(1, 2**16)  # of a batch
-LENGTH = binary.whole(1, 2**20)  # tokens; the model's own bound is checked when it is open
+LENGTH = binary.whole(1, 2**20)  # tokens; the model's own limit is checked when it is opened
 
 RANGES = {
     "utility_scale": binary.POSITIVE,
@@ -234,11 +266,11 @@ RANGES = {
     "num_generations": binary.whole(0, 2**10),
     "max_completion_length": LENGTH,
 }
-"""What every flag that is a number may be."""
+"""The range of every flag that is a number."""
 
 
 def check(config: Config) -> None:
-    """Refuses values that cannot be.
+    """Raises an error if a flag has an impossible value.
 
     Raises:
       UsageError: with the flag's name, what was expected and what was found.
@@ -251,6 +283,10 @@ def check(config: Config) -> None:
     if config.template_date is not None:
         binary.date("template_date", config.template_date)
     if config.utility == "mean" and config.objective != "ilhf":
-        raise UsageError(f"--utility=mean belongs to ilhf, found --objective={config.objective}")
+        raise UsageError(
+            f"--utility=mean belongs to --objective=ilhf, found --objective={config.objective}"
+        )
     if config.kl_weight and config.objective != "ilhf":
-        raise UsageError(f"--kl_weight belongs to ilhf, found --objective={config.objective}")
+        raise UsageError(
+            f"--kl_weight belongs to --objective=ilhf, found --objective={config.objective}"
+        )

@@ -1,57 +1,89 @@
-"""How far a model has moved from its reference, in both directions."""
+"""How far a model has moved from its reference, measured in both directions."""
 
+import functools
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
 
 from shatter import documents
+from shatter.cli.finetune import learning
 from shatter.cli.finetune.config import Config
-from shatter.cli.finetune.learning import Sampled, compiler_options, forward_kl
-from shatter.cli.finetune.task import Pretrained
+from shatter.cli.finetune.history import Record
+from shatter.cli.finetune.learning import Sampled, Trainable
+from shatter.cli.finetune.pretrained import Pretrained, compiler_options, without_arrays
+from shatter.cli.finetune.task import Task, unique_prompts
 from shatter.types import Params
 
 
-def make_divergences(
-    config: Config, model: Pretrained
-) -> Callable[[Params, Sampled, Sampled], dict[str, float]]:
-    """Both divergences of a model from the reference, with standard errors, nats a document.
+def make_divergences(config: Config, task: Task) -> tuple[Callable[[Trainable], Record], Sampled]:
+    """Samples from the reference, and makes a function that measures divergences from it.
 
-    `kl` is KL(model || reference), the mean of log pi(x) - log p0(x) over samples of the model, the
-    quantity of KL-regularised RL; `kl_forward` is KL(reference || model), exact along every sample
-    of the reference, ILHF's regulariser.
+    `kl` is KL(model || reference), the mean of log pi(x) - log p0(x) over samples of the model,
+    which KL-regularised reinforcement learning penalises. `kl_forward` is KL(reference || model),
+    computed exactly along every sample of the reference, which is ILHF's regulariser.
 
     Args:
       config: the config.
-      model: the pretrained model, which is the reference.
+      task: the model, which is the reference, and the prompts.
 
     Returns:
-      `(params, samples of the reference, samples of the model) -> numbers by name`.
+      `trainable -> metrics`, both divergences and their standard errors by name, nats a document;
+      and the samples of the reference.
     """
+    model, prompts = task.model, unique_prompts(task)
+    order = np.random.default_rng(config.seed).permutation(len(prompts))[: config.kl_samples]
+    sampled = [prompts[n] for n in order]
+    draw = learning.make_sampler(
+        model, num_samples=-(-config.kl_samples // len(sampled)), max_length=config.kl_length
+    )
+    measure = _make_measure(config, model)
+    ref_key, own_key = jax.random.split(jax.random.key(config.seed))
+    samples = draw(model.params, ref_key, sampled)
 
-    @partial(jax.jit, compiler_options=compiler_options(model))
-    def chunk(params: Params, pretrained: Params, ref: Sampled, own: Sampled) -> tuple:
-        logits = model.lm.apply(pretrained, own.tokens, valid=own.valid)
-        reverse = own.log_probs - documents.log_prob(logits, own.tokens, own.mask)
-        return forward_kl(model, params, pretrained, ref), reverse
+    def divergences(trainable: Trainable) -> Record:
+        params = learning.assemble(model, trainable, model.params)
+        return measure(params, samples, draw(params, own_key, sampled))
 
-    def divergences(params: Params, ref: Sampled, own: Sampled) -> dict[str, float]:
+    return divergences, samples
+
+
+def _make_measure(
+    config: Config, model: Pretrained
+) -> Callable[[Params, Sampled, Sampled], Record]:
+    """Makes `(params, samples of the reference, samples of the model) -> metrics`."""
+    both = _program(without_arrays(model))
+
+    def measure(params: Params, ref: Sampled, own: Sampled) -> Record:
         num = min(len(ref.tokens), len(own.tokens))
         size = min(config.kl_batch_size, num)
-        found: list[Any] = []
+        parts = []
         for first in range(0, num - size + 1, size):
             take = lambda leaf, first=first: leaf[first : first + size]
-            parts = (jax.tree.map(take, ref), jax.tree.map(take, own))
-            found.append(chunk(params, model.params, *parts))
-        forward, reverse = (np.concatenate(column) for column in zip(*found, strict=True))
-        error = lambda values: float(np.std(values) / np.sqrt(len(values)))
+            parts.append(
+                both(params, model.params, jax.tree.map(take, ref), jax.tree.map(take, own))
+            )
+        forward, reverse = (np.concatenate(column) for column in zip(*parts, strict=True))
+        standard_error = lambda values: float(np.std(values) / np.sqrt(len(values)))
         return {
             "kl": float(np.mean(reverse)),
-            "kl_standard_error": error(reverse),
+            "kl_standard_error": standard_error(reverse),
             "kl_forward": float(np.mean(forward)),
-            "kl_forward_standard_error": error(forward),
+            "kl_forward_standard_error": standard_error(forward),
         }
 
-    return divergences
+    return measure
+
+
+@functools.cache
+def _program(model: Pretrained) -> Callable[[Params, Params, Sampled, Sampled], tuple]:
+    """Compiles log-ratios along samples of the reference and of the model, forward and reverse."""
+
+    @partial(jax.jit, compiler_options=compiler_options(model))
+    def both(params: Params, pretrained: Params, ref: Sampled, own: Sampled) -> tuple:
+        logits = model.lm.apply(pretrained, own.tokens, valid=own.valid)
+        reverse = own.log_probs - documents.log_prob(logits, own.tokens, own.mask)
+        return learning.forward_kl(model, params, pretrained, ref), reverse
+
+    return both

@@ -1,4 +1,4 @@
-"""What a run measures: means over batches that add up, and the rows of metrics.jsonl."""
+"""The metrics of a run: means over batches, and the rows of metrics.jsonl."""
 
 import hashlib
 import json
@@ -11,35 +11,35 @@ from typing import Any
 import jax
 import numpy as np
 
-from shatter.cli.common import run_folder
 from shatter.cli.common.binary import UsageError
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.objectives import Mean
+from shatter.data.atomic import write_atomically
 
 Record = dict[str, float]
-"""One row of the metrics: `step`, `epoch` and what was measured."""
+"""One row of the metrics: `step`, `epoch` and measures by name."""
 
 Sums = dict[str, list[float]]
-"""By name what was added up and its weight: a mean as far as its updates are in."""
+"""Weighted sums and their weights by name, of which means are made."""
 
 
 def is_evaluation(row: Record) -> bool:
-    """Whether a row holds held-out measures; the others are of training."""
+    """Returns whether a row is of an evaluation; the others are of training."""
     return "learning_rate" not in row
 
 
 def fetch(on_device: Sequence[Any], first: int) -> list[dict[str, Any]]:
-    """Metrics of batches as numbers.
+    """Fetches the metrics of batches from the devices.
 
     Args:
-      on_device: what the steps returned, batch by batch.
-      first: the number of the first of them.
+      on_device: the metrics that the steps returned, batch by batch.
+      first: the number of the first batch.
 
     Returns:
-      The same, on the host.
+      The metrics, on the host.
 
     Raises:
-      UsageError: naming the first that is not finite and its batch.
+      UsageError: naming the first metric that is not finite, and its batch.
     """
     fetched = jax.device_get(list(on_device))
     for number, metrics in enumerate(fetched, start=first):
@@ -54,18 +54,18 @@ def fetch(on_device: Sequence[Any], first: int) -> list[dict[str, Any]]:
 
 
 def add_update(sums: Sums, batches: Sequence[dict[str, Any]], weight: float) -> Sums:
-    """Adds the metrics of an update, made of one batch or of several, to a mean over updates.
+    """Adds the metrics of an update to the sums over the updates before it.
 
-    A `Mean` over rows, the objective among them, counts by the weight of its rows, so that a mean
-    over updates is that over all their rows; `kl` and `grad_norm` count once an update.
+    A `Mean` over rows, such as the objective, counts by the weight of its rows, so that a mean over
+    updates is the mean over all their rows. `kl` and `grad_norm` count once per update.
 
     Args:
-      sums: of the updates before.
-      batches: metrics of the update's batches, whose `Mean`s weigh at most 1 together.
-      weight: of the update's rows.
+      sums: the sums over the updates before.
+      batches: the metrics of the update's batches, whose `Mean`s together weigh at most 1.
+      weight: the weight of the update's rows.
 
     Returns:
-      The sums with it.
+      The sums over all updates.
     """
     added: Sums = {name: list(pair) for name, pair in sums.items()}
     for metrics in batches:
@@ -84,15 +84,19 @@ def add_update(sums: Sums, batches: Sequence[dict[str, Any]], weight: float) -> 
 
 
 def means(config: Config, sums: Sums) -> Record:
-    """The means; one over nothing is absent."""
-    found = {name: total / weight for name, (total, weight) in sums.items() if weight > 0}
-    if "objective" in found:
-        found["loss"] = found.pop("objective") + config.kl_weight * found.get("kl", 0.0)
-    return found
+    """Returns the means and the loss that they make; a mean over nothing is absent."""
+    row = {name: total / weight for name, (total, weight) in sums.items() if weight > 0}
+    if "objective" in row:
+        row["loss"] = row.pop("objective") + config.kl_weight * row.get("kl", 0.0)
+    return row
 
 
 class Log:
-    """metrics.jsonl: a row a line, on disk before the next step; and the rows so far."""
+    """The file metrics.jsonl, one row a line; a row is on the disk before the next step begins.
+
+    Attributes:
+      rows: the rows so far.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "metrics.jsonl"
@@ -101,18 +105,18 @@ class Log:
         self.rows: list[Record] = []
 
     def digest(self) -> str:
-        """sha256 of the file as far as it is written."""
+        """Returns the sha256 of all rows written so far."""
         return hashlib.sha256(b"".join(self._lines)).hexdigest()
 
     def truncate(self, num_rows: int, digest: str | None = None) -> None:
-        """Keeps the first rows of an earlier process.
+        """Keeps the first rows that an earlier process wrote, and cuts off the others.
 
         Args:
-          num_rows: how many.
-          digest: sha256 of these rows when they were written; None = unknown.
+          num_rows: how many rows to keep.
+          digest: the sha256 of these rows when they were written; None = unknown.
 
         Raises:
-          UsageError: naming the file, if it cannot be read, has fewer rows or a damaged one.
+          UsageError: naming the file, if it cannot be read, has fewer rows, or a row is damaged.
         """
         try:
             content = self._path.read_bytes() if num_rows and self._path.exists() else b""
@@ -124,17 +128,21 @@ class Log:
                 f"{self._path} has {len(lines)} rows and the checkpoint was made after {num_rows}"
             )
         rows = [self._read(number, line) for number, line in enumerate(lines, start=1)]
-        found = hashlib.sha256(b"".join(lines)).hexdigest()
-        if digest is not None and found != digest:
+        content = b"".join(lines)
+        if digest not in (None, now := hashlib.sha256(content).hexdigest()):
             raise UsageError(
                 f"{self._path} is damaged: the sha256 of its first {num_rows} rows was {digest} "
-                f"when they were written, and is {found}"
+                f"when they were written, and is {now} now"
             )
-        with run_folder.replaced(self._path) as file:
-            file.write(b"".join(lines))
+        write_atomically(self._path, content)
         self._lines, self.rows = lines, rows
 
     def _read(self, number: int, line: bytes) -> Record:
+        """Parses a line.
+
+        Raises:
+          UsageError: naming the file and the line, if it is not a row of metrics.
+        """
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -156,7 +164,7 @@ class Log:
         """Appends a row.
 
         Raises:
-          UsageError: if a number is not finite, which JSON cannot say.
+          UsageError: if a number is not finite, which JSON cannot express.
         """
         for name, value in row.items():
             if not math.isfinite(value):
@@ -176,13 +184,13 @@ class Log:
                 self._board.add_scalar(name, value, int(row["step"]))
 
     def close(self) -> None:
-        """Ends the TensorBoard file."""
+        """Closes the TensorBoard file."""
         if self._board is not None:
             self._board.close()
 
 
 def _tensorboard(folder: Path) -> Any:
-    """A writer where tensorboardX is installed."""
+    """Returns a writer of TensorBoard files if tensorboardX is installed, and otherwise None."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
@@ -191,7 +199,7 @@ def _tensorboard(folder: Path) -> Any:
 
 
 def csv_rows(config: Config, history: Iterable[Mapping[str, float]]) -> Iterable[tuple]:
-    """The history as rows of `run_folder.CSV_COLUMNS`."""
+    """Yields the metrics as rows of `run_folder.CSV_COLUMNS`."""
     for row in history:
         for name, value in row.items():
             if name != "step":

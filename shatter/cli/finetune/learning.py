@@ -1,5 +1,6 @@
-"""The model as a function of what is trained and what is frozen: objective, samples, distances."""
+"""The model as a function of its trained and its frozen parameters: objective, samples, KL."""
 
+import functools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -7,20 +8,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from shatter import data, documents, losses, models
-from shatter.cli.common import compiling
 from shatter.cli.common.binary import UsageError
 from shatter.cli.finetune import objectives
+from shatter.cli.finetune.batches import StepBatch
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.objectives import OBJECTIVES, Mean, Scores
-from shatter.cli.finetune.task import Pretrained, Training
+from shatter.cli.finetune.pretrained import Pretrained, compiler_options, without_arrays
+from shatter.models.pretrained import end_tokens
 from shatter.types import Array, Key, Params
 
 
 class Trainable(NamedTuple):
-    """What is trained: all parameters or the adapters, and the reward head `[D]` if there is."""
+    """What is trained.
+
+    Attributes:
+      model: all parameters of the model, or the adapters.
+      head: the reward head `[D]`; None = the objective has none.
+    """
 
     model: Params
     head: Array | None
@@ -36,86 +42,25 @@ class Sampled(NamedTuple):
 
 
 class Frozen(NamedTuple):
-    """What is not trained: the pretrained parameters where a step reads them, samples of them."""
+    """What a training step reads and does not train.
+
+    Attributes:
+      params: the pretrained parameters; None = a step does not read them.
+      samples: samples of the pretrained model; None = there is no regulariser.
+    """
 
     params: Params | None
     samples: Sampled | None
 
 
-class Numbers(NamedTuple):
-    """A batch as a step sees it: B comparisons of K documents, each with A answers.
-
-    Attributes:
-      tokens: `[B, K, T]`.
-      mask: `[B, K, T]`, true on the completion.
-      valid: `[B, K, T]`, false on padding.
-      ranks: `[B, A, K]`.
-      weight: `[B, A]`, over what all answers of the update weigh, in this batch and its others.
-      ref_log_probs: `[B, K]`, the reference's, nats.
-      part: int `[B]`, the same in all rows: which of its update's batches this is, from 0.
-    """
-
-    tokens: Array
-    mask: Array
-    valid: Array
-    ranks: Array
-    weight: Array
-    ref_log_probs: Array
-    part: Array
-
-
-def numbers(
-    batch: data.Batch,
-    ref_log_probs: np.ndarray,
-    train: Training | None = None,
-    total: float | None = None,
-    part: int = 0,
-) -> Numbers:
-    """A batch as a step sees it.
+def start(config: Config, model: Pretrained, key: Key) -> Trainable:
+    """Returns what is trained before the first step: copies, because training donates its buffers.
 
     Args:
-      batch: the batch.
-      ref_log_probs: the reference's, `[rows, K]`, nats.
-      train: the answers to learn from; None = the rows' own.
-      total: what all answers of the update weigh; None = the batch is the whole of it.
-      part: which of its update's batches this is.
-
-    Returns:
-      The arrays, on the host.
+      config: the config.
+      model: the pretrained model.
+      key: a typed key, for the adapters.
     """
-    row = np.maximum(batch.row, 0)
-    ranks = batch.ranks[:, None] if train is None else train.ranks[row]
-    weight = answer_weights(batch, train)
-    total = float(weight.sum()) if total is None else total
-    weight = (weight / (total if total > 0 else 1.0)).astype(np.float32)
-    fields: list[Any] = [batch.tokens, batch.mask, batch.valid, ranks, weight, ref_log_probs[row]]
-    fields.append(np.full(len(row), part, np.int32))
-    return Numbers(*fields)
-
-
-def answer_weights(batch: data.Batch, train: Training | None) -> np.ndarray:
-    """How many people gave each answer, `[B, A]`; 0 in rows that fill up the batch."""
-    if train is None:
-        return batch.weight[:, None].astype(np.float64)
-    row = np.maximum(batch.row, 0)
-    return train.weight[row].astype(np.float64) * (batch.row >= 0)[:, None]
-
-
-def compiler_options(model: Pretrained) -> dict[str, Any] | None:
-    """Options of every program of a run.
-
-    In bfloat16 results are rounded where the model says, and not where the compiler likes: a
-    program with gradients and one without would else differ by tenths of a nat a document, and a
-    model from its own reference.
-    """
-    options = compiling.compiler_options() or {}
-    if model.config.dtype == "bfloat16":
-        options["xla_allow_excess_precision"] = False
-    return options or None
-
-
-def start(config: Config, model: Pretrained, key: Key) -> Trainable:
-    """What is trained, before the first step: copies, for the steps consume them."""
     head = jnp.zeros(model.config.width) if config.objective == "reward_model" else None
     if model.lora is None:
         return Trainable(jax.tree.map(jnp.array, model.params), head)
@@ -123,14 +68,24 @@ def start(config: Config, model: Pretrained, key: Key) -> Trainable:
 
 
 def assemble(model: Pretrained, trainable: Trainable, pretrained: Params | None) -> Params:
-    """Parameters for `model.lm`; the pretrained ones are read where there are adapters."""
+    """Returns the parameters for `model.lm`; only adapters read the pretrained ones."""
     if model.lora is None:
         return trainable.model
     return models.with_lora(pretrained, trainable.model, model.lora)
 
 
-def score(model: Pretrained, params: Params, head: Array | None, batch: Numbers) -> Scores:
-    """What a model says of a batch; with a reward head its log-probs are not computed."""
+def score(model: Pretrained, params: Params, head: Array | None, batch: StepBatch) -> Scores:
+    """Scores the documents of a batch: by their log-probs, or by the reward head if there is one.
+
+    Args:
+      model: the pretrained model.
+      params: parameters for `model.lm`.
+      head: the reward head `[D]`; with one, log-probs are not computed and are 0.
+      batch: the batch.
+
+    Returns:
+      The scores.
+    """
     lengths = jnp.maximum(jnp.sum(batch.mask, axis=-1), 1)
     if head is None:
         logits = model.lm.apply(params, batch.tokens, valid=batch.valid)
@@ -147,24 +102,24 @@ def score(model: Pretrained, params: Params, head: Array | None, batch: Numbers)
 def make_objective(
     config: Config, model: Pretrained
 ) -> Callable[..., tuple[Array, dict[str, Any]]]:
-    """Binds the table's objective to the model.
+    """Binds the objective to the model.
 
-    A batch's loss is its part of the update's: the sum over its answers of their weight, over that
-    of all answers in the update, times their loss; and with `kl_weight` its part of the mean
-    divergence along the update's samples. Losses and gradients of an update's batches add up.
+    The loss of a batch is its part of the update's loss: the sum over its answers of their share of
+    the update's weight times their loss. With `kl_weight` its part of the mean divergence along the
+    update's samples is added. The losses and gradients of an update's batches add up.
 
     Args:
       config: the config.
       model: the pretrained model.
 
     Returns:
-      `(trainable, frozen, key, batch) -> (loss, metrics)`; the metrics are `Mean`s by name over
-      the batch's part of the update, "objective" (the loss without the regulariser) among them,
-      and "kl", the batch's part of the mean divergence, nats a document.
+      `(trainable, frozen, key, batch) -> (loss, metrics)`. The metrics are `Mean`s over the batch's
+      part of the update, by name, among them "objective" (the loss without the regulariser); and
+      "kl", the batch's part of the mean divergence, nats a document.
     """
 
     def objective(
-        trainable: Trainable, frozen: Frozen, key: Key, batch: Numbers
+        trainable: Trainable, frozen: Frozen, key: Key, batch: StepBatch
     ) -> tuple[Array, dict[str, Any]]:
         params = assemble(model, trainable, frozen.params)
         scores = score(model, params, trainable.head, batch)
@@ -187,10 +142,10 @@ def make_objective(
 def _part_of_samples(
     config: Config, samples: Sampled, key: Key, part: Array
 ) -> tuple[Sampled, Array]:
-    """The samples that a batch reads, and the weights with which they count, `[n]`.
+    """Returns the samples that a batch reads, and their weights `[n]`.
 
-    An update draws `kl_batch_size` samples, by its key alone, and its batches share them out: the
-    regulariser of an update is the same however it is cut into batches.
+    An update draws `kl_batch_size` samples by its key alone, and its batches share them out.
+    Therefore the regulariser of an update is the same however it is cut into batches.
     """
     total = len(samples.tokens)
     num = min(config.kl_batch_size, total)
@@ -202,36 +157,8 @@ def _part_of_samples(
     return jax.tree.map(lambda leaf: leaf[rows], samples), share
 
 
-def make_schedule(config: Config, num_steps: int) -> optax.Schedule:
-    """The learning rate by step of the optimiser."""
-    warmup = round(config.warmup_ratio * num_steps)
-    rate, rest = config.learning_rate, max(num_steps - warmup, 1)
-    after = {
-        "constant": optax.constant_schedule(rate),
-        "linear": optax.linear_schedule(rate, 0.0, rest),
-        "cosine": optax.cosine_decay_schedule(rate, rest),
-    }[config.lr_scheduler_type]
-    if not warmup:
-        return after
-    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup])
-
-
-def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """AdamW with clipping."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm),
-        optax.adamw(
-            schedule,
-            b1=config.adam_beta1,
-            b2=config.adam_beta2,
-            eps=config.adam_epsilon,
-            weight_decay=config.weight_decay,
-        ),
-    )
-
-
 def forward_kl(model: Pretrained, params: Params, pretrained: Params, samples: Sampled) -> Array:
-    """KL(reference || model) along documents of the reference, `[N]`, nats a document."""
+    """Computes KL(reference || model) along documents of the reference, `[N]`, nats a document."""
     apply = lambda p: model.lm.apply(p, samples.tokens, valid=samples.valid)
     ref_logits = apply(jax.lax.stop_gradient(pretrained))
     return losses.forward_kl_loss(ref_logits, apply(params), samples.mask)
@@ -240,15 +167,15 @@ def forward_kl(model: Pretrained, params: Params, pretrained: Params, samples: S
 def make_sampler(
     model: Pretrained, *, num_samples: int, max_length: int
 ) -> Callable[[Params, Key, Sequence[np.ndarray]], Sampled]:
-    """Draws responses at temperature 1, by one compiled program a length of prompts.
+    """Makes a sampler of responses at temperature 1; it compiles one program per prompt length.
 
     Args:
       model: the pretrained model.
-      num_samples: responses a prompt.
-      max_length: their largest number of tokens.
+      num_samples: responses per prompt.
+      max_length: the largest number of tokens of a response.
 
     Returns:
-      `(params, key, prompts) -> documents`, prompt by prompt; prompts that leave no room for the
+      `(params, key, prompts) -> documents`, prompt by prompt. Prompts that leave no room for the
       response are shortened by `shatter.data.truncate_prompt`.
 
     Raises:
@@ -263,8 +190,23 @@ def make_sampler(
             f"found {max_length}"
         )
     bos = model.tokenizer.eos if model.tokenizer.bos is None else model.tokenizer.bos
-    ids = dict.fromkeys((model.tokenizer.eos, *model.config.eos))
-    ends = tuple(end for end in ids if end is not None)
+    ends = end_tokens(model.config, model.tokenizer)
+    run = _sampler(without_arrays(model), num_samples, max_length, ends)
+
+    def draw(params: Params, key: Key, prompts: Sequence[np.ndarray]) -> Sampled:
+        tokens, valid = documents.pad_prompts(
+            [data.truncate_prompt(prompt, longest, bos=bos) for prompt in prompts]
+        )
+        return run(params, key, jnp.asarray(tokens), jnp.asarray(valid))
+
+    return draw
+
+
+@functools.cache
+def _sampler(
+    model: Pretrained, num_samples: int, max_length: int, ends: tuple[int, ...]
+) -> Callable[[Params, Key, Array, Array], Sampled]:
+    """Compiles `(params, key, tokens[B, P], valid[B, P]) -> documents`."""
 
     @partial(jax.jit, compiler_options=compiler_options(model))
     def run(params: Params, key: Key, tokens: Array, valid: Array) -> Sampled:
@@ -284,10 +226,4 @@ def make_sampler(
         tokens = samples.tokens.reshape(mask.shape)
         return Sampled(tokens, mask, mask | before, samples.raw_log_probs.reshape(-1))
 
-    def draw(params: Params, key: Key, prompts: Sequence[np.ndarray]) -> Sampled:
-        tokens, valid = documents.pad_prompts(
-            [data.truncate_prompt(prompt, longest, bos=bos) for prompt in prompts]
-        )
-        return run(params, key, jnp.asarray(tokens), jnp.asarray(valid))
-
-    return draw
+    return run

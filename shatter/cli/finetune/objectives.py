@@ -13,13 +13,13 @@ from shatter.types import Array
 
 
 class Scores(NamedTuple):
-    """What a model says of B comparisons of K responses.
+    """A model's scores of the K responses in each of B comparisons.
 
     Attributes:
       log_probs: `[B, K]`, summed over the response's tokens, EOS included, nats.
-      lengths: int `[B, K]`, those tokens.
-      ref_log_probs: `[B, K]`, the frozen model's.
-      rewards: `[B, K]`, of the reward head; 0 without one.
+      lengths: int `[B, K]`, the number of those tokens.
+      ref_log_probs: `[B, K]`, the log-probs under the frozen model, nats.
+      rewards: `[B, K]`, the outputs of the reward head; 0 without one.
     """
 
     log_probs: Array
@@ -29,7 +29,7 @@ class Scores(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """A weighted mean in two parts, which add up over batches; without weight there is no mean.
+    """A weighted mean as a sum and a weight, each of which adds up over batches.
 
     Attributes:
       total: `[]`, the weighted sum.
@@ -41,11 +41,12 @@ class Mean(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """What is minimised, and what it means for choices.
+    """An objective of fine-tuning.
 
     Attributes:
-      losses: `(config, scores, ranks[B, K]) -> [B]`.
-      utilities: `(config, scores) -> [B, K]`: choices are by Luce's rule on them, nats.
+      losses: `(config, scores, ranks[B, K]) -> [B]`, the losses that are minimised.
+      utilities: `(config, scores) -> [B, K]`, nats; by Luce's rule on them the model predicts
+        choices.
       has_reference: whether the loss reads the frozen model's log-probs.
     """
 
@@ -55,7 +56,7 @@ class Objective(NamedTuple):
 
 
 def implicit_rewards(config: Config, scores: Scores) -> Array:
-    """`beta (log pi - log p0)`, `[B, K]`: the reward that a direct method's model implies."""
+    """Returns `beta (log pi - log p0)`, `[B, K]`, the reward that the model's policy implies."""
     return config.beta * (scores.log_probs - scores.ref_log_probs)
 
 
@@ -70,10 +71,10 @@ def _ilhf(config: Config, scores: Scores, ranks: Array) -> Array:
 
 
 def _over_pairs(pair_loss: Callable[[np.ndarray, np.ndarray], Array], ranks: Array) -> Array:
-    """The mean over a comparison's strictly ordered pairs; 0 where there is none.
+    """Returns the mean loss of each comparison's strictly ordered pairs; 0 if there are none.
 
     Args:
-      pair_loss: `(better[P], worse[P]) -> [B, P]`, of slots.
+      pair_loss: `(better[P], worse[P]) -> [B, P]`, the loss of pairs of slots.
       ranks: int `[B, K]`.
 
     Returns:
@@ -84,31 +85,34 @@ def _over_pairs(pair_loss: Callable[[np.ndarray, np.ndarray], Array], ranks: Arr
     return masked_mean(pair_loss(better, worse), shown & (ranks[:, better] < ranks[:, worse]))
 
 
-def _four(
+def _pair_log_probs(
     scores: Scores, better: np.ndarray, worse: np.ndarray
 ) -> tuple[Array, Array, Array, Array]:
+    """Returns the log-probs of pairs, better and worse, under the model and the reference."""
     own, ref = scores.log_probs, scores.ref_log_probs
     return own[:, better], own[:, worse], ref[:, better], ref[:, worse]
 
 
 def _dpo(config: Config, scores: Scores, ranks: Array) -> Array:
     beta, smoothing = config.beta, config.label_smoothing
-    loss = lambda i, j: losses.dpo_loss(*_four(scores, i, j), beta=beta, label_smoothing=smoothing)
+    loss = lambda i, j: losses.dpo_loss(
+        *_pair_log_probs(scores, i, j), beta=beta, label_smoothing=smoothing
+    )
     return _over_pairs(loss, ranks)
 
 
 def _ipo(config: Config, scores: Scores, ranks: Array) -> Array:
-    loss = lambda i, j: losses.ipo_loss(*_four(scores, i, j), beta=config.beta)
+    loss = lambda i, j: losses.ipo_loss(*_pair_log_probs(scores, i, j), beta=config.beta)
     return _over_pairs(loss, ranks)
 
 
 def _slic(config: Config, scores: Scores, ranks: Array) -> Array:
-    loss = lambda i, j: losses.slic_loss(*_four(scores, i, j)[:2], delta=config.delta)
+    loss = lambda i, j: losses.slic_loss(*_pair_log_probs(scores, i, j)[:2], delta=config.delta)
     return _over_pairs(loss, ranks)
 
 
 def _sft(config: Config, scores: Scores, ranks: Array) -> Array:
-    """Minus the mean log-prob of a token of the best completions."""
+    """Returns minus the mean log-prob of a token of the best completions, `[B]`."""
     del config
     shown = jnp.where(ranks >= 0, ranks, jnp.iinfo(ranks.dtype).max)
     best = (ranks >= 0) & (shown == jnp.min(shown, axis=1, keepdims=True))
@@ -141,16 +145,16 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def metrics(config: Config, scores: Scores, ranks: Array, weight: Array) -> dict[str, Mean]:
-    """Means over comparisons with a best and a worst response, under the names that TRL has.
+    """Computes means over comparisons with a best and a worst response, under TRL's names.
 
-    Where a comparison has several best (worst) ones, their mean is taken. A margin within the
-    rounding of a sum of log-probs (1e-4 nats) is none: accuracies count it as 0.
+    If several responses of a comparison are best (worst), their mean is taken. Margins below 1e-4
+    nats of log-prob are within the rounding of a sum of log-probs, so accuracies count them as 0.
 
     Args:
       config: the config.
-      scores: of the batch.
+      scores: the scores of the batch.
       ranks: int `[B, K]`.
-      weight: `[B]`.
+      weight: `[B]`, the weight of each comparison.
 
     Returns:
       Means by name.

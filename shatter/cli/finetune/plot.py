@@ -1,4 +1,4 @@
-"""The figure of a run: the loss, held-out measures, and what happened to the log-probs."""
+"""The figure of a run: loss, held-out measures, log-probs and divergences by step."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ def draw(config: Config, history: Sequence[Record], path: Path) -> None:
     Args:
       config: the config.
       history: the rows of its metrics.
-      path: the PNG.
+      path: the PNG file.
     """
     figure, axes = plt.subplots(2, 2, figsize=(10, 7), constrained_layout=True)
     training = [row for row in history if not is_evaluation(row)]
@@ -34,7 +34,7 @@ def draw(config: Config, history: Sequence[Record], path: Path) -> None:
     axes[0, 0].set_ylabel(f"nats a comparison ({config.objective})")
     _curves(axes[0, 1], training, {"rewards/accuracies": "training"})
     axes[0, 1].axhline(0.5, color="0.7", linewidth=0.8)
-    axes[0, 1].set_ylabel("share of comparisons ordered right")
+    axes[0, 1].set_ylabel("share of comparisons ordered as people do")
     if config.objective == "reward_model":
         names = {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}
         axes[1, 0].set_ylabel("reward")
@@ -52,7 +52,7 @@ def draw(config: Config, history: Sequence[Record], path: Path) -> None:
         axis.set_xlabel("step")
         if axis.has_data() and axis.get_legend_handles_labels()[0]:
             for text in axis.legend(fontsize=8).get_texts():
-                text.set_parse_math(False)  # a file's name may hold $
+                text.set_parse_math(False)  # a file's name may contain $
     title = figure.suptitle(f"{config.objective} on {Path(config.dataset_name).name}")
     title.set_parse_math(False)
     figure.savefig(path, dpi=130)

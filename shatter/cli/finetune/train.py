@@ -1,42 +1,35 @@
-"""One run: steps, metrics, evaluations, checkpoints, and the exact way back after a kill."""
+"""The training loop of a run: steps, metrics, evaluations and checkpoints."""
 
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 import optax
 
 from shatter import data, training
-from shatter.cli.common.binary import UsageError
-from shatter.cli.finetune import checkpoints, history, learning, scoring
-from shatter.cli.finetune.checkpoints import open_checkpoints as _checkpoints
+from shatter.cli.common.checkpoints import Checkpoints
+from shatter.cli.finetune import checkpoints, evaluation, history, plan
 from shatter.cli.finetune.config import Config
-from shatter.cli.finetune.divergences import make_divergences
 from shatter.cli.finetune.history import Log as _Log
 from shatter.cli.finetune.history import Record, Sums
-from shatter.cli.finetune.learning import Frozen, Sampled, Trainable
-from shatter.cli.finetune.plan import (
-    batch_size,
-    batches_an_epoch,
-    num_batches,
-    num_steps,
-    plan_facts,
-    spread,
-)
+from shatter.cli.finetune.learning import Trainable
+from shatter.cli.finetune.optimizer import make_schedule
 from shatter.cli.finetune.task import Task
+from shatter.cli.finetune.updates import Measured, Update, make_update
+
+Progress = Callable[[str, int], None]
+"""Called with a message and the number of steps done since the last call."""
 
 
 class Result(NamedTuple):
-    """What a run ends with.
+    """The result of a run.
 
     Attributes:
       trainable: what was trained, after the last step.
       history: the rows of the metrics, in order.
-      seconds: what the steps of this process took, compilation included.
-      tokens: how many tokens those steps read.
+      seconds: the time that the steps of this process took, compilation included.
+      tokens: the number of tokens that those steps read.
     """
 
     trainable: Trainable
@@ -45,18 +38,59 @@ class Result(NamedTuple):
     tokens: int
 
 
-class _Loop(NamedTuple):
-    """Where a run stands between two updates; `on_device` are updates not yet in `sums`."""
+class _Run(NamedTuple):
+    """The parts of a run.
+
+    Attributes:
+      config: the config.
+      length: its length.
+      evaluate: measures a model.
+      update: makes a step.
+      schedule: the learning rate by step.
+      batches: the iterator over the batches.
+      log: the metrics on disk.
+      saved: the checkpoints.
+      facts: what a resumed run must share, from `plan.plan_facts`.
+      progress: shows progress.
+    """
+
+    config: Config
+    length: plan.Length
+    evaluate: evaluation.Evaluate
+    update: Update
+    schedule: optax.Schedule
+    batches: Any
+    log: _Log
+    saved: Checkpoints
+    facts: dict[str, str]
+    progress: Progress
+
+
+class _Position(NamedTuple):
+    """The position of a run between two steps.
+
+    Attributes:
+      step: the number of steps made.
+      tokens: the number of tokens read.
+      state: the learner's state.
+      sums: metrics summed since the last row of the log.
+      pending: metrics of the latest updates, which are not in `sums` yet because fetching them from
+        the devices would interrupt the training.
+    """
 
     step: int
     tokens: int
+    state: training.TrainState
     sums: Sums
-    on_device: list[tuple[list[Any], float]]
+    pending: list[Measured]
 
 
-def unique_prompts(task: Task) -> list[np.ndarray]:
-    """The different prompts of the training data, in order."""
-    return list({row.prompt.tobytes(): row.prompt for row in task.train.encoded}.values())
+class _Start(NamedTuple):
+    """The step, tokens and time (seconds) at which the steps of this process begin."""
+
+    step: int
+    tokens: int
+    time: float
 
 
 def train(
@@ -64,193 +98,157 @@ def train(
     task: Task,
     folder: Path,
     *,
-    progress: Callable[[str, int], None] = lambda message, steps: None,
+    progress: Progress = lambda message, steps: None,
 ) -> Result:
-    """Trains, or goes on from the newest sound checkpoint.
+    """Trains from the beginning, or from the newest undamaged checkpoint.
 
-    A checkpoint holds the learner's state, the iterator's and the metrics since the last row, so
-    that a resumed run is the uninterrupted one to the bit (on a CPU). A save that is interrupted
-    does not harm the one before.
+    A checkpoint holds the states of the learner and of the data iterator and the metrics since the
+    last row, so that a resumed run ends with the same bits as the uninterrupted one (on a CPU). A
+    save that is interrupted does not harm the checkpoint before it.
 
     Args:
       config: the config.
       task: the model and the comparisons.
       folder: the run folder.
-      progress: called with a message and the steps done since the last call.
+      progress: called with a message and the number of steps done since the last call.
 
     Returns:
       The result.
 
     Raises:
-      UsageError: if the loss or the gradient is not finite, no checkpoint is sound, or one was made
-        by another plan.
+      UsageError: if the loss or the gradient is not finite, all checkpoints are damaged, or one was
+        made with other batches, devices or software.
     """
-    total, facts = num_steps(config, task), plan_facts(config, task)
-    accumulation, an_epoch = config.gradient_accumulation_steps, batches_an_epoch(config, task)
-    num_in_all = num_batches(config, task)
-    judge, refs, frozen = _prepare(config, task, progress)
-    schedule = learning.make_schedule(config, total)
-    state, update = _make_update(config, task, refs, frozen, schedule)
-    iterator = data.batches(
+    length, facts = plan.run_length(config, task), plan.plan_facts(config, task)
+    prepared = evaluation.prepare(config, task, progress)
+    state, update = make_update(
+        config, task, prepared.ref_log_probs, prepared.frozen, length.num_steps
+    )
+    batches = data.batches(
         task.train.encoded,
-        batch_size=batch_size(config),
+        batch_size=plan.batch_size(config),
         seed=config.seed,
         max_length=config.max_length,
     )
     log = _Log(folder)
-    batches_of = lambda step: min(step * accumulation, num_in_all)
-    at_step = lambda step: {"step": step, "epoch": batches_of(step) / an_epoch}
-    with _checkpoints(config, folder) as manager:
-        loop = _Loop(0, 0, {}, [])
-        if found := checkpoints.resume(config, manager, state, facts, log):
-            state = found.state
-            iterator.set_state(found.loop["iterator"])
-            loop = _Loop(found.step, found.loop["tokens"], found.loop["sums"], [])
-            progress(f"resumed after step {found.step}", found.step)
-        else:
-            progress("evaluating before training", 0)
-            log.add(at_step(0) | judge(state.params))
-        began, first = time.perf_counter(), loop
-        while loop.step < total:
-            num_left = num_in_all - batches_of(loop.step)
-            batches = [next(iterator) for _ in range(min(accumulation, num_left))]
-            batches += [data.blank(batches[-1])] * (accumulation - len(batches))
-            state, metrics, weight = update(state, batches)
-            loop = loop._replace(
-                step=loop.step + 1,
-                tokens=loop.tokens + sum(int(b.valid[b.ranks >= 0].sum()) for b in batches),
-                on_device=[*loop.on_device, (metrics, weight)],
-            )
-            step, is_last = loop.step, loop.step == total
-            due = lambda every, step=step: every > 0 and step % every == 0
-            saving, logging = due(config.save_steps) and not is_last, due(config.logging_steps)
-            if saving or logging or is_last:
-                loop = _fetched(loop, accumulation)
-            if logging or is_last:
-                row = history.means(config, loop.sums)
-                rate = {"learning_rate": float(schedule(step - 1)), "num_tokens": loop.tokens}
-                log.add(at_step(step) | row | rate)
-                speed = _speed(first, loop, time.perf_counter() - began, total)
-                done = step - (step - 1) // config.logging_steps * config.logging_steps
-                progress(f"loss {row['loss']:.4f}, {speed}" if "loss" in row else speed, done)
-                loop = loop._replace(sums={})
-            if due(config.eval_steps) and not is_last:
-                log.add(at_step(step) | judge(state.params))
-            if saving:
-                rest = {"iterator": iterator.get_state(), "facts": facts}
-                rest |= {"sums": loop.sums, "tokens": loop.tokens}
-                checkpoints.save(manager, step, state, rest, log)
-        seconds = time.perf_counter() - began
+    with checkpoints.open_checkpoints(config, folder) as saved:
+        run = _Run(
+            config=config,
+            length=length,
+            evaluate=prepared.evaluate,
+            update=update,
+            schedule=make_schedule(config, length.num_steps),
+            batches=batches,
+            log=log,
+            saved=saved,
+            facts=facts,
+            progress=progress,
+        )
+        position = _resume_or_begin(run, state)
+        start = _Start(position.step, position.tokens, time.perf_counter())
+        while position.step < length.num_steps:
+            position = _take_step(run, position)
+            position = _report(run, position, start)
+            _save_if_due(run, position)
+        seconds = time.perf_counter() - start.time
         progress("evaluating after training", 0)
-        log.add(at_step(total) | judge(state.params))
+        _log_evaluation(run, position)
     log.close()
-    return Result(state.params, log.rows, seconds, loop.tokens - first.tokens)
+    return Result(position.state.params, log.rows, seconds, position.tokens - start.tokens)
 
 
-def _make_update(
-    config: Config, task: Task, refs: np.ndarray, frozen: Frozen, schedule: optax.Schedule
-) -> tuple[training.TrainState, Callable[..., tuple[Any, list[Any], float]]]:
-    """The state to begin with, and an update by its batches.
+def _resume_or_begin(run: _Run, state: training.TrainState) -> _Position:
+    """Restores a checkpoint, or evaluates the untrained model if there is none."""
+    resumed = checkpoints.resume(run.config, run.saved, state, run.facts, run.log)
+    if resumed is None:
+        run.progress("evaluating before training", 0)
+        position = _Position(0, 0, state, {}, [])
+        _log_evaluation(run, position)
+        return position
+    run.batches.set_state(resumed.loop["iterator"])
+    run.progress(f"resumed after step {resumed.step}", resumed.step)
+    tokens, sums = resumed.loop["tokens"], resumed.loop["sums"]
+    return _Position(resumed.step, tokens, resumed.state, sums, [])
 
-    It is `(state, batches) -> (state, the batches' metrics, what all their answers weigh)`.
-    """
-    learner = training.learner(
-        learning.make_objective(config, task.model),
-        learning.make_optimizer(config, schedule),
-        num_batches=config.gradient_accumulation_steps,
+
+def _take_step(run: _Run, position: _Position) -> _Position:
+    """Reads the batches of a step and updates the model."""
+    length = run.length
+    num_left = length.num_batches - length.batches_until(position.step)
+    batches = [next(run.batches) for _ in range(min(length.step_batches, num_left))]
+    # The last step may have fewer batches; blank ones keep the compiled program.
+    batches += [data.blank(batches[-1])] * (length.step_batches - len(batches))
+    state, measured = run.update(position.state, batches)
+    tokens = sum(int(batch.valid[batch.ranks >= 0].sum()) for batch in batches)
+    return position._replace(
+        step=position.step + 1,
+        tokens=position.tokens + tokens,
+        state=state,
+        pending=[*position.pending, measured],
     )
-    init_key, train_key = jax.random.split(jax.random.key(config.seed))
-    begin = learner.init(learning.start(config, task.model, init_key), train_key)
-    frozen = spread(config, frozen, everywhere=True)
-    options = learning.compiler_options(task.model)
-    step = jax.jit(learner.step, donate_argnums=0, compiler_options=options)
-
-    def update(state: Any, batches: list[data.Batch]) -> tuple[Any, list[Any], float]:
-        weights = [learning.answer_weights(batch, task.train).sum() for batch in batches]
-        total, found = float(sum(weights)), []
-        for part, batch in enumerate(batches):
-            numbers = learning.numbers(batch, refs, task.train, total, part)
-            state, metrics = step(state, frozen, spread(config, numbers))
-            found.append(metrics)
-        return state, found, total
-
-    return spread(config, begin, everywhere=True), update
 
 
-def _fetched(loop: _Loop, accumulation: int) -> _Loop:
-    """The metrics on the device, added to the sums."""
-    sums, first = loop.sums, (loop.step - len(loop.on_device)) * accumulation + 1
-    for on_device, weight in loop.on_device:
-        sums = history.add_update(sums, history.fetch(on_device, first), weight)
-        first += accumulation
-    return loop._replace(sums=sums, on_device=[])
+def _report(run: _Run, position: _Position, start: _Start) -> _Position:
+    """Writes the rows of the metrics that are due after a step, and shows progress."""
+    config, step = run.config, position.step
+    is_last = step == run.length.num_steps
+    is_logged = is_last or _is_due(config.logging_steps, step)
+    if is_logged or _is_due(config.save_steps, step):
+        position = _fetch(run, position)
+    if is_logged:
+        row = history.means(config, position.sums)
+        rate = {"learning_rate": float(run.schedule(step - 1)), "num_tokens": position.tokens}
+        run.log.add(_at_step(run, step) | row | rate)
+        speed = _speed(start, position, run.length.num_steps)
+        num_new = step - (step - 1) // config.logging_steps * config.logging_steps
+        run.progress(f"loss {row['loss']:.4f}, {speed}" if "loss" in row else speed, num_new)
+        position = position._replace(sums={})
+    if _is_due(config.eval_steps, step) and not is_last:
+        _log_evaluation(run, position)
+    return position
 
 
-def _speed(first: _Loop, now: _Loop, passed: float, total: int) -> str:
-    left = passed * (total - now.step) / (now.step - first.step)
-    return f"{(now.tokens - first.tokens) / passed:,.0f} tokens/s, {left / 60:.1f} min left"
+def _save_if_due(run: _Run, position: _Position) -> None:
+    """Saves a checkpoint if one is due; none after the last step, whose model is saved itself."""
+    is_last = position.step == run.length.num_steps
+    if is_last or not _is_due(run.config.save_steps, position.step):
+        return
+    loop = {
+        "iterator": run.batches.get_state(),
+        "facts": run.facts,
+        "sums": position.sums,
+        "tokens": position.tokens,
+    }
+    checkpoints.save(run.saved, position.step, position.state, loop, run.log)
 
 
-def _prepare(
-    config: Config, task: Task, progress: Callable[[str, int], None]
-) -> tuple[Callable[[Trainable], Record], np.ndarray, Frozen]:
-    """What every step and evaluation reads: a judge, the reference's log-probs, what is frozen."""
-    model = task.model
-    splits = {"train": task.train.encoded, **{k: s.encoded for k, s in task.held_out.items()}}
-    if config.objective == "reward_model":  # not a language model in the end, so no reference
-        refs = {name: scoring.no_reference(encoded) for name, encoded in splits.items()}
-        frozen = Frozen(None if model.lora is None else model.params, None)
-        return _judge(config, task, refs), refs["train"], frozen
-    progress("scoring the data with the reference (kept for the next run)", 0)
-    refs = scoring.reference_log_probs(config, model, splits)
-    scoring.check_reference(config, model, task.train.encoded, refs["train"])
-    progress("sampling from the reference", 0)
-    distances, samples = _distances(config, task)
-    reads = model.lora is not None or config.kl_weight > 0
-    frozen = Frozen(model.params if reads else None, samples if config.kl_weight else None)
-    judge = _judge(config, task, refs)
-    return lambda trainable: judge(trainable) | distances(trainable), refs["train"], frozen
+def _log_evaluation(run: _Run, position: _Position) -> None:
+    measures = run.evaluate(position.state.params)
+    run.log.add(_at_step(run, position.step) | measures)
 
 
-def _judge(
-    config: Config, task: Task, refs: dict[str, np.ndarray]
-) -> Callable[[Trainable], Record]:
-    """Measures on the held-out comparisons."""
-    model, utilities = task.model, scoring.make_utilities(config, task.model)
-
-    def judge(trainable: Trainable) -> Record:
-        found: Record = {}
-        pretrained = None if model.lora is None else model.params
-        for name, split in task.held_out.items():
-            values = utilities(trainable, pretrained, split.encoded, refs[name])
-            if not np.isfinite(values).all():
-                raise UsageError(
-                    f"the model's scores of {name} are not finite: the run went astray; lower "
-                    "--learning_rate, or go on from an earlier checkpoint with another"
-                )
-            scores = scoring.held_out_scores(split.encoded, values)
-            if config.objective == "sft":
-                scores |= scoring.demonstration_scores(split.encoded, values)
-            found |= {f"eval_{name}/{measure}": value for measure, value in scores.items()}
-        return found
-
-    return judge
+def _fetch(run: _Run, position: _Position) -> _Position:
+    """Fetches pending metrics from the devices and adds them to the sums."""
+    step_batches = run.length.step_batches
+    sums, number = position.sums, (position.step - len(position.pending)) * step_batches + 1
+    for measured in position.pending:
+        metrics = history.fetch(measured.metrics, number)
+        sums = history.add_update(sums, metrics, measured.weight)
+        number += step_batches
+    return position._replace(sums=sums, pending=[])
 
 
-def _distances(config: Config, task: Task) -> tuple[Callable[[Trainable], Record], Sampled]:
-    """How far a model is from the reference after prompts of the data, and samples of that."""
-    model, prompts = task.model, unique_prompts(task)
-    order = np.random.default_rng(config.seed).permutation(len(prompts))[: config.kl_samples]
-    some = [prompts[n] for n in order]
-    draw = learning.make_sampler(
-        model, num_samples=-(-config.kl_samples // len(some)), max_length=config.kl_length
-    )
-    divergences = make_divergences(config, model)
-    ref_key, own_key = jax.random.split(jax.random.key(config.seed))
-    samples = draw(model.params, ref_key, some)
+def _is_due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0
 
-    def distances(trainable: Trainable) -> Record:
-        params = learning.assemble(model, trainable, model.params)
-        return divergences(params, samples, draw(params, own_key, some))
 
-    return distances, samples
+def _at_step(run: _Run, step: int) -> Record:
+    return {"step": step, "epoch": run.length.epoch(step)}
+
+
+def _speed(start: _Start, position: _Position, num_steps: int) -> str:
+    """Returns the speed of this process and the time that it still needs, for the progress bar."""
+    seconds = time.perf_counter() - start.time
+    left = seconds * (num_steps - position.step) / (position.step - start.step)
+    tokens = position.tokens - start.tokens
+    return f"{tokens / seconds:,.0f} tokens/s, {left / 60:.1f} min left"

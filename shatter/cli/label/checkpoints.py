@@ -3,12 +3,9 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import orbax.checkpoint as ocp
-
 from shatter import training
 from shatter.cli.common.binary import UsageError
-from shatter.cli.common.checkpoints import newest_sound_step, open_checkpoints, seal_checkpoint
+from shatter.cli.common.checkpoints import Checkpoints
 from shatter.cli.label.folder import seal_if_old
 
 
@@ -33,13 +30,9 @@ def save(folder: Path, state: EnsembleState) -> None:
       folder: the folder of the project.
       state: the ensemble, which must have learned once more than those that are saved.
     """
-    with _checkpoints(folder) as manager:
-        args = {
-            "states": ocp.args.StandardSave(state.members.states),
-            "history": ocp.args.JsonSave({"rows": state.history}),
-        }
-        manager.save(state.num_updates, args=ocp.args.Composite(**args))
-    seal_checkpoint(checkpoint_folder(folder, state.num_updates))
+    with _checkpoints(folder) as checkpoints:
+        arrays = {"states": state.members.states}
+        checkpoints.save(state.num_updates, arrays, {"history": {"rows": state.history}})
 
 
 def restored(folder: Path, start: training.Members) -> EnsembleState:
@@ -55,19 +48,16 @@ def restored(folder: Path, start: training.Members) -> EnsembleState:
     Raises:
       UsageError: if none of those that were saved can be read.
     """
-    with _checkpoints(folder) as manager:
-        number = newest_sound_step(manager, checkpoint_folder(folder))
+    with _checkpoints(folder) as checkpoints:
+        number = checkpoints.newest_sound()
         if not number:
             return EnsembleState(start, 0, [])
         seal_if_old(checkpoint_folder(folder, number))
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, start.states)
-        args = {"states": ocp.args.StandardRestore(abstract), "history": ocp.args.JsonRestore()}
         try:
-            saved = manager.restore(number, args=ocp.args.Composite(**args))
-        except Exception as error:
+            saved = checkpoints.restore(number, {"states": start.states}, ["history"])
+        except UsageError as error:
             raise UsageError(
-                f"the ensemble of {checkpoint_folder(folder, number)} cannot be read ({error}): "
-                "delete that folder to go on from the one before; the answers are safe"
+                f"{error}: delete that folder to go on from the one before; the answers are safe"
             ) from error
     return EnsembleState(start._replace(states=saved["states"]), number, saved["history"]["rows"])
 
@@ -77,5 +67,5 @@ def checkpoint_folder(folder: Path, num_updates: int | None = None) -> Path:
     return folder / "ensemble" / ("" if num_updates is None else str(num_updates))
 
 
-def _checkpoints(folder: Path) -> ocp.CheckpointManager:
-    return open_checkpoints(checkpoint_folder(folder), item_names=("states", "history"))
+def _checkpoints(folder: Path) -> Checkpoints:
+    return Checkpoints(checkpoint_folder(folder), parts=("states", "history"))

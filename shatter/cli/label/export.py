@@ -13,7 +13,7 @@ from shatter.cli.label.folder import answer_file, known_queries
 from shatter.cli.label.project import Project
 from shatter.cli.label.queries import TextQuery, usage_error
 from shatter.cli.label.records import read_project
-from shatter.data.files import json_line, write_atomically
+from shatter.data.files import write_json_lines
 from shatter.data.rows import record_of
 
 
@@ -51,9 +51,9 @@ def export_answers(folder: Path, path: str) -> list[str]:
     queries, answers = known_queries(folder), current_answers(answer_file(folder))
     problems = {answer.event_id: mismatch(answer, queries) for answer in answers}
     good = [answer for answer in answers if problems[answer.event_id] is None]
-    lines = [json_line(_record(answer, queries[answer.query_id])) for answer in good]
+    rows = [_record(answer, queries[answer.query_id]) for answer in good]
     try:
-        write_atomically(path, b"".join(lines))
+        write_json_lines(path, rows)
     except ValueError as error:
         raise UsageError(f"--answers: {error}") from error
     left_out = [

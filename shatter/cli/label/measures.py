@@ -10,7 +10,8 @@ from scipy.special import log_softmax, logsumexp, softmax
 from shatter import data, evaluation
 from shatter.cli.common.votes import score, to_pairs
 from shatter.cli.label.project import Project, item_key, utilities
-from shatter.data.files import json_line, write_atomically
+from shatter.data.atomic import write_atomically
+from shatter.data.files import json_line
 
 JOINT_DRAWS = 256  # of the pairs in the dyadic joint log-loss
 

@@ -39,7 +39,7 @@ from shatter.cli.label.records import (
     with_known_paths,
 )
 from shatter.cli.label.start import make_start, make_table
-from shatter.data.files import write_atomically
+from shatter.data.atomic import write_atomically
 from shatter.data.layouts import text_key
 
 SAMPLING = ("num_samples", "max_completion_length")  # flags without effect after the sampling
@@ -146,7 +146,7 @@ def _begin_or_resume(config: ProjectConfig, inputs: Inputs) -> None:
         facts = {name: fact for name, fact in facts.items() if name in recorded}
     apart = ("project", *PATHS)
     run_folder.begin_or_resume(
-        config.project, as_recorded(config), free=apart, flag="--project", **facts
+        config.project, as_recorded(config), apart=apart, flag="--project", **facts
     )
     if recorded is None:
         checksums.seal(folder / "config.json")

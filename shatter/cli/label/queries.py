@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from shatter.cli.common import checksums
 from shatter.cli.common.binary import UsageError
-from shatter.data.files import json_line, records, write_atomically
+from shatter.data.atomic import write_atomically
+from shatter.data.files import json_line, records
 from shatter.data.layouts import Text, answers_of, parsed, shown
 from shatter.data.report import BadRow, Problem
 

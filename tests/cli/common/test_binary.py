@@ -1,4 +1,4 @@
-"""Flags from a dataclass, and errors that a user can mend."""
+"""Flags come from a dataclass, and errors that a user can fix have no traceback."""
 
 import dataclasses
 import subprocess

@@ -1,11 +1,11 @@
-"""What is kept is made once; a cache that fails costs time, not the run."""
+"""Cached arrays are made once; a broken cache costs time, not the run."""
 
 import os
 
 import numpy as np
 import pytest
 
-from shatter.cli.common.cache import kept_arrays
+from shatter.cli.common.cache import cached_arrays
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def kept(calls):
         calls.append(1)
         return {"log_probs": np.arange(3.0)}
 
-    found = kept_arrays("reference/abc.npz", make)
+    found = cached_arrays("reference/abc.npz", make)
     np.testing.assert_array_equal(found["log_probs"], [0.0, 1.0, 2.0])
 
 

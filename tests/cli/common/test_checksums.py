@@ -1,4 +1,4 @@
-"""What is sealed is checked to the bit, and the file that differs is named."""
+"""A single changed bit in a sealed file is found, and the file is named."""
 
 import shutil
 import subprocess

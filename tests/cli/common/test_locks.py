@@ -1,4 +1,4 @@
-"""A folder is held by one process, and given back however that ends."""
+"""Only one process works on a folder, and its lock is given back however it ends."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What is printed is text: square brackets in names are no markup."""
+"""Square brackets in printed names are text and not markup."""
 
 import io
 

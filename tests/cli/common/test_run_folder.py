@@ -1,4 +1,4 @@
-"""A run folder belongs to one config; what is written is whole or absent."""
+"""A run folder belongs to one config, and its files are whole or absent."""
 
 import csv
 import dataclasses
@@ -26,8 +26,40 @@ def opened(path, config=Config()):
 
 def test_a_folder_is_made_and_opened_again_with_the_same_config(tmp_path):
     folder = opened(tmp_path / "run")
-    assert json.loads((folder / "config.json").read_text()) == {"num_seeds": 3, "arms": ["a"]}
+    record = {"run_dir": "unused", "num_seeds": 3, "arms": ["a"]}
+    assert json.loads((folder / "config.json").read_text()) == record
     assert opened(folder, Config(run_dir="elsewhere")) == folder
+    assert json.loads((folder / "config.json").read_text()) == record
+
+
+def test_a_folder_of_an_older_version_is_opened(tmp_path):
+    """It has neither the fields that may differ nor facts that are new."""
+    (tmp_path / "config.json").write_text('{"num_seeds": 3, "arms": ["a"], "data": "abc"}')
+    with run_folder.open_run_folder(str(tmp_path), Config(), data="abc", held_out=["x"]):
+        pass
+    with pytest.raises(UsageError, match=r"data: found 'abc', wanted 'abd'"):
+        with run_folder.open_run_folder(str(tmp_path), Config(), data="abd", held_out=["x"]):
+            raise AssertionError("it was opened")
+
+
+def test_fields_that_are_recorded_apart_are_neither_written_nor_compared(tmp_path):
+    begin = lambda config: run_folder.begin_or_resume(
+        str(tmp_path), config, apart=("run_dir", "arms"), flag="--run_dir"
+    )
+    begin(Config())
+    assert json.loads((tmp_path / "config.json").read_text()) == {"num_seeds": 3}
+    begin(Config(run_dir="elsewhere", arms=()))
+
+
+def test_paths_that_may_differ_are_named_where_a_checksum_does(tmp_path):
+    begin = lambda arms, data: run_folder.begin_or_resume(
+        str(tmp_path), Config(arms=arms), free=("run_dir", "arms"), flag="--run_dir", data=data
+    )
+    begin(("a",), "abc")
+    begin(("b",), "abc")
+    message = r"\(data: found 'abc', wanted 'abd'; arms: found \['a'\], wanted \['b'\]; found in"
+    with pytest.raises(UsageError, match=message):
+        begin(("b",), "abd")
 
 
 def test_another_config_is_refused_with_both_values(tmp_path):
@@ -78,27 +110,6 @@ def test_temporary_files_of_the_user_are_left(tmp_path):
     with pytest.raises(UsageError, match=r"holds files but no config\.json"):
         opened(tmp_path)
     assert all(file.exists() for file in mine)
-
-
-def test_a_write_that_fails_leaves_the_file_before_and_no_other(tmp_path):
-    file = tmp_path / "summary.json"
-    run_folder.write_text(file, "good")
-    with pytest.raises(RuntimeError), run_folder.replaced(file) as half:
-        half.write(b"ha")
-        raise RuntimeError
-    assert [f.name for f in tmp_path.iterdir()] == ["summary.json"]
-    assert file.read_text() == "good"
-
-
-def test_two_writers_of_one_file_do_not_meet(tmp_path):
-    file = tmp_path / "cache.json"
-    with run_folder.replaced(file) as first:
-        first.write(b"first")
-        with run_folder.replaced(file) as second:
-            second.write(b"second")
-        assert file.read_bytes() == b"second"
-    assert file.read_bytes() == b"first"
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_files_have_the_permissions_that_the_user_set(tmp_path):

@@ -1,38 +1,34 @@
-"""What cannot be is refused before anything is compiled, in words that name flag, file and line."""
+"""Wrong flags and files end a run before anything is compiled; the message names them."""
 
 import dataclasses
 import datetime
 import json
+import shutil
+import subprocess
+import sys
 import typing
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import pytest
 
-from experiments.judgements import run as compare
 from shatter.cli.common import checksums, run_folder
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.locks import alone
 from shatter.cli.common.progress import open_console
 from shatter.cli.finetune import config as flags
-from shatter.cli.finetune import plan, run
+from shatter.cli.finetune import plan, run, train
 from shatter.cli.finetune.config import Config, check
+from shatter.cli.finetune.dry_run import describe
 from shatter.cli.finetune.task import load_task
+from tests.cli.finetune.runs import pair, write
 
+ROOT = Path(__file__).resolve().parents[3]
+REQUIRED = Config(model_name_or_path="model", dataset_name="pairs.jsonl")
 DATED = (
     "Today is {{ strftime_now('%d') }}\n{% for m in messages %}{{ m.role }} {{ m.content }}\n"
     "{% endfor %}{% if add_generation_prompt %}assistant {% endif %}"
 )
-
-
-@pytest.fixture(scope="module")
-def model_folder(
-    make_model: Callable[[Path, int], None], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    make_model(folder, 1)
-    return folder
 
 
 @pytest.fixture
@@ -48,21 +44,15 @@ def config(model_folder: Path, tmp_path: Path) -> Config:
     )
 
 
-def pair(prompt, chosen, rejected):
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-
-
-def write(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 @pytest.fixture(autouse=True)
 def nothing_is_compiled(monkeypatch: pytest.MonkeyPatch):
+    """Fails if a run compiles a program, or reaches the training with programs of other tests."""
+
     def refuse(*args, **kwargs):
         raise AssertionError("something is compiled")
 
     monkeypatch.setattr(jax, "jit", refuse)
+    monkeypatch.setattr(train, "train", refuse)
 
 
 def numeric_fields(config_class) -> set[str]:
@@ -77,11 +67,11 @@ def test_every_number_has_a_range():
 
 @pytest.mark.parametrize("name", sorted(numeric_fields(Config)))
 def test_no_number_is_absurd(name):
-    check(Config())
+    check(REQUIRED)
     nan, inf = float("nan"), float("inf")
     for value in (nan, inf, -inf, -2, 2**31, 2**63, -(2**63), 1e30):
         with pytest.raises(UsageError, match=f"--{name} must be ") as error:
-            check(dataclasses.replace(Config(), **{name: value}))
+            check(dataclasses.replace(REQUIRED, **{name: value}))
         assert str(error.value).endswith(f", found {value}")
 
 
@@ -90,10 +80,13 @@ def test_no_number_is_absurd(name):
     [
         (
             {"kl_length": 32},
-            "--kl_length must be at most 31, for .*tiny has 32 positions, found 32",
+            "--kl_length must be at most 31, because .*tiny has 32 positions, found 32",
         ),
-        ({"max_completion_length": 64}, "--max_completion_length must be at most 31, for .* found"),
-        ({"num_devices": 2**20}, r"--num_devices must be at most \d+, the devices that there are"),
+        (
+            {"max_completion_length": 64},
+            "--max_completion_length must be at most 31, because",
+        ),
+        ({"num_devices": 2**20}, r"--num_devices must be at most \d+, the number of devices of"),
         ({"template_date": "tomorrow"}, "--template_date must be a date such as .* 'tomorrow'"),
         (
             {"num_train_epochs": 1e9, "num_devices": 1},
@@ -108,23 +101,6 @@ def test_what_the_model_and_the_machine_lack_is_refused(config, changes, message
     with pytest.raises(UsageError, match=message):
         run.experiment(dataclasses.replace(config, dry_run=dry_run, **changes))
     assert not Path(config.output_dir).exists()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"methods": ()}, "--methods must name one at least of ilhf_mean, .* found none"),
-        ({"beta": float("nan")}, "--beta must be positive, found nan"),
-        ({"num_train_epochs": -1.0}, "--num_train_epochs must be positive, found -1.0"),
-        ({"max_length": 0}, "--max_length must be at least 3, found 0"),
-        ({"first_seed": -1}, "--first_seed must be at least 0, found -1"),
-        ({"first_seed": 2**31 - 2, "num_seeds": 3}, "--num_seeds must be at most 2, found 3"),
-    ],
-)
-def test_comparisons_of_methods_check_the_flags_of_their_runs(changes, message):
-    with pytest.raises(UsageError, match=message):
-        compare.check(dataclasses.replace(compare.Config(), **changes))
-    compare.check(compare.Config())
 
 
 @pytest.mark.parametrize(
@@ -143,7 +119,9 @@ def test_epochs_are_whole_whatever_an_update_holds(config, epochs, accumulation,
     changes = {"num_train_epochs": epochs, "gradient_accumulation_steps": accumulation}
     config = dataclasses.replace(config, per_device_train_batch_size=2, num_devices=1, **changes)
     task = load_task(config)
-    assert (plan.num_steps(config, task), plan.num_batches(config, task)) == (steps, batches)
+    length = plan.run_length(config, task)
+    assert (length.num_steps, length.num_batches, length.epoch_batches) == (steps, batches, 5)
+    assert length.epoch(steps) == batches / 5
 
 
 def test_lengths_of_what_is_not_sampled_are_free(config):
@@ -214,7 +192,7 @@ def test_a_damaged_summary_is_named_and_nothing_is_removed(config, damaged):
         run.finetune(config, task)
     assert (folder / "checkpoints").exists()
     summary.write_text('{"steps": 2}')
-    with pytest.raises(UsageError, match=r"from_checkpoint=3: .*is complete, so that its checkp"):
+    with pytest.raises(UsageError, match=r"from_checkpoint=3: .*is complete, so its checkpoints "):
         run.finetune(dataclasses.replace(config, resume_from_checkpoint=3), task)
     assert run.finetune(config, task) == {"steps": 2}
     assert not (folder / "checkpoints").exists()
@@ -243,6 +221,82 @@ def test_a_flipped_bit_of_a_summary_is_named(config):
         run.finetune(config, task)
 
 
+def test_files_may_be_given_by_other_paths_on_resumption(config, tmp_path):
+    """Weights and data are compared by checksums of their content."""
+    held = write(tmp_path / "held.jsonl", [pair("a", " c", " d")])
+    config = dataclasses.replace(config, eval_dataset_name=(held,))
+    begins = lambda config: pytest.raises(AssertionError, match="something is compiled")
+    with begins(config):
+        run.finetune(config, load_task(config))
+    record = json.loads((Path(config.output_dir) / "config.json").read_text())
+    names = {field.name for field in dataclasses.fields(Config)}
+    assert record.keys() == names | {"weights", "data", "held_out"}
+    shutil.copytree(config.model_name_or_path, tmp_path / "moved")
+    moved = dataclasses.replace(
+        config,
+        model_name_or_path=str(tmp_path / "moved"),
+        dataset_name=write(tmp_path / "renamed.jsonl", [pair("ab", " c", " d")]),
+        eval_dataset_name=(write(tmp_path / "moved" / "held.jsonl", [pair("a", " c", " d")]),),
+    )
+    with begins(moved):
+        run.finetune(moved, load_task(moved))
+    other = dataclasses.replace(
+        moved, dataset_name=write(tmp_path / "o.jsonl", [pair("a", "b", "c")])
+    )
+    with pytest.raises(
+        UsageError, match=r"data: found '\w+', wanted '\w+'; dataset_name: found '.*"
+    ):
+        run.finetune(other, load_task(other))
+    held = write(tmp_path / "other_name.jsonl", [pair("a", " c", " d")])
+    renamed = dataclasses.replace(config, eval_dataset_name=(held,))  # metrics have this name
+    with pytest.raises(UsageError, match=r"held_out: found \['held'\], wanted \['other_name'\]"):
+        run.finetune(renamed, load_task(renamed))
+
+
+def test_the_record_of_an_older_version_is_read(config):
+    """It lacks the fields that may differ, and has a flag that no longer exists."""
+    task = load_task(config)
+    with pytest.raises(AssertionError, match="something is compiled"):
+        run.finetune(config, task)
+    file = Path(config.output_dir) / "config.json"
+    record = json.loads(file.read_text())
+    for name in ("output_dir", "save_steps", "logging_steps", "dry_run", "held_out"):
+        del record[name]
+    record |= {"data_dir": None, "dataset_name": "ukp_humour", "model_name_or_path": "stories260k"}
+    file.write_text(json.dumps(record))
+    with pytest.raises(AssertionError, match="something is compiled"):
+        run.finetune(config, task)
+
+
+def test_model_and_data_are_required_and_the_message_shows_a_command():
+    command = "shatter finetune --model_name_or_path=[^ ]+ --dataset_name=[^ ]+ --output_dir=[^ ]+"
+    for name in ("model_name_or_path", "dataset_name"):
+        with pytest.raises(UsageError, match=f"--{name} is required; for example: {command}$"):
+            check(dataclasses.replace(REQUIRED, **{name: ""}))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "error: --model_name_or_path is required; for example: shatter finetune --model_name"),
+        (
+            ["--data_dir=data"],
+            "error: there is no flag --data_dir any more: pass the model",
+        ),
+    ],
+    ids=["none", "removed"],
+)
+def test_the_command_says_how_to_go_on(flags, said):
+    done = subprocess.run(
+        [sys.executable, "-m", "shatter.cli", "finetune", *flags],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode in (1, 2)
+    assert said in done.stderr and "Traceback" not in done.stderr
+
+
 def test_a_dry_run_compiles_and_writes_nothing(config):
-    run.describe(config, load_task(config), open_console())
+    describe(config, load_task(config), open_console())
     assert not Path(config.output_dir).exists()

@@ -1,4 +1,4 @@
-"""metrics.jsonl and checkpoints: what is damaged is found, named, and not gone on from."""
+"""Damage in metrics.jsonl and in checkpoints is found and named, and no run goes on from it."""
 
 import json
 import re
@@ -67,7 +67,7 @@ def test_damaged_rows_are_named_by_line(tmp_path: Path, kind: str):
 
 
 def test_rows_are_those_that_were_written(tmp_path: Path):
-    """A digit that changed is no damage that JSON shows; a checksum does."""
+    """A changed digit is still valid JSON; only a checksum shows it."""
     digests = [written(tmp_path, n).digest() for n in range(4)]
     log = Log(tmp_path)
     log.truncate(2, digests[2])
@@ -89,21 +89,21 @@ def state(step: int) -> dict[str, jax.Array]:
 
 
 def save_some(folder: Path, limit: int = 2) -> Config:
-    """A run that saved after 2, 4 and 6 steps, with a row before each."""
+    """Makes a run that saved after 2, 4 and 6 steps, with a row before each."""
     config = Config(save_total_limit=limit)
     log = written(folder, 0)
-    with checkpoints.open_checkpoints(config, folder) as manager:
+    with checkpoints.open_checkpoints(config, folder) as saved:
         for step in (2, 4, 6):
             log.add(row(step))
             loop = {"facts": FACTS, "tokens": 7 * step}
-            checkpoints.save(manager, step, state(step), loop, log)
+            checkpoints.save(saved, step, state(step), loop, log)
     return config
 
 
-def resumed(config: Config, folder: Path, facts: dict = FACTS) -> checkpoints.Found | None:
-    with checkpoints.open_checkpoints(config, folder) as manager:
-        found = checkpoints.resume(config, manager, state(0), facts, Log(folder))
-        assert found is None or max(manager.all_steps()) == found.step
+def resumed(config: Config, folder: Path, facts: dict = FACTS) -> checkpoints.Resumed | None:
+    with checkpoints.open_checkpoints(config, folder) as saved:
+        found = checkpoints.resume(config, saved, state(0), facts, Log(folder))
+        assert found is None or max(saved.steps()) == found.step
         return found
 
 
@@ -133,9 +133,7 @@ def test_a_run_goes_on_from_the_newest_sound_checkpoint(
     assert found is not None and found.step == 4
     np.testing.assert_array_equal(found.state["params"], state(4)["params"])
     (record,) = caplog.records
-    assert (
-        str(largest) in record.message and "Going on from the checkpoint before" in record.message
-    )
+    assert str(largest) in record.message and "goes on from the checkpoint before" in record.message
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
     flip_a_bit(tmp_path / "metrics.jsonl", 0.1)
     with pytest.raises(UsageError, match=r"metrics\.jsonl.* is damaged.*delete .* to begin again"):
@@ -181,7 +179,7 @@ def test_a_damaged_checkpoint_that_is_asked_for_costs_no_other(tmp_path: Path):
 
 
 def test_a_renamed_checkpoint_is_not_gone_on_from(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    """A run would else be called complete after steps that were never made."""
+    """Otherwise a run would seem complete after steps that were never made."""
     save_some(tmp_path)
     (tmp_path / "checkpoints" / "6").rename(tmp_path / "checkpoints" / "60")
     assert resumed(Config(), tmp_path).step == 4  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""The table of objectives and its metrics against numpy, comparison by comparison."""
+"""The objectives and their metrics equal sums in numpy, comparison by comparison."""
 
 import dataclasses
 import itertools
@@ -116,13 +116,13 @@ def test_metrics_of_comparisons_with_a_best_and_a_worst(scores: Scores):
 
 
 def test_ties_alone_have_no_metrics(scores: Scores):
-    """A mean over nothing has no weight, which is where it is left out."""
+    """A mean over nothing has weight 0, by which it is left out later."""
     found = metrics(CONFIG, scores, jnp.ones(SHAPE, int), jnp.ones(len(RANKS)))
     assert all(mean.weight == 0 == mean.total for mean in found.values())
 
 
 def test_a_model_that_is_its_reference_has_margins_and_accuracies_of_zero(scores: Scores):
-    """Also where the log-probs differ by what a sum of them is rounded by."""
+    """That holds too if the log-probs differ by the rounding of their sums."""
     same = scores._replace(ref_log_probs=scores.log_probs + 1e-5)
     found = metrics(CONFIG, same, jnp.asarray(RANKS), jnp.ones(len(RANKS)))
     assert abs(found["rewards/margins"].total) < 1e-12

@@ -1,4 +1,4 @@
-"""The figure of a run can be drawn whatever its files are called."""
+"""The figure of a run can be drawn, whatever the names of its files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The finetune binary at a tiny size: folders, resumption to the bit, references, bad input."""
+"""Tiny runs of `shatter finetune`: folders, resumption to the bit, the reference, bad input."""
 
 import dataclasses
 import json
@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -16,40 +15,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.common import sources
 from shatter import data, documents, models
+from shatter.cli.common import cache
 from shatter.cli.common.binary import UsageError
-from shatter.cli.finetune import learning, plan, run, scoring, train
+from shatter.cli.common.progress import open_console
+from shatter.cli.finetune import batches, learning, measures, plan, reference, run, train
 from shatter.cli.finetune.config import Config, check
+from shatter.cli.finetune.dry_run import describe
 from shatter.cli.finetune.task import load_task
+from tests.cli.finetune.runs import assert_same, finetune, history, trained_params, write
 
 ROOT = Path(__file__).resolve().parents[3]
 CHARACTERS = "abcdefgh "
 
 
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Log-probs of the reference are kept here."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def model_folder(
-    make_model: Callable[[Path, int], None], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A random model of one block."""
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    make_model(folder, 1)
-    return folder
-
-
-def write_rows(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 def comparisons(num: int, seed: int = 0) -> list[dict]:
-    """Texts with more a's are preferred, mostly; some ties and votes."""
+    """Returns comparisons in which texts with more a's are mostly preferred, some with votes."""
     rng = np.random.default_rng(seed)
     rows = []
     for n in range(num):
@@ -71,8 +52,8 @@ def comparisons(num: int, seed: int = 0) -> list[dict]:
 def tiny(model_folder: Path, tmp_path: Path) -> Config:
     return Config(
         model_name_or_path=str(model_folder),
-        dataset_name=str(write_rows(tmp_path / "pairs.jsonl", comparisons(24))),
-        eval_dataset_name=(str(write_rows(tmp_path / "held.jsonl", comparisons(10, seed=1))),),
+        dataset_name=write(tmp_path / "pairs.jsonl", comparisons(24)),
+        eval_dataset_name=(write(tmp_path / "held.jsonl", comparisons(10, seed=1)),),
         output_dir=str(tmp_path / "run"),
         num_devices=1,
         per_device_train_batch_size=4,
@@ -89,25 +70,6 @@ def tiny(model_folder: Path, tmp_path: Path) -> Config:
         max_completion_length=4,
         seed=0,
     )
-
-
-def finetune(config: Config) -> dict:
-    check(config)
-    return run.finetune(config, load_task(config))
-
-
-def history(config: Config) -> list[dict]:
-    file = Path(config.output_dir) / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
-def trained_params(config: Config):
-    return models.load_pretrained(Path(config.output_dir) / "model")[1]
-
-
-def assert_same(one, other) -> None:
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 def test_a_run_writes_its_folder(
@@ -167,7 +129,7 @@ def test_every_objective_runs(tiny: Config, objective: str):
 
 
 class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
+    """Stands for a kill, because nothing catches it."""
 
 
 @pytest.mark.parametrize(
@@ -181,13 +143,13 @@ class Killed(BaseException):
 def test_a_killed_run_resumes_to_the_bit(
     tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int, changes: dict
 ):
-    """Between any two steps: parameters, metrics and evaluations are those of the uninterrupted."""
+    """Parameters, metrics and evaluations equal those of the uninterrupted run."""
     tiny = dataclasses.replace(tiny, **changes)
     finetune(tiny)
     killed = dataclasses.replace(tiny, output_dir=str(tmp_path / "killed"))
     steps = 0
 
-    def numbers(*args, original=train.learning.numbers):
+    def step_batch(*args, original=batches.step_batch):
         nonlocal steps
         steps += 1
         if steps > kill_at * tiny.gradient_accumulation_steps:
@@ -195,7 +157,7 @@ def test_a_killed_run_resumes_to_the_bit(
         return original(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.learning, "numbers", numbers)
+        patch.setattr(batches, "step_batch", step_batch)
         with pytest.raises(Killed):
             finetune(killed)
     assert (Path(killed.output_dir) / "checkpoints").exists()
@@ -205,13 +167,13 @@ def test_a_killed_run_resumes_to_the_bit(
 
 
 def test_answers_to_one_comparison_share_its_forward_pass(tiny: Config):
-    """The loss is that of a row an answer; their weights are added up."""
+    """The loss equals that of one row per answer, and weights of equal answers are added."""
     task = load_task(tiny)
     assert len(task.train.encoded) == 24
     assert task.train.weight.shape == (24, 2)
     assert task.train.weight.sum() == 19 + 5 * 3  # of votes 2, 1 and a tie, which teaches nothing
     batch = data.collate(task.train.encoded, range(8), length=16, num_slots=2)
-    shared = learning.numbers(batch, np.zeros((24, 2), np.float32), task.train)
+    shared = batches.step_batch(batch, np.zeros((24, 2), np.float32), task.train)
     answers = [(n, a) for n in range(8) for a in range(2) if shared.weight[n, a]]
     assert len(answers) == 10
     apart = jax.tree.map(lambda leaf: leaf[[n for n, _ in answers]], shared)
@@ -276,7 +238,7 @@ def test_adapters_that_could_not_be_saved_are_refused_before_training(
 def test_the_reference_is_computed_once(tiny: Config, monkeypatch: pytest.MonkeyPatch, tmp_path):
     task = load_task(tiny)
     splits = {"train": task.train.encoded}
-    first = scoring.reference_log_probs(tiny, task.model, splits)["train"]
+    first = reference.reference_log_probs(tiny, task.model, splits)["train"]
 
     @jax.jit
     def log_prob(tokens, mask):
@@ -290,19 +252,19 @@ def test_the_reference_is_computed_once(tiny: Config, monkeypatch: pytest.Monkey
             tokens = jnp.asarray(np.pad(ids, (0, 16 - len(ids))))
             np.testing.assert_allclose(log_prob(tokens, mask), value, atol=1e-4)
     with monkeypatch.context() as patch:
-        patch.setattr(scoring, "score", None)  # nothing is computed again
-        again = scoring.reference_log_probs(tiny, task.model, splits)["train"]
+        patch.setattr(reference, "over_rows", None)  # nothing is computed again
+        again = reference.reference_log_probs(tiny, task.model, splits)["train"]
     np.testing.assert_array_equal(again, first)
     other = jax.tree.map(lambda leaf: leaf * 1.1, task.model.params)
     changed = task.model._replace(params=other)
-    assert np.abs(scoring.reference_log_probs(tiny, changed, splits)["train"] - first).max() > 0.1
-    scoring.check_reference(tiny, task.model, task.train.encoded, first)
+    assert np.abs(reference.reference_log_probs(tiny, changed, splits)["train"] - first).max() > 0.1
+    reference.check_reference(tiny, task.model, task.train.encoded, first)
     row = plan.first_epoch(tiny, task.train.encoded)[0][1][2]  # of the first batch
     source = re.escape(task.train.encoded[row].row.source)
     with pytest.raises(UsageError, match=rf"{source} .*the margin at step 0 would not be 0"):
         wrong = first + np.where(np.arange(len(first)) == row, 0.5, 0.0)[:, None]
-        scoring.check_reference(tiny, task.model, task.train.encoded, wrong.astype(np.float32))
-    assert len(list((sources.cache_dir() / "reference").iterdir())) == 2
+        reference.check_reference(tiny, task.model, task.train.encoded, wrong.astype(np.float32))
+    assert len(list((cache.cache_dir() / "reference").iterdir())) == 2
 
 
 def test_dry_run_compiles_and_writes_nothing(tiny: Config, capsys: pytest.CaptureFixture):
@@ -311,7 +273,7 @@ def test_dry_run_compiles_and_writes_nothing(tiny: Config, capsys: pytest.Captur
     task = load_task(tiny)  # loading may
     jax.monitoring.register_event_duration_secs_listener(listener)
     try:
-        run.describe(tiny, task, run.open_console())
+        describe(tiny, task, open_console())
     finally:
         jax.monitoring.unregister_event_duration_listener(listener)
     assert not [name for name in compiled if "backend_compile" in name]
@@ -325,10 +287,10 @@ def test_dry_run_compiles_and_writes_nothing(tiny: Config, capsys: pytest.Captur
 def test_bad_rows_end_the_run_or_are_written_down(tiny: Config, tmp_path: Path):
     rows = comparisons(12)
     rows[3] = {"prompt": "ab", "chosen": "same", "rejected": "same"}
-    file = write_rows(tmp_path / "bad.jsonl", rows)
+    file = write(tmp_path / "bad.jsonl", rows)
     with pytest.raises(UsageError, match=r"bad\.jsonl:4: rejected: expected"):
-        load_task(dataclasses.replace(tiny, dataset_name=str(file)))
-    config = dataclasses.replace(tiny, dataset_name=str(file), on_bad_row="skip", max_steps=1)
+        load_task(dataclasses.replace(tiny, dataset_name=file))
+    config = dataclasses.replace(tiny, dataset_name=file, on_bad_row="skip", max_steps=1)
     config = dataclasses.replace(config, objective="reward_model")
     summary = finetune(config)
     assert summary["rows"]["train"]["skipped"] == 1
@@ -341,23 +303,25 @@ def test_bad_rows_end_the_run_or_are_written_down(tiny: Config, tmp_path: Path):
     [
         (
             {"dataset_name": "nowhere.jsonl"},
-            r"no file nowhere\.jsonl.*ukp_humour.*SHATTER_DATA_DIR",
+            r"--dataset_name: no file nowhere\.jsonl\. Pass a file of preferences \(\.jsonl, ",
         ),
+        ({"eval_dataset_name": ("nowhere.jsonl",)}, r"--eval_dataset_name: no file nowhere\.jsonl"),
         ({"model_name_or_path": "nowhere"}, r"--model_name_or_path=nowhere: "),
-        ({"model_name_or_path": "stories260k"}, r"SHATTER_DATA_DIR"),
-        ({"dataset_name": "ukp_humour", "eval_dataset_name": ()}, r"SHATTER_DATA_DIR"),
+        # Older versions took these names of a model and of data that research needs.
+        (
+            {"model_name_or_path": "stories260k"},
+            "--model_name_or_path=stories260k: there is no folder stories260k: expected one with",
+        ),
+        ({"dataset_name": "ukp_humour"}, r"--dataset_name: no file ukp_humour\. Pass a file of "),
         (
             {"max_length": 64},
-            r"--max_length must be at most 32, for .*tiny has 32 positions, found 64",
+            r"--max_length must be at most 32, because .*tiny has 32 positions, found 64",
         ),
         ({"chat_template": "nowhere.jinja"}, r"no file nowhere\.jinja \(known by name: plain\)"),
     ],
     ids=str,
 )
-def test_what_is_not_there_is_named(
-    tiny: Config, monkeypatch: pytest.MonkeyPatch, changes: dict, message: str
-):
-    monkeypatch.delenv(sources.DATA_DIR_VARIABLE, raising=False)
+def test_what_is_not_there_is_named(tiny: Config, changes: dict, message: str):
     config = dataclasses.replace(tiny, **changes)
     with pytest.raises(UsageError, match=message):
         load_task(config)
@@ -369,8 +333,14 @@ def test_what_is_not_there_is_named(
         ({"beta": 0.0}, "--beta must be positive, found 0.0"),
         ({"max_steps": 0}, "--max_steps must be -1 or at least 1, found 0"),
         ({"label_smoothing": 0.5}, r"--label_smoothing must be in \[0, 0.5\), found 0.5"),
-        ({"utility": "mean", "objective": "dpo"}, "--utility=mean belongs to ilhf"),
-        ({"kl_weight": 1.0, "objective": "dpo"}, "--kl_weight belongs to ilhf"),
+        (
+            {"utility": "mean", "objective": "dpo"},
+            "--utility=mean belongs to --objective=ilhf, found --objective=dpo",
+        ),
+        (
+            {"kl_weight": 1.0, "objective": "dpo"},
+            "--kl_weight belongs to --objective=ilhf, found --objective=dpo",
+        ),
         ({"per_device_train_batch_size": 0}, "must be at least 1, found 0"),
         ({"warmup_ratio": 2.0}, r"--warmup_ratio must be in \[0, 1\], found 2.0"),
     ],
@@ -396,28 +366,28 @@ def test_resumption_can_be_refused_or_begin_earlier(tiny: Config, tmp_path: Path
 
 
 def test_a_run_that_goes_astray_says_so(tiny: Config, monkeypatch: pytest.MonkeyPatch):
-    def numbers(batch, *args, original=train.learning.numbers):
+    def step_batch(batch, *args, original=batches.step_batch):
         found = original(batch, *args)
         broken = np.where(batch.row == 5, np.nan, 1.0).astype(np.float32)
         return found._replace(weight=found.weight * broken[:, None])
 
-    monkeypatch.setattr(train.learning, "numbers", numbers)
+    monkeypatch.setattr(batches, "step_batch", step_batch)
     with pytest.raises(UsageError, match=r"loss is nan at batch \d: the run went astray"):
         finetune(dataclasses.replace(tiny, objective="reward_model"))
 
 
 def test_rankings_of_three_are_judged(tiny: Config, tmp_path: Path):
-    """log_loss is that of Plackett-Luce, accuracy that of ordered pairs, share_kl of the votes."""
+    """By Plackett-Luce log-loss, by the order of pairs, and by the shares of the votes."""
     rows = [
         {"prompt": "", "completions": ["ab", "cd", "ee"], "ranks": [1, 2, 2]},
         {"prompt": "", "completions": ["ab", "cd", "ef"], "votes": [3, 1, 0]},
     ]
-    file = write_rows(tmp_path / "k.jsonl", rows)
-    config = dataclasses.replace(tiny, eval_dataset_name=(str(file),))
+    file = write(tmp_path / "k.jsonl", rows)
+    config = dataclasses.replace(tiny, eval_dataset_name=(file,))
     encoded = load_task(config).held_out["k"].encoded
     assert [row.weight for row in encoded] == [1, 3, 1]
     utilities = np.array([[1.0, 0.0, -1.0], [0.5, 0.5, 0.0], [0.5, 0.5, 0.0]])
-    found = scoring.held_out_scores(encoded, utilities)
+    found = measures.held_out_scores(encoded, utilities)
     first = [
         -np.log(np.exp(u[k]) / np.exp(u).sum()) for u, k in zip(utilities, (0, 0, 1), strict=True)
     ]
@@ -432,7 +402,7 @@ def test_rankings_of_three_are_judged(tiny: Config, tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_resumes_to_the_bit(tiny: Config, tmp_path: Path):
-    """By SIGKILL, again and again at odd moments, until the run is through."""
+    """It is killed by SIGKILL three times at odd moments."""
     tiny = dataclasses.replace(tiny, max_steps=60, save_steps=1, logging_steps=7)
     finetune(tiny)
     killed = dataclasses.replace(tiny, output_dir=str(tmp_path / "killed"))

@@ -1,8 +1,6 @@
-"""Held-out measures, the reference, samples: right values, and none where there is nothing."""
+"""Held-out measures, the reference and samples are right, and means of nothing are absent."""
 
 import dataclasses
-import json
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -10,30 +8,16 @@ import numpy as np
 import pytest
 
 from shatter.cli.common.binary import UsageError
-from shatter.cli.finetune import learning, plan, run, scoring, train
+from shatter.cli.finetune import evaluation, learning, measures, plan, reference, run
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.task import Task, load_task
 from shatter.data import Encoded, Row
-
-
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Log-probs of the reference are kept here."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def model_folder(
-    make_model: Callable[[Path, int], None], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    make_model(folder, 1)
-    return folder
+from tests.cli.finetune.runs import history, write
 
 
 @pytest.fixture
 def config(model_folder: Path, tmp_path: Path) -> Config:
-    """Comparisons of several lengths, ties, votes and a ranking of three."""
+    """Returns a run on comparisons of several lengths, ties, votes and a ranking of three."""
     texts = ["ab", "cdeff", "a", "gh", "bbbbbbb", "ha", "dd", "ce", "fgh", "ee", "h", "gg"]
     rows = [
         {"prompt": "ab "[: n % 4], "chosen": one, "rejected": other + "c", "weight": 1 + n % 3}
@@ -60,18 +44,8 @@ def config(model_folder: Path, tmp_path: Path) -> Config:
     )
 
 
-def write(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def history(config: Config) -> list[dict]:
-    lines = (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line, parse_constant=lambda name: pytest.fail(name)) for line in lines]
-
-
 def encoded(*rows: tuple) -> list[Encoded]:
-    """Rows of (lengths of completions, ranks, weight, votes)."""
+    """Returns rows made of (lengths of completions, ranks, weight, votes)."""
     found = []
     for n, (lengths, ranks, weight, votes) in enumerate(rows):
         row = Row("", tuple("abcd"[: len(ranks)]), ranks, weight, source=f"f:{n}", votes=votes)
@@ -99,7 +73,7 @@ def encoded(*rows: tuple) -> list[Encoded]:
 def test_held_out_measures_of_nothing_are_absent(rows: list, present: set[str]):
     some = encoded(*rows)
     utilities = np.zeros((len(some), max(len(row.completions) for row in some)))
-    found = scoring.held_out_scores(some, utilities)
+    found = measures.held_out_scores(some, utilities)
     assert found.keys() == present and np.isfinite(list(found.values())).all()
     if "accuracy" in found:  # the tie counts for nothing, whatever it weighs
         half = {"log_loss": np.log(2), "accuracy": 0.5, "calibration_error": 0.5}
@@ -109,10 +83,10 @@ def test_held_out_measures_of_nothing_are_absent(rows: list, present: set[str]):
 def test_rows_that_compare_nothing_do_not_change_how_pairs_are_measured():
     pairs = encoded(((1, 1), (1, 2), 3.0, None), ((1, 1), (2, 1), 1.0, None))
     utilities = np.array([[0.3, -0.4], [0.1, 0.2]])
-    alone = scoring.held_out_scores(pairs, utilities)
+    alone = measures.held_out_scores(pairs, utilities)
     assert "calibration_error" in alone
     others = encoded(((4,), (0,), 1.0, None), ((1, 1, 1), (-1, 1, -1), 1.0, None))
-    among = scoring.held_out_scores(
+    among = measures.held_out_scores(
         [others[0], *pairs, others[1]],
         np.array([[9.0, 0.0, 0.0], [0.3, -0.4, 0.0], [0.1, 0.2, 0.0], [9.0, 9.0, 9.0]]),
     )
@@ -124,10 +98,10 @@ def test_rankings_among_pairs_have_measures_of_their_own():
     rankings = encoded(((1, 1, 1), (1, 2, 2), 2.0, None), ((1, 1, 1), (3, 1, -1), 1.0, None))
     of_pairs = np.array([[0.3, -0.4, 0.0], [0.1, 0.2, 0.0]])
     of_rankings = np.array([[0.7, 0.1, -0.2], [0.4, 0.4, 9.0]])
-    alone = scoring.held_out_scores(pairs, of_pairs) | scoring.held_out_scores(
+    alone = measures.held_out_scores(pairs, of_pairs) | measures.held_out_scores(
         rankings, of_rankings
     )
-    among = scoring.held_out_scores(
+    among = measures.held_out_scores(
         [rankings[0], *pairs, rankings[1]],
         np.stack([of_rankings[0], *of_pairs, of_rankings[1]]),
     )
@@ -138,27 +112,27 @@ def test_rankings_among_pairs_have_measures_of_their_own():
 
 
 def test_demonstrations_are_judged_by_the_loss_of_sft():
-    """The mean of a token of the best completions, weighted over rows as in training."""
+    """The measure is the weighted mean over the tokens of the best completions, as in training."""
     rows = encoded(
         ((4,), (1,), 1.0, None), ((2, 5, 3), (1, 2, 1), 3.0, None), ((2, 2), (-1, -1), 7.0, None)
     )
     log_probs = np.array([[-8.0, 0, 0], [-3.0, -50.0, -6.0], [-1.0, -1.0, 0]])
-    found = scoring.demonstration_scores(rows, log_probs)
+    found = measures.demonstration_scores(rows, log_probs)
     assert found == pytest.approx({"token_log_loss": (1 * 2.0 + 3 * (1.5 + 2.0) / 2) / 4})
-    assert scoring.demonstration_scores(rows[2:], log_probs[2:, :2]) == {}
+    assert measures.demonstration_scores(rows[2:], log_probs[2:, :2]) == {}
     turns = [rows[0]._replace(skipped=(3,))]  # the loss counts the last token alone
-    assert scoring.demonstration_scores(turns, log_probs[:1, :1])["token_log_loss"] == 8.0
+    assert measures.demonstration_scores(turns, log_probs[:1, :1])["token_log_loss"] == 8.0
 
 
 def test_held_out_demonstrations_are_measured_by_a_run(config: Config, tmp_path: Path):
-    """Of one completion where training has several, too."""
+    """They may have one completion where the training rows have several."""
     rows = [{"prompt": "a", "completion": "bcd"}, {"prompt": "", "completion": "h"}]
     held = write(tmp_path / "demos.jsonl", rows)
     config = dataclasses.replace(config, objective="sft", eval_dataset_name=(held,), max_steps=1)
     task = load_task(config)
     summary = run.finetune(config, task)
     found = summary["before"]["eval_demos/token_log_loss"]
-    refs = scoring.reference_log_probs(
+    refs = reference.reference_log_probs(
         config, task.model, {"demos": task.held_out["demos"].encoded}
     )
     np.testing.assert_allclose(found, -np.mean(refs["demos"][:, 0] / [4, 2]), rtol=1e-6)
@@ -169,7 +143,7 @@ def test_held_out_demonstrations_are_measured_by_a_run(config: Config, tmp_path:
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
 def test_a_model_is_its_own_reference_before_the_first_step(config: Config, bf16: bool):
-    """To the bit, on several devices and in batches that rows of other lengths fill up."""
+    """This holds to the bit, on several devices and in batches of mixed lengths."""
     config = dataclasses.replace(
         config,
         objective="dpo",
@@ -192,7 +166,7 @@ def test_a_model_is_its_own_reference_before_the_first_step(config: Config, bf16
 def test_an_update_is_the_same_by_devices_and_accumulated_batches(
     config: Config, tmp_path: Path, num_devices: int, batch_size: int, accumulation: int
 ):
-    """Metrics and evaluations of a run, which has votes, ties, a ranking and a regulariser."""
+    """Metrics and evaluations agree for a run with votes, ties, a ranking and a regulariser."""
     base = dataclasses.replace(
         config, kl_weight=0.5, per_device_train_batch_size=16, kl_batch_size=5, max_steps=-1
     )
@@ -220,7 +194,7 @@ def task(config: Config) -> Task:
 
 @pytest.mark.parametrize("num_tokens", [1, 5, 9, 40])
 def test_samples_begin_with_bos_and_stay_within_the_positions(task: Task, num_tokens: int):
-    """Prompts that leave no room lose what follows BOS."""
+    """Prompts that leave no room for the response lose the tokens after BOS."""
     positions = task.model.config.max_length
     assert positions == 32
     prompt = np.array([1, *(3 + np.arange(num_tokens) % 5)], np.int32)
@@ -242,14 +216,14 @@ def test_responses_that_leave_no_room_for_a_prompt_are_refused(task: Task, lengt
 
 def test_a_reference_that_is_not_finite_is_refused(config: Config, task: Task):
     train_rows = task.train.encoded
-    refs = scoring.reference_log_probs(config, task.model, {"train": train_rows})["train"]
-    scoring.check_reference(config, task.model, train_rows, refs)
+    refs = reference.reference_log_probs(config, task.model, {"train": train_rows})["train"]
+    reference.check_reference(config, task.model, train_rows, refs)
     row = plan.first_epoch(config, train_rows)[0][1][0]
     for value in (np.nan, np.inf):
         wrong = refs.copy()
         wrong[row, 1] = value
         with pytest.raises(UsageError, match=rf"pairs\.jsonl:.*{value}.*would not be 0"):
-            scoring.check_reference(config, task.model, train_rows, wrong)
+            reference.check_reference(config, task.model, train_rows, wrong)
 
 
 def test_the_reference_is_kept_by_all_that_decides_its_bits(
@@ -257,7 +231,7 @@ def test_the_reference_is_kept_by_all_that_decides_its_bits(
 ):
     made = []
     monkeypatch.setattr(
-        scoring.cache, "kept_arrays", lambda name, make: made.append(name) or {"log_probs": 0}
+        reference.cache, "cached_arrays", lambda name, make: made.append(name) or {"log_probs": 0}
     )
     splits = {"train": task.train.encoded}
     for change in (
@@ -267,12 +241,12 @@ def test_the_reference_is_kept_by_all_that_decides_its_bits(
         {"num_devices": 2, "per_device_train_batch_size": 2},
         {"seed": 7},
     ):
-        scoring.reference_log_probs(dataclasses.replace(config, **change), task.model, splits)
+        reference.reference_log_probs(dataclasses.replace(config, **change), task.model, splits)
     half = task.model._replace(config=dataclasses.replace(task.model.config, dtype="bfloat16"))
-    scoring.reference_log_probs(config, half, splits)
+    reference.reference_log_probs(config, half, splits)
     first, *rest = task.train.encoded
     turns = {"train": [first._replace(skipped=(1,) + (0,) * len(first.completions[1:])), *rest]}
-    scoring.reference_log_probs(config, task.model, turns)
+    reference.reference_log_probs(config, task.model, turns)
     assert made[0] == made[1] and len(set(made)) == 6
 
 
@@ -280,7 +254,7 @@ def test_scores_that_are_not_finite_end_the_run_in_words(config: Config, tmp_pat
     held = write(tmp_path / "held.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "cc"}])
     config = dataclasses.replace(config, eval_dataset_name=(held,))
     task = load_task(config)
-    judge = train._judge(config, task, {"held": np.zeros((1, 2), np.float32)})
+    judge = evaluation.make_evaluate(config, task, {"held": np.zeros((1, 2), np.float32)})
     start = learning.start(config, task.model, jax.random.key(0))
     assert judge(start).keys() >= {"eval_held/log_loss", "eval_held/accuracy"}
     broken = jax.tree.map(lambda leaf: leaf * np.nan, start)

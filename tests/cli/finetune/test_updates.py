@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from shatter import data, models
-from shatter.cli.finetune import history, learning
+from shatter.cli.finetune import batches, history, learning
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.learning import Frozen, Sampled, Trainable
 from shatter.cli.finetune.objectives import OBJECTIVES, Mean
-from shatter.cli.finetune.task import Pretrained, Training
+from shatter.cli.finetune.pretrained import Pretrained
+from shatter.cli.finetune.task import Training
 from shatter.data import Encoded, Row
 
 VOCABULARY, WIDTH, LENGTH = 11, 4, 12
@@ -35,7 +36,7 @@ VARIANTS = [
 
 
 def bigrams() -> Pretrained:
-    """A language model whose law depends on the last token alone: compiled in no time."""
+    """Returns a model whose predictions depend only on the last token; it compiles quickly."""
     embed = lambda params, tokens: params["embedding"][tokens]
     lm = models.LanguageModel(
         init=lambda key: {},
@@ -76,7 +77,7 @@ def samples(num: int) -> Sampled:
 
 
 def update(config: Config, cut: list[list[int]]) -> tuple:
-    """Loss, gradient and metrics of one update of all rows, cut into batches; -1 fills up."""
+    """Returns loss, gradient and metrics of an update cut into batches; rows -1 fill them up."""
     config = dataclasses.replace(config, gradient_accumulation_steps=len(cut))
     model, train = bigrams(), rows()
     reference = np.random.default_rng(3).normal(-9, 2, (len(ANSWERS), 3)).astype(np.float32)
@@ -84,16 +85,16 @@ def update(config: Config, cut: list[list[int]]) -> tuple:
     params = jax.tree.map(lambda leaf: 1.1 * leaf, model.params)
     frozen = Frozen(model.params, samples(9))
     objective = jax.jit(jax.value_and_grad(learning.make_objective(config, model), has_aux=True))
-    batches = [data.collate(train.encoded, part, length=LENGTH, num_slots=3) for part in cut]
-    total = sum(learning.answer_weights(batch, train).sum() for batch in batches)
+    parts = [data.collate(train.encoded, part, length=LENGTH, num_slots=3) for part in cut]
+    total = sum(batches.answer_weights(batch, train).sum() for batch in parts)
     found = [
         objective(
             Trainable(params, head),
             frozen,
             jax.random.key(5),
-            learning.numbers(batch, reference, train, total, part),
+            batches.step_batch(batch, reference, train, total, part),
         )
-        for part, batch in enumerate(batches)
+        for part, batch in enumerate(parts)
     ]
     add = lambda *leaves: sum(leaves)
     loss, gradient = (
@@ -124,7 +125,7 @@ every_variant = pytest.mark.parametrize(
 
 @every_variant
 def test_an_update_of_several_batches_is_that_of_one(float64: None, number: int):
-    """Losses, gradients and metrics, with partly filled batches, votes, ties and rankings."""
+    """Losses, gradients and metrics agree, with partly filled batches, votes, ties and rankings."""
     one, several = whole_update(number), update(config_of(number), CUT)
     for a, b in zip(jax.tree.leaves(several), jax.tree.leaves(one), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-9)
@@ -134,7 +135,7 @@ def test_an_update_of_several_batches_is_that_of_one(float64: None, number: int)
 
 @every_variant
 def test_the_loss_of_an_update_is_the_weighted_mean_over_its_answers(float64: None, number: int):
-    """Answer by answer, each scored alone without padding, plus the mean along the samples."""
+    """Each answer is scored alone without padding; the mean along the samples is added."""
     config = config_of(number)
     model, train = bigrams(), rows()
     reference = np.random.default_rng(3).normal(-9, 2, (len(ANSWERS), 3)).astype(np.float32)
@@ -180,7 +181,7 @@ def test_the_loss_of_an_update_is_the_weighted_mean_over_its_answers(float64: No
 
 
 def test_rows_of_metrics_are_means_over_all_rows_of_their_updates():
-    """By weight where they are of rows, once an update where they are not; over nothing, absent."""
+    """Means over rows count by weight, others once per update; means over nothing are absent."""
     updates = [
         (
             [{"a": Mean(0.5, 0.25), "b": Mean(0.0, 0.0)}, {"a": Mean(3.0, 0.75), "b": Mean(0, 0)}],
@@ -189,10 +190,10 @@ def test_rows_of_metrics_are_means_over_all_rows_of_their_updates():
         ([{"a": Mean(1.0, 1.0), "b": Mean(0.0, 0.0)}] * 1, 2.0),
     ]
     sums: history.Sums = {}
-    for number, (batches, weight) in enumerate(updates):
-        norms = [{"loss": np.nan, "grad_norm": 10.0 * number + n} for n in range(len(batches))]
-        kl = [{"kl": 0.5, "objective": Mean(0.1, 1.0 / len(batches))} for _ in batches]
-        joined = [a | b | c for a, b, c in zip(batches, norms, kl, strict=True)]
+    for number, (metrics, weight) in enumerate(updates):
+        norms = [{"loss": np.nan, "grad_norm": 10.0 * number + n} for n in range(len(metrics))]
+        kl = [{"kl": 0.5, "objective": Mean(0.1, 1.0 / len(metrics))} for _ in metrics]
+        joined = [a | b | c for a, b, c in zip(metrics, norms, kl, strict=True)]
         sums = history.add_update(sums, joined, weight)
     found = history.means(Config(kl_weight=2.0), sums)
     assert found == pytest.approx(

@@ -1,4 +1,3 @@
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -8,10 +7,13 @@ import numpy as np
 import pytest
 
 from experiments.common import sources
-from experiments.judgements import datasets
-from experiments.judgements.datasets import Pair, load_judgements
+from experiments.judgements import datasets, splits
+from experiments.judgements.captions import MAX_RATERS, caption_votes
+from experiments.judgements.datasets import load_judgements
+from experiments.judgements.splits import Pair
 from shatter.cli.common.binary import UsageError
 from shatter.data import Row, read_rows
+from tests.experiments.judgements.files import json_lines
 
 Item = tuple[object, object]
 
@@ -31,37 +33,6 @@ def some_pairs(num_prompts: int, num_items: int) -> list[Pair]:
         for a in range(num_items)
         for b in range(a)
     ]
-
-
-@pytest.fixture
-def publish(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, str], Path]:
-    """Puts a made-up file into a data folder, as if it were the published one."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv(sources.DATA_DIR_VARIABLE, "")
-
-    def write(name: str, text: str) -> Path:
-        source = sources.SOURCES[name]
-        folder = tmp_path / "data" / source.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / source.filename).write_text(text, encoding="utf-8")
-        made_up = source._replace(sha256=hashlib.sha256(text.encode()).hexdigest())
-        monkeypatch.setitem(sources.SOURCES, name, made_up)
-        return tmp_path / "data"
-
-    return write
-
-
-def json_lines(records: list[dict]) -> str:
-    return "".join(json.dumps(record) + "\n" for record in records)
-
-
-@pytest.fixture
-def humour(publish: Callable[[str, str], Path]) -> Path:
-    publish(
-        "ukp_humour_items", json_lines([{"id": 3 * i, "text": f"joke {i} "} for i in range(20)])
-    )
-    pairs = [f"{3 * a},{3 * b},{a % 4},{1 + b}" for a in range(20) for b in range(a)]
-    return publish("ukp_humour_pairs", "a,b,votes_a,votes_b\n" + "\n".join(pairs) + "\n")
 
 
 def test_humour_is_read(humour: Path):
@@ -137,7 +108,7 @@ def test_captions_are_paired_within_their_cartoon(publish: Callable[[str, str], 
             "Cartoon: office; shark\nCaption:": "8r2",
         }
         assert all(text.startswith(f" {contest[row.prompt]} ") for text in row.completions)
-        assert sum(row.votes) == pytest.approx(datasets.MAX_RATERS)
+        assert sum(row.votes) == pytest.approx(MAX_RATERS)
         assert row.weight == row.votes[datasets.ANSWERS.index(row.ranks)]
     assert len(items(got.train)) == 40
     assert len(items(got.new)) == 10
@@ -159,13 +130,13 @@ def test_no_rating_of_a_caption_is_used_twice(publish: Callable[[str, str], Path
 
 
 def test_caption_votes_are_expected_counts():
-    got = datasets.caption_votes(np.array([5, 3, 2]), np.array([2, 0, 2]))
+    got = caption_votes(np.array([5, 3, 2]), np.array([2, 0, 2]))
     # 4 raters, for the second has 4 ratings; shares .5 .3 .2 against .5 0 .5
     np.testing.assert_allclose(got, [4 * (0.3 + 0.2) * 0.5, 4 * (0.5 + 0.3) * 0.5, 4 * 0.35])
-    many = datasets.caption_votes(np.array([50, 30, 20]), np.array([20, 0, 20]))
-    np.testing.assert_allclose(sum(many), datasets.MAX_RATERS)
-    assert datasets.caption_votes(np.array([0, 0, 0]), np.array([2, 0, 2])) == (0, 0, 0)
-    np.testing.assert_allclose(np.array(many) / datasets.MAX_RATERS, np.array(got) / 4)
+    many = caption_votes(np.array([50, 30, 20]), np.array([20, 0, 20]))
+    np.testing.assert_allclose(sum(many), MAX_RATERS)
+    assert caption_votes(np.array([0, 0, 0]), np.array([2, 0, 2])) == (0, 0, 0)
+    np.testing.assert_allclose(np.array(many) / MAX_RATERS, np.array(got) / 4)
 
 
 @pytest.mark.parametrize("by_prompt", [False, True])
@@ -173,12 +144,12 @@ def test_caption_votes_are_expected_counts():
 def test_no_part_leaks_into_another(seed: int, by_prompt: bool):
     pairs = some_pairs(num_prompts=10, num_items=4)  # few pairs an item: known could empty train
     rng = np.random.default_rng(seed)
-    train, known, new = datasets.split_pairs(pairs, rng, by_prompt=by_prompt)
+    train, known, new = splits.split_pairs(pairs, rng, by_prompt=by_prompt)
     shown, unseen = (
-        {item for pair in part for item in datasets._items(pair)} for part in (train, new)
+        {item for pair in part for item in splits.pair_items(pair)} for part in (train, new)
     )
     assert known
-    assert shown.issuperset(item for pair in known for item in datasets._items(pair))
+    assert shown.issuperset(item for pair in known for item in splits.pair_items(pair))
     assert shown.isdisjoint(unseen)
     assert set(train).isdisjoint(known)
     if by_prompt:
@@ -188,7 +159,7 @@ def test_no_part_leaks_into_another(seed: int, by_prompt: bool):
 
 def test_a_pair_whose_item_would_vanish_stays():
     pairs = [Pair("", (f"a{i}", f"b{i}"), (1, 0), "") for i in range(30)]  # each item once
-    train, known = datasets._split_known(pairs, np.random.default_rng(0))
+    train, known = splits.split_known(pairs, np.random.default_rng(0))
     assert (train, known) == (pairs, [])
 
 

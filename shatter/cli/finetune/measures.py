@@ -1,0 +1,62 @@
+"""Measures of how well a model predicts held-out comparisons and demonstrations."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from shatter import data
+from shatter.cli.common import votes
+
+
+def held_out_scores(encoded: Sequence[data.Encoded], utilities: np.ndarray) -> dict[str, float]:
+    """Measures how well utilities predict held-out comparisons.
+
+    Rows of two completions have the measures of `votes.score`, and rows of more those of
+    `votes.score_rankings` with the prefix `ranking_`. Rows of which fewer than two completions were
+    shown compare nothing and are left out.
+
+    Args:
+      encoded: the rows.
+      utilities: `[rows, K]`, nats.
+
+    Returns:
+      Measures by name. A mean over nothing is absent.
+    """
+    compared = [n for n, row in enumerate(encoded) if sum(rank >= 0 for rank in row.ranks) > 1]
+    pairs = [n for n in compared if len(encoded[n].completions) == 2]
+    rankings = [n for n in compared if len(encoded[n].completions) > 2]
+    scores = {}
+    if pairs:
+        scores = votes.score([encoded[n].row for n in pairs], utilities[pairs, :2])
+    if rankings:
+        measures = votes.score_rankings([encoded[n].row for n in rankings], utilities[rankings])
+        scores |= {f"ranking_{name}": value for name, value in measures.items()}
+    return scores
+
+
+def demonstration_scores(
+    encoded: Sequence[data.Encoded], log_probs: np.ndarray
+) -> dict[str, float]:
+    """Measures the loss of sft on held-out demonstrations, or on the best completions of rows.
+
+    Args:
+      encoded: the rows.
+      log_probs: `[rows, K]`, summed over a completion's tokens, nats.
+
+    Returns:
+      token_log_loss: the mean over rows of minus the mean log-prob of a completion's token, nats.
+      It is absent if no row has weight.
+    """
+    rows = [row.row for row in encoded]
+    ranks, weight = votes.pad_ranks(rows), np.asarray([row.weight for row in rows])
+    lengths = np.ones(ranks.shape)
+    for number, row in enumerate(encoded):
+        skipped = row.skipped or (0,) * len(row.completions)
+        counted = [len(ids) - n for ids, n in zip(row.completions, skipped, strict=True)]
+        lengths[number, : len(counted)] = counted
+    shown = np.where(ranks >= 0, ranks, np.iinfo(ranks.dtype).max)
+    best = (ranks >= 0) & (shown == shown.min(axis=1, keepdims=True))
+    num_best = best.sum(axis=1)
+    each = np.where(best, -log_probs.astype(float) / lengths, 0.0).sum(axis=1)
+    each = each / np.maximum(num_best, 1)
+    return votes.means(token_log_loss=(weight @ each, weight @ (num_best > 0)))
