@@ -134,21 +134,20 @@ def _with_idle_flags(config: ProjectConfig) -> ProjectConfig:
 
 def _begin_or_resume(config: ProjectConfig, inputs: Inputs) -> None:
     """Makes the folder of a project, or compares it with the flags and removes leftovers in it."""
-    folder, recorded = Path(config.project), recorded_facts(config.project)
+    folder, is_new = Path(config.project), recorded_facts(config.project) is None
     candidates, prompts = candidate_file(folder), inputs.pool_file.prompts
     # Before the folder is made, because a project that cannot begin leaves none.
-    is_new = bool(prompts) and not candidates.exists()
-    sampled = sample_candidates(config, inputs.model, prompts) if is_new else None
-    facts: dict[str, Any] = dict(inputs.facts)
-    if recorded is None:
-        facts["template_date"] = config.template_date
-    else:  # older versions recorded fewer facts
-        facts = {name: fact for name, fact in facts.items() if name in recorded}
-    apart = ("project", *PATHS)
+    needs_candidates = bool(prompts) and not candidates.exists()
+    sampled = sample_candidates(config, inputs.model, prompts) if needs_candidates else None
     run_folder.begin_or_resume(
-        config.project, as_recorded(config), apart=apart, flag="--project", **facts
+        config.project,
+        as_recorded(config),
+        apart=("project", *PATHS),
+        flag="--project",
+        template_date=config.template_date,
+        **inputs.facts,
     )
-    if recorded is None:
+    if is_new:
         checksums.seal(folder / "config.json")
     remember_paths(config, folder, inputs.held_out_facts)
     remove_leftovers(folder)
