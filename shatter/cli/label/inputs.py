@@ -73,12 +73,20 @@ def _load_model(config: ProjectConfig) -> Frozen:
             f"{config.model_revision!r}"
         )
     date = config.template_date and binary.date("template_date", config.template_date)
-    return load_frozen(
-        name,
-        chat_template=config.chat_template,
-        revision=config.model_revision,
-        date=date or None,
-    )
+    try:
+        return load_frozen(
+            name,
+            chat_template=config.chat_template,
+            revision=config.model_revision,
+            date=date or None,
+        )
+    except UsageError as error:
+        if recorded_facts(config.project) is None:
+            raise
+        raise UsageError(
+            f"{error}. If the model has moved, give its new folder to `shatter label propose` as "
+            "--model_name_or_path, with the other flags as before"
+        ) from error
 
 
 def assert_unchanged(config: ProjectConfig, inputs: Inputs) -> None:

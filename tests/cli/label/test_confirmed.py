@@ -94,6 +94,20 @@ def test_what_has_gone_is_noticed_by_all_and_the_advice_helps(path, name):
     assert ids(path) == [*left, "e7"]
 
 
+def test_a_flipped_digit_of_the_note_names_both_files(path):
+    note = confirmed_file(path)
+    text = note.read_text()
+    digit = text.index('"sha256": "') + len('"sha256": "')
+    flipped = "0" if text[digit] != "0" else "1"
+    note.write_text(text[:digit] + flipped + text[digit + 1 :])
+    with pytest.raises(
+        UsageError, match=r"answers.jsonl has changed .*answers.jsonl.confirmed"
+    ) as e:
+        answers.current_answers(path)
+    follow(e)
+    assert ids(path) == ["e0", "e1", "e2"]
+
+
 @pytest.mark.parametrize("name", ["first line gone", "emptied", "missing", "one vote turned"])
 def test_an_import_of_what_has_gone_is_refused_and_the_advice_helps(path, tmp_path, name):
     """Also where no line is left by which the file could be told from one of preferences."""

@@ -1,13 +1,16 @@
 import json
+import re
 
 import pytest
 
 from shatter.cli.common.binary import UsageError
 from shatter.cli.label import answers
 from shatter.cli.label.events import Event
+from shatter.cli.label.export import export_answers
 from shatter.cli.label.imports import import_answers
 from shatter.cli.label.queries import TextQuery, read_queries, write_queries
 from shatter.cli.label.writer import open_writer
+from shatter.data import read_rows
 
 PAIR = {"prompt": "p", "chosen": " good", "rejected": " bad", "annotator": "Ann"}
 UNNAMED = {name: value for name, value in PAIR.items() if name != "annotator"}
@@ -194,3 +197,63 @@ def test_an_import_that_was_interrupted_goes_on(load, tmp_path):
     path.with_name("answers.jsonl.confirmed").unlink()  # it comes after the lines
     imported, _, found = load(PAIR, PAIR | {"prompt": "q"})
     assert imported == (0, 1, 1, ()) and len(found) == 2
+
+
+def conversation(first, question, last):
+    more = [{"role": "user", "content": question}, {"role": "assistant", "content": last}]
+    return [USER, first, *more]
+
+
+TURNS = {
+    "chosen": conversation(GOOD, "And?", "yes"),
+    "rejected": conversation(BAD, "So?", "no"),
+}  # they part before their last turn
+
+
+def exported(folder):
+    """The rows of the export of a folder."""
+    path = folder / "export.jsonl"
+    export_answers(folder, str(path))
+    return read_rows(path)[0]
+
+
+def test_the_last_turn_alone_counts_after_any_road(load, tmp_path):
+    """A conversation without a prompt of its own: the choice was about its last message."""
+    path = tmp_path / "turns.jsonl"
+    path.write_text(json.dumps(TURNS) + "\n")
+    (row,) = read_rows(path)[0]
+    assert row.last_turn
+    load(TURNS)
+    (same,) = exported(tmp_path)
+    assert same[:3] == row[:3] and same.last_turn
+    other = tmp_path / "other"
+    with open_writer(other / "answers.jsonl") as file:
+        import_answers(tmp_path / "answers.jsonl", other / "queries", file)
+    assert [row.last_turn for row in exported(other)] == [True]
+    load(TURNS | {"last_turn": False, "chosen": conversation(GOOD, "And?", "perhaps")})
+    assert [row.last_turn for row in exported(tmp_path)] == [True, False]
+
+
+def test_damaged_lines_of_an_answer_file_may_be_left_out(load, tmp_path):
+    source = tmp_path / "source"
+    rows = [PAIR, PAIR | {"prompt": "q"}, PAIR | {"prompt": "r"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with open_writer(source / "answers.jsonl") as file:
+        import_answers(path, source / "queries", file)
+    path = source / "answers.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[1].replace(b'"ranks"', b'"ranks" ;') + lines[2])
+    note = path.with_name("answers.jsonl.confirmed")
+    for is_noted in (True, False):
+        target = tmp_path / f"target {is_noted}"
+        with open_writer(target / "answers.jsonl") as file:
+            with pytest.raises(UsageError, match=r"answers.jsonl"):
+                import_answers(path, target / "queries", file)
+            counts = import_answers(path, target / "queries", file, on_bad_row="skip")
+        assert counts.num_answers == 2
+        problems = [str(problem) for problem in counts.problems]
+        assert re.search(r"answers.jsonl:2: line: expected a whole JSON object", problems[-1])
+        assert len(problems) == 1 + is_noted
+        assert not is_noted or re.search(r"expected all that was confirmed.*changed", problems[0])
+        note.unlink(missing_ok=True)

@@ -3,12 +3,16 @@
 import dataclasses
 import json
 import os
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import tyro
 
 from shatter import data, documents, models
 from shatter.cli.common.binary import UsageError
@@ -27,6 +31,7 @@ from shatter.cli.label.pool import draw_queries
 from shatter.cli.label.project import open_project, utilities
 from shatter.cli.label.propose import propose
 from shatter.cli.label.queries import read_queries
+from shatter.cli.label.records import read_project
 from shatter.cli.label.writer import open_writer
 from tests.cli.label.projects import POOL, answer_all, write
 
@@ -136,6 +141,8 @@ def test_utilities_of_adapters_are_those_of_the_merged_models(
             run.experiment(ExportConfig(project=config.project, model=str(path), member=member))
             assert (path / "model.safetensors").exists()
             assert json.loads((path / "generation_config.json").read_text()) == settings
+        if changes:
+            assert_an_old_record_of_the_choice_opens(config)
         if utility == "ratio":
             continue
         loaded, params, tokenizer = models.load_pretrained(folder / "model1", dtype="float32")
@@ -147,6 +154,19 @@ def test_utilities_of_adapters_are_those_of_the_merged_models(
             logits = apply(params, batch.tokens[0], valid=batch.valid[0])
             expected = documents.log_prob(logits, batch.tokens[0], batch.mask[0])
             np.testing.assert_allclose(found[1, n], expected[0], atol=1e-4)
+
+
+def assert_an_old_record_of_the_choice_opens(config: ProposeConfig) -> None:
+    """Older versions wrote 0 for adapters on the last mlp_out alone."""
+    file = Path(config.project) / "config.json"
+    record = json.loads(file.read_text())
+    assert record["adapted_layers"] == "last_mlp_out"
+    file.write_text(json.dumps(record | {"adapted_layers": 0}))
+    file.with_name("config.json.sha256").unlink()
+    for same in (config, read_project(config.project)):
+        assert open_project(same).config.adapted_layers == "last_mlp_out"
+    with pytest.raises(UsageError, match="adapted_layers: found 0, wanted 1"):
+        open_project(dataclasses.replace(config, adapted_layers=1))
 
 
 def test_exported_answers_read_as_preferences(config: ProposeConfig, tmp_path: Path):
@@ -376,6 +396,18 @@ def test_bad_pools(config: ProposeConfig, name: str):
     with pytest.raises(UsageError, match=message):
         open_project(config)
     assert not Path(config.project).exists()  # so that the mended file is not another pool
+
+
+@pytest.mark.parametrize("given", ["--pool=pool.jsonl", "--model_name_or_path=folder"])
+def test_flags_that_are_required_come_with_a_whole_command(given: str):
+    """Through the shell too, where the command of the message then works but for its files."""
+    command = [sys.executable, "-m", "shatter.cli", "label", "propose", given]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    absent = {"--pool": "model_name_or_path", "--model_name_or_path": "pool"}[given.split("=")[0]]
+    assert done.returncode == 1 and f"--{absent} is required; for example: " in done.stderr
+    example = shlex.split(done.stderr.split("example: shatter label ")[1])
+    parsed = tyro.cli(run.FLAGS, args=example, use_underscores=True)
+    check(parsed)
 
 
 def test_bad_flags(config: ProposeConfig, tmp_path: Path):

@@ -114,6 +114,25 @@ def test_every_path_is_checked(learned, name, value):
         with_known_paths(learned)
 
 
+def with_paths(config, **changes):
+    """Changes the record of paths, as an older version would have written it."""
+    file = Path(config.project) / "paths.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    file.with_name("paths.json.sha256").unlink()
+
+
+def test_a_model_that_older_versions_looked_up_in_a_data_folder(learned):
+    folder = Path(learned.model_name_or_path)
+    with_paths(learned, model_name_or_path=folder.name, data_dir=str(folder.parent))
+    run.experiment(LearnConfig(project=learned.project))
+    with_paths(learned, model_name_or_path=folder.name, data_dir=None)
+    mend = "has moved, give its new folder to `shatter label propose` as --model_name_or_path"
+    with pytest.raises(UsageError, match=rf"--model_name_or_path=tiny: there is no.*{mend}"):
+        run.experiment(LearnConfig(project=learned.project))
+    run.experiment(learned)  # the advice
+    run.experiment(LearnConfig(project=learned.project))
+
+
 def checkpoint_files(config, number):
     folder = Path(config.project) / "ensemble" / str(number)
     return sorted(file for file in folder.rglob("*") if file.is_file())
