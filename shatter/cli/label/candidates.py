@@ -12,7 +12,7 @@ from shatter.cli.common.compiling import compiler_options
 from shatter.cli.common.frozen import Frozen
 from shatter.cli.label.config import ProjectConfig
 from shatter.cli.label.keys import Use, project_key
-from shatter.cli.label.pool import without_advice
+from shatter.cli.label.pool_file import without_advice
 from shatter.data.files import json_line
 from shatter.data.layouts import Text
 from shatter.types import Array, Key, Params

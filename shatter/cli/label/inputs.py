@@ -14,7 +14,8 @@ from shatter.cli.common.frozen import Frozen, load_frozen, weights_hash
 from shatter.cli.common.learners import LAST_MLP_OUT, Setting, layers_of
 from shatter.cli.label.config import ProjectConfig, setting_of
 from shatter.cli.label.folder import import_command
-from shatter.cli.label.pool import PoolFile, pool_hash, read_pool, without_advice
+from shatter.cli.label.pool import read_pool
+from shatter.cli.label.pool_file import PoolFile, pool_hash, without_advice
 from shatter.cli.label.queries import TextQuery
 from shatter.cli.label.records import recorded_date, recorded_facts, recorded_held_out
 from shatter.types import Params

@@ -120,13 +120,13 @@ def _answer(config: AnswerConfig, console: Console) -> None:
     with open_writer(answer_file(folder)) as writer:
         if config.web:
             try:
-                from shatter.cli.label import web
+                from shatter.cli.label import server, web
             except ImportError as error:
                 raise UsageError(
                     f"--web needs flask ({error}): pip install 'shatter-lm[web]'"
                 ) from error
             app = web.make_app(queries, writer, seed=config.seed)
-            web.serve(app, config.port, say=partial(say, console))
+            server.serve(app, config.port, say=partial(say, console))
             return
         with terminal.open_keys() as read_key:
             terminal.answer_in_terminal(

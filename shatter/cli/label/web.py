@@ -1,14 +1,12 @@
 """A local page on which several people answer at the same time."""
 
-import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import BadRequest, HTTPException, SecurityError
-from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from shatter.cli.common.binary import UsageError
 from shatter.cli.label import asking
@@ -16,9 +14,9 @@ from shatter.cli.label.asking import Choice, shown_digest
 from shatter.cli.label.display import turns
 from shatter.cli.label.events import EVENT_ID, ID_FORM, OF_MANY
 from shatter.cli.label.queries import TextQuery
+from shatter.cli.label.server import LOOPBACK
 from shatter.cli.label.writer import Conflict, NotRecorded, Writer
 
-LOOPBACK = "127.0.0.1"
 HOSTS = [LOOPBACK, "localhost"]
 MAX_BODY = 1 << 16  # bytes of a request
 _HEADERS = {
@@ -142,65 +140,6 @@ def _add_errors(app: Flask) -> None:
     def not_recorded(error: UsageError) -> tuple[Response, int]:
         statuses = {NotRecorded: 507, Conflict: 409}
         return jsonify(error=str(error)), statuses.get(type(error), 400)
-
-
-def open_server(app: Flask, port: int = 0) -> BaseWSGIServer:
-    """Returns a server of the application that listens on the loopback address only.
-
-    Args:
-      app: the application of `make_app`.
-      port: the port; 0 = a free one.
-
-    Returns:
-      The server; `serve_forever` runs it, `server_close` ends it.
-
-    Raises:
-      UsageError: if the port cannot be used.
-    """
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind((LOOPBACK, port))
-        except (OSError, OverflowError) as error:
-            raise UsageError(
-                f"port {port} cannot be used ({error}): choose another --port, or 0 for a free one"
-            ) from error
-        listening.listen()
-        # The server duplicates this descriptor and listens on its own.
-        return make_server(
-            LOOPBACK,
-            listening.getsockname()[1],
-            app,
-            threaded=True,
-            request_handler=_Quiet,
-            fd=listening.fileno(),
-        )
-
-
-def serve(app: Flask, port: int = 0, *, say: Callable[[str], None] = print) -> None:
-    """Serves the application until the process is interrupted.
-
-    Args:
-      app: the application of `make_app`.
-      port: the port; 0 = a free one.
-      say: called with one line that names the address.
-
-    Raises:
-      UsageError: if the port cannot be used.
-    """
-    server = open_server(app, port)
-    say(f"Answer at http://{LOOPBACK}:{server.port}/ (Ctrl-C ends it)")
-    try:
-        server.serve_forever()
-    finally:
-        server.server_close()
-
-
-class _Quiet(WSGIRequestHandler):
-    """A request handler that does not print a line for every request."""
-
-    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        del code, size
 
 
 def _standing(

@@ -14,6 +14,7 @@ from playwright import sync_api as playwright
 
 from shatter.cli.label import answers, asking, web
 from shatter.cli.label.queries import TextQuery
+from shatter.cli.label.server import open_server
 from shatter.cli.label.writer import open_writer
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -78,7 +79,7 @@ def site(tmp_path, queries):
     prompt = "Explain to a child why the sky is blue during the day and red in the evening."
     asked["r0000-q002"] = TextQuery("r0000-q002", prompt, (TAG, "short", f"long\n\n{LONG}"))
     with open_writer(tmp_path / "answers.jsonl") as file:
-        server = web.open_server(web.make_app(asked, file, seed=3))
+        server = open_server(web.make_app(asked, file, seed=3))
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:

@@ -15,6 +15,7 @@ pytest.importorskip("flask", reason="the page needs flask: pip install 'shatter-
 from shatter.cli.common.binary import UsageError
 from shatter.cli.label import answers, asking, web
 from shatter.cli.label.queries import TextQuery
+from shatter.cli.label.server import open_server, serve
 from shatter.cli.label.writer import open_writer
 
 IDS = [f"r0000-q{n:03}" for n in range(5)]
@@ -349,7 +350,7 @@ def test_the_page_is_beside_the_module():
 
 
 def test_server_is_on_this_machine_only(app, capfd):
-    server = web.open_server(app)
+    server = open_server(app)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -359,13 +360,13 @@ def test_server_is_on_this_machine_only(app, capfd):
         with urllib.request.urlopen(address, timeout=10) as response:
             assert json.load(response)["query"]["query_id"] == IDS[0]
         with pytest.raises(UsageError, match=f"port {server.port} cannot be used"):
-            web.open_server(app, server.port)
+            open_server(app, server.port)
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
     with pytest.raises(UsageError, match="port 70000 cannot be used"):
-        web.open_server(app, 70000)
+        open_server(app, 70000)
     assert capfd.readouterr() == ("", "")
 
 
@@ -376,5 +377,5 @@ def test_serve_says_where_and_ends_when_interrupted(app, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("socketserver.BaseServer.serve_forever", interrupted)
-    web.serve(app, say=said.append)
+    serve(app, say=said.append)
     assert re.fullmatch(r"Answer at http://127\.0\.0\.1:\d+/ \(Ctrl-C ends it\)", *said)
