@@ -1,4 +1,4 @@
-"""What a message advises is followed to its end: afterwards the work goes on."""
+"""Follows the advice of error messages; afterwards the work goes on."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ def answered(config):
 
 
 def follow(message, **names):
-    """Gives the last command of a message, with names that the user chooses."""
+    """Runs the last command of a message, after replacing the names that the user chooses."""
     command = re.findall(r"shatter label (.*)", str(message))[-1]
     for name, value in names.items():
         command = command.replace(name, shlex.quote(value))
@@ -74,7 +74,7 @@ CHANGES = (changed_pool, pool_gone, other_template, damaged_config)
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_answers_are_never_shut_in(answered, tmp_path, change):
-    """Whatever became of the pool, the model, the template or the config."""
+    """They can be exported and imported even if the pool, the template or the config is damaged."""
     change(answered)
     with pytest.raises(UsageError) as error:
         run.experiment(LearnConfig(project=answered.project))
@@ -144,7 +144,7 @@ def test_members_that_went_astray(answered, tmp_path, monkeypatch):
 
 
 def test_an_imported_text_that_cannot_be_encoded(answered, tmp_path):
-    """The import needs no model, so that it is noticed later; nothing is shut in."""
+    """An import needs no model, so `learn` is the first to notice; the answers can be saved."""
     say = lambda text: [{"role": "assistant", "content": text}]
     row = {"prompt": [{"role": "user", "content": "a"}], "chosen": say("b"), "rejected": say("c")}
     run.experiment(
@@ -161,7 +161,7 @@ def test_an_imported_text_that_cannot_be_encoded(answered, tmp_path):
     follow(error.value, ANOTHER=another.project)
     run.experiment(LearnConfig(project=another.project))
     assert open_project(another).state.history[-1]["answers"] == 5
-    # A template that refuses it: the line is named.
+    # If the template refuses the text, its line is named.
     template.write_text("{{ raise_exception('no') }}")
     refusing = dataclasses.replace(another, project=str(tmp_path / "refusing"))
     run.experiment(refusing)
@@ -213,7 +213,7 @@ def test_a_query_that_is_there_twice(config):
     run.experiment(config)
     file = Path(config.project) / "queries" / "round_0000.jsonl"
     twin = file.with_name("round_0001.jsonl")
-    twin.write_bytes(file.read_bytes())  # without a checksum, as one that was copied by hand
+    twin.write_bytes(file.read_bytes())  # without a checksum, like a file copied by hand
     with pytest.raises(UsageError, match="remove one of the two"):
         run.experiment(config)
     twin.unlink()
@@ -221,7 +221,7 @@ def test_a_query_that_is_there_twice(config):
 
 
 def test_both_the_answers_and_their_note_are_gone(answered, tmp_path):
-    """Then no command begins another file in their place, which would then be learned from."""
+    """No command makes a new answer file then, because the ensemble would learn from it."""
     run.experiment(LearnConfig(project=answered.project))
     for file in Path(answered.project).glob("answers.jsonl*"):
         file.unlink()
@@ -243,7 +243,7 @@ def test_both_the_answers_and_their_note_are_gone(answered, tmp_path):
 
 
 def test_the_names_of_queries_that_are_gone_are_not_free(answered):
-    """Otherwise another question would have an answer already."""
+    """Otherwise a new query of the same name would have an answer already."""
     file = Path(answered.project) / "queries" / "round_0000.jsonl"
     kept = file.read_bytes()
     file.unlink()
@@ -298,7 +298,7 @@ def test_a_pool_that_has_too_few_or_none_left(config, tmp_path):
 
 def test_what_a_missing_project_says(config, tmp_path):
     absent = str(tmp_path / "absent")
-    with pytest.raises(UsageError, match="no labelling project"):  # a folder of something else
+    with pytest.raises(UsageError, match="no labelling project"):  # a folder with other files
         run.experiment(ExportConfig(project=str(tmp_path), answers=str(tmp_path / "answers.jsonl")))
     for kind in (LearnConfig, ExportConfig, AcceptConfig):
         with pytest.raises(UsageError, match="no labelling project, or not yet: propose first"):

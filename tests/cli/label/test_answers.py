@@ -65,7 +65,7 @@ def test_current_answers_keep_order_and_contradictions(tmp_path):
 
 
 def test_of_two_answers_in_an_older_file_the_last_stands(tmp_path):
-    """One annotator, two tabs: versions before recorded both."""
+    """Older versions recorded two answers of one annotator in two tabs."""
     events = [answer(0, "q"), answer(1, "q", ranks=(2, 1)), answer(2, "q", "Bo")]
     path = written(tmp_path / "answers.jsonl", *events)
     assert ids(answers.current_answers(path)) == ["e1", "e2"]
@@ -87,7 +87,7 @@ def test_rows_of_many_people_under_one_name_all_stand(tmp_path):
 
 
 def test_answers_given_so_far_stay_as_they_are(tmp_path):
-    """Whatever is added that undoes nothing."""
+    """As long as nothing that is added undoes it."""
     path = written(tmp_path / "answers.jsonl", answer(0), answer(1), undo(2, 0))
     before = answers.current_answers(path)
     path = written(path, answer(0), answer(1), undo(2, 0), answer(3, annotator="Bo"))
@@ -292,7 +292,7 @@ def test_one_answer_or_skip_a_query_and_annotator(tmp_path):
 @pytest.mark.parametrize("num_bytes", [0, 1, 40, None])
 @pytest.mark.parametrize("can_cut", [True, False])
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, num_bytes, can_cut):
-    """It takes so many bytes, or all but does not sync; and may even refuse to be cut back."""
+    """The disk takes `num_bytes` bytes, or all but cannot sync; it may not even be cut back."""
     path, write = tmp_path / "a.jsonl", os.write
     left = [num_bytes]
 
@@ -327,7 +327,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, num_bytes, can_cut):
 
 
 def test_a_file_that_may_not_grow(tmp_path):
-    """A real refusal of the system, in the middle of a line."""
+    """The system itself refuses to write on in the middle of a line."""
     path = tmp_path / "a.jsonl"
     command = f"""
         import resource
@@ -364,7 +364,9 @@ def test_another_program_at_the_file(tmp_path):
         path.write_bytes(path.read_bytes() + b"more\n")
         with pytest.raises(NotRecorded, match="changed by another program"):
             file.append(answer(1))
-        assert path.read_bytes().endswith(b"more\n")  # not ours to cut
+        assert path.read_bytes().endswith(
+            b"more\n"
+        )  # it is not cut, because another program wrote it
         path.unlink()
         with pytest.raises(NotRecorded, match="Put the file back"):
             file.append(answer(1))
@@ -392,7 +394,7 @@ def test_standing_follows_the_events(queries):
     assert place() == (queries[names[0]], 0, 0, 5, None) and place("Bo").num_answered == 1
     events += [answer(3, names[0]), answer(4, names[2], ranks=(1, 2, 2))]
     events.append(asking.undo(events[-1]))
-    assert place().query == queries[names[2]]  # before the first that is open
+    assert place().query == queries[names[2]]  # the undone query, and not the first open one
     events.append(answer(6, names[2], ranks=(2, 1, 2)))
     assert place().query == queries[names[1]]
 
@@ -442,7 +444,7 @@ def test_annotator_names():
 
 
 def test_an_imported_answer_to_another_question_hides_no_undo(queries):
-    """What a person may take back is what they were asked here."""
+    """People may take back only answers to queries that they were asked here."""
     given = asking.answer(
         queries["r0000-q000"], 0, annotator="Ann", order=(0, 1), seconds=1.0, event_id="mine"
     )

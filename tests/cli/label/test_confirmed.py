@@ -1,4 +1,4 @@
-"""What was confirmed is missed when it goes, and every way on is one that works."""
+"""Missing lines that were confirmed are noticed, and the advice in the message works."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def ids(path):
 
 
 def follow(error):
-    """Gives the command that a message ends with."""
+    """Runs the command that a message ends with."""
     command = shlex.split(re.search(r"shatter label (.*)", str(error.value))[1])
     name, flag = command
     assert name == "accept"
@@ -110,7 +110,7 @@ def test_a_flipped_digit_of_the_note_names_both_files(path):
 
 @pytest.mark.parametrize("name", ["first line gone", "emptied", "missing", "one vote turned"])
 def test_an_import_of_what_has_gone_is_refused_and_the_advice_helps(path, tmp_path, name):
-    """Also where no line is left by which the file could be told from one of preferences."""
+    """Even if no line is left that tells an answer file from a file of preferences."""
     texts = (
         TextQuery("q0", "p", ("a", "b")),
         TextQuery("q1", "p", ("a", "c")),
@@ -129,7 +129,7 @@ def test_an_import_of_what_has_gone_is_refused_and_the_advice_helps(path, tmp_pa
 
 
 def test_a_linked_answer_file_is_known_by_the_project(path, tmp_path):
-    """What a message advises is about the project, not about the folder that the link leads to."""
+    """Messages name the project's folder, and not the folder that the link points to."""
     elsewhere = tmp_path / "elsewhere" / "kept.jsonl"
     elsewhere.parent.mkdir()
     for name in ("", ".confirmed"):
@@ -176,7 +176,7 @@ def test_a_file_put_back_from_a_copy_goes_on(path):
 
 
 def test_a_note_behind_the_file_is_no_damage(path):
-    """Killed between the line and its note."""
+    """As after a kill between the line and its note."""
     note = confirmed_file(path).read_bytes()
     with open_writer(path) as file:
         file.append(event(3))
@@ -195,7 +195,7 @@ def test_a_file_of_an_older_version_gets_a_note(path):
 
 
 def test_a_killed_writer_leaves_no_note_ahead(path, monkeypatch):
-    """The note comes after the line is on the disk, and a note that fails takes the line back."""
+    """The note is written after the line; if the note fails, the line is taken back."""
     before, note = path.read_bytes(), confirmed_file(path).read_bytes()
 
     def full(*_):

@@ -1,4 +1,4 @@
-"""What a pool holds or a person types is shown as what it is, and obeyed by nothing."""
+"""Texts of pools and people are shown literally; no terminal or library interprets them."""
 
 import dataclasses
 import io
@@ -96,7 +96,7 @@ def test_a_pool_and_files_with_markup_go_through_every_command(config, tmp_path,
 
 
 def test_an_error_obeys_nothing(config, tmp_path):
-    """A field of a pool is in the message, as letters."""
+    """The message shows the control characters in a field's name as letters."""
     row = {"\x1b[2Jfield [/INST]": 1, "completions": ["a", "b"]}
     pool = write(tmp_path / "pool.jsonl", [row])
     command = [sys.executable, "-m", "shatter.cli", "label", "propose", f"--pool={pool}"]

@@ -38,7 +38,7 @@ def load(tmp_path):
 
 
 def said(answer, queries):
-    """What an answer says, by text."""
+    """Returns the annotator, the rank of each text and the weight of an answer."""
     texts = queries[answer.query_id].completions
     return answer.annotator, dict(zip(texts, answer.ranks, strict=True)), answer.weight
 
@@ -87,7 +87,7 @@ def test_labels_are_compared_within_their_prompt(load):
 def test_the_same_file_again_adds_nothing(load, tmp_path):
     rows = [UNNAMED, UNNAMED, PAIR, PAIR, PAIR | {"annotator": "Bo"}, PAIR | {"prompt": "q"}]
     first = load(*rows)
-    assert first[0] == (2, 5, 1, ())  # nobody counts as often as there are rows, Ann once
+    assert first[0] == (2, 5, 1, ())  # unnamed rows count as often as they come, Ann's once
     files = {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")}
     again = load(*rows)
     assert again[0] == (0, 0, 6, ()) and again[1:] == first[1:]
@@ -115,7 +115,7 @@ def test_names_that_nobody_could_type_are_bad_rows(load, name):
 
 
 def test_answers_to_one_comparison_share_its_query(load):
-    """Whoever gave them, and in whatever order a file has the completions."""
+    """Whoever gave them, and in whatever order the file lists the completions."""
     turned = {"prompt": "p", "chosen": " bad", "rejected": " good", "annotator": "Bo"}
     tie = {"prompt": "p", "completions": [" bad", " good"], "ranks": [1, 1]}
     _, queries, found = load(PAIR, turned, tie)
@@ -128,7 +128,7 @@ def test_answers_to_one_comparison_share_its_query(load):
 
 
 def test_answers_to_queries_that_were_asked_here(load, tmp_path, queries):
-    """Answered with another tool."""
+    """The answers were given in another tool."""
     write_queries(tmp_path / "queries" / "round_0000.jsonl", queries.values())
     row = {"prompt": "prompt 2", "completions": [f"response 2.{k}" for k in (2, 0, 1)]}
     imported, found, (answer,) = load(row | {"ranks": [1, 2, 2]})
@@ -190,11 +190,11 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_an_import_that_was_interrupted_goes_on(load, tmp_path):
-    """Its queries are written first."""
+    """Queries are written before answers."""
     load(PAIR, PAIR | {"prompt": "q"})
     path = tmp_path / "answers.jsonl"
     path.write_bytes(path.read_bytes()[:-9])
-    path.with_name("answers.jsonl.confirmed").unlink()  # it comes after the lines
+    path.with_name("answers.jsonl.confirmed").unlink()  # it is written after the lines
     imported, _, found = load(PAIR, PAIR | {"prompt": "q"})
     assert imported == (0, 1, 1, ()) and len(found) == 2
 

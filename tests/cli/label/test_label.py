@@ -1,4 +1,4 @@
-"""Projects at a tiny size: propose, learn, export; the flags and files that they refuse."""
+"""Tiny projects: propose, learn, export, and errors about flags and files."""
 
 import dataclasses
 import json
@@ -107,7 +107,7 @@ def test_learning_is_warm_and_follows_the_answers(config: ProposeConfig):
     after = utilities(after_one, np.array([query.item_ids for query in queries]))
     margin = lambda u: np.mean(u[..., 1] - u[..., 0])
     assert margin(after) > margin(before) + 0.1
-    # Warm: the second call begins where the first has ended.
+    # The second call begins where the first has ended.
     assert np.all(np.asarray(after_one.state.members.states.step) == 30)
     propose(after_one, config)
     answer_all(config, lambda n: 1)
@@ -295,7 +295,7 @@ def test_sampled_candidates_are_read_back_and_end_where_that_counts(
 
 
 def test_candidates_follow_the_prompt_as_it_is_encoded(config: ProposeConfig, tmp_path: Path):
-    """Of a prompt that is too long: its BOS and its end, as many tokens as its encoding keeps."""
+    """The model sees the BOS and the end of a prompt that is too long, as its encoding does."""
     long = "abcdefgh" * 5
     found = []
     for name, text in (("long", long), ("short", long[-16:])):  # 24 - (6 and the end) - BOS
@@ -395,12 +395,14 @@ def test_bad_pools(config: ProposeConfig, name: str):
     write(Path(config.pool), rows)
     with pytest.raises(UsageError, match=message):
         open_project(config)
-    assert not Path(config.project).exists()  # so that the mended file is not another pool
+    assert not Path(
+        config.project
+    ).exists()  # so that a corrected file is not refused as another pool
 
 
 @pytest.mark.parametrize("given", ["--pool=pool.jsonl", "--model_name_or_path=folder"])
 def test_flags_that_are_required_come_with_a_whole_command(given: str):
-    """Through the shell too, where the command of the message then works but for its files."""
+    """The command in the message has every flag that is required."""
     command = [sys.executable, "-m", "shatter.cli", "label", "propose", given]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     absent = {"--pool": "model_name_or_path", "--model_name_or_path": "pool"}[given.split("=")[0]]

@@ -1,4 +1,4 @@
-"""An answer is its content and time: whatever road it took, it is there once."""
+"""An answer is identified by content and time: it is recorded once, by whatever road it comes."""
 
 import gzip
 import json
@@ -62,7 +62,7 @@ def by_file(source, folder):
 
 
 def said(folder):
-    """What stands, by texts."""
+    """Returns the standing answers with their texts, sorted."""
     queries = read_queries(folder / "queries")
     found = answers.current_answers(folder / "answers.jsonl")
     answers.check_known(found, queries)
@@ -105,7 +105,7 @@ def test_by_whatever_roads_nothing_is_doubled(source, tmp_path, roads):
     before = (source / "answers.jsonl").read_bytes()
     assert road[back](other, source).num_answers == 0
     assert (source / "answers.jsonl").read_bytes() == before
-    for again in "ef":  # an export knows nothing of skips and undos, the file does
+    for again in "ef":  # an export has no skips and undos, the answer file has
         road[again](source, other)
         assert said(other) == said(source)
     assert by_export(source, other, "last.jsonl").num_answers == 0
@@ -127,7 +127,7 @@ def test_skips_and_undos_are_honoured(source, tmp_path):
     events = answers.read_events(other / "answers.jsonl")
     place = asking.progress_of(read_queries(other / "queries"), events, "Ann")
     assert (place.num_answered, place.num_skipped) == (1, 1)
-    # What is taken back there later is taken back here by the next import.
+    # An answer taken back there later is taken back here by the next import.
     take_back(source, events[0].event_id)
     assert by_file(source, other).num_answers == 1
     assert said(other) == said(source)
@@ -162,7 +162,7 @@ def test_an_answer_file_alone_needs_its_queries_or_their_checksums(source, tmp_p
         UsageError, match=r"answers.jsonl:1: texts: .*put the folder queries of its"
     ):
         take_in(source, alone)
-    # The advice: the folder beside it.
+    # The advice: put the folder beside it.
     for file in (source / "queries").iterdir():
         (alone.parent / "queries").mkdir(exist_ok=True)
         (alone.parent / "queries" / file.name).write_bytes(file.read_bytes())
@@ -219,7 +219,7 @@ def test_an_answer_taken_back_stays_so_and_may_be_given_again(tmp_path):
 
 
 def test_rows_of_older_versions_are_known_again(tmp_path):
-    """Which gave the time of the import, and an id by content, to every row."""
+    """They gave every row the time of the import and an id made from its content."""
     folder = project(tmp_path / "old", TEAS)
     events = [
         Event("answer", f"import-{n}", "r0000-q000", name, (1, 2), time=f"2026-01-0{n}")
@@ -257,7 +257,7 @@ def test_any_history_by_any_roads_doubles_nothing(tmp_path_factory, histories, r
     for number, road in enumerate(roads):
         source, target = folders if number % 2 == 0 else reversed(folders)
         if road == "e" and not answers.current_answers(source / "answers.jsonl"):
-            continue  # an export without a row is no file to import
+            continue  # an export without rows cannot be imported
         if road == "f" and not answers.read_events(source / "answers.jsonl"):
             continue
         if road == "e":

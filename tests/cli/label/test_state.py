@@ -1,4 +1,4 @@
-"""What a project checks of its own files: damage is named, and what was saved before serves."""
+"""A project checks its own files: damage is named, and the save before it is used."""
 
 import dataclasses
 import json
@@ -149,7 +149,7 @@ def test_one_flipped_bit_is_named_and_the_ensemble_before_serves(learned, caplog
         after = open_project(learned)
     assert f"{large.name} is damaged" in caplog.text and "checkpoint before" in caplog.text
     assert after.state.num_updates == 1
-    again = learn(after)  # from all answers, which are safe
+    again = learn(after)  # from all answers, which are still there
     assert again.state.num_updates == 2
     params = [one.state.members.states.params for one in (before, again)]
     jax.tree.map(np.testing.assert_array_equal, *params)
@@ -235,7 +235,7 @@ def test_other_software_learns_no_further(learned, monkeypatch):
     propose(project, learned)
     answer_all(learned)
     monkeypatch.setattr(jax, "__version__", "99.0")
-    project = open_project(learned)  # it may be looked at, asked and exported
+    project = open_project(learned)  # opening, asking and exporting still work
     with pytest.raises(
         UsageError, match=r"jax: found '\d.*', now '99.0'.* delete (.*) to begin"
     ) as e:
@@ -361,7 +361,7 @@ def test_a_date_is_known_without_the_record_of_paths(dated):
     paths.unlink()
     open_project(dated)
     assert paths.read_text() == before
-    # An older version had no date in its config: then it is among the paths.
+    # An older version had no date in its config; the date among the paths counts then.
     file = Path(dated.project) / "config.json"
     record = json.loads(file.read_text())
     del record["template_date"]
@@ -416,7 +416,7 @@ def _copy(config, folder):
 
 @pytest.mark.parametrize("command", ["propose", "import", "export", "learn"])
 def test_killed_at_every_write(learned, tmp_path, monkeypatch, command):
-    """At any move or sync of a file: the same command then goes on, and nothing is doubled."""
+    """After a kill at any rename or sync the same command goes on, and nothing is doubled."""
     rows = [{"prompt": f"h{n}", "chosen": "g", "rejected": "f f", "annotator": "Z"} for n in (1, 2)]
     config = {
         "propose": learned,

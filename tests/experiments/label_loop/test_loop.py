@@ -124,7 +124,7 @@ def test_seeds_in_turn_are_the_same_after_a_stop(
         run_loop(halves)
     assert saved == ["seed0", "seed0", "seed1"]
     rows = json.loads((tmp_path / "halves" / "seed1" / "summary.json").read_text())
-    assert rows["after"]["answers"] == 2  # what a killed loop has measured is on the disk
+    assert rows["after"]["answers"] == 2  # a killed loop has written its measures
     resumed = run_loop(halves)
     for one, other in zip(expected, resumed, strict=True):
         assert one.state.num_updates == other.state.num_updates == 2
