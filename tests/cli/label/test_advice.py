@@ -27,16 +27,7 @@ from shatter.cli.label.config import (
 from shatter.cli.label.folder import answer_file
 from shatter.cli.label.learn import learn, standing_answers
 from shatter.cli.label.project import open_project
-from shatter.cli.label.propose import propose
 from tests.cli.label.projects import POOL, answer_all, write
-
-
-@pytest.fixture
-def answered(config):
-    """A project with four answers."""
-    propose(open_project(config), config)
-    answer_all(config)
-    return config
 
 
 def follow(message, **names):

@@ -18,6 +18,7 @@ from shatter import data, documents, models
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.locks import alone
 from shatter.cli.label import asking, run
+from shatter.cli.label.candidates import sample_candidates
 from shatter.cli.label.config import (
     AcceptConfig,
     ExportConfig,
@@ -28,7 +29,7 @@ from shatter.cli.label.config import (
 )
 from shatter.cli.label.learn import learn, standing_answers
 from shatter.cli.label.pool import draw_queries
-from shatter.cli.label.project import open_project, utilities
+from shatter.cli.label.project import Project, open_project, utilities
 from shatter.cli.label.propose import propose
 from shatter.cli.label.queries import read_queries
 from shatter.cli.label.records import read_project
@@ -61,6 +62,11 @@ def test_a_cycle_of_each_kind(config: ProposeConfig, kind: str):
     assert len({tuple(sorted(query.item_ids)) for query in queries}) == 8
     assert queries[0].model != queries[4].model
     assert all(query.arm == "joint_infomax" and query.budget == 4 for query in queries)
+    if kind == "adapters":
+        for member in (1, -1):
+            path = folder / f"model{member}"
+            run.experiment(ExportConfig(project=config.project, model=str(path), member=member))
+            assert (path / "model.safetensors").exists()
 
 
 def test_learning_again_from_the_same_answers_changes_nothing(config: ProposeConfig):
@@ -77,17 +83,15 @@ def test_learning_again_from_the_same_answers_changes_nothing(config: ProposeCon
     assert once.state.history == twice.state.history
 
 
-def test_members_that_went_astray_are_not_saved(config: ProposeConfig, monkeypatch):
-    propose(open_project(config), config)
-    answer_all(config)
+def test_members_that_went_astray_are_not_saved(answered: ProposeConfig, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("shatter.cli.label.learn.utilities", lambda _, items: np.full(2, np.inf))
         patch.setattr(
             "shatter.cli.label.learn.measure", lambda *_: {"answers": 0, "answers_sha256": ""}
         )
         with pytest.raises(UsageError, match=r"not finite; nothing of .*project was saved"):
-            learn(open_project(config))
-    assert open_project(config).state.num_updates == 0
+            learn(open_project(answered))
+    assert open_project(answered).state.num_updates == 0
 
 
 def test_a_batch_stays_until_somebody_has_answered(config: ProposeConfig):
@@ -98,7 +102,9 @@ def test_a_batch_stays_until_somebody_has_answered(config: ProposeConfig):
 
 
 def test_learning_is_warm_and_follows_the_answers(config: ProposeConfig):
-    config = dataclasses.replace(config, num_queries=15, learning_rate=0.1, num_steps=30)
+    config = dataclasses.replace(
+        config, num_queries=15, learning_rate=0.1, num_steps=30, arm="random"
+    )
     project = open_project(config)
     queries = propose(project, config)
     answer_all(config, lambda n: 1)
@@ -114,46 +120,44 @@ def test_learning_is_warm_and_follows_the_answers(config: ProposeConfig):
     assert np.all(np.asarray(learn(open_project(config)).state.members.states.step) == 60)
 
 
+@pytest.fixture
+def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spares the search for the adapters' prior scale, which `test_a_cycle_of_each_kind` tests."""
+    monkeypatch.setattr("shatter.cli.label.start.adapter_prior_scale", lambda *_: 2.0)
+
+
+LAST_ALONE = {"adapted_layers": "last_mlp_out", "lora_target_modules": ("mlp_out",)}
+
+
+@pytest.mark.parametrize("changes", [{}, LAST_ALONE], ids=["blocks", "last_mlp_out"])
 def test_utilities_of_adapters_are_those_of_the_merged_models(
-    config: ProposeConfig, tmp_path: Path
+    config: ProposeConfig, tmp_path: Path, no_search, changes
 ):
     base = tmp_path / "base"
     shutil.copytree(config.model_name_or_path, base)
     settings = json.loads((base / "generation_config.json").read_text()) | {"top_p": 0.8}
     (base / "generation_config.json").write_text(json.dumps(settings))
-    config = dataclasses.replace(config, model_name_or_path=str(base))
-    alone = {"adapted_layers": "last_mlp_out", "lora_target_modules": ("mlp_out",)}
-    for utility, changes in (("sum", {}), ("ratio", {}), ("sum", alone)):
-        config = dataclasses.replace(
-            config,
-            ensemble="adapters",
-            utility=utility,
-            project=config.project + utility,
-            **changes,
-        )
-        project = open_project(config)
-        folder = Path(config.project)
-        found = utilities(project, np.arange(3))
-        run.experiment(config)
-        answer_all(config)
-        for member in (1, -1):
-            path = folder / f"model{member}"
-            run.experiment(ExportConfig(project=config.project, model=str(path), member=member))
-            assert (path / "model.safetensors").exists()
-            assert json.loads((path / "generation_config.json").read_text()) == settings
-        if changes:
-            assert_an_old_record_of_the_choice_opens(config)
-        if utility == "ratio":
-            continue
-        loaded, params, tokenizer = models.load_pretrained(folder / "model1", dtype="float32")
-        apply = jax.jit(models.transformer(loaded).apply)
-        for n, (prompt, text) in enumerate(project.items[:3]):
-            row = data.Row(prompt, (text,), (0,))
-            encoded, _ = data.encode_rows([row], tokenizer, max_length=24)
-            batch = data.collate(encoded, [0], length=24, num_slots=1)
-            logits = apply(params, batch.tokens[0], valid=batch.valid[0])
-            expected = documents.log_prob(logits, batch.tokens[0], batch.mask[0])
-            np.testing.assert_allclose(found[1, n], expected[0], atol=1e-4)
+    config = dataclasses.replace(
+        config, model_name_or_path=str(base), ensemble="adapters", utility="sum", **changes
+    )
+    project = open_project(config)
+    values = utilities(project, np.arange(3))
+    for member in (1, -1):
+        path = project.folder / f"model{member}"
+        run.experiment(ExportConfig(project=config.project, model=str(path), member=member))
+        assert (path / "model.safetensors").exists()
+        assert json.loads((path / "generation_config.json").read_text()) == settings
+    if changes:
+        assert_an_old_record_of_the_choice_opens(config)
+    loaded, params, tokenizer = models.load_pretrained(project.folder / "model1", dtype="float32")
+    apply = jax.jit(models.transformer(loaded).apply)
+    for n, (prompt, text) in enumerate(project.items[:3]):
+        row = data.Row(prompt, (text,), (0,))
+        encoded, _ = data.encode_rows([row], tokenizer, max_length=24)
+        batch = data.collate(encoded, [0], length=24, num_slots=1)
+        logits = apply(params, batch.tokens[0], valid=batch.valid[0])
+        expected = documents.log_prob(logits, batch.tokens[0], batch.mask[0])
+        np.testing.assert_allclose(values[1, n], expected[0], atol=1e-4)
 
 
 def assert_an_old_record_of_the_choice_opens(config: ProposeConfig) -> None:
@@ -286,12 +290,19 @@ def test_sampled_candidates_are_read_back_and_end_where_that_counts(
     with pytest.raises(UsageError, match="0 different responses that end within 1 tokens"):
         open_project(dataclasses.replace(summed, max_completion_length=1))
     assert not Path(summed.project).exists()
-    ended = open_project(dataclasses.replace(summed, max_completion_length=7, num_samples=6))
     # Some of the same draws are cut after 7 tokens; only those that ended before are kept.
-    any_end = dataclasses.replace(summed, utility="ratio", project=str(tmp_path / "r"))
-    both = open_project(dataclasses.replace(any_end, max_completion_length=7, num_samples=6))
-    assert {len(text) for _, text in ended.pool.items} <= set(range(1, 7))
-    assert max(len(text) for _, text in both.pool.items) == 7
+    longer = dataclasses.replace(summed, max_completion_length=7, num_samples=6)
+    ended, any_end = (
+        lengths_of_candidates(dataclasses.replace(longer, utility=utility), project)
+        for utility in ("sum", "ratio")
+    )
+    assert ended <= set(range(1, 7)) and max(any_end) == 7
+
+
+def lengths_of_candidates(config: ProposeConfig, project: Project) -> set[int]:
+    prompts = project.inputs.pool_file.prompts
+    lines = sample_candidates(config, project.inputs.model, prompts).splitlines()
+    return {len(text) for line in lines for text in json.loads(line)["completions"]}
 
 
 def test_candidates_follow_the_prompt_as_it_is_encoded(config: ProposeConfig, tmp_path: Path):
@@ -332,14 +343,12 @@ def test_other_flags_or_other_members_make_another_batch(config: ProposeConfig):
     assert not {q.item_ids for q in first} & {q.item_ids for q in more}
 
 
-def test_answers_taken_back_are_unlearned(config: ProposeConfig):
-    propose(open_project(config), config)
-    answer_all(config)
-    project = learn(open_project(config))
+def test_answers_taken_back_are_unlearned(answered: ProposeConfig):
+    project = learn(open_project(answered))
     with open_writer(project.folder / "answers.jsonl") as writer:
         for event in reversed(list(writer.events)):
             writer.append(asking.undo(event))
-    after = learn(open_project(config))
+    after = learn(open_project(answered))
     params = [after.state.members.states.params, after.start.states.params]
     jax.tree.map(np.testing.assert_array_equal, *params)
     assert [row["answers"] for row in after.state.history] == [0, 4, 0]
@@ -469,11 +478,9 @@ def test_another_model_or_pool_than_the_queries_came_from(
         run.experiment(LearnConfig(project=config.project))
 
 
-def test_an_answer_to_an_unknown_query(config: ProposeConfig):
-    run.experiment(config)
-    answer_all(config)
-    answers = Path(config.project) / "answers.jsonl"
+def test_an_answer_to_an_unknown_query(answered: ProposeConfig):
+    answers = Path(answered.project) / "answers.jsonl"
     answers.write_text(answers.read_text().replace("r0000-q002", "r0009-q002"))
-    run.experiment(AcceptConfig(project=config.project))
+    run.experiment(AcceptConfig(project=answered.project))
     with pytest.raises(UsageError, match=r"answers.jsonl:3.*r0009-q002"):
-        run.experiment(LearnConfig(project=config.project))
+        run.experiment(LearnConfig(project=answered.project))

@@ -16,45 +16,14 @@ from shatter import models
 from shatter.cli.common.binary import UsageError
 from shatter.cli.label import run
 from shatter.cli.label.answers import current_answers
-from shatter.cli.label.config import ExportConfig, ImportConfig, LearnConfig, ProposeConfig
+from shatter.cli.label.config import ExportConfig, ImportConfig, LearnConfig
 from shatter.cli.label.folder import answer_file
 from shatter.cli.label.learn import learn
 from shatter.cli.label.project import open_project
 from shatter.cli.label.propose import propose
 from shatter.cli.label.queries import read_queries
 from shatter.cli.label.records import read_project, with_known_paths
-from tests.cli.label.projects import POOL, VOTES, answer_all, write
-
-
-@pytest.fixture(scope="module")
-def learned_once(model_folder, tmp_path_factory):
-    """A project that has learned twice, to be copied."""
-    folder = tmp_path_factory.mktemp("learned")
-    config = ProposeConfig(
-        project=str(folder / "project"),
-        pool=write(folder / "pool.jsonl", POOL),
-        eval_files=(write(folder / "held.jsonl", VOTES[:4]),),
-        model_name_or_path=str(model_folder),
-        num_queries=4,
-        num_candidates=40,
-        num_members=3,
-        num_steps=4,
-        batch_size=4,
-        max_length=24,
-    )
-    for _ in range(2):
-        propose(open_project(config), config)
-        answer_all(config)
-        learn(open_project(config))
-    return config
-
-
-@pytest.fixture
-def learned(learned_once, tmp_path):
-    folder = tmp_path / "project"
-    shutil.copytree(learned_once.project, folder)
-    return dataclasses.replace(learned_once, project=str(folder))
-
+from tests.cli.label.projects import VOTES, answer_all, write
 
 KINDS = {"binary": b"\xff\x00\xfe", "null": b"null", "list": b"[]", "empty": b"", "cut": None}
 FILES = ("config.json", "paths.json", "queries/round_0001.jsonl", "answers.jsonl.confirmed")
@@ -377,13 +346,12 @@ def test_a_date_that_no_template_reads_may_change(learned):
 
 
 def test_a_held_out_file_that_has_changed_needs_another_name(learned, tmp_path):
-    held = [str(shutil.copy(path, tmp_path / Path(path).name)) for path in learned.eval_files]
-    config = dataclasses.replace(learned, eval_files=tuple(held))
+    (held,), config = learned.eval_files, learned
     open_project(config)
-    write(Path(held[0]), VOTES[:3])
+    write(Path(held), VOTES[:3])
     with pytest.raises(UsageError, match=r"--eval_files: held has changed since .*another name"):
         open_project(config)
-    new = Path(held[0]).rename(tmp_path / "held_anew.jsonl")
+    new = Path(held).rename(tmp_path / "held_anew.jsonl")
     project = open_project(dataclasses.replace(config, eval_files=(str(new),)))
     assert list(project.inputs.held_out) == ["held_anew"]
 

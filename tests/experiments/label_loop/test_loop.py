@@ -223,6 +223,7 @@ def test_a_rater_model_and_two_seeds(loop_config, config, tmp_path: Path, model_
         queries, answers = standing_answers(folder)
         assert len(answers) == 2
         loaded, params, tokenizer = models.load_pretrained(model_folder, dtype="float32")
+        apply = jax.jit(models.transformer(loaded).apply)
         for answer in answers:  # the scale is large: the likelier text is chosen
             query = queries[answer.query_id]
             means = []
@@ -231,9 +232,7 @@ def test_a_rater_model_and_two_seeds(loop_config, config, tmp_path: Path, model_
                     [data.Row(query.prompt, (text,), (0,))], tokenizer, max_length=24
                 )
                 batch = data.collate(encoded, [0], length=24, num_slots=1)
-                logits = models.transformer(loaded).apply(
-                    params, batch.tokens[0], valid=batch.valid[0]
-                )
+                logits = apply(params, batch.tokens[0], valid=batch.valid[0])
                 log_prob = documents.log_prob(logits, batch.tokens[0], batch.mask[0])
                 means.append(float(log_prob[0]) / batch.mask.sum())
             assert np.argmax(means) == np.argmin(answer.ranks)
@@ -292,15 +291,21 @@ def test_flags_of_the_loop(loop_config):
             check(loop_config(**changes))
 
 
-def test_models_of_the_data_folder_are_known_by_name(loop_config, data_dir: Path, tmp_path: Path):
-    named = loop_config(
-        model_name_or_path="stories260k", data_dir=str(data_dir), num_rounds=1, ensemble="heads"
+def test_models_of_the_data_folder_are_known_by_name(
+    loop_config, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folders = []
+    monkeypatch.setattr(
+        loop,
+        "run",
+        lambda config, _: folders.append((config.model_name_or_path, config.rater_model)) or [],
     )
-    experiment(dataclasses.replace(named, rater="model", rater_model="stories260k"))
-    paths = json.loads((Path(named.project) / "paths.json").read_text())
-    assert Path(paths["model_name_or_path"]).name == "stories260k"
+    names = {"model_name_or_path": "stories260k", "rater_model": "stories260k"}
+    named = loop_config(data_dir=str(data_dir), rater="model", **names)
+    experiment(named)
+    assert folders == [(str(data_dir / "stories260k"),) * 2]
     absent = dataclasses.replace(named, data_dir=str(tmp_path / "absent"))
-    for flag in ("model_name_or_path", "rater_model"):
-        only = {"model_name_or_path": str(tmp_path), "rater_model": str(tmp_path)}
+    for flag in names:
+        other = dict.fromkeys(names, str(tmp_path)) | {flag: "stories260k"}
         with pytest.raises(UsageError, match=f"--{flag}=stories260k: the data folder"):
-            experiment(dataclasses.replace(absent, rater="model", **{**only, flag: "stories260k"}))
+            experiment(dataclasses.replace(absent, **other))
