@@ -83,7 +83,7 @@ def _adapter_inputs(
         model,
         items,
         max_length=setting.config.adapter_length,
-        layer=model.config.num_layers - setting.learner.adapted_layers,
+        layer=setting.learner.cut(model.config.num_layers),
         file=folder / "hidden.npz",
     )
     base = layers_of(setting.learner, model.config).upper_params(model.params)

@@ -1,0 +1,1 @@
+"""What does the labelling cycle learn without people? With recorded votes or a rater model."""

@@ -5,38 +5,43 @@ from typing import Literal
 
 from shatter.cli.common import binary
 from shatter.cli.common.binary import UsageError
-from shatter.cli.label.config import Propose
+from shatter.cli.label.config import ProposeConfig
 from shatter.cli.label.config import check as check_propose
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Propose):
-    """Propose, answer and learn in turn, unattended, with recorded votes or a rater model."""
+class Config(ProposeConfig):
+    """Propose, answer and learn in turn, with recorded votes or a rater model instead of people."""
 
     rater: Literal["recorded", "model"] = "recorded"
-    """recorded: --pool is a file of preferences, only its comparisons are asked, and an answer is
-    one of its recorded ones, drawn in proportion to their weights. model: choices by Luce's rule on
-    the utilities of --rater_model."""
+    """Who answers. recorded: --pool is a file of preferences, only its comparisons are asked, and
+    an answer is one of its recorded ones, drawn in proportion to their weights; model: choices by
+    Luce's rule on the utilities of --rater_model."""
 
     rater_model: str = ""
-    """Model folder: utility = --rater_scale times the mean log-prob of a token; with a
-    reward_head.safetensors (of shatter finetune --objective=reward_model) its rewards."""
+    """With --rater=model: a model folder. A text's utility is --rater_scale times the mean log-prob
+    of its tokens; if the folder has a reward_head.safetensors (of shatter finetune
+    --objective=reward_model), times its reward. "stories260k" is the folder of that name in the
+    data folder."""
 
     rater_scale: float = 1.0
-    """Nats of utility for a nat a token, or for a unit of reward."""
+    """Nats of utility per nat of mean log-prob, or per unit of reward."""
+
+    project: str = "runs/label_loop"
+    """Folder of the project; with several seeds each has a folder below it."""
 
     model_name_or_path: str = "stories260k"
     """The frozen model: a folder, or a name on the Hugging Face hub. "stories260k" is the folder of
     that name in the data folder."""
 
     data_dir: str | None = None
-    """Folder with stories260k; SHATTER_DATA_DIR if not given."""
+    """Data folder, with stories260k; SHATTER_DATA_DIR if not given."""
 
     num_rounds: int = 10
-    """Rounds of propose, answer, learn."""
+    """Rounds of propose, answer and learn."""
 
     num_seeds: int = 1
-    """Runs from --seed on, a project folder each below --project."""
+    """Number of runs, one after the other, with the seeds from --seed on."""
 
 
 RANGES = {
@@ -48,7 +53,7 @@ RANGES = {
 
 
 def check(config: Config) -> None:
-    """Raises an error for a value that cannot be used.
+    """Raises an error if a flag has a value that cannot be used.
 
     Raises:
       UsageError: with the flag's name, what was expected and what was found.

@@ -1,4 +1,4 @@
-"""The whole cycle unattended: recorded votes or a rater model in place of people."""
+"""Rounds of propose, answer and learn without people, one seed after the other."""
 
 import hashlib
 import json
@@ -6,87 +6,95 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from experiments.label_loop.config import Config
-from shatter import data, documents, models
-from shatter.cli.common import binary
+from experiments.label_loop.raters import TextRater, model_rater, recorded_rater
 from shatter.cli.common.binary import UsageError
-from shatter.cli.common.compiling import compiler_options
-from shatter.cli.common.frozen import Frozen, load_frozen
 from shatter.cli.label import asking
-from shatter.cli.label.answers import Event
+from shatter.cli.label.events import Event
 from shatter.cli.label.folder import answer_file, known_queries, proposed
 from shatter.cli.label.learn import report, update
-from shatter.cli.label.pool import Votes, num_comparisons
-from shatter.cli.label.project import Bench, open_project
+from shatter.cli.label.pool import num_comparisons
+from shatter.cli.label.project import Project, open_project
 from shatter.cli.label.propose import asked_items, propose
-from shatter.cli.label.queries import Asked, texts_digest
+from shatter.cli.label.queries import TextQuery, texts_digest
 from shatter.cli.label.writer import open_writer
-from shatter.types import Array, Params
-
-RaterModel = Callable[[Asked, np.random.Generator], tuple[int, ...]]
-"""`(query, rng) -> ranks[K]`."""
 
 
-def run(config: Config, progress: Callable[[str, int], None]) -> list[Bench]:
+def run(config: Config, progress: Callable[[str, int], None]) -> list[Project]:
     """Runs rounds of propose, answer and learn, one seed after the other.
 
-    A project that has had its rounds learns nothing more; one that was killed goes on where it was
+    A project that has had its rounds learns nothing more. One that was killed goes on where it was
     and ends in the same bits.
 
     Args:
       config: the flags.
-      progress: called with a message and the rounds done since the last call.
+      progress: called with a message and the number of rounds done since the last call.
 
     Returns:
-      The projects, a seed each.
+      The projects, one for each seed.
 
     Raises:
       UsageError: if a file cannot be used or the pool runs out.
     """
-    seeds = range(config.seed, config.seed + config.num_seeds)
-    configs = [
-        replace(config, seed=seed, project=str(Path(config.project) / f"seed{seed}"))
-        if config.num_seeds > 1
-        else config
-        for seed in seeds
-    ]
-    benches: list[Bench] = []
-    for one in configs:
-        if benches and one.template_date is None:  # one date for all, so that they share a table
-            one = replace(one, template_date=benches[0].config.template_date)
-        benches.append(open_project(one, benches[0] if benches else None))
-    if config.rater == "recorded" and not benches[0].pool.rows:
+    projects = _open_all(config)
+    date = projects[0].config.template_date
+    rater = model_rater(config, date) if config.rater == "model" else None
+    return [_run_seed(project, config, rater, progress) for project in projects]
+
+
+def _open_all(config: Config) -> list[Project]:
+    """Opens the projects of all seeds, which share the model, the files and the table of texts.
+
+    Raises:
+      UsageError: if one cannot be opened, or the pool has too few comparisons for the rounds.
+    """
+    projects: list[Project] = []
+    for seed in range(config.seed, config.seed + config.num_seeds):
+        folder = Path(config.project) / f"seed{seed}" if config.num_seeds > 1 else config.project
+        one = replace(config, seed=seed, project=str(folder))
+        if projects and one.template_date is None:  # the same date, so that they share a table
+            one = replace(one, template_date=projects[0].config.template_date)
+        projects.append(open_project(one, projects[0] if projects else None))
+    if config.rater == "recorded" and not projects[0].pool.rows:
         raise UsageError(
             f"--rater=recorded: {config.pool} has no answers (ranks, ratings, votes, or chosen and "
             "rejected) to draw from: pass such a file, or --rater=model"
         )
-    for bench in benches:
-        _assert_enough(bench, config)
-    date = benches[0].config.template_date
-    rater = _rater_model(config, date) if config.rater == "model" else None
-    for n, one in enumerate(configs):
-        for number in range(config.num_rounds):
-            message = f"seed {one.seed}, round {number + 1}"
-            progress(message, 0)
-            if benches[n].ensemble.number <= number:
-                _answer_round(benches[n], one, rater)
-                benches[n] = update(benches[n])
-            progress(message, 1)
-        report(benches[n])
-    return benches
+    for project in projects:
+        _assert_enough(project, config)
+    return projects
 
 
-def _assert_enough(bench: Bench, config: Config) -> None:
-    """Refuses rounds for which the pool has not comparisons enough."""
-    queries, is_recorded = known_queries(bench.folder), config.rater == "recorded"
-    number, asked = bench.ensemble.number, asked_items(bench, queries)
+def _run_seed(
+    project: Project,
+    config: Config,
+    rater: TextRater | None,
+    progress: Callable[[str, int], None],
+) -> Project:
+    """Runs the rounds of one seed that are not done yet, and writes its results."""
+    config = replace(config, seed=project.config.seed)
+    rate = rater or recorded_rater(project.pool, config.pool)
+    for number in range(config.num_rounds):
+        message = f"seed {config.seed}, round {number + 1}"
+        progress(message, 0)
+        if project.state.num_updates <= number:
+            _answer_round(project, config, rate)
+            project = update(project)
+        progress(message, 1)
+    report(project)
+    return project
+
+
+def _assert_enough(project: Project, config: Config) -> None:
+    """Raises an error if the pool has too few comparisons for the rounds to come."""
+    queries, is_recorded = known_queries(project.folder), config.rater == "recorded"
+    number, asked = project.state.num_updates, asked_items(project, queries)
     begun = [query for query in proposed(queries).values() if query.round == number]
     num_rounds = config.num_rounds - number - bool(begun)
-    there = num_comparisons(bench.pool, config.num_responses, recorded=is_recorded)
-    left = there - sum(min(items) >= 0 and _is_of_pool(bench, config, items) for items in asked)
+    total = num_comparisons(project.pool, config.num_responses, recorded=is_recorded)
+    left = total - sum(min(items) >= 0 and _is_of_pool(project, config, items) for items in asked)
     if num_rounds * config.num_queries > left:
         raise UsageError(
             f"--num_rounds={config.num_rounds} with --num_queries={config.num_queries}: "
@@ -96,44 +104,47 @@ def _assert_enough(bench: Bench, config: Config) -> None:
         )
 
 
-def _is_of_pool(bench: Bench, config: Config, items: tuple[int, ...]) -> bool:
-    """Returns whether a comparison that was asked is one of those that the loop asks."""
+def _is_of_pool(project: Project, config: Config, items: tuple[int, ...]) -> bool:
+    """Returns whether a comparison that was asked is one of those that these rounds ask."""
     if config.rater == "recorded":
-        return items in bench.pool.rows
-    return len(items) == config.num_responses and max(items) < len(bench.pool.items)
+        return items in project.pool.rows
+    return len(items) == config.num_responses and max(items) < len(project.pool.items)
 
 
-def _answer_round(bench: Bench, config: Config, rater: RaterModel | None) -> None:
-    newest = _batch(bench, config, rater is None)
-    with open_writer(answer_file(bench.folder)) as writer:
+def _answer_round(project: Project, config: Config, rate: TextRater) -> None:
+    """Proposes the batch of this round, if a killed process has not, and answers its queries."""
+    batch = _batch(project, config)
+    with open_writer(answer_file(project.folder)) as writer:
         answered = {event.query_id for event in writer.events}
-        for query in newest:
+        for query in batch:
             if query.query_id not in answered:
-                writer.append(_event(bench, config, query, rater))
+                writer.append(answer_of(rate, config, query))
 
 
-def _batch(bench: Bench, config: Config, recorded: bool) -> Sequence[Asked]:
-    """Returns the batch of this round: that which a killed process has left, or a new one."""
-    number = bench.ensemble.number
-    queries = proposed(known_queries(bench.folder)).values()
-    left = [query for query in queries if query.round == number]
-    return left or propose(bench, config, recorded=recorded)
+def _batch(project: Project, config: Config) -> Sequence[TextQuery]:
+    """Returns the batch of this round, which a killed process may have proposed already."""
+    number = project.state.num_updates
+    queries = proposed(known_queries(project.folder)).values()
+    batch = [query for query in queries if query.round == number]
+    return batch or propose(project, config, recorded=config.rater == "recorded")
 
 
-def _event(bench: Bench, config: Config, query: Asked, rater: RaterModel | None) -> Event:
-    """Returns the rater's answer; its id is made of the query, so that it is never given twice."""
+def answer_of(rate: TextRater, config: Config, query: TextQuery) -> Event:
+    """Returns the rater's answer to a query.
+
+    Its random numbers and its id are made from the query, so that it is the same in every call and
+    is never recorded twice.
+
+    Args:
+      rate: the rater.
+      config: the flags, with the seed of the project.
+      query: the query.
+
+    Returns:
+      The answer.
+    """
     digest = hashlib.sha256(json.dumps([config.seed, query.query_id]).encode()).hexdigest()
-    rng = np.random.default_rng(int(digest[:16], 16))
-    if rater is None:
-        votes = bench.pool.rows.get(tuple(query.item_ids))
-        if votes is None:
-            raise UsageError(
-                f"{query.source}: {config.pool} has no recorded answer to {query.query_id}: use "
-                "another --project for --rater=recorded"
-            )
-        ranks = _recorded(votes, rng)
-    else:
-        ranks = rater(query, rng)
+    ranks = rate(query, np.random.default_rng(int(digest[:16], 16)))
     return Event(
         "answer",
         f"{config.rater}-{query.query_id}",
@@ -143,78 +154,3 @@ def _event(bench: Bench, config: Config, query: Asked, rater: RaterModel | None)
         time=asking.now(),
         texts=texts_digest(query.prompt, query.completions),
     )
-
-
-def _recorded(votes: Votes, rng: np.random.Generator) -> tuple[int, ...]:
-    """One of the recorded answers, in proportion to its weight."""
-    weights = np.array(list(votes.values()))
-    return list(votes)[rng.choice(len(weights), p=weights / weights.sum())]
-
-
-def _opened_rater(config: Config, date: str | None) -> tuple[Frozen, np.ndarray | None]:
-    """Returns the model of --rater_model, and its reward head if it has one.
-
-    Raises:
-      UsageError: if one cannot be read, or has no positions for --max_length.
-    """
-    when = date and binary.date("template_date", date)
-    try:
-        frozen = load_frozen(config.rater_model, date=when or None)
-    except UsageError as error:
-        message = str(error).replace("--model_name_or_path", "--rater_model", 1)
-        raise UsageError(message) from error
-    if config.max_length > frozen.config.max_length:
-        raise UsageError(
-            f"--max_length={config.max_length}: expected at most the {frozen.config.max_length} "
-            f"tokens of --rater_model={config.rater_model}"
-        )
-    file = Path(config.rater_model) / "reward_head.safetensors"
-    if not file.is_file():
-        return frozen, None
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        head = load_file(file)["score.weight"]
-    except (OSError, SafetensorError, KeyError) as error:
-        raise UsageError(f"--rater_model: {file} cannot be read: {error}") from error
-    if head.shape != (1, frozen.config.width) or not np.isfinite(head).all():
-        raise UsageError(
-            f"--rater_model: {file}: score.weight: expected finite numbers [1, "
-            f"{frozen.config.width}], found {head.dtype} {list(head.shape)}"
-        )
-    return frozen, head[0]
-
-
-def _rater_model(config: Config, date: str | None) -> RaterModel:
-    """Returns a rater that chooses by Luce's rule on a model's mean log-prob or its rewards."""
-    frozen, head = _opened_rater(config, date)
-    lm = models.transformer(frozen.config)
-
-    def score(params: Params, tokens: Array, mask: Array, valid: Array) -> Array:
-        if head is None:
-            found = documents.log_prob(lm.apply(params, tokens, valid=valid), tokens, mask)
-            return found / mask.sum(axis=-1)
-        assert lm.features is not None
-        features = lm.features(params, tokens, valid=valid)
-        last = valid.sum(axis=-1) - 1
-        return (features[np.arange(len(tokens)), last] * head[None]).sum(axis=-1)
-
-    jitted = jax.jit(score, compiler_options=compiler_options())
-
-    def rater(query: Asked, rng: np.random.Generator) -> tuple[int, ...]:
-        num = len(query.completions)
-        row = data.Row(query.prompt, query.completions, (0,) * num)
-        try:
-            encoded, _ = data.encode_rows([row], frozen.tokenizer, max_length=config.max_length)
-        except ValueError as error:
-            raise UsageError(f"--rater_model: {error}") from error
-        batch = data.collate(encoded, [0], length=config.max_length, num_slots=num)
-        arrays = (batch.tokens[0], batch.mask[0], batch.valid[0])
-        utilities = config.rater_scale * np.asarray(jitted(frozen.params, *arrays))
-        if not np.isfinite(utilities).all():
-            raise UsageError(f"--rater_model: its utilities of {query.query_id} are not finite")
-        chosen = int(np.argmax(utilities + rng.gumbel(size=num)))
-        return tuple(1 if k == chosen else 2 for k in range(num))
-
-    return rater

@@ -1,11 +1,13 @@
 """`python -m experiments.label_loop.run`: see README.md beside this file."""
 
 import dataclasses
+from pathlib import Path
 
 from experiments.common.sources import model_folder
-from experiments.label_loop import loop
+from experiments.label_loop import loop, plot
 from experiments.label_loop.config import Config, check
 from shatter.cli.common import binary
+from shatter.cli.common.binary import UsageError
 from shatter.cli.common.locks import alone
 from shatter.cli.common.progress import open_console, progress_bar
 from shatter.cli.label import tables
@@ -13,17 +15,32 @@ from shatter.cli.label.display import say
 
 
 def experiment(config: Config) -> None:
-    """Runs every seed's rounds and prints the measures."""
+    """Runs the rounds of every seed and prints their measures."""
     check(config)
-    folder = model_folder(config.model_name_or_path, config.data_dir)
-    config = dataclasses.replace(config, model_name_or_path=folder)
+    config = dataclasses.replace(
+        config,
+        model_name_or_path=model_folder(config.model_name_or_path, config.data_dir),
+        rater_model=_rater_folder(config),
+    )
     console = open_console()
     with alone(config.project, "--project"):
         with progress_bar(console, config.num_rounds * config.num_seeds) as advance:
-            benches = loop.run(config, advance)
-        for bench in benches:
-            console.print(tables.metrics(bench.folder, bench.ensemble.history))
+            projects = loop.run(config, advance)
+        for project in projects:
+            console.print(tables.metrics(project.folder, project.state.history))
+        if len(projects) > 1:
+            histories = [project.state.history for project in projects]
+            plot.draw(histories, Path(config.project) / "label_loop.png")
         say(console, f"Results in {config.project}")
+
+
+def _rater_folder(config: Config) -> str:
+    """Returns the folder of --rater_model."""
+    try:
+        return model_folder(config.rater_model, config.data_dir)
+    except UsageError as error:
+        message = str(error).replace("--model_name_or_path", "--rater_model", 1)
+        raise UsageError(message) from error
 
 
 if __name__ == "__main__":

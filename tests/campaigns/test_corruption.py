@@ -196,7 +196,7 @@ def test_an_unfinished_run(
     begin.mkdir()
     tuning = dataclasses.replace(tuning, objective=objective)
     flags = as_flags(tuning, output_dir=str(begin / "run"))
-    killed = command(begin, ["shatter.cli.finetune.run", *flags], "metrics.csv")
+    killed = command(begin, ["shatter.cli", "finetune", *flags], "metrics.csv")
     assert killed.returncode < 0, killed.stderr
     assert len(list((begin / "run" / "checkpoints").iterdir())) >= 2
     run = again(tuning, finetune_run.experiment, "output_dir", "run")
@@ -206,8 +206,8 @@ def test_an_unfinished_run(
 
 
 @pytest.fixture
-def labelling(model_folder: Path, files: Path) -> label_config.Propose:
-    return label_config.Propose(
+def labelling(model_folder: Path, files: Path) -> label_config.ProposeConfig:
+    return label_config.ProposeConfig(
         pool=str(files / "pool.jsonl"),
         eval_files=(str(files / "held.jsonl"),),
         model_name_or_path=str(model_folder),
@@ -222,7 +222,7 @@ def labelling(model_folder: Path, files: Path) -> label_config.Propose:
 
 
 def test_a_project_that_waits_for_answers(
-    labelling: label_config.Propose, tmp_path: Path, tally: Tally
+    labelling: label_config.ProposeConfig, tmp_path: Path, tally: Tally
 ):
     run = again(labelling, label_run.experiment, "project", "project")
     run(tmp_path / "begin")
@@ -233,14 +233,14 @@ def test_a_project_that_waits_for_answers(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["heads", "adapters"])
 def test_a_project_that_learns(
-    labelling: label_config.Propose, tmp_path: Path, tally: Tally, kind: str
+    labelling: label_config.ProposeConfig, tmp_path: Path, tally: Tally, kind: str
 ):
     """After a round that was learned and another that is answered: the next command learns."""
     labelling = dataclasses.replace(labelling, ensemble=kind)
     begin = tmp_path / "begin"
     propose = again(labelling, label_run.experiment, "project", "project")
-    learn = again(label_config.Learn(), label_run.experiment, "project", "project")
-    answer = ["shatter.cli.label.run", "answer", f"--project={begin / 'project'}"]
+    learn = again(label_config.LearnConfig(), label_run.experiment, "project", "project")
+    answer = ["shatter.cli", "label", "answer", f"--project={begin / 'project'}"]
     for number in range(2):
         propose(begin)
         done = command(begin, answer, keys="1\n" * 9)

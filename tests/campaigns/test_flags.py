@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
+from experiments.label_loop import config as loop_config
+from experiments.label_loop import run as loop_run
+from experiments.label_loop.raters import model_rater
 from shatter.cli.common.binary import UsageError
 from shatter.cli.finetune import config as finetune_config
 from shatter.cli.finetune import run as finetune_run
 from shatter.cli.label import config as label_config
 from shatter.cli.label import run as label_run
+from shatter.cli.label.inputs import read_inputs
 from tests.campaigns.tally import Tally, fault_of
 from tests.campaigns.worker import ROOT
 from tests.strategies import absurd_flags
@@ -32,6 +36,7 @@ COMPANIONS: dict[str, dict[str, Any]] = {
     "lora_r": {"use_peft": True},
     "lora_alpha": {"use_peft": True},
     "lora_target_modules": {"use_peft": True},
+    "rater_model": {"rater": "model"},
 }
 NEVER_REACHED = ("logging_steps", "save_steps", "eval_steps", "save_total_limit", "max_steps")
 """A step that never comes may have any number, below the largest of 64 bits."""
@@ -97,8 +102,8 @@ def tuning(model_folder: Path, files: Path, tmp_path: Path) -> finetune_config.C
 
 
 @pytest.fixture
-def labelling(model_folder: Path, files: Path, tmp_path: Path) -> label_config.Loop:
-    return label_config.Loop(
+def labelling(model_folder: Path, files: Path, tmp_path: Path) -> label_config.ProposeConfig:
+    return label_config.ProposeConfig(
         project=str(tmp_path / "project"),
         pool=str(files / "pairs.jsonl"),
         model_name_or_path=str(model_folder),
@@ -109,8 +114,13 @@ def labelling(model_folder: Path, files: Path, tmp_path: Path) -> label_config.L
         max_completion_length=4,
         num_queries=2,
         num_candidates=8,
-        num_rounds=1,
     )
+
+
+@pytest.fixture
+def looping(labelling: label_config.ProposeConfig) -> loop_config.Config:
+    fields = {f.name: getattr(labelling, f.name) for f in dataclasses.fields(labelling)}
+    return loop_config.Config(**fields, num_rounds=1)
 
 
 def test_flags_of_finetune(tuning: finetune_config.Config, tally: Tally):
@@ -123,10 +133,8 @@ def test_flags_of_finetune(tuning: finetune_config.Config, tally: Tally):
     tally.settle()
 
 
-def test_flags_of_label(labelling: label_config.Loop, tally: Tally):
-    """By the check and what opens the model and the pool."""
-    from shatter.cli.label.inputs import read_inputs
-
+def test_flags_of_label(labelling: label_config.ProposeConfig, tally: Tally):
+    """By the check and the function that opens the model and the pool."""
     for name, value in absurd_flags(labelling):
         config = dataclasses.replace(labelling, **{name: value})
         if name.startswith("lora") or name in ("adapted_layers", "utility_scale"):
@@ -135,15 +143,35 @@ def test_flags_of_label(labelling: label_config.Loop, tally: Tally):
     tally.settle()
 
 
-def test_flags_of_the_other_subcommands(labelling: label_config.Loop, tmp_path: Path, tally: Tally):
+def test_flags_of_label_loop(looping: loop_config.Config, model_folder: Path, tally: Tally):
+    """The flags that it adds, by the check and the functions that open the models and the pool."""
+
+    def open_all(config: loop_config.Config) -> None:
+        read_inputs(config)
+        if config.rater == "model":
+            model_rater(config, None)
+
+    known = {field.name for field in dataclasses.fields(label_config.ProposeConfig)}
+    rater = {"rater_model": str(model_folder)}
+    for name, value in absurd_flags(looping):
+        if name not in known:
+            config = dataclasses.replace(
+                looping, **{**rater, **COMPANIONS.get(name, {}), name: value}
+            )
+            try_flag(tally, config, loop_config.check, open_all, name, value)
+    tally.settle()
+
+
+def test_flags_of_the_other_subcommands(
+    labelling: label_config.ProposeConfig, tmp_path: Path, tally: Tally
+):
     """Of answer, learn, import and export, on a project that has queries and no answer."""
-    fields = {f.name: getattr(labelling, f.name) for f in dataclasses.fields(label_config.Propose)}
-    label_run.experiment(label_config.Propose(**fields))
+    label_run.experiment(labelling)
     project = labelling.project
     calls = (
-        label_config.Learn(project=project),
-        label_config.Import(project=project, file=labelling.pool),
-        label_config.Export(project=project, answers=str(tmp_path / "answers.jsonl")),
+        label_config.LearnConfig(project=project),
+        label_config.ImportConfig(project=project, file=labelling.pool),
+        label_config.ExportConfig(project=project, answers=str(tmp_path / "answers.jsonl")),
     )
     for given in calls:
         for name, value in absurd_flags(given):
@@ -172,15 +200,15 @@ def test_accepted_flags_of_finetune_run_to_their_end(
 
 @pytest.mark.slow
 def test_accepted_flags_of_label_run_to_their_end(
-    labelling: label_config.Loop, tmp_path: Path, tally: Tally
+    looping: loop_config.Config, tmp_path: Path, tally: Tally
 ):
     """What the check lets pass goes through a round of propose, answer and learn, or is refused."""
-    for number, (name, value) in enumerate(absurd_flags(labelling)):
+    for number, (name, value) in enumerate(absurd_flags(looping)):
         own = {"project": str(tmp_path / f"project{number}"), name: value}
-        config = dataclasses.replace(labelling, **own)
+        config = dataclasses.replace(looping, **own)
         if is_beyond(name, value) or name == "num_rounds":
             continue
-        try_flag(tally, config, label_config.check, label_run.experiment, name, value)
+        try_flag(tally, config, loop_config.check, loop_run.experiment, name, value)
     tally.settle()
 
 

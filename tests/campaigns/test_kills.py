@@ -60,7 +60,7 @@ def kill_all(
         shutil.copytree(begin, place) if begin else place.mkdir()
         return place
 
-    name = re.sub(r"\W+", "_", " ".join(arguments(Path())[:2]))
+    name = re.sub(r"\W+", "_", " ".join(arguments(Path())[:3]))
     whole = fresh(f"{name}-whole")
     done = command(whole, arguments(whole), 0, keys)
     assert done.returncode == 0, done.stderr
@@ -125,7 +125,7 @@ def test_lives_of_finetune(
     kill_all(
         tally,
         tmp_path,
-        lambda place: ["shatter.cli.finetune.run", f"--output_dir={place / 'run'}", *flags],
+        lambda place: ["shatter.cli", "finetune", f"--output_dir={place / 'run'}", *flags],
     )
     tally.settle()
 
@@ -135,30 +135,30 @@ LABEL = ("--num_members=2", "--num_steps=2", "--batch_size=4", "--max_length=24"
 
 def test_the_life_of_a_project(model_folder: Path, files: Path, tmp_path: Path, tally: Tally):
     """Propose, answer, learn, export: each killed, from what the one before has left."""
-    module, model = "shatter.cli.label.run", f"--model_name_or_path={model_folder}"
+    label, model = ("shatter.cli", "label"), f"--model_name_or_path={model_folder}"
     about = [f"--pool={files / 'pool.jsonl'}", f"--eval_files={files / 'held.jsonl'}", model]
     flags = [*about, "--ensemble=adapters", "--num_queries=3", "--num_candidates=8", *LABEL]
     at = lambda place: f"--project={place / 'project'}"
-    proposed = kill_all(tally, tmp_path, lambda place: [module, "propose", at(place), *flags])
+    proposed = kill_all(tally, tmp_path, lambda place: [*label, "propose", at(place), *flags])
     answered = kill_all(
         tally,
         tmp_path,
-        lambda place: [module, "answer", at(place)],
+        lambda place: [*label, "answer", at(place)],
         begin=proposed,
         keys="1\n1\n1\n",
     )
-    learned = kill_all(tally, tmp_path, lambda place: [module, "learn", at(place)], begin=answered)
+    learned = kill_all(tally, tmp_path, lambda place: [*label, "learn", at(place)], begin=answered)
     kill_all(
         tally,
         tmp_path,
-        lambda place: [module, "export", at(place), f"--model={place / 'model'}"],
+        lambda place: [*label, "export", at(place), f"--model={place / 'model'}"],
         begin=learned,
     )
     kill_all(
         tally,
         tmp_path,
         lambda place: [
-            *(module, "import", at(place)),
+            *(*label, "import", at(place)),
             f"--file={files / 'pairs.jsonl'}",
         ],
         begin=learned,
@@ -172,7 +172,7 @@ def test_the_life_of_a_loop(model_folder: Path, files: Path, tmp_path: Path, tal
     kill_all(
         tally,
         tmp_path,
-        lambda place: ["shatter.cli.label.run", "loop", f"--project={place / 'project'}", *flags],
+        lambda place: ["experiments.label_loop.run", f"--project={place / 'project'}", *flags],
     )
     tally.settle()
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import jax
 import optax
@@ -14,6 +14,8 @@ from shatter.types import Array, Comparison, Key, Params, Query, item_query
 
 Kind = Literal["heads", "epinet", "adapters"]
 Utility = Literal["ratio", "sum"]
+LAST_MLP_OUT: Final = "last_mlp_out"
+AdaptedLayers = int | Literal["last_mlp_out"]
 TEXTS_AT_ONCE = 64  # texts that are vmapped through the upper blocks of a member
 
 
@@ -33,8 +35,8 @@ class Setting:
       utility_scale: adapters: nats of utility for a nat of mean log-prob a token.
       lora_r: adapters: rank.
       lora_target_modules: adapters: projections that have them.
-      adapted_layers: adapters: on how many of the last blocks; 0 = on the last one's mlp_out alone,
-        so that members share the product with the vocabulary while they learn.
+      adapted_layers: adapters: on how many of the last blocks; "last_mlp_out" = on the last one's
+        mlp_out alone, so that members share the product with the vocabulary while they learn.
     """
 
     kind: Kind
@@ -47,12 +49,16 @@ class Setting:
     utility_scale: float = 10.0
     lora_r: int = 4
     lora_target_modules: tuple[str, ...] = ("query", "value", "mlp_out")
-    adapted_layers: int = 1
+    adapted_layers: AdaptedLayers = 1
 
     @property
     def lora(self) -> models.LoraConfig:
         """The adapters' config."""
         return models.LoraConfig(self.lora_r, float(self.lora_r), self.lora_target_modules)
+
+    def cut(self, num_layers: int) -> int:
+        """Returns the layer for `models.split_layers`, below all adapters of a model."""
+        return num_layers - (0 if self.adapted_layers == LAST_MLP_OUT else self.adapted_layers)
 
 
 class Learner(NamedTuple):
@@ -154,7 +160,7 @@ def make_learner(
 
 def layers_of(setting: Setting, transformer: models.TransformerConfig) -> models.Layers:
     """Returns the frozen model, cut below all adapters: below blocks, or the last mlp_out."""
-    return models.split_layers(transformer, transformer.num_layers - setting.adapted_layers)
+    return models.split_layers(transformer, setting.cut(transformer.num_layers))
 
 
 def adapter_utility(

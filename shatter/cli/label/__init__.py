@@ -1,1 +1,1 @@
-"""`shatter label`."""
+"""The subcommand `shatter label`: asks people about responses and learns from their answers."""

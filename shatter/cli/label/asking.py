@@ -1,4 +1,4 @@
-"""What the terminal and the page have in common: which query is next, and what a key means."""
+"""Shared by the terminal and the page: which query is next, and which event a choice makes."""
 
 import hashlib
 import json
@@ -9,27 +9,28 @@ from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 from shatter.cli.common.binary import UsageError
-from shatter.cli.label.answers import Event, standing_events
-from shatter.cli.label.queries import Asked, texts_digest
+from shatter.cli.label.answers import standing_events
+from shatter.cli.label.events import Event
+from shatter.cli.label.queries import TextQuery, texts_digest
 
 MAX_NAME = 64  # characters of an annotator's name
 
 Choice = int | Literal["tie", "skip"]
-"""The place, from 0, of the response that was chosen, or that none was."""
+"""The position, from 0, of the chosen response as it was shown; or a tie, or a skip."""
 
 
-class Standing(NamedTuple):
-    """Where an annotator stands.
+class Progress(NamedTuple):
+    """How far an annotator has got.
 
     Attributes:
-      query: the one to answer now; None = all are done.
+      query: the query to answer now; None = all are done.
       num_answered: how many queries this annotator has answered.
-      num_skipped: how many were skipped.
+      num_skipped: how many this annotator has skipped.
       num_queries: how many there are.
       last: the event that an undo takes back; None = there is none.
     """
 
-    query: Asked | None
+    query: TextQuery | None
     num_answered: int
     num_skipped: int
     num_queries: int
@@ -40,26 +41,28 @@ class Standing(NamedTuple):
         return f"{self.num_answered} of {self.num_queries} answered{skipped}"
 
 
-def standing(queries: Mapping[str, Asked], events: Sequence[Event], annotator: str) -> Standing:
-    """Returns where an annotator stands; nothing but the events decides it.
+def progress_of(
+    queries: Mapping[str, TextQuery], events: Sequence[Event], annotator: str
+) -> Progress:
+    """Returns how far an annotator has got; it depends on the events alone.
 
     Args:
-      queries: what is asked, in order.
+      queries: all queries to answer, in order.
       events: all events of the answer file.
       annotator: the annotator.
 
     Returns:
-      The standing. After an undo the query that it was about comes next.
+      The progress. After an undo the query that it was about comes next.
     """
     asked = [event for event in standing_events(events) if event.query_id in queries]
     own = [event for event in asked if event.annotator == annotator]
     done = {event.query_id: event.event for event in own}
-    said = [event for event in events if event.annotator == annotator]
-    again = said[-1].query_id if said and said[-1].event == "undo" else None
+    history = [event for event in events if event.annotator == annotator]
+    again = history[-1].query_id if history and history[-1].event == "undo" else None
     pending = [query_id for query_id in queries if query_id not in done]
     next_id = again if again in pending else next(iter(pending), None)
     num_answered = sum(event == "answer" for event in done.values())
-    return Standing(
+    return Progress(
         None if next_id is None else queries[next_id],
         num_answered,
         len(done) - num_answered,
@@ -68,8 +71,10 @@ def standing(queries: Mapping[str, Asked], events: Sequence[Event], annotator: s
     )
 
 
-def display_order(query: Asked, *, annotator: str, seed: int) -> tuple[int, ...]:
-    """Returns the order in which an annotator sees completions: random, and always the same.
+def display_order(query: TextQuery, *, annotator: str, seed: int) -> tuple[int, ...]:
+    """Returns the order in which an annotator sees a query's completions.
+
+    The order is random, and the same in every call.
 
     Args:
       query: the query.
@@ -77,7 +82,7 @@ def display_order(query: Asked, *, annotator: str, seed: int) -> tuple[int, ...]
       seed: the seed of the order.
 
     Returns:
-      `[K]`, the completion at each place.
+      `[K]`, the completion at each position.
     """
 
     def digest(k: int) -> bytes:
@@ -86,13 +91,13 @@ def display_order(query: Asked, *, annotator: str, seed: int) -> tuple[int, ...]
     return tuple(sorted(range(len(query.completions)), key=digest))
 
 
-def shown_digest(query: Asked, order: Sequence[int]) -> str:
-    """Returns a hash of what an annotator sees: the texts of a query in the order shown."""
+def shown_digest(query: TextQuery, order: Sequence[int]) -> str:
+    """Returns a hash of a query's texts in the order in which an annotator sees them."""
     return texts_digest(query.prompt, [query.completions[k] for k in order])
 
 
 def answer(
-    query: Asked,
+    query: TextQuery,
     choice: Choice,
     *,
     annotator: str,
@@ -104,11 +109,11 @@ def answer(
 
     Args:
       query: the query.
-      choice: what was chosen.
+      choice: the choice.
       annotator: who chose.
-      order: of `display_order`.
+      order: the order in which the completions were shown, by `display_order`.
       seconds: how long it took.
-      event_id: the event's name; a random one if not given.
+      event_id: the event's id; a random one if not given.
 
     Returns:
       An answer with rank 1 for the chosen completion and 2 for the others, or 1 for all in a tie;
@@ -131,11 +136,11 @@ def answer(
 
 
 def undo(last: Event, *, event_id: str | None = None) -> Event:
-    """Returns the event that takes another back.
+    """Returns the event that takes another one back.
 
     Args:
       last: the annotator's last answer or skip that stands.
-      event_id: the event's name; a random one if not given.
+      event_id: the event's id; a random one if not given.
 
     Returns:
       The undo.
@@ -144,26 +149,26 @@ def undo(last: Event, *, event_id: str | None = None) -> Event:
     return Event("undo", event_id, last.query_id, last.annotator, undoes=last.event_id, time=now())
 
 
-def annotator_name(given: str) -> str:
-    """Returns an annotator's name, without white space around it.
+def annotator_name(text: str) -> str:
+    """Returns an annotator's name, normalised and without white space around it.
 
     Args:
-      given: what was given as a name.
+      text: the name as it was typed.
 
     Returns:
       The name.
 
     Raises:
-      UsageError: if nothing, or too much, or no printable line is left of it.
+      UsageError: if the name is empty, too long or not one printable line.
     """
-    name = unicodedata.normalize("NFC", given).strip()
+    name = unicodedata.normalize("NFC", text).strip()
     if not name or len(name) > MAX_NAME or not name.isprintable():
         raise UsageError(
-            f"an annotator's name has 1 to {MAX_NAME} printable characters, found {given[:80]!r}"
+            f"an annotator's name has 1 to {MAX_NAME} printable characters, found {text[:80]!r}"
         )
     return name
 
 
 def now() -> str:
-    """Returns the time now, for an event."""
+    """Returns the time now, as events record it."""
     return datetime.now(UTC).isoformat(timespec="seconds")

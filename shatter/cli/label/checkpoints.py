@@ -1,4 +1,4 @@
-"""The ensemble of a project on disk: whole or not at all, the one before kept, bits checked."""
+"""Saves and restores the ensemble of a project."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,37 +9,37 @@ from shatter.cli.common.checkpoints import Checkpoints
 from shatter.cli.label.folder import seal_if_old
 
 
-class Ensemble(NamedTuple):
-    """The ensemble as it stands.
+class EnsembleState(NamedTuple):
+    """The present state of a project's ensemble.
 
     Attributes:
       members: the members and their learners; `shared` is `(the ensemble's shared, table)`.
-      number: how many times it has learned.
-      history: what each time was measured, the start included.
+      num_updates: how many times it has learned.
+      history: the measures at the start and after each time.
     """
 
     members: training.Members
-    number: int
+    num_updates: int
     history: list[dict[str, Any]]
 
 
-def save(folder: Path, ensemble: Ensemble) -> None:
-    """Puts an ensemble on disk, whole or not at all, with checksums; the one before stays.
+def save(folder: Path, state: EnsembleState) -> None:
+    """Saves an ensemble, whole or not at all, with checksums; the one before it is kept.
 
     Args:
-      folder: of the project.
-      ensemble: the ensemble; its number must be new.
+      folder: the folder of the project.
+      state: the ensemble, which must have learned once more than those that are saved.
     """
-    with _checkpoints(folder) as saved:
-        arrays = {"states": ensemble.members.states}
-        saved.save(ensemble.number, arrays, {"history": {"rows": ensemble.history}})
+    with _checkpoints(folder) as checkpoints:
+        arrays = {"states": state.members.states}
+        checkpoints.save(state.num_updates, arrays, {"history": {"rows": state.history}})
 
 
-def restored(folder: Path, start: training.Members) -> Ensemble:
-    """Reads the ensemble as it was saved last; one that is damaged is left for the one before.
+def restored(folder: Path, start: training.Members) -> EnsembleState:
+    """Restores the ensemble that was saved last, or the one before it if that is damaged.
 
     Args:
-      folder: of the project.
+      folder: the folder of the project.
       start: the members before any answer.
 
     Returns:
@@ -48,23 +48,23 @@ def restored(folder: Path, start: training.Members) -> Ensemble:
     Raises:
       UsageError: if none of those that were saved can be read.
     """
-    with _checkpoints(folder) as saved:
-        number = saved.newest_sound()
+    with _checkpoints(folder) as checkpoints:
+        number = checkpoints.newest_sound()
         if not number:
-            return Ensemble(start, 0, [])
+            return EnsembleState(start, 0, [])
         seal_if_old(checkpoint_folder(folder, number))
         try:
-            found = saved.restore(number, {"states": start.states}, ["history"])
+            saved = checkpoints.restore(number, {"states": start.states}, ["history"])
         except UsageError as error:
             raise UsageError(
                 f"{error}: delete that folder to go on from the one before; the answers are safe"
             ) from error
-    return Ensemble(start._replace(states=found["states"]), number, found["history"]["rows"])
+    return EnsembleState(start._replace(states=saved["states"]), number, saved["history"]["rows"])
 
 
-def checkpoint_folder(folder: Path, number: int | None = None) -> Path:
-    """Returns where the ensembles of a project are, or the one that has learned so many times."""
-    return folder / "ensemble" / ("" if number is None else str(number))
+def checkpoint_folder(folder: Path, num_updates: int | None = None) -> Path:
+    """Returns the folder of a project's ensembles, or of the one after so many updates."""
+    return folder / "ensemble" / ("" if num_updates is None else str(num_updates))
 
 
 def _checkpoints(folder: Path) -> Checkpoints:

@@ -1,4 +1,4 @@
-"""What is compiled once for all projects of one setting."""
+"""The compiled functions of an ensemble, shared by all projects of the same settings."""
 
 import functools
 from collections.abc import Callable
@@ -9,12 +9,12 @@ import jax
 from shatter import models, training
 from shatter.cli.common.compiling import compiler_options
 from shatter.cli.common.frozen import Table
-from shatter.cli.common.learners import Setting, make_learner
+from shatter.cli.common.learners import Learner, Setting, make_learner
 from shatter.types import Array, Key, Params
 
 
 class Programs(NamedTuple):
-    """What is compiled once for all projects of one setting.
+    """Compiled functions of an ensemble.
 
     Attributes:
       init: `(base, num_features, prior_scale, key) -> members` without a table.
@@ -29,15 +29,12 @@ class Programs(NamedTuple):
 
 @functools.cache
 def programs(setting: Setting, transformer: models.TransformerConfig) -> Programs:
-    """Compiles, once, what a setting needs."""
+    """Returns the compiled functions of a kind of ensemble on a model."""
 
-    def learner(prior_scale: Array, base: Params, num_features: int = 0) -> Any:
+    def learner(prior_scale: Array, base: Params, num_features: int) -> Learner:
         return make_learner(
             setting, transformer, base, num_features=num_features, prior_scale=prior_scale
         )
-
-    def width(table: Table) -> int:
-        return table["features"].shape[-1] if "features" in table else 0
 
     def init(base: Params, num_features: int, prior_scale: Array, key: Key) -> training.Members:
         made = learner(prior_scale, base, num_features)
@@ -50,7 +47,8 @@ def programs(setting: Setting, transformer: models.TransformerConfig) -> Program
     ) -> training.TrainState:
         base, table = shared
         members = training.Members(shared, anchors, states)
-        return learner(prior_scale, base, width(table)).members.learn(members, store, key)[0].states
+        made = learner(prior_scale, base, width(table))
+        return made.members.learn(members, store, key)[0].states
 
     def utilities(prior_scale: Array, shared: Any, own: Params, items: Array) -> Array:
         base, table = shared
@@ -62,3 +60,8 @@ def programs(setting: Setting, transformer: models.TransformerConfig) -> Program
         jax.jit(learn, compiler_options=options),
         jax.jit(utilities, compiler_options=options),
     )
+
+
+def width(table: Table) -> int:
+    """Returns the number of features of a text; 0 if the table has none."""
+    return table["features"].shape[-1] if "features" in table else 0

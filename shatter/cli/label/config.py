@@ -1,15 +1,11 @@
-"""The flags of `shatter label`, a dataclass for each subcommand."""
+"""The flags of `shatter label`, one dataclass for each subcommand."""
 
 import dataclasses
-from collections.abc import Callable
-from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
-from shatter import exploration
 from shatter.cli.common import binary
 from shatter.cli.common.binary import UsageError
-from shatter.cli.common.learners import Kind, Setting, Utility
-from shatter.types import Array
+from shatter.cli.common.learners import LAST_MLP_OUT, AdaptedLayers, Kind, Setting, Utility
 
 EXAMPLE = (
     "shatter label propose --model_name_or_path=Qwen/Qwen2.5-0.5B-Instruct --pool=pool.jsonl "
@@ -28,14 +24,14 @@ ArmName = Literal[
 
 
 @dataclasses.dataclass(frozen=True)
-class Project:
-    """What a labelling project is about; the same in every call.
+class ProjectConfig:
+    """The flags of a labelling project, which are the same in every call.
 
-    Attributes are flags; see their texts.
+    Attributes are flags; the text below each one explains it.
     """
 
     project: str = "runs/label"
-    """Project folder: queries, answers, the ensemble, metrics."""
+    """Project folder, with the queries, the answers, the ensemble and the metrics."""
 
     pool: str = ""
     """Required. File of prompts with candidate completions, JSON lines: {"prompt", "completions"};
@@ -43,7 +39,7 @@ class Project:
     are pools too."""
 
     eval_files: tuple[str, ...] = ()
-    """Files of preferences held out to judge by."""
+    """Files of preferences that are held out to measure the ensemble."""
 
     model_name_or_path: str = ""
     """Required. Folder with config.json, model.safetensors and tokenizer.json, or a name on the
@@ -53,17 +49,17 @@ class Project:
     """Branch, tag or commit of a model on the hub."""
 
     chat_template: str | None = None
-    """File with a jinja chat template, where pool or answers are conversations and the tokenizer
-    has none."""
+    """File with a jinja chat template, for a pool or answers that are conversations, if the
+    tokenizer has none."""
 
     template_date: str | None = None
-    """The date that a chat template with a date reads, YYYY-MM-DD with or without THH:MM:SS. The
-    time at which the project began if not given, in every later call too."""
+    """The date for a chat template that shows the date, YYYY-MM-DD with or without THH:MM:SS. If it
+    is not given, the time at which the project began, in every later call too."""
 
     ensemble: Kind = "heads"
-    """What represents what is not yet known. heads: linear heads on features of the frozen model;
-    epinet: an epinet on them; adapters: low-rank adapters, so that every member is a language
-    model."""
+    """What the members are. heads: linear heads on features of the frozen model; epinet: the
+    indices of an epinet on the same features; adapters: low-rank adapters, so that every member is
+    a language model."""
 
     num_members: int = 16
     """Members of the ensemble."""
@@ -72,120 +68,124 @@ class Project:
     """Standard deviation of a member's utility of a text before there are answers, nats."""
 
     utility: Utility = "ratio"
-    """adapters: the utility of a text under a member. sum: its log-prob, for responses that the
-    model wrote; ratio: a scaled difference of mean log-probs a token from the base, for texts that
-    people wrote."""
+    """With adapters: the utility of a text under a member. sum: its log-prob, for responses that
+    the model wrote; ratio: a scaled difference of mean log-probs per token from the frozen model,
+    for texts that people wrote."""
 
     utility_scale: float = 10.0
-    """adapters with --utility=ratio: nats of utility for a nat a token."""
+    """With adapters and --utility=ratio: nats of utility per nat of mean log-prob."""
 
     lora_r: int = 4
-    """adapters: rank."""
+    """With adapters: their rank."""
 
     lora_target_modules: tuple[str, ...] = ("query", "value", "mlp_out")
-    """adapters: projections with adapters; GPT-2 takes qkv in place of query and value."""
+    """With adapters: the projections that have adapters; GPT-2 has qkv in place of query and
+    value."""
 
-    adapted_layers: int = 1
-    """adapters: on how many of the last blocks; what lies below is computed once. 0 = on the last
-    one's mlp_out alone (--lora_target_modules mlp_out): members that learn then share the product
-    with the vocabulary too, for a table of texts that is 1 + mlp_width / width times as large."""
+    adapted_layers: AdaptedLayers = 1
+    """With adapters: how many of the last blocks have adapters; the blocks below are computed once.
+    last_mlp_out: only the mlp_out of the last block has (with --lora_target_modules mlp_out), so
+    that members that learn also share the product with the vocabulary; the table of texts is then
+    1 + mlp_width / width times as large."""
 
     learning_rate: float = 0.01
-    """Adam's."""
+    """Learning rate of Adam."""
 
     num_steps: int = 200
-    """Adam's steps each time the ensemble learns."""
+    """Steps of Adam each time the ensemble learns."""
 
     batch_size: int = 64
-    """Comparisons a step, drawn from all answers."""
+    """Comparisons per step, drawn from all answers."""
 
     max_length: int = 256
-    """Tokens of a prompt with a completion; longer ones are cut."""
+    """Tokens of a prompt and a completion together; longer ones are cut."""
 
     num_samples: int = 4
-    """Of a pool of prompts only: candidates sampled a prompt."""
+    """With a pool of prompts only: candidates to sample per prompt."""
 
     max_completion_length: int = 64
-    """Of a pool of prompts only: tokens of a candidate."""
+    """With a pool of prompts only: tokens of a candidate."""
 
     seed: int = 0
     """Root of all random keys."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Propose(Project):
-    """Choose which comparisons to put to people, and write them down.
+class ProposeConfig(ProjectConfig):
+    """Choose which comparisons to put to people, and write them to a file.
 
     Until somebody has answered, the same call gives the same queries.
     """
 
     arm: ArmName = "joint_infomax"
-    """How queries are chosen; joint_infomax: so that a whole batch tells most about the members."""
+    """How queries are chosen. joint_infomax: so that the batch as a whole tells most about the
+    members."""
 
     num_queries: int = 20
     """Queries of a batch."""
 
     num_responses: int = 2
-    """Completions a query."""
+    """Completions per query."""
 
     num_candidates: int = 2000
     """Queries among which the batch is chosen: all there are, or as many drawn at random."""
 
     temperature: float = 2.0
-    """Of the boltzmann arm."""
+    """Temperature of the boltzmann arm."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
-    """Answer the queries that are open, in the terminal or on a local page."""
+class AnswerConfig:
+    """Answer the open queries, in the terminal or on a local page."""
 
     project: str = "runs/label"
     """Project folder."""
 
     annotator: str = "me"
-    """Your name; in the terminal."""
+    """Your name, if you answer in the terminal."""
 
     web: bool = False
     """Serve a page on the loopback address; each annotator gives a name there."""
 
     port: int = 8000
-    """Of the page; 0 = any that is free."""
+    """Port of the page; 0 = any that is free."""
 
     seed: int = 0
-    """Of the order in which the completions of a query are shown."""
+    """Seed of the order in which the completions of a query are shown."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Learn:
-    """Update the ensemble by all answers so far, from where it stands."""
+class LearnConfig:
+    """Update the ensemble by all answers so far, from its present state."""
 
     project: str = "runs/label"
     """Project folder."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Import:
+class ImportConfig:
     """Take in answers that were given elsewhere."""
 
     file: str = ""
-    """File of preferences in any layout that `shatter finetune` reads, or the answers.jsonl of
-    another project with its folder queries beside it."""
+    """Required. File of preferences in any layout that `shatter finetune` reads, or the
+    answers.jsonl of another project with its folder queries beside it."""
 
     project: str = "runs/label"
     """Project folder."""
 
     annotator: str = "import"
-    """Whose rows are that name nobody."""
+    """The annotator of rows that name nobody."""
 
     on_bad_row: Literal["fail", "skip"] = "fail"
-    """What a row that cannot be used does: ends the import, or is left out and counted."""
+    """What happens at a row that cannot be used. fail: the import ends and adds nothing; skip: the
+    row is left out and counted."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Accept:
-    """Take answers.jsonl as it is, after it was mended by hand or lines of it were lost.
+class AcceptConfig:
+    """Accept answers.jsonl as it is, after it was edited by hand or has lost lines.
 
-    Answers that are not in it any more are not learned from any more.
+    Answers that are no longer in it are no longer learned from.
     """
 
     project: str = "runs/label"
@@ -193,8 +193,8 @@ class Accept:
 
 
 @dataclasses.dataclass(frozen=True)
-class Export:
-    """Write what was learned for other tools."""
+class ExportConfig:
+    """Write the answers, or a model that has learned from them, for other tools."""
 
     project: str = "runs/label"
     """Project folder."""
@@ -203,41 +203,22 @@ class Export:
     """File (.jsonl) for the answers, as preferences that `shatter finetune` reads."""
 
     model: str = ""
-    """adapters: folder for a model, adapters merged, that other tools load."""
+    """With adapters: folder for a model, adapters merged, that other tools load."""
 
     member: int = -1
-    """adapters: which member becomes --model; -1 = the mean of all members' updates."""
+    """With adapters: the member that becomes --model; -1 = the mean of all members' updates."""
 
 
-ARMS = {
-    "random": exploration.uniform_queries,
-    "boltzmann": exploration.boltzmann_queries,
-    "thompson": exploration.thompson_queries,
-    "double_thompson": exploration.double_thompson_queries,
-    "infomax": exploration.infomax_queries,
-    "variance": exploration.variance_queries,
-    "joint_infomax": exploration.joint_infomax_queries,
-}
-assert tuple(ARMS) == get_args(ArmName)
-
-
-def explorer(arm: ArmName, temperature: float) -> Callable[..., Array]:
-    """Returns the arm of `shatter.exploration` of a name; only boltzmann has a temperature."""
-    if arm == "boltzmann":
-        return partial(exploration.boltzmann_queries, temperature=temperature)
-    return ARMS[arm]
-
-
-def setting_of(config: Project) -> Setting:
-    """Returns what learns, and how."""
+def setting_of(config: ProjectConfig) -> Setting:
+    """Returns the kind of ensemble and its optimiser settings."""
     names = [field.name for field in dataclasses.fields(Setting) if field.name != "kind"]
     return Setting(kind=config.ensemble, **{name: getattr(config, name) for name in names})
 
 
-def project_of(config: Project) -> Project:
-    """Returns the project's own flags, without those of a call."""
-    names = [field.name for field in dataclasses.fields(Project)]
-    return Project(**{name: getattr(config, name) for name in names})
+def project_of(config: ProjectConfig) -> ProjectConfig:
+    """Returns the project's flags alone, without those of a call."""
+    names = [field.name for field in dataclasses.fields(ProjectConfig)]
+    return ProjectConfig(**{name: getattr(config, name) for name in names})
 
 
 SIZE = binary.whole(1, 2**20)
@@ -247,7 +228,7 @@ RANGES = {
     "prior_scale": binary.POSITIVE,
     "utility_scale": binary.POSITIVE,
     "lora_r": SIZE,
-    "adapted_layers": binary.whole(0),
+    "adapted_layers": binary.whole(1, other=(LAST_MLP_OUT,)),
     "learning_rate": binary.POSITIVE,
     "num_steps": binary.whole(1),
     "batch_size": SIZE,
@@ -262,11 +243,11 @@ RANGES = {
     "port": binary.whole(0, 2**16 - 1),
     "member": binary.whole(0, other=(-1,)),
 }
-"""What every flag that is a number may be."""
+"""The values that each numeric flag may take."""
 
 
-def check(config: Project) -> None:
-    """Refuses values that cannot be.
+def check(config: ProjectConfig) -> None:
+    """Raises an error if a flag has a value that cannot be used.
 
     Raises:
       UsageError: with the flag's name, what was expected and what was found.
@@ -280,7 +261,7 @@ def check(config: Project) -> None:
         raise UsageError("--lora_target_modules: expected names of projections, found none")
     if config.template_date is not None:
         binary.date("template_date", config.template_date)
-    if isinstance(config, Propose) and config.num_candidates < config.num_queries:
+    if isinstance(config, ProposeConfig) and config.num_candidates < config.num_queries:
         raise UsageError(
             f"--num_candidates must be at least --num_queries, found {config.num_candidates} "
             f"and {config.num_queries}"

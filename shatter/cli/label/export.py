@@ -1,4 +1,4 @@
-"""What was learned, for other tools: answers as preferences, a member or the mean as a model."""
+"""Writes for other tools: the answers as preferences, a member or the mean as a model."""
 
 import os
 from pathlib import Path
@@ -7,20 +7,22 @@ import jax
 
 from shatter import data, ensembles, models
 from shatter.cli.common.binary import UsageError
-from shatter.cli.label.answers import Answer, current_answers, is_of_many, stranger
-from shatter.cli.label.config import Export, Project, setting_of
-from shatter.cli.label.folder import answer_file, known_queries, read_project
-from shatter.cli.label.project import Bench
-from shatter.cli.label.queries import Asked, usage_error
+from shatter.cli.label.answers import Answer, current_answers, is_of_many, mismatch
+from shatter.cli.label.config import ExportConfig, ProjectConfig, setting_of
+from shatter.cli.label.folder import answer_file, known_queries
+from shatter.cli.label.project import Project
+from shatter.cli.label.queries import TextQuery, usage_error
+from shatter.cli.label.records import read_project
 from shatter.data.files import write_json_lines
 from shatter.data.rows import record_of
 
 
-def check_export(config: Export) -> None:
-    """Refuses what cannot be written, before anything is read.
+def check_export(config: ExportConfig) -> None:
+    """Raises an error if something cannot be exported, before the answers or a model are read.
 
     Raises:
-      UsageError: if nothing is asked for, it exists already, or the project has no such model.
+      UsageError: if nothing is to be written, a file exists already, or the project has no such
+        model.
     """
     if not config.answers and not config.model:
         raise UsageError("expected --answers=FILE.jsonl or --model=FOLDER, found neither")
@@ -37,19 +39,19 @@ def export_answers(folder: Path, path: str) -> list[str]:
     """Writes the answers that stand as preferences; needs neither the model nor the pool.
 
     Args:
-      folder: of the project.
+      folder: the folder of the project.
       path: the file, ending in .jsonl or .jsonl.gz.
 
     Returns:
-      What was written, and what was left out, a line each.
+      Lines that say what was written, and what was left out.
 
     Raises:
       UsageError: if the answers cannot be read, or the file cannot be written.
     """
     queries, answers = known_queries(folder), current_answers(answer_file(folder))
-    strange = {answer.event_id: stranger(answer, queries) for answer in answers}
-    kept = [answer for answer in answers if strange[answer.event_id] is None]
-    rows = [_record(answer, queries[answer.query_id]) for answer in kept]
+    problems = {answer.event_id: mismatch(answer, queries) for answer in answers}
+    good = [answer for answer in answers if problems[answer.event_id] is None]
+    rows = [_record(answer, queries[answer.query_id]) for answer in good]
     try:
         write_json_lines(path, rows)
     except ValueError as error:
@@ -57,50 +59,58 @@ def export_answers(folder: Path, path: str) -> list[str]:
     left_out = [
         f"left out: {usage_error(answer.source, bad)}"
         for answer in answers
-        if (bad := strange[answer.event_id]) is not None
+        if (bad := problems[answer.event_id]) is not None
     ]
-    return [f"{path}: {len(kept):,} answers", *left_out]
+    return [f"{path}: {len(good):,} answers", *left_out]
 
 
-def _record(answer: Answer, query: Asked) -> dict[str, object]:
-    """Returns a row of preferences with its annotator and time, by which `import` knows it."""
-    row = data.Row(query.prompt, query.completions, answer.ranks, answer.weight, answer.annotator)
+def _record(answer: Answer, query: TextQuery) -> dict[str, object]:
+    """Returns a row of preferences, with the annotator and the time by which `import` knows it."""
+    row = data.Row(
+        query.prompt,
+        query.completions,
+        answer.ranks,
+        answer.weight,
+        answer.annotator,
+        last_turn=query.last_turn,
+    )
     if is_of_many(answer):
         return record_of(row) | {"of_many": True}
     return record_of(row) | ({"time": answer.time} if answer.time else {})
 
 
-def export_model(bench: Bench, config: Export) -> str:
-    """Writes a member, or the mean of all, as a model.
+def export_model(project: Project, config: ExportConfig) -> str:
+    """Writes a member, or the mean of all members, as a model.
 
     Args:
-      bench: the project.
-      config: the flags, checked.
+      project: the project.
+      config: the flags, checked by `check_export`.
 
     Returns:
-      What was written.
+      A line that says what was written.
 
     Raises:
       UsageError: if it cannot be written.
     """
-    setting = setting_of(bench.config)
-    own, lora = bench.ensemble.members.states.params, setting.lora
+    setting = setting_of(project.config)
+    own, lora = project.state.members.states.params, setting.lora
     if config.member < 0:
         adapters, lora = ensembles.mean_adapters(own, lora)
     else:
         adapters = jax.tree.map(lambda leaf: leaf[config.member], own)
-    transformer = bench.inputs.model.config
-    layer = transformer.num_layers - max(setting.adapted_layers, 1)
-    whole = ensembles.whole_adapters(adapters, layer)
-    params = models.merge_lora(bench.inputs.model.params, whole, lora)
+    transformer = project.inputs.model.config
+    # Adapters on the last mlp_out alone are stored in the last block.
+    first_block = min(setting.cut(transformer.num_layers), transformer.num_layers - 1)
+    whole = ensembles.whole_adapters(adapters, first_block)
+    params = models.merge_lora(project.inputs.model.params, whole, lora)
     origin, _ = models.find_pretrained(
-        bench.config.model_name_or_path, revision=bench.config.model_revision
+        project.config.model_name_or_path, revision=project.config.model_revision
     )
-    tokenizer = bench.inputs.model.tokenizer
+    tokenizer = project.inputs.model.tokenizer
     models.save_pretrained(config.model, transformer, params, tokenizer, like=origin)
     name = "the mean of all members" if config.member < 0 else f"member {config.member}"
-    num_answers = bench.ensemble.history[-1]["answers"] if bench.ensemble.history else 0
-    return f"{config.model}: {name}, after {num_answers} answers"
+    history = project.state.history
+    return f"{config.model}: {name}, after {history[-1]['answers'] if history else 0} answers"
 
 
 def _assert_absent(flag: str, path: str) -> None:
@@ -108,15 +118,15 @@ def _assert_absent(flag: str, path: str) -> None:
         raise UsageError(f"--{flag}: {path} exists: choose another name")
 
 
-def _check_model(project: Project, config: Export) -> None:
-    """Refuses a model that a project does not have.
+def _check_model(project: ProjectConfig, config: ExportConfig) -> None:
+    """Raises an error if a project has no such model.
 
     Raises:
-      UsageError: if its members are no language models, or there is no such member.
+      UsageError: if its members are not language models, or there is no such member.
     """
     if project.ensemble != "adapters":
         raise UsageError(
-            f"--model: members of {project.ensemble} are scores on a frozen model, no language "
+            f"--model: members of {project.ensemble} are scores on a frozen model, not language "
             "models: begin a project with --ensemble=adapters; or use --answers and "
             "`shatter finetune`"
         )

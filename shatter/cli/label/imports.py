@@ -1,4 +1,4 @@
-"""Answers that were given elsewhere: files of preferences, and answer files of this program."""
+"""Takes in answers that were given elsewhere: files of preferences, and other answer files."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from shatter.cli.common.binary import UsageError
 from shatter.cli.label import asking
-from shatter.cli.label.answers import Event, read_events, stranger
+from shatter.cli.label.answers import mismatch, read_events, readable_events
 from shatter.cli.label.confirmed import confirmed_file
-from shatter.cli.label.merging import Given, merge
-from shatter.cli.label.queries import Asked, read_queries, write_queries
+from shatter.cli.label.events import Event
+from shatter.cli.label.merging import IncomingEvent, merge
+from shatter.cli.label.queries import TextQuery, read_queries, write_queries
 from shatter.cli.label.writer import Writer
 from shatter.data import Row, pair_labels, read_rows
 from shatter.data.files import records
@@ -22,12 +23,12 @@ NOBODY = "import"  # the annotator of a row that names none
 
 
 class Imported(NamedTuple):
-    """What an import has added.
+    """The counts of an import.
 
     Attributes:
-      num_queries: comparisons that no query file had.
-      num_answers: answers, skips and undos that the answer file did not have.
-      num_known: those that it had already.
+      num_queries: comparisons that were in no query file.
+      num_answers: answers, skips and undos that were not in the answer file.
+      num_known: those that were in it already.
       problems: rows left out.
     """
 
@@ -45,30 +46,31 @@ def import_answers(
     annotator: str = NOBODY,
     on_bad_row: OnBadRow = "fail",
 ) -> Imported:
-    """Adds the answers of a file of preferences, or the events of an answer file.
+    """Adds the answers of a file of preferences, or the events of an answer file, to a project.
 
-    A comparison is known by its texts: rows about the same completions of the same prompt, in
-    whatever order and file, answer one query, be it one that was proposed here. Comparisons that no
-    query file has go to `import_<sha8>.jsonl` with ids `import-<sha8>-<line>`, sha8 being the start
-    of the file's sha256.
+    A comparison is identified by its texts: rows about the same completions of the same prompt, in
+    whatever order and file, answer one query, which may be one that was proposed here. Comparisons
+    that are in no query file go to `import_<sha8>.jsonl` with ids `import-<sha8>-<line>`, where
+    sha8 is the start of the file's sha256.
 
-    An answer is known by what it says, who says it and when, by whatever road it came: what was
-    exported, or imported before, is not added again (`merging.merge`). A named annotator has one
+    An answer is identified by what it says, who says it and when. Whatever was exported from here,
+    or imported before, is therefore not added again (`merging.merge`). A named annotator has one
     answer to a comparison. Rows that name nobody, and votes, count as often as they are in the
-    file; two people who leave no name and say the same in two files are one: give each file an
-    `annotator`.
+    file. Two people who leave no name and say the same in two files are taken for one; to tell them
+    apart, give each file an `annotator`.
 
     Args:
       path: a file in any layout of `shatter.data.read_rows`, where completions labelled true or
-        false are compared within their prompt; or an answer file, with its `queries` beside it
-        unless it is about queries of this project.
+        false are compared within their prompt; or an answer file. The folder `queries` of its
+        project must be beside an answer file unless it is about queries of this project.
       folder: the folder of the query files.
-      writer: where answers go.
-      annotator: whose the rows are that name nobody.
-      on_bad_row: "fail" = raise, naming the first bad row; "skip" = leave bad rows out.
+      writer: the writer of the answer file.
+      annotator: the annotator of rows that name nobody.
+      on_bad_row: "fail" = raise an error that names the first bad row or damaged line; "skip" =
+        leave them out.
 
     Returns:
-      What was added.
+      The counts.
 
     Raises:
       UsageError: if a row is bad and `on_bad_row` is "fail", or no good row is left. Nothing is
@@ -77,31 +79,31 @@ def import_answers(
     annotator, path, folder = asking.annotator_name(annotator), Path(path), Path(folder)
     known = read_queries(folder) if any(folder.glob("*.jsonl")) else {}
     if is_answer_file(path):
-        given, problems = _given_events(path, known)
+        incoming, problems = _from_answer_file(path, known, on_bad_row)
     else:
-        given, problems = _given_rows(path, annotator)
+        incoming, problems = _from_rows(path, annotator)
     sha8 = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-    merged = merge(given, known, writer.events, sha8)
+    merged = merge(incoming, known, writer.events, sha8)
     problems += merged.problems
     if problems and on_bad_row == "fail":
         raise UsageError(
             f"{problems[0]}\n{len(problems)} rows are bad; --on_bad_row=skip leaves them out"
         )
-    if not given:
-        raise UsageError(f"{path}: of its rows none is a comparison that can be used")
+    if not incoming:
+        raise UsageError(f"{path}: none of its rows is a comparison that can be used")
     if merged.queries:
         write_queries(_free_file(folder, sha8), merged.queries)
     writer.append(*merged.events)
     return Imported(
         len(merged.queries),
         len(merged.events),
-        len(given) - len(merged.events) - len(merged.problems),
+        len(incoming) - len(merged.events) - len(merged.problems),
         tuple(problems),
     )
 
 
 def is_answer_file(path: str | Path) -> bool:
-    """Returns whether a file begins with an event of this program, or once did."""
+    """Returns whether a file has a note of an answer file beside it, or begins with an event."""
     if confirmed_file(path).exists():
         return True
     try:
@@ -117,73 +119,87 @@ def _free_file(folder: Path, sha8: str) -> Path:
     return next(folder / name for name in names if not (folder / name).exists())
 
 
-def _given_events(path: Path, known: Mapping[str, Asked]) -> tuple[list[Given], list[Problem]]:
-    """Returns the events of an answer file with their texts; those about nothing known are bad."""
+def _from_answer_file(
+    path: Path, known: Mapping[str, TextQuery], on_bad_row: OnBadRow
+) -> tuple[list[IncomingEvent], list[Problem]]:
+    """Returns the events of an answer file with their texts, and those that cannot be used."""
     if path.suffix == ".gz":
         raise UsageError(f"{path}: expected an answer file as it was written: decompress it first")
-    events, beside = read_events(path), path.parent / "queries"
+    problems: list[Problem] = []
+    if on_bad_row == "skip":
+        events, problems = readable_events(path)
+    else:
+        events = read_events(path)
+    beside = path.parent / "queries"
     has_own = any(beside.glob("*.jsonl"))
     queries = read_queries(beside) if has_own else known
-    given, problems = [], []
+    incoming = []
     for event in events:
         query = queries.get(event.query_id)
-        bad = stranger(event, queries) if event.undoes is None else None
+        bad = mismatch(event, queries) if event.undoes is None else None
         is_unsure = not has_own and event.texts is None and event.undoes is None
         if bad is None and is_unsure:
-            # A query of the same name may be another project's.
+            # A query of the same id may be another project's.
             mend = f"put the folder queries of its project beside {path}"
-            bad = BadRow("texts", "the checksum of what it is about", "none", mend)
+            bad = BadRow("texts", "the checksum of the texts that it is about", "none", mend)
         if bad is not None:
             problems.append(Problem(event.source, "", *bad.args))
         elif query is not None:
-            given.append(Given(event, query.prompt, query.completions))
-    return given, problems
+            incoming.append(IncomingEvent(event, query.prompt, query.completions, query.last_turn))
+    return incoming, problems
 
 
-def _given_rows(path: Path, nobody: str) -> tuple[list[Given], list[Problem]]:
-    """Returns the rows of a file with two or more completions that were shown, as events."""
+def _from_rows(path: Path, nobody: str) -> tuple[list[IncomingEvent], list[Problem]]:
+    """Returns the rows of a file that compare at least two completions, and the bad rows."""
     try:
         rows, report = read_rows(path, on_bad_row="skip")
-        about = _about(path)
+        times = _times_of(path)
     except (ValueError, OSError, ImportError) as error:
         raise UsageError(f"--file: {error}") from error
     rows, paired = pair_labels(rows)
-    given, problems = [], [*report.problems, *paired.problems]
+    incoming, problems = [], [*report.problems, *paired.problems]
     for row in rows:
         try:
-            given.append(_given_row(row, nobody, *about.get(row.source, ("", False))))
+            incoming.append(_incoming_row(row, nobody, *times.get(row.source, ("", False))))
         except BadRow as error:
             problems.append(Problem(row.source, "", *error.args))
-    return given, problems
+    return incoming, problems
 
 
-def _about(path: Path) -> dict[str, tuple[str, bool]]:
-    """Returns what `export` adds to rows, by source: the time, and whether of many people."""
-    about = {}
+def _times_of(path: Path) -> dict[str, tuple[str, bool]]:
+    """Returns, by "file:line", the time of a row and whether it is of many people.
+
+    These are the fields that `export` adds to rows.
+    """
+    times = {}
     for number, raw in records(path):
         try:
             record = parsed(raw)
         except BadRow:
             continue  # the reader of rows names it
-        time, of_many = _time_of(record.get("time")), record.get("of_many") is True
+        time, of_many = _time_in(record.get("time")), record.get("of_many") is True
         if of_many or time:
-            about[f"{path}:{number}"] = (time, of_many)
-    return about
+            times[f"{path}:{number}"] = (time, of_many)
+    return times
 
 
-def _time_of(given: Any) -> str:
-    """Returns a time; empty if a field of this name means something else."""
+def _time_in(value: Any) -> str:
+    """Returns a field's time; "" if the field means something else."""
     try:
-        return given if isinstance(given, str) and datetime.fromisoformat(given) else ""
+        return value if isinstance(value, str) and datetime.fromisoformat(value) else ""
     except ValueError:
         return ""
 
 
-def _given_row(row: Row, nobody: str, time: str, of_many: bool) -> Given:
-    shown_ones = [k for k, rank in enumerate(row.ranks) if rank >= 0]
-    if len(shown_ones) < 2:
-        expected = "two completions that were shown, or more"
-        raise BadRow("completions", expected, f"{len(shown_ones)}")
+def _incoming_row(row: Row, nobody: str, time: str, of_many: bool) -> IncomingEvent:
+    """Returns a row as an answer.
+
+    Raises:
+      BadRow: if it compares fewer than two completions, or its annotator has no proper name.
+    """
+    ranked = [k for k, rank in enumerate(row.ranks) if rank >= 0]
+    if len(ranked) < 2:
+        raise BadRow("completions", "two completions that were shown, or more", f"{len(ranked)}")
     try:
         annotator = asking.annotator_name(row.annotator or nobody)
     except UsageError as error:
@@ -192,12 +208,13 @@ def _given_row(row: Row, nobody: str, time: str, of_many: bool) -> Given:
     of_many = of_many or row.annotator is None or row.votes is not None
     event = Event(
         "answer",
-        "import-row" if of_many else "row",  # merging gives it a name of its own
+        "import-row" if of_many else "row",  # merging replaces it by an id of its own
         "",
         annotator,
-        tuple(row.ranks[k] for k in shown_ones),
+        tuple(row.ranks[k] for k in ranked),
         row.weight,
         time="" if of_many else time,
         source=row.source,
     )
-    return Given(event, row.prompt, tuple(row.completions[k] for k in shown_ones))
+    completions = tuple(row.completions[k] for k in ranked)
+    return IncomingEvent(event, row.prompt, completions, row.last_turn)

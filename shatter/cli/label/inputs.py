@@ -1,4 +1,4 @@
-"""What a project is about: its model and its files, read, and what it must not go on with."""
+"""The model and the files of a project: reads them and raises an error if they have changed."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,29 +11,26 @@ from shatter import data, models
 from shatter.cli.common import binary
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.frozen import Frozen, load_frozen, weights_hash
-from shatter.cli.common.learners import Setting, layers_of
-from shatter.cli.label.config import Project, setting_of
-from shatter.cli.label.folder import (
-    import_command,
-    recorded_date,
-    recorded_facts,
-    recorded_held_out,
-)
-from shatter.cli.label.pool import HINT, PoolFile, pool_hash, read_pool
-from shatter.cli.label.queries import Asked
+from shatter.cli.common.learners import LAST_MLP_OUT, Setting, layers_of
+from shatter.cli.label.config import ProjectConfig, setting_of
+from shatter.cli.label.folder import import_command
+from shatter.cli.label.pool import read_pool
+from shatter.cli.label.pool_file import PoolFile, pool_hash, without_advice
+from shatter.cli.label.queries import TextQuery
+from shatter.cli.label.records import recorded_date, recorded_facts, recorded_held_out
 from shatter.types import Params
 
 
 class Inputs(NamedTuple):
-    """What a project is about; of all seeds the same.
+    """The model and the files of a project.
 
     Attributes:
       model: the frozen model.
-      base: its parameters that adapters are on; none for other kinds.
-      pool_file: what the pool file holds.
+      base: with adapters, the parameters of the model that they change; else empty.
+      pool_file: the content of the pool file.
       held_out: the held-out comparisons by name.
-      facts: the checksums by which a change is noticed.
-      held_out_facts: those of the held-out files, by name.
+      facts: the checksums that tell whether something has changed.
+      held_out_facts: the checksums of the held-out files, by name.
     """
 
     model: Frozen
@@ -44,32 +41,20 @@ class Inputs(NamedTuple):
     held_out_facts: dict[str, str]
 
 
-def read_inputs(config: Project) -> Inputs:
+def read_inputs(config: ProjectConfig) -> Inputs:
     """Reads the model and the files that a project's flags name.
 
     Raises:
       UsageError: if one cannot be used, or does not fit the others.
     """
-    name = config.model_name_or_path
-    if config.model_revision is not None and Path(name).exists():
-        raise UsageError(
-            f"--model_revision: expected none, because {name} is a folder, found "
-            f"{config.model_revision!r}"
-        )
-    date = config.template_date and binary.date("template_date", config.template_date)
-    model = load_frozen(
-        config.model_name_or_path,
-        chat_template=config.chat_template,
-        revision=config.model_revision,
-        date=date or None,
-    )
-    base, found = _base_of(setting_of(config), model), read_pool(config.pool)
-    _assert_fits(config, model, found)
+    model = _load_model(config)
+    base, pool_file = _base_of(setting_of(config), model), read_pool(config.pool)
+    _assert_fits(config, model, pool_file)
     files = {Path(file).name.split(".")[0]: file for file in config.eval_files}
     if len(files) < len(config.eval_files):
         raise UsageError(f"--eval_files: names must differ, found {' '.join(config.eval_files)}")
     held_out = {name: _read_held_out(file) for name, file in files.items()}
-    _assert_encodable(config, model, [found.rows, *held_out.values()])
+    _assert_encodable(config, model, [pool_file.rows, *held_out.values()])
     template = model.tokenizer.chat_template or ""
     facts = {
         "weights": weights_hash(model.params),
@@ -78,23 +63,47 @@ def read_inputs(config: Project) -> Inputs:
         "tokenizer_sha256": model.tokenizer.fingerprint(),
     }
     sums = {name: pool_hash(file) for name, file in files.items()}
-    return Inputs(model, base, found, held_out, facts, sums)
+    return Inputs(model, base, pool_file, held_out, facts, sums)
 
 
-def assert_unchanged(config: Project, inputs: Inputs) -> None:
-    """Refuses another model, encoding, pool or held-out file than the project was begun with.
+def _load_model(config: ProjectConfig) -> Frozen:
+    name = config.model_name_or_path
+    if config.model_revision is not None and Path(name).exists():
+        raise UsageError(
+            f"--model_revision: expected none, because {name} is a folder, found "
+            f"{config.model_revision!r}"
+        )
+    date = config.template_date and binary.date("template_date", config.template_date)
+    try:
+        return load_frozen(
+            name,
+            chat_template=config.chat_template,
+            revision=config.model_revision,
+            date=date or None,
+        )
+    except UsageError as error:
+        if recorded_facts(config.project) is None:
+            raise
+        raise UsageError(
+            f"{error}. If the model has moved, give its new folder to `shatter label propose` as "
+            "--model_name_or_path, with the other flags as before"
+        ) from error
+
+
+def assert_unchanged(config: ProjectConfig, inputs: Inputs) -> None:
+    """Raises an error if the model, the encoding or a file has changed since the project began.
 
     Raises:
-      UsageError: naming what has changed, and both values.
+      UsageError: naming what has changed, with the values before and now.
     """
-    found = recorded_facts(config.project)
-    if found is None:
+    recorded = recorded_facts(config.project)
+    if recorded is None:
         return
-    begun, facts = f"since {config.project} was begun", inputs.facts
+    since, facts = f"since {config.project} was begun", inputs.facts
     date = recorded_date(config.project)
     if date and date != config.template_date and inputs.model.tokenizer.asks_for_date:
         raise UsageError(
-            f"--template_date: the chat template reads the date, which is {date} {begun}, found "
+            f"--template_date: the chat template reads the date, which is {date} {since}, found "
             f"{config.template_date}: leave the flag out"
         )
     names = {
@@ -104,29 +113,29 @@ def assert_unchanged(config: Project, inputs: Inputs) -> None:
         "tokenizer_sha256": f"the tokenizer of {config.model_name_or_path}",
     }
     for fact, name in names.items():
-        if found.get(fact, facts[fact]) != facts[fact]:
+        if recorded.get(fact, facts[fact]) != facts[fact]:
             raise UsageError(
-                f"{name} has changed {begun}: its sha256 was {str(found[fact])[:12]}..., is "
-                f"{facts[fact][:12]}...: put the old one back; or begin another project, into "
-                f"which the answers go, they are safe: {import_command(config.project)}"
+                f"{name} has changed {since}: its sha256 was {str(recorded[fact])[:12]}..., is "
+                f"{facts[fact][:12]}...: put the old one back; or begin another project and take "
+                f"the answers into it, they are safe: {import_command(config.project)}"
             )
     for name, old in recorded_held_out(config.project).items():
         new = inputs.held_out_facts.get(name, old)
         if new != old:
             raise UsageError(
-                f"--eval_files: {name} has changed {begun}, so that its measures before and after "
+                f"--eval_files: {name} has changed {since}, so that its measures before and after "
                 f"could not be compared: its sha256 was {old[:12]}..., is {new[:12]}...: put the "
                 "old one back, or give the new one another name"
             )
 
 
-def _assert_fits(config: Project, model: Frozen, found: PoolFile) -> None:
-    """Refuses lengths for which the model has no positions.
+def _assert_fits(config: ProjectConfig, model: Frozen, pool_file: PoolFile) -> None:
+    """Raises an error if the model has too few positions for the lengths in the flags.
 
     Raises:
       UsageError: naming the flags and the model's length.
     """
-    sampled = config.max_completion_length if found.prompts else 0
+    sampled = config.max_completion_length if pool_file.prompts else 0
     if sampled >= config.max_length:
         raise UsageError(
             f"--max_completion_length={sampled}: expected less than --max_length="
@@ -140,8 +149,10 @@ def _assert_fits(config: Project, model: Frozen, found: PoolFile) -> None:
         )
 
 
-def _assert_encodable(config: Project, model: Frozen, files: Sequence[list[data.Row]]) -> None:
-    """Refuses texts that the tokenizer cannot take.
+def _assert_encodable(
+    config: ProjectConfig, model: Frozen, files: Sequence[list[data.Row]]
+) -> None:
+    """Raises an error if the tokenizer cannot encode a text.
 
     Raises:
       UsageError: naming the file, the line and the field.
@@ -151,19 +162,21 @@ def _assert_encodable(config: Project, model: Frozen, files: Sequence[list[data.
             if rows:
                 data.encode_rows(rows, model.tokenizer, max_length=config.max_length)
         except ValueError as error:
-            raise UsageError(str(error).split(HINT)[0]) from error
+            raise UsageError(without_advice(error)) from error
 
 
-def assert_encodable_imports(config: Project, model: Frozen, queries: Sequence[Asked]) -> None:
-    """Refuses imported queries of which the tokenizer or the chat template cannot take a text.
+def assert_encodable_imports(
+    config: ProjectConfig, model: Frozen, queries: Sequence[TextQuery]
+) -> None:
+    """Raises an error if the tokenizer or the chat template cannot take an imported text.
 
     Raises:
-      UsageError: naming the file, the line, the field and the way on.
+      UsageError: naming the file, the line, the field and the way to go on.
     """
     rows = [
-        data.Row(q.prompt, (text,), (0,), source=q.source)
-        for q in queries
-        for text in q.completions
+        data.Row(query.prompt, (text,), (0,), source=query.source)
+        for query in queries
+        for text in query.completions
     ]
     try:
         _assert_encodable(config, model, [rows])
@@ -175,7 +188,7 @@ def assert_encodable_imports(config: Project, model: Frozen, queries: Sequence[A
 
 
 def _read_held_out(file: str) -> list[data.Row]:
-    """Returns the comparisons of two completions of a held-out file.
+    """Returns the comparisons of two completions in a held-out file.
 
     Raises:
       UsageError: if it cannot be read, or none of them was decided.
@@ -183,7 +196,7 @@ def _read_held_out(file: str) -> list[data.Row]:
     try:
         rows, _ = data.read_rows(file)
     except (ValueError, OSError, ImportError) as error:
-        raise UsageError(f"--eval_files: {str(error).split(HINT)[0]}") from error
+        raise UsageError(f"--eval_files: {without_advice(error)}") from error
     pairs = [row for row in rows if len(row.completions) == 2 and min(row.ranks) >= 0]
     if all(row.ranks[0] == row.ranks[1] for row in pairs):
         raise UsageError(
@@ -194,22 +207,23 @@ def _read_held_out(file: str) -> list[data.Row]:
 
 
 def _base_of(setting: Setting, model: Frozen) -> Params:
-    """Returns the parameters that adapters are on; none for other kinds.
+    """Returns the parameters that adapters change; an empty tuple for other kinds.
 
     Raises:
-      UsageError: if the model has no such blocks or projections.
+      UsageError: if the model does not have these blocks or projections.
     """
     if setting.kind != "adapters":
         return ()
-    if setting.adapted_layers >= model.config.num_layers:
+    if setting.adapted_layers == LAST_MLP_OUT:
+        if setting.lora_target_modules != ("mlp_out",):
+            raise UsageError(
+                f"--adapted_layers={LAST_MLP_OUT}: expected --lora_target_modules mlp_out, found "
+                f"{' '.join(setting.lora_target_modules)}"
+            )
+    elif setting.adapted_layers >= model.config.num_layers:
         raise UsageError(
             f"--adapted_layers must be below the {model.config.num_layers} blocks of the model, "
             f"found {setting.adapted_layers}"
-        )
-    if not setting.adapted_layers and setting.lora_target_modules != ("mlp_out",):
-        raise UsageError(
-            "--adapted_layers=0: expected --lora_target_modules mlp_out, found "
-            f"{' '.join(setting.lora_target_modules)}"
         )
     base = layers_of(setting, model.config).upper_params(model.params)
     try:

@@ -1,4 +1,4 @@
-"""The figure of a labelling project: what the answers have brought."""
+"""The figure of a labelling project: its measures against the number of answers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,23 +12,24 @@ import numpy as np
 
 
 def draw(history: Sequence[dict[str, Any]], path: Path) -> None:
-    """Held-out log-loss and disagreement against the number of answers.
+    """Draws held-out log-loss and disagreement against the number of answers.
 
     Args:
-      history: rows of the metrics.
-      path: the PNG file.
+      history: the rows of the metrics.
+      path: the PNG file to write.
     """
     answers = [row["answers"] for row in history]
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), constrained_layout=True)
     names = [name for name in history[-1] if name.endswith("/log_loss")]
     for name in names:
-        label = f" {name.removesuffix('/log_loss')}"  # one that begins with _ would not be shown
+        # The space is there because matplotlib hides a label that begins with _.
+        label = f" {name.removesuffix('/log_loss')}"
         axes[0].plot(answers, [row.get(name, np.nan) for row in history], ".-", label=label)
     axes[0].axhline(np.log(2), color="0.7", linewidth=0.8)
     axes[0].set_ylabel("held-out log-loss a vote, nats (line: a coin)")
     if names:
         for text in axes[0].legend(frameon=False).get_texts():
-            text.set_parse_math(False)  # a file's name is no formula
+            text.set_parse_math(False)  # a $ in a file's name begins no formula
     else:
         axes[0].text(0.5, 0.5, "no --eval_files", transform=axes[0].transAxes, ha="center")
     axes[1].plot(answers, [row["disagreement"] for row in history], ".-", color="tab:orange")

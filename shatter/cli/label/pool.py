@@ -1,6 +1,5 @@
 """The pool: prompts, their candidate completions, and the comparisons that can be asked."""
 
-import hashlib
 from collections.abc import Sequence
 from itertools import combinations
 from math import comb
@@ -12,42 +11,29 @@ import numpy as np
 from shatter import data
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.frozen import Item
-from shatter.data.files import json_line, records
-from shatter.data.layouts import Text, answers_of, parsed, text_key
-from shatter.data.report import SKIP_ADVICE, BadRow, Problem
+from shatter.cli.label.pool_file import PoolFile, read_pool_file
+from shatter.data.layouts import text_key
 
 Votes = dict[tuple[int, ...], float]
-"""The weight of each answer, by its ranks."""
-
-
-SAID = {"ranks", "ratings", "votes"}
-SAYS_MORE = {"completions", "completion", "chosen", "rejected", "label", *SAID}
-"""Fields of a row that is more than a prompt; whatever else a row holds is not read."""
-
-HINT = SKIP_ADVICE  # what the reader of rows advises, which is no flag here
+"""The weight of each answer to a comparison, by the answer's ranks."""
 
 
 class Pool(NamedTuple):
-    """What can be asked about.
+    """The texts and comparisons that can be asked about.
 
     Attributes:
-      items: the completions, each under its prompt; an item is known by its number.
+      items: the completions, each with its prompt; an item is referred to by its number here.
       prompt_ids: of each item, the number of its prompt.
-      by_prompt: the items of each prompt.
-      rows: the comparisons of which the file itself says something, items `[K]`, and what.
+      by_prompt: of each prompt, its items.
+      rows: the comparisons that the file itself has answers to, items `[K]`, with their answers.
+      last_turn: of each prompt, whether a choice is about the last message of a completion alone.
     """
 
     items: list[Item]
     prompt_ids: list[int]
     by_prompt: list[list[int]]
     rows: dict[tuple[int, ...], Votes]
-
-
-class PoolFile(NamedTuple):
-    """What a pool file holds: prompts alone, or rows with completions."""
-
-    prompts: list[Text]
-    rows: list[data.Row]
+    last_turn: list[bool]
 
 
 def read_pool(path: str) -> PoolFile:
@@ -57,14 +43,16 @@ def read_pool(path: str) -> PoolFile:
       path: JSON lines, or any file of preferences.
 
     Returns:
-      Its rows, all of one kind.
+      Its content.
 
     Raises:
-      UsageError: if the file is missing, a row is bad, or a prompt has one candidate alone.
+      UsageError: if the file is missing, a row is bad, some rows have completions and others have
+        none, or a prompt has a single candidate.
     """
     if not Path(path).is_file():
         raise UsageError(f"--pool: no file {path}")
-    prompts, rows = _read(Path(path))
+    content = read_pool_file(Path(path))
+    prompts, rows = content
     if prompts and rows:
         raise UsageError(
             f"{path}: {len(prompts)} rows have a prompt only and {len(rows)} have completions: "
@@ -79,102 +67,60 @@ def read_pool(path: str) -> PoolFile:
                 f"for prompt {prompt_id}; add another, leave the row out, or leave completions out "
                 "of all rows to have them sampled"
             )
-    return PoolFile(prompts, rows)
+    return content
 
 
-def make_pool(found: PoolFile, kept: Path) -> Pool:
-    """Returns the pool of a file; where that has prompts only, of the candidates that were sampled.
+def make_pool(content: PoolFile, candidates: Path) -> Pool:
+    """Returns the pool of a file.
 
     Args:
-      found: what the file holds.
-      kept: file of the sampled candidates.
+      content: the file's content.
+      candidates: the file of sampled candidates, which is read if `content` has prompts alone.
 
     Returns:
       The pool.
     """
-    return _pool(_read(kept)[1] if found.prompts else found.rows)
-
-
-def pool_hash(path: str) -> str:
-    """sha256 of the file's bytes."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def _read(path: Path) -> tuple[list[Text], list[data.Row]]:
-    """Returns prompts alone, and rows with completions."""
-    prompts: list[Text] = []
-    rows: list[data.Row] = []
-    source = str(path)
-    try:
-        for number, raw in records(path):
-            source = f"{path}:{number}"
-            try:
-                record = parsed(raw)
-                if "prompt" in record and not SAYS_MORE & set(record):
-                    blank = {"role": "assistant", "content": "."}
-                    other = "." if isinstance(record["prompt"], str) else [blank]
-                    found = answers_of({"prompt": record["prompt"], "completion": other})
-                    prompts.append(found.prompt)
-                    continue
-                given = "prompt" in record and record.get("completions")
-                if given and isinstance(given, list) and not SAID & set(record):
-                    num = len(given)
-                    found = answers_of({**record, "ranks": [0] * num})
-                    found = found._replace(answers=[((0,) * num, 0.0)])
-                else:
-                    found = answers_of(record)
-            except BadRow as error:
-                text = raw if isinstance(raw, bytes) else json_line(raw)
-                problem = Problem(source, text.decode("utf-8", "replace"), *error.args)
-                raise UsageError(str(problem)) from None
-            for ranks, weight in found.answers:
-                row = data.Row(found.prompt, found.completions, ranks, weight, source=source)
-                rows.append(row)
-    except (ValueError, OSError, ImportError) as error:
-        raise UsageError(str(error)) from error
-    except RecursionError as error:
-        raise UsageError(
-            f"{source}: expected texts, found lists that are nested too deep"
-        ) from error
-    if not prompts and not rows:
-        raise UsageError(f"{path}: expected prompts with completions, found no row")
-    return prompts, rows
+    return _pool(read_pool_file(candidates).rows if content.prompts else content.rows)
 
 
 def _pool(rows: Sequence[data.Row]) -> Pool:
-    items: dict[str, int] = {}
-    texts: list[Item] = []
+    """Returns the pool of rows with completions."""
+    numbers: dict[str, int] = {}
+    items: list[Item] = []
     prompts: dict[str, int] = {}
     prompt_ids: list[int] = []
     compared: dict[tuple[int, ...], Votes] = {}
+    last_turn: list[bool] = []
     for row in rows:
         prompt_id = prompts.setdefault(text_key(row.prompt), len(prompts))
-        numbers = []
+        last_turn += [False] * (prompt_id == len(last_turn))
+        last_turn[prompt_id] |= row.last_turn
+        row_items = []
         for completion in row.completions:
-            number = items.setdefault(f"{prompt_id} {text_key(completion)}", len(items))
-            if number == len(texts):
-                texts.append((row.prompt, completion))
+            number = numbers.setdefault(f"{prompt_id} {text_key(completion)}", len(numbers))
+            if number == len(items):
+                items.append((row.prompt, completion))
                 prompt_ids.append(prompt_id)
-            numbers.append(number)
-        if len(numbers) > 1 and row.weight > 0:  # no weight: nothing was said
-            _add_votes(compared, numbers, row.ranks, row.weight)
+            row_items.append(number)
+        if len(row_items) > 1 and row.weight > 0:  # weight 0 is a row without a preference
+            _add_votes(compared, row_items, row.ranks, row.weight)
     by_prompt: list[list[int]] = [[] for _ in prompts]
     for number, prompt_id in enumerate(prompt_ids):
         by_prompt[prompt_id].append(number)
-    return Pool(texts, prompt_ids, by_prompt, compared)
+    return Pool(items, prompt_ids, by_prompt, compared, last_turn)
 
 
 def _add_votes(
     compared: dict[tuple[int, ...], Votes],
-    numbers: Sequence[int],
+    items: Sequence[int],
     ranks: Sequence[int],
     weight: float,
 ) -> None:
-    """Adds a row's weight to its comparison, whatever the order of the completions."""
-    order = sorted(range(len(numbers)), key=lambda k: numbers[k])
-    votes = compared.setdefault(tuple(numbers[k] for k in order), {})
-    said = tuple(ranks[k] for k in order)
-    votes[said] = votes.get(said, 0.0) + weight
+    """Adds a row's weight to its comparison, which does not depend on the completions' order."""
+    order = sorted(range(len(items)), key=lambda k: items[k])
+    votes = compared.setdefault(tuple(items[k] for k in order), {})
+    sorted_ranks = tuple(ranks[k] for k in order)
+    votes[sorted_ranks] = votes.get(sorted_ranks, 0.0) + weight
 
 
 def num_comparisons(pool: Pool, num_responses: int, *, recorded: bool) -> int:
@@ -193,21 +139,21 @@ def draw_queries(
     asked: set[tuple[int, ...]],
     recorded: bool,
 ) -> list[tuple[int, ...]]:
-    """Returns comparisons that could be asked and were not: all, or `num` drawn at random.
+    """Returns comparisons that were not asked yet: all of them, or `num` drawn at random.
 
-    A prompt is drawn in proportion to its number of items, not of comparisons, so that one with
-    many candidates does not drown the others.
+    A prompt is drawn in proportion to its number of items, and not of comparisons, so that one with
+    many candidates does not crowd out the others.
 
     Args:
       pool: the pool.
-      rng: draws them.
-      num: the most.
+      rng: the random generator.
+      num: how many at most.
       num_responses: K.
-      asked: comparisons that were asked, sorted items.
-      recorded: only those of the file itself, of any K.
+      asked: the comparisons that were asked, as sorted items.
+      recorded: whether to draw only comparisons that the file has answers to, of any K.
 
     Returns:
-      Sorted items `[K]` of each.
+      The sorted items `[K]` of each comparison.
     """
     if recorded:
         free = [items for items in pool.rows if items not in asked]
@@ -215,14 +161,14 @@ def draw_queries(
         return [free[n] for n in sorted(chosen)]
     able = [items for items in pool.by_prompt if len(items) >= num_responses]
     if sum(comb(len(items), num_responses) for items in able) - len(asked) <= 2 * num:
-        every = (some for items in able for some in combinations(items, num_responses))
-        free = [some for some in every if some not in asked]
+        every = (query for items in able for query in combinations(items, num_responses))
+        free = [query for query in every if query not in asked]
         return [free[n] for n in sorted(rng.permutation(len(free))[:num])]
-    found: dict[tuple[int, ...], None] = {}
+    drawn: set[tuple[int, ...]] = set()
     weights = np.array([len(items) for items in able], float)
-    while len(found) < num:
+    while len(drawn) < num:
         items = able[rng.choice(len(able), p=weights / weights.sum())]
-        some = tuple(sorted(int(n) for n in rng.choice(items, num_responses, replace=False)))
-        if some not in asked:
-            found.setdefault(some)
-    return sorted(found)
+        query = tuple(sorted(int(n) for n in rng.choice(items, num_responses, replace=False)))
+        if query not in asked:
+            drawn.add(query)
+    return sorted(drawn)

@@ -1,7 +1,9 @@
-"""Which comparisons to put to people next."""
+"""Chooses which comparisons to put to people next."""
 
 import functools
 from collections.abc import Callable
+from functools import partial
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from shatter import exploration
 from shatter.cli.common.binary import UsageError
 from shatter.cli.label.answers import check_known, read_events, standing_events
 from shatter.cli.label.checkpoints import checkpoint_folder
-from shatter.cli.label.config import ArmName, Propose, explorer
+from shatter.cli.label.config import ArmName, ProposeConfig
 from shatter.cli.label.folder import (
     answer_file,
     import_command,
@@ -19,128 +21,171 @@ from shatter.cli.label.folder import (
     proposed,
     query_folder,
 )
+from shatter.cli.label.keys import Use, project_key
 from shatter.cli.label.pool import draw_queries
-from shatter.cli.label.project import Bench, item_key, members_hash, utilities
-from shatter.cli.label.queries import Asked, write_queries
+from shatter.cli.label.project import Project, item_key, members_hash, utilities
+from shatter.cli.label.queries import TextQuery, write_queries
+from shatter.exploration import QueryArm
+from shatter.types import Array, item_query
+
+ARMS: dict[str, QueryArm] = {
+    "random": exploration.uniform_queries,
+    "boltzmann": exploration.boltzmann_queries,
+    "thompson": exploration.thompson_queries,
+    "double_thompson": exploration.double_thompson_queries,
+    "infomax": exploration.infomax_queries,
+    "variance": exploration.variance_queries,
+    "joint_infomax": exploration.joint_infomax_queries,
+}
+assert tuple(ARMS) == get_args(ArmName)
+TEMPERED = ("boltzmann",)  # arms with a temperature
 
 
-def propose(bench: Bench, config: Propose, *, recorded: bool = False) -> list[Asked]:
-    """Chooses a batch and writes it down.
+def propose(project: Project, config: ProposeConfig, *, recorded: bool = False) -> list[TextQuery]:
+    """Chooses a batch of queries and writes it to a file.
 
-    Until somebody has answered, or the members or the flags are others, the batch stays.
+    As long as nobody has answered and the members and the flags are the same, the batch stays.
 
     Args:
-      bench: the project.
-      config: the arm and its batch.
-      recorded: whether only the pool file's own comparisons are asked.
+      project: the project.
+      config: the arm and the size of the batch.
+      recorded: whether to ask only comparisons that the pool file has answers to.
 
     Returns:
       The batch.
 
     Raises:
       UsageError: if there are not enough comparisons left, or an answer or skip is about a query
-        that no file has.
+        that is in no file.
     """
-    queries = known_queries(bench.folder)
+    queries = known_queries(project.folder)
     rounds = [query.round for query in proposed(queries).values()]
-    number = max((r for r in rounds if isinstance(r, int)), default=-1)
-    newest = [query for query in queries.values() if query.round == number]
-    events = read_events(answer_file(bench.folder))
-    check_known(standing_events(events), queries)  # names of queries that have gone are not free
-    digest = members_hash(bench)
-    is_open = not {query.query_id for query in newest} & {event.query_id for event in events}
-    if (
-        newest
-        and is_open
-        and all(
-            (query.arm, query.budget, query.model) == (config.arm, config.num_queries, digest)
-            and (recorded or len(query.completions) == config.num_responses)
-            for query in newest
-        )
-    ):
-        return newest
-    number += 1
-    asked = asked_items(bench, queries)
-    rng = np.random.default_rng([config.seed, number])
-    found = draw_queries(
-        bench.pool,
-        rng,
-        num=config.num_candidates,
-        num_responses=config.num_responses,
-        asked=asked,
-        recorded=recorded,
-    )
-    if len(found) < config.num_queries:
-        lower = "lower --num_queries, or " if found else ""
-        lower = lower or ("lower --num_responses, or " if config.num_responses > 2 else "")
-        raise UsageError(
-            f"--num_queries={config.num_queries}: {config.pool} has {len(found)} comparisons of "
-            f"{config.num_responses} that were not asked ({len(asked)} were): "
-            f"{lower}begin another project with more candidates"
-        )
-    chosen, gains = _choose(bench, config, found, number)
+    newest = max((number for number in rounds if isinstance(number, int)), default=-1)
+    digest = members_hash(project)
+    batch = [query for query in queries.values() if query.round == newest]
+    if _is_open(project, queries, batch) and _fits(batch, config, digest, recorded):
+        return batch
+    number = newest + 1
+    asked = asked_items(project, queries)
+    choices = _draw(project, config, asked, number, recorded)
+    chosen, gains = _choose(project, config, choices, number)
     batch = [
-        Asked(
+        TextQuery(
             query_id=f"r{number:04}-q{n:03}",
-            prompt=bench.items[found[q][0]][0],
-            completions=tuple(bench.items[item][1] for item in found[q]),
-            prompt_id=bench.pool.prompt_ids[found[q][0]],
-            item_ids=tuple(found[q]),
+            prompt=project.items[choices[q][0]][0],
+            completions=tuple(project.items[item][1] for item in choices[q]),
+            prompt_id=(prompt_id := project.pool.prompt_ids[choices[q][0]]),
+            item_ids=tuple(choices[q]),
             round=number,
             arm=config.arm,
             score=float(gains[q]),
             model=digest,
             seed=config.seed,
             budget=config.num_queries,
+            last_turn=project.pool.last_turn[prompt_id],
         )
         for n, q in enumerate(chosen)
     ]
-    write_queries(query_folder(bench.folder) / f"round_{number:04}.jsonl", batch)
+    write_queries(query_folder(project.folder) / f"round_{number:04}.jsonl", batch)
     return batch
 
 
-def _astray(bench: Bench) -> str:
-    """Returns what to do about members whose utilities are not finite."""
-    again = f"begin another project with a lower --prior_scale, and: {import_command(bench.folder)}"
-    if bench.ensemble.number:
-        folder = checkpoint_folder(bench.folder, bench.ensemble.number)
-        again = f"delete {folder} to go on from the ensemble before; or {again}"
-    return (
-        f"--project: the members' utilities are not finite, so that nothing can be chosen: {again}"
+def _is_open(project: Project, queries: dict[str, TextQuery], batch: list[TextQuery]) -> bool:
+    """Returns whether a batch has queries and nobody has answered any of them.
+
+    Raises:
+      UsageError: if an answer or skip is about a query that is in no file, because its name would
+        otherwise be given to another query.
+    """
+    events = read_events(answer_file(project.folder))
+    check_known(standing_events(events), queries)
+    is_answered = {query.query_id for query in batch} & {event.query_id for event in events}
+    return bool(batch) and not is_answered
+
+
+def _fits(batch: list[TextQuery], config: ProposeConfig, digest: str, recorded: bool) -> bool:
+    """Returns whether a batch was chosen by the same members and with the same flags."""
+    return all(
+        (query.arm, query.budget, query.model) == (config.arm, config.num_queries, digest)
+        and (recorded or len(query.completions) == config.num_responses)
+        for query in batch
     )
 
 
-def asked_items(bench: Bench, queries: dict[str, Asked]) -> set[tuple[int, ...]]:
-    """Returns the comparisons of the pool that were asked or imported, as sorted items."""
-    found = set()
+def asked_items(project: Project, queries: dict[str, TextQuery]) -> set[tuple[int, ...]]:
+    """Returns the comparisons that were asked or imported, as sorted items; -1 is not of a pool."""
+    asked = set()
     for query in queries.values():
         keys = [item_key((query.prompt, text)) for text in query.completions]
-        found.add(tuple(sorted(bench.numbers.get(key, -1) for key in keys)))
-    return found
+        asked.add(tuple(sorted(project.item_numbers.get(key, -1) for key in keys)))
+    return asked
+
+
+def _draw(
+    project: Project,
+    config: ProposeConfig,
+    asked: set[tuple[int, ...]],
+    number: int,
+    recorded: bool,
+) -> list[tuple[int, ...]]:
+    """Returns the comparisons among which a batch is chosen.
+
+    Raises:
+      UsageError: if there are fewer than the batch needs.
+    """
+    choices = draw_queries(
+        project.pool,
+        np.random.default_rng([config.seed, number]),
+        num=config.num_candidates,
+        num_responses=config.num_responses,
+        asked=asked,
+        recorded=recorded,
+    )
+    if len(choices) < config.num_queries:
+        lower = "lower --num_queries, or " if choices else ""
+        lower = lower or ("lower --num_responses, or " if config.num_responses > 2 else "")
+        raise UsageError(
+            f"--num_queries={config.num_queries}: {config.pool} has {len(choices)} comparisons of "
+            f"{config.num_responses} that were not asked ({len(asked)} were): "
+            f"{lower}begin another project with more candidates"
+        )
+    return choices
 
 
 def _choose(
-    bench: Bench, config: Propose, found: list[tuple[int, ...]], number: int
+    project: Project, config: ProposeConfig, choices: list[tuple[int, ...]], number: int
 ) -> tuple[list[int], np.ndarray]:
-    """Returns the chosen ones of some comparisons, and what each tells alone, nats."""
-    num_slots = max(map(len, found))
+    """Returns which comparisons the arm chooses, and the information gain of each one, nats."""
+    num_slots = max(map(len, choices))
     items = np.full((config.num_candidates, num_slots), -1)
-    for q, some in enumerate(found):
-        items[q, : len(some)] = some
-    valid = jnp.asarray(items >= 0)
-    found_utilities = utilities(bench, np.maximum(items, 0))
-    if not np.isfinite(found_utilities).all():
-        raise UsageError(_astray(bench))
-    log_probs = jnp.asarray(found_utilities)
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 5), number)
+    for q, choice in enumerate(choices):
+        items[q, : len(choice)] = choice
+    queries = item_query(jnp.asarray(items))
+    values = utilities(project, np.asarray(queries.item_ids))
+    if not np.isfinite(values).all():
+        raise UsageError(_not_finite(project))
+    log_probs = jnp.asarray(values)
+    key = jax.random.fold_in(project_key(config.seed, Use.PROPOSALS), number)
     arm = _compiled(config.arm, config.temperature)
-    chosen = arm(key, log_probs, valid=valid, num_queries=config.num_queries)
-    return [int(q) for q in chosen], np.asarray(_gains(log_probs, valid=valid))
+    chosen = arm(key, log_probs, valid=queries.valid, num_queries=config.num_queries)
+    return [int(q) for q in chosen], np.asarray(_gains(log_probs, valid=queries.valid))
+
+
+def _not_finite(project: Project) -> str:
+    """Returns the message about members whose utilities are not finite."""
+    command = import_command(project.folder)
+    mend = f"begin another project with a lower --prior_scale, and: {command}"
+    if project.state.num_updates:
+        folder = checkpoint_folder(project.folder, project.state.num_updates)
+        mend = f"delete {folder} to go on from the ensemble before; or {mend}"
+    return f"--project: the members' utilities are not finite, so no query can be chosen: {mend}"
 
 
 @functools.cache
-def _compiled(arm: ArmName, temperature: float) -> Callable[..., jax.Array]:
-    return jax.jit(explorer(arm, temperature), static_argnames="num_queries")
+def _compiled(name: ArmName, temperature: float) -> Callable[..., Array]:
+    """Returns the compiled arm of a name."""
+    settings: dict[str, Any] = {"temperature": temperature} if name in TEMPERED else {}
+    return jax.jit(partial(ARMS[name], **settings), static_argnames="num_queries")
 
 
 _gains = jax.jit(exploration.query_information_gain)

@@ -1,4 +1,4 @@
-"""Queries put to people: JSON lines that are never written over."""
+"""Queries that are put to people: files of JSON lines that are never overwritten."""
 
 import hashlib
 import json
@@ -23,25 +23,27 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "model": _TEXT,
     "seed": _WHOLE,
     "budget": _WHOLE,
-}  # what the fields of a query file that may be left out hold
+}  # the types of the optional fields of a query file
 
 
-class Asked(NamedTuple):
-    """A query: K completions of one prompt, of which the best is asked for.
+class TextQuery(NamedTuple):
+    """A query as people see it: K completions of one prompt, of which they choose the best.
 
     Attributes:
-      query_id: its name, unique among all query files.
+      query_id: its id, unique among all query files.
       prompt: a text or a conversation.
       completions: K texts or conversations.
-      prompt_id: number of the prompt in the pool; -1 = of no pool.
-      item_ids: `[K]`, numbers of the completions in the pool; empty = of no pool.
-      round: the round it was proposed in; "import" if somebody else asked it.
-      arm: how it was chosen.
-      score: by what it was chosen, in the units of the arm.
-      model: sha256 of the model that chose.
-      seed: seed of the run that proposed it.
-      budget: number of queries of its round.
-      source: "file:line"; not written.
+      prompt_id: the number of the prompt in the pool; -1 = it is not of the pool.
+      item_ids: `[K]`, the numbers of the completions in the pool; empty = they are not of the pool.
+      round: the round in which it was proposed; "import" if it was imported.
+      arm: the name of the arm that chose it.
+      score: the score by which it was chosen, in the units of the arm.
+      model: sha256 of the model that chose it.
+      seed: the seed of the project that proposed it.
+      budget: the number of queries of its round.
+      source: "file:line" that it was read from; not written.
+      last_turn: whether the choice was about the last message of each completion alone, as in
+        `shatter.data.Row`; written where it is true.
     """
 
     query_id: str
@@ -56,13 +58,15 @@ class Asked(NamedTuple):
     seed: int = 0
     budget: int = 0
     source: str = ""
+    last_turn: bool = False
 
 
-def read_queries(path: str | Path) -> dict[str, Asked]:
+def read_queries(path: str | Path) -> dict[str, TextQuery]:
     """Reads queries.
 
     Args:
-      path: a query file, or a folder: all its .jsonl files in the order of their names.
+      path: a query file, or a folder, of which all .jsonl files are read in the order of their
+        names.
 
     Returns:
       The queries by their id, in order.
@@ -73,30 +77,30 @@ def read_queries(path: str | Path) -> dict[str, Asked]:
     path = Path(path)
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if not files or not files[0].exists():
-        raise UsageError(f"expected query files (.jsonl) at {path}, found none: propose some first")
-    queries: dict[str, Asked] = {}
+        raise UsageError(
+            f"expected query files (.jsonl) at {path}, found none: propose queries first"
+        )
+    queries: dict[str, TextQuery] = {}
     for file in files:
         for query in _queries_of(file):
             if query.query_id in queries:
-                found = f"{query.query_id!r} again, as in {queries[query.query_id].source}"
-                mend = "remove one of the two"
-                raise usage_error(
-                    query.source, BadRow("query_id", "a name of its own", found, mend)
-                )
+                other = f"{query.query_id!r} again, as in {queries[query.query_id].source}"
+                bad = BadRow("query_id", "a name of its own", other, "remove one of the two")
+                raise usage_error(query.source, bad)
             queries[query.query_id] = query
     return queries
 
 
-def write_queries(path: str | Path, queries: Iterable[Asked]) -> None:
-    """Writes queries, all or nothing; a file that holds just them already is left as it is.
+def write_queries(path: str | Path, queries: Iterable[TextQuery]) -> None:
+    """Writes a query file, whole or not at all; one that holds the same already stays as it is.
 
     Args:
-      path: the file, ending in .jsonl; its folder is made where it is missing.
+      path: the file, ending in .jsonl; its folder is made if it is missing.
       queries: the queries.
 
     Raises:
       UsageError: if the file exists with other content.
-      ValueError: if a query would not be read back, a numpy number in it for example.
+      ValueError: if a query could not be read back, because it holds a numpy number for example.
     """
     path = Path(path)
     lines = [json_line(_query_record(query)) for query in queries]
@@ -118,27 +122,19 @@ def write_queries(path: str | Path, queries: Iterable[Asked]) -> None:
 
 
 def texts_digest(prompt: Text, completions: Sequence[Text]) -> str:
-    """Returns a hash of what somebody was asked about, in the order in which it is given.
-
-    Args:
-      prompt: the prompt.
-      completions: the completions, in an order that counts.
-
-    Returns:
-      sha256 of their texts, in hexadecimal.
-    """
+    """Returns the sha256, in hexadecimal, of a prompt and its completions in the given order."""
     texts = json.dumps([prompt, list(completions)], sort_keys=True)
     return hashlib.sha256(texts.encode()).hexdigest()
 
 
 def usage_error(source: str, error: BadRow) -> UsageError:
-    """Returns the error of a line."""
+    """Returns the error to show for a bad line."""
     return UsageError(str(Problem(source, "", *error.args)))
 
 
-def _queries_of(file: Path) -> list[Asked]:
+def _queries_of(file: Path) -> list[TextQuery]:
     """Reads one query file."""
-    found = []
+    queries = []
     try:
         checksums.verify(file)
     except UsageError as error:
@@ -149,49 +145,58 @@ def _queries_of(file: Path) -> list[Asked]:
     try:
         for number, raw in records(file):
             try:
-                found.append(_query(parsed(raw), f"{file}:{number}"))
+                queries.append(_query(parsed(raw), f"{file}:{number}"))
             except BadRow as error:
                 raise usage_error(f"{file}:{number}", error) from None
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(f"{file} cannot be read: {error}") from error
-    if not found:
+    if not queries:
         raise UsageError(
             f"{file}: expected queries, found none: put the file back, or delete it if nobody has "
             "answered them"
         )
-    return found
+    return queries
 
 
-def _query(record: dict[str, Any], source: str) -> Asked:
-    """Reads one line of a query file."""
+def _query(record: dict[str, Any], source: str) -> TextQuery:
+    """Returns the query of one line of a query file."""
     for field in ("query_id", "prompt", "completions"):
         if field not in record:
-            found = f"the fields {', '.join(sorted(record)) or '(none)'}"
-            raise BadRow(field, "this field", found)
-    given = record["completions"]
-    if not isinstance(given, list) or len(given) < 2:
-        raise BadRow("completions", "a list of at least two", shown(given))
-    texts = {"prompt": record["prompt"], "completions": given, "ranks": [1] * len(given)}
-    prompt, completions, *_ = answers_of(texts)
+            fields = f"the fields {', '.join(sorted(record)) or '(none)'}"
+            raise BadRow(field, "this field", fields)
+    texts = record["completions"]
+    if not isinstance(texts, list) or len(texts) < 2:
+        raise BadRow("completions", "a list of at least two", shown(texts))
+    row = {"prompt": record["prompt"], "completions": texts, "ranks": [1] * len(texts)}
+    answers = answers_of(row | {name: record[name] for name in ("last_turn",) if name in record})
     item_ids = record.get("item_ids", [])
-    if item_ids != [] and not are_whole(item_ids, len(given)):
-        expected = f"{len(given)} whole numbers, one a completion"
+    if item_ids != [] and not are_whole(item_ids, len(texts)):
+        expected = f"{len(texts)} whole numbers, one a completion"
         raise BadRow("item_ids", expected, shown(item_ids))
-    others: dict[str, Any] = {}
+    optional: dict[str, Any] = {}
     for field, (kind, expected) in _KINDS.items():
         if field in record:
-            others[field] = record[field]
+            optional[field] = record[field]
             if not isinstance(record[field], kind) or isinstance(record[field], bool):
                 raise BadRow(field, expected, shown(record[field]))
             if isinstance(record[field], str) and record[field]:
                 name_in(record, field)
-    query_id = name_in(record, "query_id")
-    return Asked(query_id, prompt, completions, item_ids=tuple(item_ids), source=source, **others)
+    return TextQuery(
+        name_in(record, "query_id"),
+        answers.prompt,
+        answers.completions,
+        item_ids=tuple(item_ids),
+        source=source,
+        last_turn=answers.last_turn,
+        **optional,
+    )
 
 
-def _query_record(query: Asked) -> dict[str, Any]:
+def _query_record(query: TextQuery) -> dict[str, Any]:
     record = query._asdict()
     del record["source"]
+    if not query.last_turn:
+        del record["last_turn"]
     return record
 
 
@@ -206,7 +211,7 @@ def name_in(record: dict[str, Any], field: str) -> str:
       The name: a text that is not empty and that UTF-8 can hold.
 
     Raises:
-      BadRow: if it is none.
+      BadRow: if the field holds something else.
     """
     name = record.get(field)
     if not isinstance(name, str) or not name.strip():
@@ -214,13 +219,13 @@ def name_in(record: dict[str, Any], field: str) -> str:
     try:
         name.encode()
     except UnicodeEncodeError as error:
-        found = f"half a surrogate pair at character {error.start}"
-        raise BadRow(field, "text that UTF-8 can hold", found) from error
+        problem = f"half a surrogate pair at character {error.start}"
+        raise BadRow(field, "text that UTF-8 can hold", problem) from error
     return name
 
 
 def are_whole(values: Any, num: int | None = None) -> bool:
-    """Returns whether it is a list of whole numbers, of a certain length if one is given."""
+    """Returns whether a value is a list of whole numbers, of length `num` if that is given."""
     return (
         isinstance(values, list)
         and len(values) == (len(values) if num is None else num)

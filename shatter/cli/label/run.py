@@ -15,12 +15,12 @@ from shatter.cli.common.progress import open_console
 from shatter.cli.label import asking, tables, terminal
 from shatter.cli.label.config import (
     RANGES,
-    Accept,
-    Answer,
-    Export,
-    Import,
-    Learn,
-    Propose,
+    AcceptConfig,
+    AnswerConfig,
+    ExportConfig,
+    ImportConfig,
+    LearnConfig,
+    ProposeConfig,
     check,
 )
 from shatter.cli.label.confirmed import is_unconfirmed
@@ -33,94 +33,100 @@ from shatter.cli.label.folder import (
     known_queries,
     proposed,
     query_folder,
-    read_project,
-    tidy,
+    remove_leftovers,
 )
 from shatter.cli.label.imports import import_answers
 from shatter.cli.label.learn import learn
 from shatter.cli.label.project import open_project
 from shatter.cli.label.propose import propose
+from shatter.cli.label.records import read_project
 from shatter.cli.label.writer import open_writer
 
 FLAGS = (
-    Annotated[Propose, tyro.conf.subcommand("propose")]
-    | Annotated[Answer, tyro.conf.subcommand("answer")]
-    | Annotated[Learn, tyro.conf.subcommand("learn")]
-    | Annotated[Import, tyro.conf.subcommand("import")]
-    | Annotated[Export, tyro.conf.subcommand("export")]
-    | Annotated[Accept, tyro.conf.subcommand("accept")]
+    Annotated[ProposeConfig, tyro.conf.subcommand("propose")]
+    | Annotated[AnswerConfig, tyro.conf.subcommand("answer")]
+    | Annotated[LearnConfig, tyro.conf.subcommand("learn")]
+    | Annotated[ImportConfig, tyro.conf.subcommand("import")]
+    | Annotated[ExportConfig, tyro.conf.subcommand("export")]
+    | Annotated[AcceptConfig, tyro.conf.subcommand("accept")]
 )
 
 
 def experiment(config: Any) -> None:
-    """Runs a subcommand."""
-    binary.check_texts(config)
-    binary.check_ranges(config, RANGES)
-    console = open_console()
-    folder = Path(config.project)
-    if not config.project.strip():
-        raise UsageError("--project: expected a folder, found none")
-    if isinstance(config, Propose):
-        check(config)
-    elif not is_project(folder):
-        raise UsageError(f"--project: {folder} is no labelling project, or not yet: propose first")
-    elif not isinstance(config, Accept):
+    """Runs the subcommand of a config."""
+    _check(config)
+    console, folder = open_console(), Path(config.project)
+    if not isinstance(config, ProposeConfig | AcceptConfig):
         assert_answers_there(folder)
         if is_unconfirmed(answer_file(folder)):
             say(
                 console,
-                f"{answer_file(folder)} has no note of what was confirmed, as older versions wrote "
-                "none: whether lines have gone cannot be told",
+                f"{answer_file(folder)} was written by an older version, which did not note what "
+                "was confirmed: whether lines are missing is unknown",
             )
-    if isinstance(config, Answer):
+    if isinstance(config, AnswerConfig):
         _answer(config, console)
         return
-    if isinstance(config, Export):
+    if isinstance(config, ExportConfig):
         check_export(config)
-        if config.answers:  # which needs no lock, and so no folder that can be written
+        if config.answers:  # needs no lock, and so works on a folder that cannot be written
             for line in export_answers(folder, config.answers):
                 say(console, line)
         if not config.model:
             return
     with alone(config.project, "--project"):
         match config:
-            case Propose():
+            case ProposeConfig():
                 _propose(config, console)
-            case Learn():
+            case LearnConfig():
                 _learn(config, console)
-            case Import():
+            case ImportConfig():
                 _import(config, console)
-            case Export():
+            case ExportConfig():
                 _export_model(config, console)
-            case Accept():
+            case AcceptConfig():
                 _accept(config, console)
 
 
-def _propose(config: Propose, console: Console) -> None:
-    bench = open_project(config)
-    batch = propose(bench, config)
+def _check(config: Any) -> None:
+    """Raises a UsageError if a flag cannot be used or there is no project to work on."""
+    binary.check_texts(config)
+    binary.check_ranges(config, RANGES)
+    if not config.project.strip():
+        raise UsageError("--project: expected a folder, found none")
+    if isinstance(config, ProposeConfig):
+        check(config)
+    elif not is_project(Path(config.project)):
+        raise UsageError(
+            f"--project: {config.project} is no labelling project, or not yet: propose first"
+        )
+
+
+def _propose(config: ProposeConfig, console: Console) -> None:
+    project = open_project(config)
+    batch = propose(project, config)
     console.print(tables.queries(batch))
     more = f"{len(batch) - 10} more; " if len(batch) > 10 else ""
     answer = f"shatter label answer --project={shlex.quote(config.project)}"
-    say(console, f"{more}{len(batch)} queries in {query_folder(bench.folder)}. Next: {answer}")
+    say(console, f"{more}{len(batch)} queries in {query_folder(project.folder)}. Next: {answer}")
 
 
-def _answer(config: Answer, console: Console) -> None:
+def _answer(config: AnswerConfig, console: Console) -> None:
     folder = Path(config.project)
     queries = proposed(known_queries(folder))
     if not queries:
         raise UsageError(f"{folder} has no queries: propose some first")
-    annotator = name_of(config.annotator)
+    annotator = annotator_name(config.annotator)
     with open_writer(answer_file(folder)) as writer:
         if config.web:
             try:
-                from shatter.cli.label import web
+                from shatter.cli.label import server, web
             except ImportError as error:
                 raise UsageError(
                     f"--web needs flask ({error}): pip install 'shatter-lm[web]'"
                 ) from error
             app = web.make_app(queries, writer, seed=config.seed)
-            web.serve(app, config.port, say=partial(say, console))
+            server.serve(app, config.port, say=partial(say, console))
             return
         with terminal.open_keys() as read_key:
             terminal.answer_in_terminal(
@@ -133,28 +139,28 @@ def _answer(config: Answer, console: Console) -> None:
             )
 
 
-def _learn(config: Learn, console: Console) -> None:
-    bench = open_project(read_project(config.project))
-    before = bench.ensemble.number
-    bench = learn(bench)
-    if bench.ensemble.number == before:
+def _learn(config: LearnConfig, console: Console) -> None:
+    project = open_project(read_project(config.project))
+    num_updates = project.state.num_updates
+    project = learn(project)
+    if project.state.num_updates == num_updates:
         console.print("no answer is new: the ensemble stays as it is")
-    console.print(tables.metrics(bench.folder, bench.ensemble.history))
+    console.print(tables.metrics(project.folder, project.state.history))
     say(
         console,
-        f"Results in {bench.folder}: metrics.csv, summary.json, scores.jsonl (every text of the "
+        f"Results in {project.folder}: metrics.csv, summary.json, scores.jsonl (every text of the "
         "pool, and how sure the members are), label.png. Next: propose, or export",
     )
 
 
-def _import(config: Import, console: Console) -> None:
+def _import(config: ImportConfig, console: Console) -> None:
     if not config.file:
         raise UsageError("--file: expected a file of preferences or of answers, found none")
-    folder, annotator = Path(config.project), name_of(config.annotator)
+    folder, annotator = Path(config.project), annotator_name(config.annotator)
     read_project(config.project)
-    tidy(folder)
+    remove_leftovers(folder)
     with open_writer(answer_file(folder)) as writer:
-        found = import_answers(
+        counts = import_answers(
             config.file,
             query_folder(folder),
             writer,
@@ -163,26 +169,30 @@ def _import(config: Import, console: Console) -> None:
         )
     say(
         console,
-        f"{found.num_queries} new queries, {found.num_answers} new answers, {found.num_known} "
-        f"known already, {len(found.problems)} rows left out",
+        f"{counts.num_queries} new queries, {counts.num_answers} new answers, {counts.num_known} "
+        f"known already, {len(counts.problems)} rows left out",
     )
-    for problem in found.problems[:5]:
+    for problem in counts.problems[:5]:
         say(console, f"left out: {problem}")
 
 
-def _export_model(config: Export, console: Console) -> None:
+def _export_model(config: ExportConfig, console: Console) -> None:
     say(console, export_model(open_project(read_project(config.project)), config))
 
 
-def _accept(config: Accept, console: Console) -> None:
+def _accept(config: AcceptConfig, console: Console) -> None:
     file = answer_file(Path(config.project))
     with open_writer(file, accept=True) as writer:
-        say(console, f"{file} is taken as it is, with {len(writer.events)} lines")
+        say(console, f"{file} is accepted as it is, with {len(writer.events)} lines")
 
 
-def name_of(annotator: str) -> str:
-    """Returns the name that --annotator gives."""
+def annotator_name(text: str) -> str:
+    """Returns the name that --annotator gives.
+
+    Raises:
+      UsageError: naming the flag, if it is no proper name.
+    """
     try:
-        return asking.annotator_name(annotator)
+        return asking.annotator_name(text)
     except UsageError as error:
         raise UsageError(f"--annotator: {error}") from error

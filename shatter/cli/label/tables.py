@@ -1,4 +1,4 @@
-"""The tables that the commands print."""
+"""The tables that the subcommands print."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any
 from rich.table import Table
 
 from shatter.cli.label.display import cell, turns
-from shatter.cli.label.queries import Asked
+from shatter.cli.label.queries import TextQuery
 from shatter.data.layouts import Text
 
 
-def queries(batch: Sequence[Asked]) -> Table:
-    """Returns the first ten queries of a batch, with what an answer to each tells."""
+def queries(batch: Sequence[TextQuery]) -> Table:
+    """Returns a table of the first ten queries of a batch, with the information gain of each."""
     table = Table(
-        title=cell(f"round {batch[0].round}, {batch[0].arm}; nats: what an answer tells by itself"),
+        title=cell(f"round {batch[0].round}, {batch[0].arm}; nats: what its answer alone tells"),
         title_justify="left",
     )
     table.add_column("query", no_wrap=True, min_width=10)
@@ -29,7 +29,7 @@ def queries(batch: Sequence[Asked]) -> Table:
 
 
 def metrics(folder: Path, history: Sequence[Mapping[str, Any]]) -> Table:
-    """Returns the first and the last row of a project's measures."""
+    """Returns a table of a project's measures at the start and now."""
     table = Table(title=cell(f"{folder}: before and after"), title_justify="left")
     for name in ("", "before", "after"):
         table.add_column(name, justify="right" if name else "left")
@@ -42,4 +42,5 @@ def metrics(folder: Path, history: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _start(text: Text) -> str:
-    return " ".join(" ".join(said for _, said in turns(text)).split())[:60]
+    """Returns the first 60 characters of a text on one line."""
+    return " ".join(" ".join(content for _, content in turns(text)).split())[:60]

@@ -1,4 +1,4 @@
-"""A person answers in the terminal."""
+"""Answering queries in the terminal."""
 
 import os
 import sys
@@ -15,41 +15,41 @@ from rich.text import Text as Styled
 
 from shatter.cli.common.binary import UsageError
 from shatter.cli.label import asking
-from shatter.cli.label.asking import Choice, Standing
+from shatter.cli.label.asking import Choice, Progress
 from shatter.cli.label.display import say, turns, visible
-from shatter.cli.label.queries import Asked
+from shatter.cli.label.queries import TextQuery
 from shatter.cli.label.writer import NotRecorded, Writer
 from shatter.data.layouts import Text
 
 MAX_WIDTH = 100  # columns of text
-MAX_RESPONSES = 9  # one key each
-TOO_SOON = 0.2  # seconds; a key pressed before a query could be seen is no answer to it
+MAX_RESPONSES = 9  # because each has one key
+TOO_SOON = 0.2  # seconds; a key pressed before anybody could see the query does not answer it
 
 ReadKey = Callable[[], str]
-"""Waits for a key; the empty text = there are no more."""
+"""Waits for a key and returns it; returns the empty text when the input has ended."""
 
 
 def answer_in_terminal(
-    queries: Mapping[str, Asked],
+    queries: Mapping[str, TextQuery],
     writer: Writer,
     *,
     annotator: str,
     seed: int,
     console: Console,
     read_key: ReadKey,
-) -> Standing:
+) -> Progress:
     """Asks one annotator until all queries are answered or skipped, or the annotator quits.
 
     Args:
-      queries: what is asked, in order; what the annotator answered or skipped before is left out.
-      writer: where answers go, each before the next query is shown.
+      queries: all queries, in order; those that the annotator has answered or skipped are left out.
+      writer: records every answer before the next query is shown.
       annotator: who answers.
       seed: the seed of the order in which responses are shown.
-      console: where it is shown.
-      read_key: of `open_keys`.
+      console: where the queries are shown.
+      read_key: the reader of `open_keys`.
 
     Returns:
-      Where the annotator stands at the end.
+      How far the annotator has got at the end.
 
     Raises:
       UsageError: if a query has more responses than there are keys.
@@ -60,29 +60,31 @@ def answer_in_terminal(
                 f"{query.source}: the terminal shows at most {MAX_RESPONSES} responses, found "
                 f"{len(query.completions)}: answer with --web"
             )
-    place = asking.standing(queries, writer.events, annotator)
-    while place.query is not None:
-        order = asking.display_order(place.query, annotator=annotator, seed=seed)
-        _show(console, place, order)
-        if not _answered(place, order, writer, annotator, console, read_key):
+    progress = asking.progress_of(queries, writer.events, annotator)
+    while progress.query is not None:
+        order = asking.display_order(progress.query, annotator=annotator, seed=seed)
+        _show(console, progress, progress.query, order)
+        if not _record_next(progress, progress.query, order, writer, annotator, console, read_key):
             break
-        place = asking.standing(queries, writer.events, annotator)
-    over = "All done" if place.query is None else "Stopped"
-    say(console, f"{over}: {place}. Answers in {writer.path}")
-    return place
+        progress = asking.progress_of(queries, writer.events, annotator)
+    ending = "All done" if progress.query is None else "Stopped"
+    say(console, f"{ending}: {progress}. Answers in {writer.path}")
+    return progress
 
 
-def _answered(
-    place: Standing,
+def _record_next(
+    progress: Progress,
+    query: TextQuery,
     order: tuple[int, ...],
     writer: Writer,
     annotator: str,
     console: Console,
     read_key: ReadKey,
 ) -> bool:
-    """Reads keys until one is recorded; false if the annotator quits."""
-    query, shown = place.query, time.monotonic()
-    assert query is not None
+    """Reads keys until one is recorded; returns false if the annotator quits."""
+    shown_at = time.monotonic()
+    choices: dict[str, Choice] = {str(n + 1): n for n in range(len(order))}
+    choices |= {"t": "tie", "s": "skip"}
     while True:
         try:
             key = read_key().lower()
@@ -90,9 +92,7 @@ def _answered(
             return False
         if key in ("", "q"):
             return False
-        choices: dict[str, Choice] = {str(n + 1): n for n in range(len(order))}
-        choices |= {"t": "tie", "s": "skip"}
-        seconds = time.monotonic() - shown
+        seconds = time.monotonic() - shown_at
         try:
             if key in choices:
                 event = asking.answer(
@@ -100,8 +100,8 @@ def _answered(
                 )
                 writer.append(event)
                 return True
-            if key == "u" and place.last is not None:
-                writer.append(asking.undo(place.last))
+            if key == "u" and progress.last is not None:
+                writer.append(asking.undo(progress.last))
                 return True
         except NotRecorded as error:
             console.print(visible(f"error: {error}"), markup=False, style="bold red")
@@ -115,12 +115,10 @@ def _help(num: int) -> str:
     return f"Keys: {numbers} = the best, t = tie, s = skip, u = undo, q = quit"
 
 
-def _show(console: Console, place: Standing, order: tuple[int, ...]) -> None:
-    query = place.query
-    assert query is not None
+def _show(console: Console, progress: Progress, query: TextQuery, order: tuple[int, ...]) -> None:
     width = min(console.width, MAX_WIDTH)
     console.print()
-    console.print(Styled(f"{place}", style="bold"))
+    console.print(Styled(f"{progress}", style="bold"))
     if query.prompt:
         prompt = Panel(
             _styled(query.prompt), title="Prompt", title_align="left", box=box.HEAVY, width=width
@@ -149,10 +147,10 @@ def _styled(text: Text) -> Styled:
 
 @contextmanager
 def open_keys() -> Iterator[ReadKey]:
-    """Reads single keys from a terminal, or lines from anything else.
+    """Opens the standard input for single keys, or for lines if it is no terminal.
 
     Yields:
-      The function that waits for a key. On a terminal it drops what was typed before it was asked.
+      The function that waits for a key. On a terminal it drops keys that were typed too early.
     """
     if not sys.stdin.isatty():
         yield _read_line
@@ -169,6 +167,7 @@ def open_keys() -> Iterator[ReadKey]:
         return "" if is_end else keys if keys[0] == "\x1b" else keys[0]
 
     try:
+        # For the whole session, so that keys typed too early are not shown between the panels.
         tty.setcbreak(descriptor)
         yield read_key
     finally:

@@ -1,13 +1,11 @@
 """Small projects for tests: their files, their flags, and somebody who answers."""
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.label_loop.config import Config as Loop
 from shatter.cli.label import asking
-from shatter.cli.label.config import Propose
+from shatter.cli.label.config import ProposeConfig
 from shatter.cli.label.queries import read_queries
 from shatter.cli.label.writer import open_writer
 
@@ -26,13 +24,7 @@ POOL = [
 VOTES = [{"prompt": "", "completions": [f"a{x}", f"b{x}"], "votes": [3, 1]} for x in "abcdefgh"]
 
 
-def as_loop(config: Propose, tmp_path: Path, **changes) -> Loop:
-    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(Propose)}
-    fields |= {"pool": write(tmp_path / "votes.jsonl", VOTES), "num_queries": 2, "num_rounds": 2}
-    return Loop(**{**fields, **changes})
-
-
-def answer_all(config: Propose, choose: Callable[[int], int | str] = lambda n: 0) -> int:
+def answer_all(config: ProposeConfig, choose: Callable[[int], int | str] = lambda n: 0) -> int:
     folder = Path(config.project)
     with open_writer(folder / "answers.jsonl") as writer:
         queries = read_queries(folder / "queries")

@@ -11,11 +11,12 @@ import pytest
 
 from shatter.cli.common.binary import UsageError
 from shatter.cli.label import answers, asking
-from shatter.cli.label.answers import Answer, Event
-from shatter.cli.label.queries import Asked
+from shatter.cli.label.answers import Answer
+from shatter.cli.label.events import Event, event_line
+from shatter.cli.label.queries import TextQuery
 from shatter.cli.label.writer import Conflict, NotRecorded, open_writer
 
-FULL = Asked("r0001-q000", "p", ("one", "two"), source="ignored:1")
+FULL = TextQuery("r0001-q000", "p", ("one", "two"), source="ignored:1")
 
 
 def answer(number, query_id=None, annotator="Ann", ranks=(1, 2), **fields):
@@ -27,7 +28,7 @@ def undo(number, target, annotator="Ann"):
 
 
 def written(path, *events):
-    path.write_bytes(b"".join(map(answers.event_line, events)))
+    path.write_bytes(b"".join(map(event_line, events)))
     return path
 
 
@@ -64,7 +65,7 @@ def test_current_answers_keep_order_and_contradictions(tmp_path):
 
 
 def test_of_two_answers_in_an_older_file_the_last_stands(tmp_path):
-    """One annotator, two tabs: versions before recorded both."""
+    """Older versions recorded two answers of one annotator in two tabs."""
     events = [answer(0, "q"), answer(1, "q", ranks=(2, 1)), answer(2, "q", "Bo")]
     path = written(tmp_path / "answers.jsonl", *events)
     assert ids(answers.current_answers(path)) == ["e1", "e2"]
@@ -86,7 +87,7 @@ def test_rows_of_many_people_under_one_name_all_stand(tmp_path):
 
 
 def test_answers_given_so_far_stay_as_they_are(tmp_path):
-    """Whatever is added that undoes nothing."""
+    """As long as nothing that is added undoes it."""
     path = written(tmp_path / "answers.jsonl", answer(0), answer(1), undo(2, 0))
     before = answers.current_answers(path)
     path = written(path, answer(0), answer(1), undo(2, 0), answer(3, annotator="Bo"))
@@ -144,7 +145,7 @@ def test_readers_ignore_a_torn_last_line_only(tmp_path):
 )
 def test_damaged_events_are_named(tmp_path, change, message):
     path = written(tmp_path / "a.jsonl", answer(0))
-    record = json.loads(answers.event_line(answer(1))) | change
+    record = json.loads(event_line(answer(1))) | change
     path.write_text(path.read_text() + json.dumps(record) + "\n")
     with pytest.raises(UsageError, match=rf"a.jsonl:2: {message}"):
         answers.read_events(path)
@@ -188,7 +189,7 @@ def test_every_event_is_synced_before_append_returns(tmp_path, monkeypatch):
     with open_writer(tmp_path / "a.jsonl") as file:
         monkeypatch.setattr(os, "fsync", lambda _: synced.append(file.path.read_bytes()))
         file.append(answer(0))
-        assert synced == [answers.event_line(answer(0))] * 2  # of the file, then of its note
+        assert synced == [event_line(answer(0))] * 2  # of the file, then of its note
         file.append(answer(1), answer(2))
         assert len(synced) == 4 and synced[2].count(b"\n") == 3
 
@@ -202,7 +203,7 @@ def test_an_event_that_is_sent_twice_is_recorded_once(tmp_path):
         assert file.append(answer(0, time="4")) == 0
         with pytest.raises(Conflict, match="'e0' already, as answer to query 'q0'"):
             file.append(answer(1), answer(0, ranks=(2, 1)))
-    assert path.read_bytes() == answers.event_line(answer(0, time="1"))
+    assert path.read_bytes() == event_line(answer(0, time="1"))
 
 
 @pytest.mark.parametrize(
@@ -291,7 +292,7 @@ def test_one_answer_or_skip_a_query_and_annotator(tmp_path):
 @pytest.mark.parametrize("num_bytes", [0, 1, 40, None])
 @pytest.mark.parametrize("can_cut", [True, False])
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, num_bytes, can_cut):
-    """It takes so many bytes, or all but does not sync; and may even refuse to be cut back."""
+    """The disk takes `num_bytes` bytes, or all but cannot sync; it may not even be cut back."""
     path, write = tmp_path / "a.jsonl", os.write
     left = [num_bytes]
 
@@ -322,15 +323,15 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, num_bytes, can_cut):
             if can_cut:
                 assert path.read_bytes() == before
         file.append(answer(1))
-    assert path.read_bytes() == before + answers.event_line(answer(1))
+    assert path.read_bytes() == before + event_line(answer(1))
 
 
 def test_a_file_that_may_not_grow(tmp_path):
-    """A real refusal of the system, in the middle of a line."""
+    """The system itself refuses to write on in the middle of a line."""
     path = tmp_path / "a.jsonl"
     command = f"""
         import resource
-        from shatter.cli.label.answers import Event
+        from shatter.cli.label.events import Event
         from shatter.cli.label.writer import NotRecorded, open_writer
         with open_writer({str(path)!r}) as file:
             resource.setrlimit(resource.RLIMIT_FSIZE, (500, resource.RLIM_INFINITY))
@@ -363,7 +364,9 @@ def test_another_program_at_the_file(tmp_path):
         path.write_bytes(path.read_bytes() + b"more\n")
         with pytest.raises(NotRecorded, match="changed by another program"):
             file.append(answer(1))
-        assert path.read_bytes().endswith(b"more\n")  # not ours to cut
+        assert path.read_bytes().endswith(
+            b"more\n"
+        )  # it is not cut, because another program wrote it
         path.unlink()
         with pytest.raises(NotRecorded, match="Put the file back"):
             file.append(answer(1))
@@ -377,7 +380,7 @@ def test_standing_follows_the_events(queries):
     names, events = list(queries), []
 
     def place(annotator="Ann"):
-        return asking.standing(queries, events, annotator)
+        return asking.progress_of(queries, events, annotator)
 
     assert place() == (queries[names[0]], 0, 0, 5, None)
     events += [answer(0, names[0]), Event("skip", "e1", names[1], "Ann")]
@@ -391,17 +394,17 @@ def test_standing_follows_the_events(queries):
     assert place() == (queries[names[0]], 0, 0, 5, None) and place("Bo").num_answered == 1
     events += [answer(3, names[0]), answer(4, names[2], ranks=(1, 2, 2))]
     events.append(asking.undo(events[-1]))
-    assert place().query == queries[names[2]]  # before the first that is open
+    assert place().query == queries[names[2]]  # the undone query, and not the first open one
     events.append(answer(6, names[2], ranks=(2, 1, 2)))
     assert place().query == queries[names[1]]
 
 
 def test_all_done_and_another_round(queries):
     events = [answer(n, name) for n, name in enumerate(queries)]
-    assert asking.standing(queries, events, "Ann") == (None, 5, 0, 5, events[-1])
+    assert asking.progress_of(queries, events, "Ann") == (None, 5, 0, 5, events[-1])
     later = {"r0001-q000": FULL}
     # What is not asked now cannot be undone: it could not be shown.
-    assert asking.standing(later, events, "Ann") == (FULL, 0, 0, 1, None)
+    assert asking.progress_of(later, events, "Ann") == (FULL, 0, 0, 1, None)
 
 
 def test_display_order_is_random_and_stable(queries):
@@ -441,11 +444,11 @@ def test_annotator_names():
 
 
 def test_an_imported_answer_to_another_question_hides_no_undo(queries):
-    """What a person may take back is what they were asked here."""
+    """People may take back only answers to queries that they were asked here."""
     given = asking.answer(
         queries["r0000-q000"], 0, annotator="Ann", order=(0, 1), seconds=1.0, event_id="mine"
     )
     imported = Event("answer", "row-1", "import-0-1", "Ann", (1, 2))
-    place = asking.standing(queries, [given, imported], "Ann")
+    place = asking.progress_of(queries, [given, imported], "Ann")
     assert place.last == given and place.num_answered == 1
-    assert asking.standing(queries, [imported], "Ann").last is None
+    assert asking.progress_of(queries, [imported], "Ann").last is None

@@ -13,7 +13,8 @@ pytest.importorskip("playwright", reason="driving a browser needs playwright")
 from playwright import sync_api as playwright
 
 from shatter.cli.label import answers, asking, web
-from shatter.cli.label.queries import Asked
+from shatter.cli.label.queries import TextQuery
+from shatter.cli.label.server import open_server
 from shatter.cli.label.writer import open_writer
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -62,7 +63,7 @@ def open_page(browser):
 
     yield opened
     for context in contexts:
-        assert context.pages[0].troubles == []  # no error of a script, nothing from elsewhere
+        assert context.pages[0].troubles == []  # no script failed, and nothing came from elsewhere
         context.close()
 
 
@@ -72,13 +73,13 @@ def site(tmp_path, queries):
     turns = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "שלום?"})
     said = ("one\n\ntwo", TAG)
     asked = dict(queries)
-    asked["r0000-q001"] = Asked(
+    asked["r0000-q001"] = TextQuery(
         "r0000-q001", turns, tuple(({"role": "assistant", "content": text},) for text in said)
     )
     prompt = "Explain to a child why the sky is blue during the day and red in the evening."
-    asked["r0000-q002"] = Asked("r0000-q002", prompt, (TAG, "short", f"long\n\n{LONG}"))
+    asked["r0000-q002"] = TextQuery("r0000-q002", prompt, (TAG, "short", f"long\n\n{LONG}"))
     with open_writer(tmp_path / "answers.jsonl") as file:
-        server = web.open_server(web.make_app(asked, file, seed=3))
+        server = open_server(web.make_app(asked, file, seed=3))
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -90,7 +91,7 @@ def site(tmp_path, queries):
 
 
 def wait_for(page, progress, query=None):
-    """Until the page says how far one is, and shows a query that may be answered."""
+    """Waits until the page shows this progress, and a query that may be answered."""
     playwright.expect(page.locator("#progress")).to_have_text(progress)
     if query is not None:
         playwright.expect(page.locator("#prompt")).to_contain_text(query)
@@ -98,7 +99,7 @@ def wait_for(page, progress, query=None):
 
 
 def wait_until_read(page):
-    """Until a key is no longer taken for one that was pressed too soon."""
+    """Waits until the page accepts keys, which it ignores right after it shows a query."""
     while page.evaluate("isEarly()"):
         page.wait_for_timeout(20)
 
@@ -126,7 +127,7 @@ def test_an_annotator_from_name_to_all_done(site, open_page, tmp_path):
     assert shown(page) == [f"response 0.{k}" for k in order(asked, 0, "Ann")]
     assert answers.read_events(path) == []
 
-    page.keyboard.press("Shift")  # no key of ours
+    page.keyboard.press("Shift")  # a key without a meaning
     page.keyboard.press("3")  # no such response
     page.keyboard.press("Control+1")
     page.keyboard.press("2")
@@ -246,13 +247,13 @@ def test_an_answer_whose_confirmation_is_lost_is_not_doubled(site, open_page):
 
     page.route("**/api/answer", lose)
     page.keyboard.press("1")
-    playwright.expect(page.get_by_role("alert")).to_contain_text("does not answer")
+    playwright.expect(page.get_by_role("alert")).to_contain_text("does not respond")
     assert len(answers.read_events(path)) == 1
     page.unroute("**/api/answer")
     wait_until_read(page)
-    page.keyboard.press("2")  # another choice than what is recorded: said, not overwritten
+    page.keyboard.press("2")  # another choice: the page says so and the recorded one stays
     playwright.expect(page.get_by_role("alert")).to_contain_text("undo it to change it")
-    wait_for(page, "1 of 5 answered", "Be brief.")  # what is next
+    wait_for(page, "1 of 5 answered", "Be brief.")  # the next query
     assert len(answers.read_events(path)) == 1
     playwright.expect(page.get_by_role("button", name="Try again")).to_be_hidden()
     page.keyboard.press("t")
@@ -283,7 +284,7 @@ def test_two_tabs_of_one_annotator(site, open_page):
 
 
 def test_a_page_of_another_project_on_the_same_port(site, open_page, tmp_path):
-    """Left open while the program was started again for another project."""
+    """The page was open while the program was started again for another project."""
     address, asked, path = site
     page = open_page(f"{address}?annotator=Ann")
     wait_for(page, "0 of 5 answered", "prompt 0")

@@ -1,4 +1,4 @@
-"""What was confirmed is missed when it goes, and every way on is one that works."""
+"""Missing lines that were confirmed are noticed, and the advice in the message works."""
 
 import json
 import os
@@ -9,11 +9,11 @@ import pytest
 
 from shatter.cli.common.binary import UsageError
 from shatter.cli.label import answers, writer
-from shatter.cli.label.answers import Event
-from shatter.cli.label.config import Accept
+from shatter.cli.label.config import AcceptConfig
 from shatter.cli.label.confirmed import confirmed_file, content_of
+from shatter.cli.label.events import Event, event_line
 from shatter.cli.label.imports import import_answers
-from shatter.cli.label.queries import Asked, write_queries
+from shatter.cli.label.queries import TextQuery, write_queries
 from shatter.cli.label.run import experiment
 from shatter.cli.label.writer import NotRecorded, open_writer
 
@@ -37,11 +37,11 @@ def ids(path):
 
 
 def follow(error):
-    """Gives the command that a message ends with."""
+    """Runs the command that a message ends with."""
     command = shlex.split(re.search(r"shatter label (.*)", str(error.value))[1])
     name, flag = command
     assert name == "accept"
-    experiment(Accept(project=flag.removeprefix("--project=")))
+    experiment(AcceptConfig(project=flag.removeprefix("--project=")))
 
 
 def lines(path):
@@ -94,10 +94,28 @@ def test_what_has_gone_is_noticed_by_all_and_the_advice_helps(path, name):
     assert ids(path) == [*left, "e7"]
 
 
+def test_a_flipped_digit_of_the_note_names_both_files(path):
+    note = confirmed_file(path)
+    text = note.read_text()
+    digit = text.index('"sha256": "') + len('"sha256": "')
+    flipped = "0" if text[digit] != "0" else "1"
+    note.write_text(text[:digit] + flipped + text[digit + 1 :])
+    with pytest.raises(
+        UsageError, match=r"answers.jsonl has changed .*answers.jsonl.confirmed"
+    ) as e:
+        answers.current_answers(path)
+    follow(e)
+    assert ids(path) == ["e0", "e1", "e2"]
+
+
 @pytest.mark.parametrize("name", ["first line gone", "emptied", "missing", "one vote turned"])
 def test_an_import_of_what_has_gone_is_refused_and_the_advice_helps(path, tmp_path, name):
-    """Also where no line is left by which the file could be told from one of preferences."""
-    texts = Asked("q0", "p", ("a", "b")), Asked("q1", "p", ("a", "c")), Asked("q2", "p", ("b", "c"))
+    """Even if no line is left that tells an answer file from a file of preferences."""
+    texts = (
+        TextQuery("q0", "p", ("a", "b")),
+        TextQuery("q1", "p", ("a", "c")),
+        TextQuery("q2", "p", ("b", "c")),
+    )
     write_queries(path.parent / "queries" / "round_0000.jsonl", texts)
     damage, message = DAMAGES[name]
     damage(path)
@@ -111,7 +129,7 @@ def test_an_import_of_what_has_gone_is_refused_and_the_advice_helps(path, tmp_pa
 
 
 def test_a_linked_answer_file_is_known_by_the_project(path, tmp_path):
-    """What a message advises is about the project, not about the folder that the link leads to."""
+    """Messages name the project's folder, and not the folder that the link points to."""
     elsewhere = tmp_path / "elsewhere" / "kept.jsonl"
     elsewhere.parent.mkdir()
     for name in ("", ".confirmed"):
@@ -151,14 +169,14 @@ def test_a_damaged_line_is_named_and_the_advice_helps(path):
 def test_a_file_put_back_from_a_copy_goes_on(path):
     whole = path.read_bytes()
     path.unlink()
-    with pytest.raises(UsageError, match="Put it back from a copy"):
+    with pytest.raises(UsageError, match="Put the file back from a copy"):
         content_of(path)
     path.write_bytes(whole)
     assert ids(path) == ["e0", "e1", "e2"]
 
 
 def test_a_note_behind_the_file_is_no_damage(path):
-    """Killed between the line and its note."""
+    """As after a kill between the line and its note."""
     note = confirmed_file(path).read_bytes()
     with open_writer(path) as file:
         file.append(event(3))
@@ -177,11 +195,11 @@ def test_a_file_of_an_older_version_gets_a_note(path):
 
 
 def test_a_killed_writer_leaves_no_note_ahead(path, monkeypatch):
-    """The note comes after the line is on the disk, and a note that fails takes the line back."""
+    """The note is written after the line; if the note fails, the line is taken back."""
     before, note = path.read_bytes(), confirmed_file(path).read_bytes()
 
     def full(*_):
-        assert path.read_bytes() == before + answers.event_line(event(3))
+        assert path.read_bytes() == before + event_line(event(3))
         raise OSError(28, "No space left on device")
 
     with open_writer(path) as file:

@@ -1,4 +1,4 @@
-"""What a pool holds or a person types is shown as what it is, and obeyed by nothing."""
+"""Texts of pools and people are shown literally; no terminal or library interprets them."""
 
 import dataclasses
 import io
@@ -15,9 +15,9 @@ from rich.console import Console
 
 from shatter.cli.common.binary import UsageError
 from shatter.cli.label import run, tables
-from shatter.cli.label.config import Export, Import, Learn
+from shatter.cli.label.config import ExportConfig, ImportConfig, LearnConfig
 from shatter.cli.label.display import cell, say, turns, visible
-from shatter.cli.label.queries import Asked
+from shatter.cli.label.queries import TextQuery
 from tests.cli.label.projects import VOTES, answer_all, write
 
 ODD = ("[/INST] a", "[bold]b[/bold]", "\x1b[31mred\x1b[0m", "[link=x]c", "d\x9b2J\u202ee", "[/]")
@@ -36,7 +36,7 @@ def test_any_text_is_printed_and_none_obeyed(text):
     said = printed(lambda console: say(console, text))
     assert not re.search(OBEYED, said)
     assert said == visible(text) + "\n"
-    query = Asked(text or "q", text, (text or "a", "b"), arm=text, round=text)
+    query = TextQuery(text or "q", text, (text or "a", "b"), arm=text, round=text)
     table = printed(lambda console: console.print(tables.queries([query])))
     assert not re.search(OBEYED, table)
     row = {f"{text}/log_loss": 0.5, "answers": 3, "answers_sha256": "x"}
@@ -74,9 +74,11 @@ def test_a_pool_and_files_with_markup_go_through_every_command(config, tmp_path,
     rows += [{"prompt": text, "chosen": "a"} for text in ODD]
     for one in (
         config,
-        Import(project=str(below), file=write(tmp_path / "rows.jsonl", rows), on_bad_row="skip"),
-        Learn(project=str(below)),
-        Export(project=str(below), answers=str(tmp_path / "[b]export.jsonl")),
+        ImportConfig(
+            project=str(below), file=write(tmp_path / "rows.jsonl", rows), on_bad_row="skip"
+        ),
+        LearnConfig(project=str(below)),
+        ExportConfig(project=str(below), answers=str(tmp_path / "[b]export.jsonl")),
     ):
         run.experiment(one)
         if one is config:
@@ -94,7 +96,7 @@ def test_a_pool_and_files_with_markup_go_through_every_command(config, tmp_path,
 
 
 def test_an_error_obeys_nothing(config, tmp_path):
-    """A field of a pool is in the message, as letters."""
+    """The message shows the control characters in a field's name as letters."""
     row = {"\x1b[2Jfield [/INST]": 1, "completions": ["a", "b"]}
     pool = write(tmp_path / "pool.jsonl", [row])
     command = [sys.executable, "-m", "shatter.cli", "label", "propose", f"--pool={pool}"]

@@ -1,12 +1,16 @@
 import json
+import re
 
 import pytest
 
 from shatter.cli.common.binary import UsageError
 from shatter.cli.label import answers
+from shatter.cli.label.events import Event
+from shatter.cli.label.export import export_answers
 from shatter.cli.label.imports import import_answers
-from shatter.cli.label.queries import Asked, read_queries, write_queries
+from shatter.cli.label.queries import TextQuery, read_queries, write_queries
 from shatter.cli.label.writer import open_writer
+from shatter.data import read_rows
 
 PAIR = {"prompt": "p", "chosen": " good", "rejected": " bad", "annotator": "Ann"}
 UNNAMED = {name: value for name, value in PAIR.items() if name != "annotator"}
@@ -34,7 +38,7 @@ def load(tmp_path):
 
 
 def said(answer, queries):
-    """What an answer says, by text."""
+    """Returns the annotator, the rank of each text and the weight of an answer."""
     texts = queries[answer.query_id].completions
     return answer.annotator, dict(zip(texts, answer.ranks, strict=True)), answer.weight
 
@@ -83,7 +87,7 @@ def test_labels_are_compared_within_their_prompt(load):
 def test_the_same_file_again_adds_nothing(load, tmp_path):
     rows = [UNNAMED, UNNAMED, PAIR, PAIR, PAIR | {"annotator": "Bo"}, PAIR | {"prompt": "q"}]
     first = load(*rows)
-    assert first[0] == (2, 5, 1, ())  # nobody counts as often as there are rows, Ann once
+    assert first[0] == (2, 5, 1, ())  # unnamed rows count as often as they come, Ann's once
     files = {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")}
     again = load(*rows)
     assert again[0] == (0, 0, 6, ()) and again[1:] == first[1:]
@@ -111,7 +115,7 @@ def test_names_that_nobody_could_type_are_bad_rows(load, name):
 
 
 def test_answers_to_one_comparison_share_its_query(load):
-    """Whoever gave them, and in whatever order a file has the completions."""
+    """Whoever gave them, and in whatever order the file lists the completions."""
     turned = {"prompt": "p", "chosen": " bad", "rejected": " good", "annotator": "Bo"}
     tie = {"prompt": "p", "completions": [" bad", " good"], "ranks": [1, 1]}
     _, queries, found = load(PAIR, turned, tie)
@@ -124,7 +128,7 @@ def test_answers_to_one_comparison_share_its_query(load):
 
 
 def test_answers_to_queries_that_were_asked_here(load, tmp_path, queries):
-    """Answered with another tool."""
+    """The answers were given in another tool."""
     write_queries(tmp_path / "queries" / "round_0000.jsonl", queries.values())
     row = {"prompt": "prompt 2", "completions": [f"response 2.{k}" for k in (2, 0, 1)]}
     imported, found, (answer,) = load(row | {"ranks": [1, 2, 2]})
@@ -134,7 +138,7 @@ def test_answers_to_queries_that_were_asked_here(load, tmp_path, queries):
 
 def test_a_query_of_the_same_texts_that_is_asked_later_changes_nothing(load, tmp_path):
     _, _, before = load(PAIR)
-    later = Asked("r0000-q000", "p", (" bad", " good"))
+    later = TextQuery("r0000-q000", "p", (" bad", " good"))
     write_queries(tmp_path / "queries" / "round_0000.jsonl", [later])
     imported, _, after = load(PAIR)
     assert imported.num_known == 1 and after == before
@@ -149,7 +153,7 @@ def test_a_name_for_those_who_leave_none(load):
 def test_an_undone_import_stays_undone(load, tmp_path):
     _, _, (answer,) = load(PAIR)
     with open_writer(tmp_path / "answers.jsonl") as file:
-        undo = answers.Event("undo", "u", answer.query_id, "Ann", undoes=answer.event_id)
+        undo = Event("undo", "u", answer.query_id, "Ann", undoes=answer.event_id)
         file.append(undo)
     assert load(PAIR)[2] == []
 
@@ -173,7 +177,7 @@ def test_bad_rows(load, tmp_path, record, message):
     assert not (tmp_path / "queries").exists()
     imported, _, found = load(PAIR, record, on_bad_row="skip")
     assert len(found) == imported.num_answers == len(imported.problems) == 1
-    with pytest.raises(UsageError, match=r"none is a comparison|no good one is left"):
+    with pytest.raises(UsageError, match=r"none of its rows is a comparison|no good one is left"):
         load(record, on_bad_row="skip")
 
 
@@ -186,10 +190,70 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_an_import_that_was_interrupted_goes_on(load, tmp_path):
-    """Its queries are written first."""
+    """Queries are written before answers."""
     load(PAIR, PAIR | {"prompt": "q"})
     path = tmp_path / "answers.jsonl"
     path.write_bytes(path.read_bytes()[:-9])
-    path.with_name("answers.jsonl.confirmed").unlink()  # it comes after the lines
+    path.with_name("answers.jsonl.confirmed").unlink()  # it is written after the lines
     imported, _, found = load(PAIR, PAIR | {"prompt": "q"})
     assert imported == (0, 1, 1, ()) and len(found) == 2
+
+
+def conversation(first, question, last):
+    more = [{"role": "user", "content": question}, {"role": "assistant", "content": last}]
+    return [USER, first, *more]
+
+
+TURNS = {
+    "chosen": conversation(GOOD, "And?", "yes"),
+    "rejected": conversation(BAD, "So?", "no"),
+}  # they part before their last turn
+
+
+def exported(folder):
+    """The rows of the export of a folder."""
+    path = folder / "export.jsonl"
+    export_answers(folder, str(path))
+    return read_rows(path)[0]
+
+
+def test_the_last_turn_alone_counts_after_any_road(load, tmp_path):
+    """A conversation without a prompt of its own: the choice was about its last message."""
+    path = tmp_path / "turns.jsonl"
+    path.write_text(json.dumps(TURNS) + "\n")
+    (row,) = read_rows(path)[0]
+    assert row.last_turn
+    load(TURNS)
+    (same,) = exported(tmp_path)
+    assert same[:3] == row[:3] and same.last_turn
+    other = tmp_path / "other"
+    with open_writer(other / "answers.jsonl") as file:
+        import_answers(tmp_path / "answers.jsonl", other / "queries", file)
+    assert [row.last_turn for row in exported(other)] == [True]
+    load(TURNS | {"last_turn": False, "chosen": conversation(GOOD, "And?", "perhaps")})
+    assert [row.last_turn for row in exported(tmp_path)] == [True, False]
+
+
+def test_damaged_lines_of_an_answer_file_may_be_left_out(load, tmp_path):
+    source = tmp_path / "source"
+    rows = [PAIR, PAIR | {"prompt": "q"}, PAIR | {"prompt": "r"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with open_writer(source / "answers.jsonl") as file:
+        import_answers(path, source / "queries", file)
+    path = source / "answers.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[1].replace(b'"ranks"', b'"ranks" ;') + lines[2])
+    note = path.with_name("answers.jsonl.confirmed")
+    for is_noted in (True, False):
+        target = tmp_path / f"target {is_noted}"
+        with open_writer(target / "answers.jsonl") as file:
+            with pytest.raises(UsageError, match=r"answers.jsonl"):
+                import_answers(path, target / "queries", file)
+            counts = import_answers(path, target / "queries", file, on_bad_row="skip")
+        assert counts.num_answers == 2
+        problems = [str(problem) for problem in counts.problems]
+        assert re.search(r"answers.jsonl:2: line: expected a whole JSON object", problems[-1])
+        assert len(problems) == 1 + is_noted
+        assert not is_noted or re.search(r"expected all that was confirmed.*changed", problems[0])
+        note.unlink(missing_ok=True)

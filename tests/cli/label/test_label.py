@@ -1,27 +1,40 @@
-"""Projects at a tiny size: propose, learn, loop, export; what they refuse; what a kill leaves."""
+"""Tiny projects: propose, learn, export, and errors about flags and files."""
 
 import dataclasses
 import json
 import os
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import tyro
 
 from shatter import data, documents, models
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.locks import alone
 from shatter.cli.label import asking, run
-from shatter.cli.label.config import Accept, Export, Import, Learn, Propose, check
+from shatter.cli.label.candidates import sample_candidates
+from shatter.cli.label.config import (
+    AcceptConfig,
+    ExportConfig,
+    ImportConfig,
+    LearnConfig,
+    ProposeConfig,
+    check,
+)
 from shatter.cli.label.learn import learn, standing_answers
 from shatter.cli.label.pool import draw_queries
-from shatter.cli.label.project import open_project, utilities
+from shatter.cli.label.project import Project, open_project, utilities
 from shatter.cli.label.propose import propose
 from shatter.cli.label.queries import read_queries
+from shatter.cli.label.records import read_project
 from shatter.cli.label.writer import open_writer
-from tests.cli.label.projects import POOL, answer_all, as_loop, write
+from tests.cli.label.projects import POOL, answer_all, write
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -29,11 +42,11 @@ ROOT = Path(__file__).resolve().parents[3]
 @pytest.mark.parametrize(
     "kind", ["heads", pytest.param("epinet", marks=pytest.mark.slow), "adapters"]
 )
-def test_a_cycle_of_each_kind(config: Propose, kind: str):
+def test_a_cycle_of_each_kind(config: ProposeConfig, kind: str):
     config = dataclasses.replace(config, ensemble=kind)
     run.experiment(config)
     assert answer_all(config) == 4
-    run.experiment(Learn(project=config.project))
+    run.experiment(LearnConfig(project=config.project))
     folder = Path(config.project)
     row = json.loads((folder / "summary.json").read_text())["after"]
     assert row["answers"] == 4
@@ -49,102 +62,122 @@ def test_a_cycle_of_each_kind(config: Propose, kind: str):
     assert len({tuple(sorted(query.item_ids)) for query in queries}) == 8
     assert queries[0].model != queries[4].model
     assert all(query.arm == "joint_infomax" and query.budget == 4 for query in queries)
+    if kind == "adapters":
+        for member in (1, -1):
+            path = folder / f"model{member}"
+            run.experiment(ExportConfig(project=config.project, model=str(path), member=member))
+            assert (path / "model.safetensors").exists()
 
 
-def test_learning_again_from_the_same_answers_changes_nothing(config: Propose):
-    bench = open_project(config)
-    propose(bench, config)
+def test_learning_again_from_the_same_answers_changes_nothing(config: ProposeConfig):
+    project = open_project(config)
+    propose(project, config)
     with pytest.raises(UsageError, match="has no answer that stands"):
-        learn(bench)
+        learn(project)
     answer_all(config)
     once = learn(open_project(config))
     twice = learn(open_project(config))
-    assert (once.ensemble.number, twice.ensemble.number) == (1, 1)
-    params = [bench.ensemble.members.states.params for bench in (once, twice)]
+    assert (once.state.num_updates, twice.state.num_updates) == (1, 1)
+    params = [project.state.members.states.params for project in (once, twice)]
     jax.tree.map(np.testing.assert_array_equal, *params)
-    assert once.ensemble.history == twice.ensemble.history
+    assert once.state.history == twice.state.history
 
 
-def test_members_that_went_astray_are_not_saved(config: Propose, monkeypatch):
-    propose(open_project(config), config)
-    answer_all(config)
+def test_members_that_went_astray_are_not_saved(answered: ProposeConfig, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("shatter.cli.label.learn.utilities", lambda _, items: np.full(2, np.inf))
         patch.setattr(
             "shatter.cli.label.learn.measure", lambda *_: {"answers": 0, "answers_sha256": ""}
         )
         with pytest.raises(UsageError, match=r"not finite; nothing of .*project was saved"):
-            learn(open_project(config))
-    assert open_project(config).ensemble.number == 0
+            learn(open_project(answered))
+    assert open_project(answered).state.num_updates == 0
 
 
-def test_a_batch_stays_until_somebody_has_answered(config: Propose):
+def test_a_batch_stays_until_somebody_has_answered(config: ProposeConfig):
     first = propose(open_project(config), config)
     again = propose(open_project(config), config)
     assert [q.query_id for q in again] == [q.query_id for q in first]
     assert len(list((Path(config.project) / "queries").glob("*.jsonl"))) == 1
 
 
-def test_learning_is_warm_and_follows_the_answers(config: Propose):
-    config = dataclasses.replace(config, num_queries=15, learning_rate=0.1, num_steps=30)
-    bench = open_project(config)
-    queries = propose(bench, config)
+def test_learning_is_warm_and_follows_the_answers(config: ProposeConfig):
+    config = dataclasses.replace(
+        config, num_queries=15, learning_rate=0.1, num_steps=30, arm="random"
+    )
+    project = open_project(config)
+    queries = propose(project, config)
     answer_all(config, lambda n: 1)
-    before = utilities(bench, np.array([query.item_ids for query in queries]))
+    before = utilities(project, np.array([query.item_ids for query in queries]))
     after_one = learn(open_project(config))
     after = utilities(after_one, np.array([query.item_ids for query in queries]))
     margin = lambda u: np.mean(u[..., 1] - u[..., 0])
     assert margin(after) > margin(before) + 0.1
-    # Warm: the second call begins where the first has ended.
-    assert np.all(np.asarray(after_one.ensemble.members.states.step) == 30)
+    # The second call begins where the first has ended.
+    assert np.all(np.asarray(after_one.state.members.states.step) == 30)
     propose(after_one, config)
     answer_all(config, lambda n: 1)
-    assert np.all(np.asarray(learn(open_project(config)).ensemble.members.states.step) == 60)
+    assert np.all(np.asarray(learn(open_project(config)).state.members.states.step) == 60)
 
 
-def test_utilities_of_adapters_are_those_of_the_merged_models(config: Propose, tmp_path: Path):
+@pytest.fixture
+def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spares the search for the adapters' prior scale, which `test_a_cycle_of_each_kind` tests."""
+    monkeypatch.setattr("shatter.cli.label.start.adapter_prior_scale", lambda *_: 2.0)
+
+
+LAST_ALONE = {"adapted_layers": "last_mlp_out", "lora_target_modules": ("mlp_out",)}
+
+
+@pytest.mark.parametrize("changes", [{}, LAST_ALONE], ids=["blocks", "last_mlp_out"])
+def test_utilities_of_adapters_are_those_of_the_merged_models(
+    config: ProposeConfig, tmp_path: Path, no_search, changes
+):
     base = tmp_path / "base"
     shutil.copytree(config.model_name_or_path, base)
     settings = json.loads((base / "generation_config.json").read_text()) | {"top_p": 0.8}
     (base / "generation_config.json").write_text(json.dumps(settings))
-    config = dataclasses.replace(config, model_name_or_path=str(base))
-    alone = {"adapted_layers": 0, "lora_target_modules": ("mlp_out",)}
-    for utility, changes in (("sum", {}), ("ratio", {}), ("sum", alone)):
-        config = dataclasses.replace(
-            config,
-            ensemble="adapters",
-            utility=utility,
-            project=config.project + utility,
-            **changes,
-        )
-        bench = open_project(config)
-        folder = Path(config.project)
-        found = utilities(bench, np.arange(3))
-        run.experiment(config)
-        answer_all(config)
-        for member in (1, -1):
-            path = folder / f"model{member}"
-            run.experiment(Export(project=config.project, model=str(path), member=member))
-            assert (path / "model.safetensors").exists()
-            assert json.loads((path / "generation_config.json").read_text()) == settings
-        if utility == "ratio":
-            continue
-        loaded, params, tokenizer = models.load_pretrained(folder / "model1", dtype="float32")
-        apply = jax.jit(models.transformer(loaded).apply)
-        for n, (prompt, text) in enumerate(bench.items[:3]):
-            row = data.Row(prompt, (text,), (0,))
-            encoded, _ = data.encode_rows([row], tokenizer, max_length=24)
-            batch = data.collate(encoded, [0], length=24, num_slots=1)
-            logits = apply(params, batch.tokens[0], valid=batch.valid[0])
-            expected = documents.log_prob(logits, batch.tokens[0], batch.mask[0])
-            np.testing.assert_allclose(found[1, n], expected[0], atol=1e-4)
+    config = dataclasses.replace(
+        config, model_name_or_path=str(base), ensemble="adapters", utility="sum", **changes
+    )
+    project = open_project(config)
+    values = utilities(project, np.arange(3))
+    for member in (1, -1):
+        path = project.folder / f"model{member}"
+        run.experiment(ExportConfig(project=config.project, model=str(path), member=member))
+        assert (path / "model.safetensors").exists()
+        assert json.loads((path / "generation_config.json").read_text()) == settings
+    if changes:
+        assert_an_old_record_of_the_choice_opens(config)
+    loaded, params, tokenizer = models.load_pretrained(project.folder / "model1", dtype="float32")
+    apply = jax.jit(models.transformer(loaded).apply)
+    for n, (prompt, text) in enumerate(project.items[:3]):
+        row = data.Row(prompt, (text,), (0,))
+        encoded, _ = data.encode_rows([row], tokenizer, max_length=24)
+        batch = data.collate(encoded, [0], length=24, num_slots=1)
+        logits = apply(params, batch.tokens[0], valid=batch.valid[0])
+        expected = documents.log_prob(logits, batch.tokens[0], batch.mask[0])
+        np.testing.assert_allclose(values[1, n], expected[0], atol=1e-4)
 
 
-def test_exported_answers_read_as_preferences(config: Propose, tmp_path: Path):
+def assert_an_old_record_of_the_choice_opens(config: ProposeConfig) -> None:
+    """Older versions wrote 0 for adapters on the last mlp_out alone."""
+    file = Path(config.project) / "config.json"
+    record = json.loads(file.read_text())
+    assert record["adapted_layers"] == "last_mlp_out"
+    file.write_text(json.dumps(record | {"adapted_layers": 0}))
+    file.with_name("config.json.sha256").unlink()
+    for same in (config, read_project(config.project)):
+        assert open_project(same).config.adapted_layers == "last_mlp_out"
+    with pytest.raises(UsageError, match="adapted_layers: found 0, wanted 1"):
+        open_project(dataclasses.replace(config, adapted_layers=1))
+
+
+def test_exported_answers_read_as_preferences(config: ProposeConfig, tmp_path: Path):
     run.experiment(config)
     answer_all(config, lambda n: "tie" if n == 0 else 1)
     path = tmp_path / "answers.jsonl"
-    run.experiment(Export(project=config.project, answers=str(path)))
+    run.experiment(ExportConfig(project=config.project, answers=str(path)))
     rows, _ = data.read_rows(path)
     queries, answers = standing_answers(Path(config.project))
     assert [row.annotator for row in rows] == ["ann"] * 4
@@ -153,40 +186,40 @@ def test_exported_answers_read_as_preferences(config: Propose, tmp_path: Path):
         best = row.completions[int(np.argmin(row.ranks))]
         assert best == queries[answer.query_id].completions[1]
     with pytest.raises(UsageError, match="exists: choose another name"):
-        run.experiment(Export(project=config.project, answers=str(path)))
-    with pytest.raises(UsageError, match="no language models"):
-        run.experiment(Export(project=config.project, model=str(tmp_path / "model")))
+        run.experiment(ExportConfig(project=config.project, answers=str(path)))
+    with pytest.raises(UsageError, match="not language models"):
+        run.experiment(ExportConfig(project=config.project, model=str(tmp_path / "model")))
 
 
-def test_imported_answers_teach_too(config: Propose, tmp_path: Path):
+def test_imported_answers_teach_too(config: ProposeConfig, tmp_path: Path):
     run.experiment(config)
     others = write(tmp_path / "others.jsonl", [{"prompt": "h", "chosen": "g", "rejected": "f f"}])
-    run.experiment(Import(file=others, project=config.project))
+    run.experiment(ImportConfig(file=others, project=config.project))
     before = open_project(config)
     after = learn(before)
-    assert after.ensemble.history[-1]["answers"] == 1
-    numbers = [after.numbers[json.dumps(['"h"', json.dumps(text)])] for text in ("g", "f f")]
+    assert after.state.history[-1]["answers"] == 1
+    numbers = [after.item_numbers[json.dumps(['"h"', json.dumps(text)])] for text in ("g", "f f")]
 
-    def margins(bench):
-        chosen, rejected = np.moveaxis(utilities(bench, np.array(numbers)), -1, 0)
+    def margins(project):
+        chosen, rejected = np.moveaxis(utilities(project, np.array(numbers)), -1, 0)
         return chosen - rejected
 
     assert np.all(margins(after) > margins(before))
 
 
-def test_prompts_alone_have_candidates_sampled_once(config: Propose, tmp_path: Path):
+def test_prompts_alone_have_candidates_sampled_once(config: ProposeConfig, tmp_path: Path):
     prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "ab "}, {"prompt": "c"}])
     config = dataclasses.replace(config, pool=prompts, num_samples=3, max_completion_length=6)
-    bench = open_project(config)
-    assert [len(items) for items in bench.pool.by_prompt] == [3, 3]
+    project = open_project(config)
+    assert [len(items) for items in project.pool.by_prompt] == [3, 3]
     kept = Path(config.project) / "candidates.jsonl"
     texts = kept.read_text()
-    assert open_project(config).pool == bench.pool
+    assert open_project(config).pool == project.pool
     assert kept.read_text() == texts
 
 
 @pytest.mark.parametrize("arm", ["random", "boltzmann", "thompson", "double_thompson", "infomax"])
-def test_every_arm_and_three_responses(config: Propose, arm: str):
+def test_every_arm_and_three_responses(config: ProposeConfig, arm: str):
     config = dataclasses.replace(config, arm=arm, num_responses=3)
     batch = propose(open_project(config), config)
     assert len({query.item_ids for query in batch}) == 4
@@ -195,11 +228,11 @@ def test_every_arm_and_three_responses(config: Propose, arm: str):
         assert query.prompt == POOL[query.prompt_id]["prompt"]
 
 
-def test_queries_are_drawn_from_all_that_can_be_asked(config: Propose, tmp_path: Path):
-    bench = open_project(config)
+def test_queries_are_drawn_from_all_that_can_be_asked(config: ProposeConfig, tmp_path: Path):
+    project = open_project(config)
     rng = np.random.default_rng(0)
     draw = lambda num, asked: draw_queries(
-        bench.pool, rng, num=num, num_responses=2, asked=asked, recorded=False
+        project.pool, rng, num=num, num_responses=2, asked=asked, recorded=False
     )
     every = draw(1000, set())
     assert len(every) == len(set(every)) == 5 * 6
@@ -209,7 +242,7 @@ def test_queries_are_drawn_from_all_that_can_be_asked(config: Propose, tmp_path:
     assert set(few) <= set(every)
 
 
-def test_conversations_go_through_by_a_chat_template(config: Propose, tmp_path: Path):
+def test_conversations_go_through_by_a_chat_template(config: ProposeConfig, tmp_path: Path):
     template = tmp_path / "template.jinja"
     template.write_text(
         "{% for m in messages %}{{ m['content'] }}"
@@ -230,7 +263,7 @@ def test_conversations_go_through_by_a_chat_template(config: Propose, tmp_path: 
         open_project(dataclasses.replace(chat, chat_template=None))
     run.experiment(chat)
     answer_all(chat)
-    run.experiment(Learn(project=chat.project))
+    run.experiment(LearnConfig(project=chat.project))
     queries, answers = standing_answers(Path(chat.project))
     assert len(answers) == 4
     assert all(isinstance(query.prompt, tuple | list) for query in queries.values())
@@ -243,30 +276,37 @@ def test_conversations_go_through_by_a_chat_template(config: Propose, tmp_path: 
 
 
 def test_sampled_candidates_are_read_back_and_end_where_that_counts(
-    config: Propose, tmp_path: Path
+    config: ProposeConfig, tmp_path: Path
 ):
     prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "ab"}, {"prompt": "c "}])
     short = dataclasses.replace(config, pool=prompts, max_completion_length=3, num_samples=2)
-    bench = open_project(short)
-    for prompt, text in bench.pool.items:
+    project = open_project(short)
+    for prompt, text in project.pool.items:
         row = data.Row(prompt, (text,), (0,))
-        data.encode_rows([row], bench.inputs.model.tokenizer, max_length=24)
+        data.encode_rows([row], project.inputs.model.tokenizer, max_length=24)
     summed = dataclasses.replace(
         short, ensemble="adapters", utility="sum", project=str(tmp_path / "s")
     )
     with pytest.raises(UsageError, match="0 different responses that end within 1 tokens"):
         open_project(dataclasses.replace(summed, max_completion_length=1))
     assert not Path(summed.project).exists()
-    ended = open_project(dataclasses.replace(summed, max_completion_length=7, num_samples=6))
     # Some of the same draws are cut after 7 tokens; only those that ended before are kept.
-    any_end = dataclasses.replace(summed, utility="ratio", project=str(tmp_path / "r"))
-    both = open_project(dataclasses.replace(any_end, max_completion_length=7, num_samples=6))
-    assert {len(text) for _, text in ended.pool.items} <= set(range(1, 7))
-    assert max(len(text) for _, text in both.pool.items) == 7
+    longer = dataclasses.replace(summed, max_completion_length=7, num_samples=6)
+    ended, any_end = (
+        lengths_of_candidates(dataclasses.replace(longer, utility=utility), project)
+        for utility in ("sum", "ratio")
+    )
+    assert ended <= set(range(1, 7)) and max(any_end) == 7
 
 
-def test_candidates_follow_the_prompt_as_it_is_encoded(config: Propose, tmp_path: Path):
-    """Of a prompt that is too long: its BOS and its end, as many tokens as its encoding keeps."""
+def lengths_of_candidates(config: ProposeConfig, project: Project) -> set[int]:
+    prompts = project.inputs.pool_file.prompts
+    lines = sample_candidates(config, project.inputs.model, prompts).splitlines()
+    return {len(text) for line in lines for text in json.loads(line)["completions"]}
+
+
+def test_candidates_follow_the_prompt_as_it_is_encoded(config: ProposeConfig, tmp_path: Path):
+    """The model sees the BOS and the end of a prompt that is too long, as its encoding does."""
     long = "abcdefgh" * 5
     found = []
     for name, text in (("long", long), ("short", long[-16:])):  # 24 - (6 and the end) - BOS
@@ -281,43 +321,41 @@ def test_candidates_follow_the_prompt_as_it_is_encoded(config: Propose, tmp_path
     assert found[0] == found[1] and len(found[0]) == 3
 
 
-def test_held_out_files_may_come_later_and_stay(config: Propose):
+def test_held_out_files_may_come_later_and_stay(config: ProposeConfig):
     files, config = config.eval_files, dataclasses.replace(config, eval_files=())
     run.experiment(config)
     answer_all(config)
-    run.experiment(Learn(project=config.project))
+    run.experiment(LearnConfig(project=config.project))
     run.experiment(dataclasses.replace(config, eval_files=files))
     answer_all(config)
     run.experiment(config)
-    run.experiment(Learn(project=config.project))
+    run.experiment(LearnConfig(project=config.project))
     summary = json.loads((Path(config.project) / "summary.json").read_text())
     assert "held/log_loss" in summary["after"]
     assert "held/log_loss" not in summary["before"]
 
 
-def test_other_flags_or_other_members_make_another_batch(config: Propose):
-    bench = open_project(config)
-    first = propose(bench, config)
-    more = propose(bench, dataclasses.replace(config, num_queries=5, arm="random"))
+def test_other_flags_or_other_members_make_another_batch(config: ProposeConfig):
+    project = open_project(config)
+    first = propose(project, config)
+    more = propose(project, dataclasses.replace(config, num_queries=5, arm="random"))
     assert [query.round for query in more] == [1] * 5
     assert not {q.item_ids for q in first} & {q.item_ids for q in more}
 
 
-def test_answers_taken_back_are_unlearned(config: Propose):
-    propose(open_project(config), config)
-    answer_all(config)
-    bench = learn(open_project(config))
-    with open_writer(bench.folder / "answers.jsonl") as writer:
+def test_answers_taken_back_are_unlearned(answered: ProposeConfig):
+    project = learn(open_project(answered))
+    with open_writer(project.folder / "answers.jsonl") as writer:
         for event in reversed(list(writer.events)):
             writer.append(asking.undo(event))
-    after = learn(open_project(config))
-    params = [after.ensemble.members.states.params, after.start.states.params]
+    after = learn(open_project(answered))
+    params = [after.state.members.states.params, after.start.states.params]
     jax.tree.map(np.testing.assert_array_equal, *params)
-    assert [row["answers"] for row in after.ensemble.history] == [0, 4, 0]
+    assert [row["answers"] for row in after.state.history] == [0, 4, 0]
 
 
 def test_paths_are_known_from_another_folder(
-    config: Propose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: ProposeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
     relative = dataclasses.replace(
@@ -330,11 +368,11 @@ def test_paths_are_known_from_another_folder(
     answer_all(config)
     (tmp_path / "sub").mkdir()
     monkeypatch.chdir(tmp_path / "sub")
-    run.experiment(Learn(project="../project"))
+    run.experiment(LearnConfig(project="../project"))
     assert json.loads(Path("../project/summary.json").read_text())["after"]["answers"] == 4
 
 
-def test_one_process_at_a_time_and_leftovers_of_a_killed_one(config: Propose):
+def test_one_process_at_a_time_and_leftovers_of_a_killed_one(config: ProposeConfig):
     folder = Path(config.project)
     with (
         alone(config.project, "--project"),
@@ -345,10 +383,10 @@ def test_one_process_at_a_time_and_leftovers_of_a_killed_one(config: Propose):
     run.experiment(config)
     (folder / "paths.json").unlink()
     with pytest.raises(UsageError, match=r"paths.json is missing: propose with the flags that say"):
-        run.experiment(Learn(project=config.project))
+        run.experiment(LearnConfig(project=config.project))
     run.experiment(config)
     answer_all(config)
-    run.experiment(Learn(project=config.project))
+    run.experiment(LearnConfig(project=config.project))
 
 
 BAD_POOLS = {
@@ -361,33 +399,49 @@ BAD_POOLS = {
 
 
 @pytest.mark.parametrize("name", BAD_POOLS)
-def test_bad_pools(config: Propose, name: str):
+def test_bad_pools(config: ProposeConfig, name: str):
     rows, message = BAD_POOLS[name]
     write(Path(config.pool), rows)
     with pytest.raises(UsageError, match=message):
         open_project(config)
-    assert not Path(config.project).exists()  # so that the mended file is not another pool
+    assert not Path(
+        config.project
+    ).exists()  # so that a corrected file is not refused as another pool
 
 
-def test_bad_flags(config: Propose, tmp_path: Path):
+@pytest.mark.parametrize("given", ["--pool=pool.jsonl", "--model_name_or_path=folder"])
+def test_flags_that_are_required_come_with_a_whole_command(given: str):
+    """The command in the message has every flag that is required."""
+    command = [sys.executable, "-m", "shatter.cli", "label", "propose", given]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    absent = {"--pool": "model_name_or_path", "--model_name_or_path": "pool"}[given.split("=")[0]]
+    assert done.returncode == 1 and f"--{absent} is required; for example: " in done.stderr
+    example = shlex.split(done.stderr.split("example: shatter label ")[1])
+    parsed = tyro.cli(run.FLAGS, args=example, use_underscores=True)
+    check(parsed)
+
+
+def test_bad_flags(config: ProposeConfig, tmp_path: Path):
     for changes, message in (
         ({"pool": ""}, "--pool"),
         ({"num_members": 1}, "--num_members must be at least 2"),
         ({"num_candidates": 2}, "--num_candidates must be at least --num_queries"),
         ({"prior_scale": float("nan")}, "--prior_scale must be"),
+        ({"adapted_layers": 0}, "--adapted_layers must be last_mlp_out or at least 1, found 0"),
     ):
         with pytest.raises(UsageError, match=message):
             check(dataclasses.replace(config, **changes))
-    with pytest.raises(UsageError, match="expected --rater_model"):
-        check(as_loop(config, tmp_path, rater="model"))
     with pytest.raises(UsageError, match="no file"):
         open_project(dataclasses.replace(config, pool=str(tmp_path / "absent.jsonl")))
     with pytest.raises(UsageError, match="is no labelling project"):
-        run.experiment(Learn(project=str(tmp_path / "absent")))
+        run.experiment(LearnConfig(project=str(tmp_path / "absent")))
     for changes, message in (
         ({"adapted_layers": 2}, "--adapted_layers must be below the 2 blocks"),
         ({"lora_target_modules": ("qkw",)}, "--lora_target_modules: .*qkw"),
-        ({"adapted_layers": 0}, "expected --lora_target_modules mlp_out, found query value"),
+        (
+            {"adapted_layers": "last_mlp_out"},
+            "--adapted_layers=last_mlp_out: expected --lora_target_modules mlp_out, found query va",
+        ),
     ):
         with pytest.raises(UsageError, match=message):
             open_project(dataclasses.replace(config, ensemble="adapters", **changes))
@@ -404,7 +458,7 @@ def test_bad_flags(config: Propose, tmp_path: Path):
 
 
 def test_another_model_or_pool_than_the_queries_came_from(
-    config: Propose, make_model, tmp_path: Path
+    config: ProposeConfig, make_model, tmp_path: Path
 ):
     folder = tmp_path / "own model"
     make_model(folder, 2)
@@ -415,20 +469,18 @@ def test_another_model_or_pool_than_the_queries_came_from(
     kept = pool.read_text()
     pool.write_text(kept + json.dumps({"prompt": "h", "completions": ["a", "b"]}) + "\n")
     with pytest.raises(UsageError, match=r"pool.jsonl has changed since .* they are safe"):
-        run.experiment(Learn(project=config.project))
+        run.experiment(LearnConfig(project=config.project))
     pool.write_text(kept)
     loaded, params, _ = models.load_pretrained(folder, dtype="float32")
     params = jax.tree.map(lambda leaf: leaf + 0.01, params)
     models.save_pretrained(folder, loaded, params)
     with pytest.raises(UsageError, match=r"the model .* has changed since"):
-        run.experiment(Learn(project=config.project))
+        run.experiment(LearnConfig(project=config.project))
 
 
-def test_an_answer_to_an_unknown_query(config: Propose):
-    run.experiment(config)
-    answer_all(config)
-    answers = Path(config.project) / "answers.jsonl"
+def test_an_answer_to_an_unknown_query(answered: ProposeConfig):
+    answers = Path(answered.project) / "answers.jsonl"
     answers.write_text(answers.read_text().replace("r0000-q002", "r0009-q002"))
-    run.experiment(Accept(project=config.project))
+    run.experiment(AcceptConfig(project=answered.project))
     with pytest.raises(UsageError, match=r"answers.jsonl:3.*r0009-q002"):
-        run.experiment(Learn(project=config.project))
+        run.experiment(LearnConfig(project=answered.project))

@@ -1,4 +1,4 @@
-"""An answer is its content and time: whatever road it took, it is there once."""
+"""An answer is identified by content and time: it is recorded once, by whatever road it comes."""
 
 import gzip
 import json
@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from shatter.cli.common.binary import UsageError
 from shatter.cli.label import answers, asking
-from shatter.cli.label.answers import Event
+from shatter.cli.label.events import Event, event_line
 from shatter.cli.label.export import export_answers
 from shatter.cli.label.imports import import_answers
-from shatter.cli.label.queries import Asked, read_queries, write_queries
+from shatter.cli.label.queries import TextQuery, read_queries, write_queries
 from shatter.cli.label.writer import open_writer
 
 LIONS = ("Which cat?", ("lion", "lynx", "puma"))
@@ -24,7 +24,7 @@ TEAS = ("Which tea?", ("mint", "sage"))
 def project(folder, *texts, number=0):
     """A project that asks about some texts; query ids are the same in every project."""
     asked = [
-        Asked(f"r{number:04}-q{n:03}", prompt, completions)
+        TextQuery(f"r{number:04}-q{n:03}", prompt, completions)
         for n, (prompt, completions) in enumerate(texts)
     ]
     write_queries(folder / "queries" / f"round_{number:04}.jsonl", asked)
@@ -62,7 +62,7 @@ def by_file(source, folder):
 
 
 def said(folder):
-    """What stands, by texts."""
+    """Returns the standing answers with their texts, sorted."""
     queries = read_queries(folder / "queries")
     found = answers.current_answers(folder / "answers.jsonl")
     answers.check_known(found, queries)
@@ -105,7 +105,7 @@ def test_by_whatever_roads_nothing_is_doubled(source, tmp_path, roads):
     before = (source / "answers.jsonl").read_bytes()
     assert road[back](other, source).num_answers == 0
     assert (source / "answers.jsonl").read_bytes() == before
-    for again in "ef":  # an export knows nothing of skips and undos, the file does
+    for again in "ef":  # an export has no skips and undos, the answer file has
         road[again](source, other)
         assert said(other) == said(source)
     assert by_export(source, other, "last.jsonl").num_answers == 0
@@ -125,9 +125,9 @@ def test_skips_and_undos_are_honoured(source, tmp_path):
     kinds = [(e.event, e.annotator) for e in answers.read_events(other / "answers.jsonl")]
     assert kinds == [(e.event, e.annotator) for e in answers.read_events(source / "answers.jsonl")]
     events = answers.read_events(other / "answers.jsonl")
-    place = asking.standing(read_queries(other / "queries"), events, "Ann")
+    place = asking.progress_of(read_queries(other / "queries"), events, "Ann")
     assert (place.num_answered, place.num_skipped) == (1, 1)
-    # What is taken back there later is taken back here by the next import.
+    # An answer taken back there later is taken back here by the next import.
     take_back(source, events[0].event_id)
     assert by_file(source, other).num_answers == 1
     assert said(other) == said(source)
@@ -157,12 +157,12 @@ def test_an_answer_file_alone_needs_its_queries_or_their_checksums(source, tmp_p
     with pytest.raises(UsageError, match=r"answers.jsonl:1: .*put the query file back"):
         take_in(other, alone)
     old = [event._replace(texts=None) for event in answers.read_events(alone)]
-    alone.write_bytes(b"".join(map(answers.event_line, old)))
+    alone.write_bytes(b"".join(map(event_line, old)))
     with pytest.raises(
         UsageError, match=r"answers.jsonl:1: texts: .*put the folder queries of its"
     ):
         take_in(source, alone)
-    # The advice: the folder beside it.
+    # The advice: put the folder beside it.
     for file in (source / "queries").iterdir():
         (alone.parent / "queries").mkdir(exist_ok=True)
         (alone.parent / "queries" / file.name).write_bytes(file.read_bytes())
@@ -219,13 +219,13 @@ def test_an_answer_taken_back_stays_so_and_may_be_given_again(tmp_path):
 
 
 def test_rows_of_older_versions_are_known_again(tmp_path):
-    """Which gave the time of the import, and an id by content, to every row."""
+    """They gave every row the time of the import and an id made from its content."""
     folder = project(tmp_path / "old", TEAS)
     events = [
         Event("answer", f"import-{n}", "r0000-q000", name, (1, 2), time=f"2026-01-0{n}")
         for n, name in enumerate(["Ann", "import", "import"], start=1)
     ]
-    (folder / "answers.jsonl").write_bytes(b"".join(map(answers.event_line, events)))
+    (folder / "answers.jsonl").write_bytes(b"".join(map(event_line, events)))
     rows = [{"prompt": TEAS[0], "chosen": "mint", "rejected": "sage"}] * 2
     rows.append(rows[0] | {"annotator": "Ann"})
     path = tmp_path / "rows.jsonl"
@@ -257,7 +257,7 @@ def test_any_history_by_any_roads_doubles_nothing(tmp_path_factory, histories, r
     for number, road in enumerate(roads):
         source, target = folders if number % 2 == 0 else reversed(folders)
         if road == "e" and not answers.current_answers(source / "answers.jsonl"):
-            continue  # an export without a row is no file to import
+            continue  # an export without rows cannot be imported
         if road == "f" and not answers.read_events(source / "answers.jsonl"):
             continue
         if road == "e":
@@ -273,7 +273,7 @@ def act(folder: Path, history) -> None:
     queries = read_queries(folder / "queries")
     with open_writer(folder / "answers.jsonl") as file:
         for number, (query, annotator, choice, minute) in enumerate(history):
-            place = asking.standing(queries, file.events, annotator)
+            place = asking.progress_of(queries, file.events, annotator)
             if choice == "undo":
                 if place.last is not None:
                     file.append(asking.undo(place.last, event_id=f"u{number}"))

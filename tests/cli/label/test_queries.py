@@ -4,11 +4,11 @@ import os
 import pytest
 
 from shatter.cli.common.binary import UsageError
-from shatter.cli.label.queries import Asked, read_queries, texts_digest, write_queries
+from shatter.cli.label.queries import TextQuery, read_queries, texts_digest, write_queries
 
 USER = {"role": "user", "content": "Größe? 🦊"}
 TURNS = tuple(({"role": "assistant", "content": text},) for text in ("zwei\nMeter", "2 m\u2028"))
-FULL = Asked(
+FULL = TextQuery(
     "r0001-q000", (USER,), TURNS, 3, (7, 9), 1, "infomax", 0.25, "ab" * 32, 5, 50, "ignored:1"
 )
 
@@ -28,7 +28,7 @@ def test_queries_come_back(tmp_path, queries):
 def test_a_query_needs_three_fields_only(tmp_path):
     path = tmp_path / "q.jsonl"
     path.write_text('{"query_id": "a", "prompt": "", "completions": ["x", "y"]}\n')
-    assert read_queries(path)["a"] == Asked("a", "", ("x", "y"), source=f"{path}:1")
+    assert read_queries(path)["a"] == TextQuery("a", "", ("x", "y"), source=f"{path}:1")
 
 
 def test_files_are_read_in_order_and_ids_are_unique(tmp_path):

@@ -1,4 +1,4 @@
-"""What a project checks of its own files: damage is named, and what was saved before serves."""
+"""A project checks its own files: damage is named, and the save before it is used."""
 
 import dataclasses
 import json
@@ -16,44 +16,14 @@ from shatter import models
 from shatter.cli.common.binary import UsageError
 from shatter.cli.label import run
 from shatter.cli.label.answers import current_answers
-from shatter.cli.label.config import Export, Import, Learn, Propose
-from shatter.cli.label.folder import answer_file, read_project, with_known_paths
+from shatter.cli.label.config import ExportConfig, ImportConfig, LearnConfig
+from shatter.cli.label.folder import answer_file
 from shatter.cli.label.learn import learn
 from shatter.cli.label.project import open_project
 from shatter.cli.label.propose import propose
 from shatter.cli.label.queries import read_queries
-from tests.cli.label.projects import POOL, VOTES, answer_all, write
-
-
-@pytest.fixture(scope="module")
-def learned_once(model_folder, tmp_path_factory):
-    """A project that has learned twice, to be copied."""
-    folder = tmp_path_factory.mktemp("learned")
-    config = Propose(
-        project=str(folder / "project"),
-        pool=write(folder / "pool.jsonl", POOL),
-        eval_files=(write(folder / "held.jsonl", VOTES[:4]),),
-        model_name_or_path=str(model_folder),
-        num_queries=4,
-        num_candidates=40,
-        num_members=3,
-        num_steps=4,
-        batch_size=4,
-        max_length=24,
-    )
-    for _ in range(2):
-        propose(open_project(config), config)
-        answer_all(config)
-        learn(open_project(config))
-    return config
-
-
-@pytest.fixture
-def learned(learned_once, tmp_path):
-    folder = tmp_path / "project"
-    shutil.copytree(learned_once.project, folder)
-    return dataclasses.replace(learned_once, project=str(folder))
-
+from shatter.cli.label.records import read_project, with_known_paths
+from tests.cli.label.projects import VOTES, answer_all, write
 
 KINDS = {"binary": b"\xff\x00\xfe", "null": b"null", "list": b"[]", "empty": b"", "cut": None}
 FILES = ("config.json", "paths.json", "queries/round_0001.jsonl", "answers.jsonl.confirmed")
@@ -67,12 +37,12 @@ def test_a_damaged_file_is_named_with_a_way_on(learned, name, kind):
     file.write_bytes(whole[: len(whole) // 2] if kind == "cut" else KINDS[kind])
     before = answer_file(Path(learned.project)).read_bytes()
     with pytest.raises(UsageError, match=file.name) as error:
-        run.experiment(Learn(project=learned.project))
+        run.experiment(LearnConfig(project=learned.project))
     ways = ("Put the file back", "put it back", "delete it, and propose", "accept --project")
     assert any(way in str(error.value) for way in ways)
     assert answer_file(Path(learned.project)).read_bytes() == before
     file.write_bytes(whole)
-    run.experiment(Learn(project=learned.project))
+    run.experiment(LearnConfig(project=learned.project))
 
 
 @pytest.mark.parametrize(
@@ -113,6 +83,25 @@ def test_every_path_is_checked(learned, name, value):
         with_known_paths(learned)
 
 
+def with_paths(config, **changes):
+    """Changes the record of paths, as an older version would have written it."""
+    file = Path(config.project) / "paths.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    file.with_name("paths.json.sha256").unlink()
+
+
+def test_a_model_that_older_versions_looked_up_in_a_data_folder(learned):
+    folder = Path(learned.model_name_or_path)
+    with_paths(learned, model_name_or_path=folder.name, data_dir=str(folder.parent))
+    run.experiment(LearnConfig(project=learned.project))
+    with_paths(learned, model_name_or_path=folder.name, data_dir=None)
+    mend = "has moved, give its new folder to `shatter label propose` as --model_name_or_path"
+    with pytest.raises(UsageError, match=rf"--model_name_or_path=tiny: there is no.*{mend}"):
+        run.experiment(LearnConfig(project=learned.project))
+    run.experiment(learned)  # the advice
+    run.experiment(LearnConfig(project=learned.project))
+
+
 def checkpoint_files(config, number):
     folder = Path(config.project) / "ensemble" / str(number)
     return sorted(file for file in folder.rglob("*") if file.is_file())
@@ -120,7 +109,7 @@ def checkpoint_files(config, number):
 
 def test_one_flipped_bit_is_named_and_the_ensemble_before_serves(learned, caplog):
     before = open_project(learned)
-    assert before.ensemble.number == 2
+    assert before.state.num_updates == 2
     (large, *_) = sorted(checkpoint_files(learned, 2), key=lambda file: -file.stat().st_size)
     content = bytearray(large.read_bytes())
     content[len(content) // 2] ^= 1
@@ -128,10 +117,10 @@ def test_one_flipped_bit_is_named_and_the_ensemble_before_serves(learned, caplog
     with caplog.at_level(logging.WARNING, logger="absl"):
         after = open_project(learned)
     assert f"{large.name} is damaged" in caplog.text and "checkpoint before" in caplog.text
-    assert after.ensemble.number == 1
-    again = learn(after)  # from all answers, which are safe
-    assert again.ensemble.number == 2
-    params = [one.ensemble.members.states.params for one in (before, again)]
+    assert after.state.num_updates == 1
+    again = learn(after)  # from all answers, which are still there
+    assert again.state.num_updates == 2
+    params = [one.state.members.states.params for one in (before, again)]
     jax.tree.map(np.testing.assert_array_equal, *params)
 
 
@@ -139,7 +128,7 @@ def test_a_flipped_digit_of_a_flag_is_named_before_anything_is_learned(learned):
     file = Path(learned.project) / "config.json"
     whole = file.read_text()
     file.write_text(whole.replace('"num_steps": 4', '"num_steps": 5'))
-    config = Learn(project=learned.project)
+    config = LearnConfig(project=learned.project)
     with pytest.raises(UsageError, match=r"config.json is damaged: .*; or put it back from"):
         run.experiment(config)
     file.write_text(whole)
@@ -155,17 +144,17 @@ def test_a_flipped_letter_of_a_path_is_named_and_the_advice_helps(learned):
     file = Path(learned.project) / "paths.json"
     file.write_text(file.read_text().replace("pool.jsonl", "poom.jsonl"))
     with pytest.raises(UsageError, match=r"paths.json is damaged: .*: delete it, and propose with"):
-        run.experiment(Learn(project=learned.project))
+        run.experiment(LearnConfig(project=learned.project))
     file.unlink()
     run.experiment(learned)
-    run.experiment(Learn(project=learned.project))
+    run.experiment(LearnConfig(project=learned.project))
 
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_what_is_written_beside_an_ensemble_is_checked_before_it_is_read(learned, number):
     file = Path(learned.project) / "ensemble" / str(number) / "_CHECKPOINT_METADATA"
     file.write_text("[]")
-    assert open_project(learned).ensemble.number == 3 - number
+    assert open_project(learned).state.num_updates == 3 - number
     assert not file.exists()
 
 
@@ -177,25 +166,25 @@ def test_a_flipped_bit_of_a_table_is_named_and_the_advice_helps(learned):
     with pytest.raises(UsageError, match=r"pool.npz is damaged .*: delete it, and the run makes"):
         open_project(learned)
     file.unlink()
-    assert open_project(learned).ensemble.number == 2
+    assert open_project(learned).state.num_updates == 2
 
 
 def test_a_query_file_cut_at_the_end_of_a_line_is_noticed(learned):
     file = Path(learned.project) / "queries" / "round_0001.jsonl"
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(lines[:3]))
-    for config in (learned, Learn(project=learned.project)):
+    for config in (learned, LearnConfig(project=learned.project)):
         with pytest.raises(UsageError, match=r"round_0001.jsonl is damaged: its sha256 was"):
             run.experiment(config)
     seal = file.with_name("round_0001.jsonl.sha256")
     sums = seal.read_bytes()
     seal.unlink()  # as in an older version
-    for config in (learned, Learn(project=learned.project)):
+    for config in (learned, LearnConfig(project=learned.project)):
         with pytest.raises(UsageError, match=r"round_0001.jsonl: expected the 4 queries of its ro"):
             run.experiment(config)
     seal.write_bytes(sums)
     file.write_bytes(b"".join(lines))
-    run.experiment(Learn(project=learned.project))
+    run.experiment(LearnConfig(project=learned.project))
 
 
 def test_without_a_sound_ensemble_the_advice_helps(learned):
@@ -205,23 +194,23 @@ def test_without_a_sound_ensemble_the_advice_helps(learned):
     with pytest.raises(UsageError, match=rf"damaged.*delete {ensemble} to begin again"):
         open_project(learned)
     shutil.rmtree(ensemble)
-    bench = learn(open_project(learned))
-    assert bench.ensemble.history[-1]["answers"] == 8
+    project = learn(open_project(learned))
+    assert project.state.history[-1]["answers"] == 8
 
 
 def test_other_software_learns_no_further(learned, monkeypatch):
-    bench = open_project(learned)
+    project = open_project(learned)
     answer_all(learned)
-    propose(bench, learned)
+    propose(project, learned)
     answer_all(learned)
     monkeypatch.setattr(jax, "__version__", "99.0")
-    bench = open_project(learned)  # it may be looked at, asked and exported
+    project = open_project(learned)  # opening, asking and exporting still work
     with pytest.raises(
         UsageError, match=r"jax: found '\d.*', now '99.0'.* delete (.*) to begin"
     ) as e:
-        learn(bench)
+        learn(project)
     shutil.rmtree(str(e.value).rpartition("delete ")[2].partition(" to begin")[0])
-    assert learn(open_project(learned)).ensemble.history[-1]["answers"] == 12
+    assert learn(open_project(learned)).state.history[-1]["answers"] == 12
 
 
 def test_a_project_of_an_older_version_opens_and_says_what_it_cannot_check(learned, capsys, caplog):
@@ -230,8 +219,9 @@ def test_a_project_of_an_older_version_opens_and_says_what_it_cannot_check(learn
     del config["tokenizer_sha256"]
     (folder / "config.json").write_text(json.dumps(config))
     paths = json.loads((folder / "paths.json").read_text())
-    old = ("pool", "eval_files", "model_name_or_path", "data_dir", "chat_template")
-    (folder / "paths.json").write_text(json.dumps({name: paths[name] for name in old}))
+    old = ("pool", "eval_files", "model_name_or_path", "chat_template")
+    kept = {name: paths[name] for name in old} | {"data_dir": None}
+    (folder / "paths.json").write_text(json.dumps(kept))
     (folder / "paths.json.sha256").unlink()
     (folder / "answers.jsonl.confirmed").unlink()
     lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
@@ -244,23 +234,23 @@ def test_a_project_of_an_older_version_opens_and_says_what_it_cannot_check(learn
     for file in (folder / "config.json.sha256", *(folder / "queries").glob("*.sha256")):
         file.unlink()
     with caplog.at_level(logging.WARNING, logger="absl"):
-        run.experiment(Learn(project=learned.project))
-    assert "no note of what was confirmed" in capsys.readouterr().out
+        run.experiment(LearnConfig(project=learned.project))
+    assert "did not note what was confirmed" in capsys.readouterr().out
     for name in ("config.json", "ensemble/2", "queries/round_0000.jsonl"):
         assert f"{name} has no checksums" in caplog.text
     caplog.clear()
-    assert open_project(learned).ensemble.number == 2 and "checksums" not in caplog.text
+    assert open_project(learned).state.num_updates == 2 and "checksums" not in caplog.text
     run.experiment(learned)
     answer_all(learned)
-    assert learn(open_project(learned)).ensemble.number == 3
+    assert learn(open_project(learned)).state.num_updates == 3
 
 
 # Flags.
 
 
 def test_flags_that_change_nothing_may_change(learned):
-    heads = {"lora_r": 7, "utility_scale": 3.0, "utility": "sum", "adapted_layers": 0}
-    assert open_project(dataclasses.replace(learned, **heads)).ensemble.number == 2
+    heads = {"lora_r": 7, "utility_scale": 3.0, "utility": "sum", "adapted_layers": 7}
+    assert open_project(dataclasses.replace(learned, **heads)).state.num_updates == 2
     with pytest.raises(UsageError, match="num_steps: found 4, wanted 5"):
         open_project(dataclasses.replace(learned, num_steps=5))
 
@@ -319,9 +309,9 @@ def test_a_date_in_a_template_is_that_of_the_start(dated):
     propose(open_project(first), first)
     answer_all(first)
     table = (Path(dated.project) / "tables" / "pool.npz").read_bytes()
-    bench = open_project(dated)  # without the flag, on another day
-    assert bench.config.template_date == first.template_date
-    assert bench.inputs.model.tokenizer.date.day == 31
+    project = open_project(dated)  # without the flag, on another day
+    assert project.config.template_date == first.template_date
+    assert project.inputs.model.tokenizer.date.day == 31
     assert (Path(dated.project) / "tables" / "pool.npz").read_bytes() == table
     other = dataclasses.replace(dated, template_date="2026-02-02")
     with pytest.raises(
@@ -340,7 +330,7 @@ def test_a_date_is_known_without_the_record_of_paths(dated):
     paths.unlink()
     open_project(dated)
     assert paths.read_text() == before
-    # An older version had no date in its config: then it is among the paths.
+    # An older version had no date in its config; the date among the paths counts then.
     file = Path(dated.project) / "config.json"
     record = json.loads(file.read_text())
     del record["template_date"]
@@ -356,15 +346,14 @@ def test_a_date_that_no_template_reads_may_change(learned):
 
 
 def test_a_held_out_file_that_has_changed_needs_another_name(learned, tmp_path):
-    held = [str(shutil.copy(path, tmp_path / Path(path).name)) for path in learned.eval_files]
-    config = dataclasses.replace(learned, eval_files=tuple(held))
+    (held,), config = learned.eval_files, learned
     open_project(config)
-    write(Path(held[0]), VOTES[:3])
+    write(Path(held), VOTES[:3])
     with pytest.raises(UsageError, match=r"--eval_files: held has changed since .*another name"):
         open_project(config)
-    new = Path(held[0]).rename(tmp_path / "held_anew.jsonl")
-    bench = open_project(dataclasses.replace(config, eval_files=(str(new),)))
-    assert list(bench.inputs.held_out) == ["held_anew"]
+    new = Path(held).rename(tmp_path / "held_anew.jsonl")
+    project = open_project(dataclasses.replace(config, eval_files=(str(new),)))
+    assert list(project.inputs.held_out) == ["held_anew"]
 
 
 def test_another_tokenizer_is_noticed(learned, tmp_path):
@@ -395,13 +384,13 @@ def _copy(config, folder):
 
 @pytest.mark.parametrize("command", ["propose", "import", "export", "learn"])
 def test_killed_at_every_write(learned, tmp_path, monkeypatch, command):
-    """At any move or sync of a file: the same command then goes on, and nothing is doubled."""
+    """After a kill at any rename or sync the same command goes on, and nothing is doubled."""
     rows = [{"prompt": f"h{n}", "chosen": "g", "rejected": "f f", "annotator": "Z"} for n in (1, 2)]
     config = {
         "propose": learned,
-        "import": Import(project=learned.project, file=write(tmp_path / "rows.jsonl", rows)),
-        "export": Export(project=learned.project, answers=str(tmp_path / "export.jsonl")),
-        "learn": Learn(project=learned.project),
+        "import": ImportConfig(project=learned.project, file=write(tmp_path / "rows.jsonl", rows)),
+        "export": ExportConfig(project=learned.project, answers=str(tmp_path / "export.jsonl")),
+        "learn": LearnConfig(project=learned.project),
     }[command]
     if command == "learn":
         propose(open_project(learned), learned)
@@ -433,10 +422,8 @@ def test_killed_at_every_write(learned, tmp_path, monkeypatch, command):
     folder = Path(learned.project)
     expected = {"propose": (8, 8), "import": (10, 10), "export": (8, 8), "learn": (12, 12)}[command]
     if command == "learn":
-        found_params = open_project(learned).ensemble.members.states.params
-        jax.tree.map(
-            np.testing.assert_array_equal, found_params, whole.ensemble.members.states.params
-        )
+        found_params = open_project(learned).state.members.states.params
+        jax.tree.map(np.testing.assert_array_equal, found_params, whole.state.members.states.params)
     queries = read_queries(folder / "queries")
     assert len(queries) == expected[0] + (4 if command == "propose" else 0)
     found = current_answers(answer_file(folder))
@@ -459,5 +446,5 @@ def test_what_killed_processes_left_is_removed(learned):
     staging = folder / "ensemble" / "3.orbax-checkpoint-tmp"
     staging.mkdir()
     (staging / "half").write_text("half")
-    assert open_project(learned).ensemble.number == 2
+    assert open_project(learned).state.num_updates == 2
     assert not any(file.exists() for file in (*left, staging))

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from shatter.cli.common.binary import UsageError
 from shatter.cli.label import answers, asking, terminal
-from shatter.cli.label.queries import Asked, write_queries
+from shatter.cli.label.queries import TextQuery, write_queries
 from shatter.cli.label.writer import open_writer
 
 IDS = [f"r0000-q{n:03}" for n in range(5)]
@@ -146,7 +146,7 @@ def test_conversations_long_texts_and_control_characters(session):
     )
     responses = ("\x1b[2Jred\x07\r\nalert\u202e", "two\tthree\x9b0m")
     turns = tuple(({"role": "assistant", "content": text},) for text in responses)
-    query = Asked("q", prompt, turns)
+    query = TextQuery("q", prompt, turns)
     shown = session([], asked={"q": query}, width=130)[1]
     for text in ("system", "user", "assistant", "[bold]brief[/bold]", "␛[2Jred␇", "alert\ufffd"):
         assert text in shown
@@ -157,7 +157,7 @@ def test_conversations_long_texts_and_control_characters(session):
 
 
 def test_more_responses_than_keys(session):
-    many = Asked("q", "p", tuple(f"r{k}" for k in range(10)), source="q.jsonl:1")
+    many = TextQuery("q", "p", tuple(f"r{k}" for k in range(10)), source="q.jsonl:1")
     with pytest.raises(UsageError, match=r"q.jsonl:1: .* at most 9 responses, found 10: .*--web"):
         session([], asked={"q": many})
 
@@ -183,7 +183,7 @@ with open_writer(sys.argv[2]) as file, terminal.open_keys() as read_key:
 
 
 class Terminal:
-    """A program in a terminal of its own: what it has shown, and keys for it."""
+    """A program in a terminal of its own: reads its output and types keys."""
 
     def __init__(self, *arguments):
         self.master, self.slave = pty.openpty()
@@ -199,7 +199,7 @@ class Terminal:
         self.shown = ""
 
     def wait_for(self, text):
-        """Reads until the text is shown, and forgets all up to it."""
+        """Reads the output up to and including a text; returns what came before it."""
         end = time.monotonic() + 20
         while text not in self.shown:
             ready, _, _ = select.select([self.master], [], [], end - time.monotonic())
@@ -221,13 +221,13 @@ class Terminal:
 
 
 def test_killed_and_resumed_in_a_terminal(tmp_path, queries):
-    """No answer is lost or doubled, and the terminal is as it was."""
+    """No answer is lost or doubled, and the terminal's mode is restored."""
     asked, path = tmp_path / "round_0000.jsonl", tmp_path / "answers.jsonl"
     write_queries(asked, queries.values())
     killed = Terminal(asked, path)
     killed.wait_for("prompt 0")
     killed.wait_for("q = quit")
-    os.write(killed.master, b"2")  # too soon: it could not be read yet
+    os.write(killed.master, b"2")  # too soon: nobody could have read the query
     killed.press("1")
     killed.wait_for("prompt 1")
     killed.wait_for("q = quit")
@@ -238,7 +238,7 @@ def test_killed_and_resumed_in_a_terminal(tmp_path, queries):
     killed.program.send_signal(signal.SIGKILL)
     assert killed.close()[0] == -signal.SIGKILL
     with path.open("ab") as file:
-        file.write(b'{"event": "answer", "event_id": "half')  # had it been writing
+        file.write(b'{"event": "answer", "event_id": "half')  # as if it had been writing
     before = answers.current_answers(path)
     assert [event.query_id for event in before] == IDS[:2] and before[1].ranks == (1, 1)
     order = asking.display_order(queries[IDS[0]], annotator="Ann", seed=3)

@@ -14,7 +14,8 @@ pytest.importorskip("flask", reason="the page needs flask: pip install 'shatter-
 
 from shatter.cli.common.binary import UsageError
 from shatter.cli.label import answers, asking, web
-from shatter.cli.label.queries import Asked
+from shatter.cli.label.queries import TextQuery
+from shatter.cli.label.server import open_server, serve
 from shatter.cli.label.writer import open_writer
 
 IDS = [f"r0000-q{n:03}" for n in range(5)]
@@ -55,10 +56,10 @@ def choice(number, chosen, query_id=IDS[0], annotator="Ann", **more):
 
 
 def digest_of(query_id, annotator, seed=3):
-    """Of what the page shows, computed here."""
+    """Returns the digest of what the page shows, computed independently."""
     n = int(query_id[-3:])
     texts = tuple(f"response {n}.{k}" for k in range(3 if n == 2 else 2))
-    order = asking.display_order(Asked(query_id, "", texts), annotator=annotator, seed=seed)
+    order = asking.display_order(TextQuery(query_id, "", texts), annotator=annotator, seed=seed)
     shown = json.dumps([f"prompt {n}", [texts[k] for k in order]])
     return hashlib.sha256(shown.encode()).hexdigest()
 
@@ -131,7 +132,7 @@ def test_undo_sent_twice_undoes_one(ask, file):
 def test_an_undo_under_the_name_of_another_event_is_refused(ask, file):
     ask("/api/answer", choice(0, 1))
     ask("/api/answer", choice(1, 1, annotator="Bo"))
-    assert ask("/api/undo", undo("e0", "e0"))[0] == 409  # a name that is taken, by an answer
+    assert ask("/api/undo", undo("e0", "e0"))[0] == 409  # the id is taken by an answer
     assert ask("/api/undo", undo("u", "e0"))[0] == 200
     for posted in (undo("u", "e1"), undo("u", "e1") | {"annotator": "Bo"}, undo("e1", "e0")):
         assert ask("/api/undo", posted)[0] == 409
@@ -151,7 +152,7 @@ def test_everybody_has_their_own_progress(ask, file):
 
 
 def test_answers_at_the_same_time(app, file, queries):
-    """Thirty people in as many threads: every line whole, every answer once."""
+    """With thirty people in as many threads every line is whole and every answer there once."""
     failed = []
 
     def person(annotator):
@@ -224,7 +225,7 @@ def test_bad_requests_record_nothing(ask, file, change, message):
         {"digest": None},
         {"digest": 7},
         {"digest": digest_of(IDS[0], "Ann", seed=7)},  # the same texts in another order
-        {"annotator": "E"},  # who is shown another order
+        {"annotator": "E"},  # this annotator is shown another order
     ],
 )
 def test_a_page_that_shows_something_else_records_nothing(ask, file, change):
@@ -285,7 +286,7 @@ def test_odd_names_are_read_back(ask, file):
 @pytest.mark.parametrize(
     "options",
     [
-        {"base_url": "http://evil.example:8000"},  # a name that was bound to this address later
+        {"base_url": "http://evil.example:8000"},  # a name that leads to this machine
         {"base_url": "http://127.0.0.1.evil.example"},
         {"base_url": "http://192.168.0.7:8000"},
         {"headers": {"Origin": "http://evil.example"}},
@@ -344,12 +345,12 @@ def test_the_page_is_one_file(app):
 
 
 def test_the_page_is_beside_the_module():
-    """Where package data has to put it."""
+    """The page is where the package data puts it."""
     assert Path(web.__file__).with_name("page.html").is_file()
 
 
 def test_server_is_on_this_machine_only(app, capfd):
-    server = web.open_server(app)
+    server = open_server(app)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -359,13 +360,13 @@ def test_server_is_on_this_machine_only(app, capfd):
         with urllib.request.urlopen(address, timeout=10) as response:
             assert json.load(response)["query"]["query_id"] == IDS[0]
         with pytest.raises(UsageError, match=f"port {server.port} cannot be used"):
-            web.open_server(app, server.port)
+            open_server(app, server.port)
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
     with pytest.raises(UsageError, match="port 70000 cannot be used"):
-        web.open_server(app, 70000)
+        open_server(app, 70000)
     assert capfd.readouterr() == ("", "")
 
 
@@ -376,5 +377,5 @@ def test_serve_says_where_and_ends_when_interrupted(app, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("socketserver.BaseServer.serve_forever", interrupted)
-    web.serve(app, say=said.append)
+    serve(app, say=said.append)
     assert re.fullmatch(r"Answer at http://127\.0\.0\.1:\d+/ \(Ctrl-C ends it\)", *said)

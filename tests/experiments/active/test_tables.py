@@ -49,14 +49,14 @@ def adapters(texts, **changes):
     params, tokens, mask, valid = texts
     (setting,) = settings(Config(ensembles=("adapters",), num_members=4))
     setting = dataclasses.replace(setting.learner, **changes)
-    layer = MODEL.num_layers - setting.adapted_layers
+    layer = setting.cut(MODEL.num_layers)
     rows = jax.jit(frozen.hidden_rows, static_argnums=(0, 1))
     table = rows(MODEL, layer, params, tokens, mask, valid)
     return setting, models.split_layers(MODEL, layer).upper_params(params), table
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"adapted_layers": 0, "lora_target_modules": ("mlp_out",)}]
+    "changes", [{}, {"adapted_layers": "last_mlp_out", "lora_target_modules": ("mlp_out",)}]
 )
 def test_the_utility_of_a_row_is_that_of_the_tokens_by_the_whole_model(texts, changes):
     params, tokens, _, valid = texts
