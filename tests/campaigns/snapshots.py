@@ -7,8 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from shatter.cli.finetune.config import FREE
+
 VARYING = ("seconds", "tokens_per_second", "time", "event_id", "template_date")
 """Fields that differ between two runs of the same command."""
+
+UNCOMPARED = (*FREE, "run_dir")
+"""Fields of config.json that record what the first command said, and that no command reads."""
 
 
 def snapshot(folder: Path) -> dict[str, Any]:
@@ -35,6 +40,9 @@ def snapshot(folder: Path) -> dict[str, Any]:
         elif path.suffix == ".npz":
             with np.load(path) as arrays:
                 found[name] = {key: arrays[key].tobytes() for key in arrays.files}
+        elif path.name == "config.json" and path.parent.name != "model":
+            record = _steady(json.loads(path.read_text()))
+            found[name] = {k: v for k, v in record.items() if k not in UNCOMPARED}
         elif path.suffix in (".json", ".jsonl"):
             found[name] = [_steady(json.loads(line)) for line in _lines(path)]
         else:

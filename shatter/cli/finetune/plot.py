@@ -34,7 +34,7 @@ def draw(config: Config, history: Sequence[Record], path: Path) -> None:
     axes[0, 0].set_ylabel(f"nats a comparison ({config.objective})")
     _curves(axes[0, 1], training, {"rewards/accuracies": "training"})
     axes[0, 1].axhline(0.5, color="0.7", linewidth=0.8)
-    axes[0, 1].set_ylabel("share of comparisons ordered as people do")
+    axes[0, 1].set_ylabel("share ordered as people do")
     if config.objective == "reward_model":
         names = {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}
         axes[1, 0].set_ylabel("reward")
