@@ -12,9 +12,6 @@ from shatter.cli.finetune.config import FREE
 VARYING = ("seconds", "tokens_per_second", "time", "event_id", "template_date")
 """Fields that differ between two runs of the same command."""
 
-UNCOMPARED = (*FREE, "run_dir")
-"""Fields of config.json that record what the first command said, and that no command reads."""
-
 
 def snapshot(folder: Path) -> dict[str, Any]:
     """Every file below a folder, with its content as far as that must be the same.
@@ -40,14 +37,22 @@ def snapshot(folder: Path) -> dict[str, Any]:
         elif path.suffix == ".npz":
             with np.load(path) as arrays:
                 found[name] = {key: arrays[key].tobytes() for key in arrays.files}
-        elif path.name == "config.json" and path.parent.name != "model":
-            record = _steady(json.loads(path.read_text()))
-            found[name] = {k: v for k, v in record.items() if k not in UNCOMPARED}
+        elif path.name == "config.json":
+            found[name] = _compared(_steady(json.loads(path.read_text())))
         elif path.suffix in (".json", ".jsonl"):
             found[name] = [_steady(json.loads(line)) for line in _lines(path)]
         else:
             found[name] = path.read_bytes()
     return found
+
+
+def _compared(record: Any) -> Any:
+    """Returns the flags that a run has recorded, without those that no later command compares."""
+    if not isinstance(record, dict):
+        return record
+    is_finetune = {"objective", "dataset_name", "output_dir"} <= record.keys()
+    uncompared = FREE if is_finetune else ("run_dir",)
+    return {name: value for name, value in record.items() if name not in uncompared}
 
 
 def _lines(path: Path) -> list[str]:
