@@ -58,7 +58,7 @@ class LoraConfig:
         return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
 
-class Place(NamedTuple):
+class AdaptedKernel(NamedTuple):
     """The kernel, or the part of a fused kernel, to which an adapter adds.
 
     Attributes:
@@ -165,7 +165,7 @@ def merge_lora(params: Params, adapters: Params, lora: LoraConfig) -> Params:
     return {**params, "params": {**params["params"], "blocks": blocks}}
 
 
-def places_of_params(params: Params) -> dict[str, Place]:
+def places_of_params(params: Params) -> dict[str, AdaptedKernel]:
     """Returns where adapters may be added in a transformer.
 
     Args:
@@ -188,14 +188,14 @@ def places_of_params(params: Params) -> dict[str, Place]:
     places = {}
     for name, (layers, *shape) in shapes.items():
         inputs = math.prod(shape[:2]) if name == "attention_out" else shape[0]
-        places[name] = Place(name, None, layers, inputs, math.prod(shape) // inputs)
+        places[name] = AdaptedKernel(name, None, layers, inputs, math.prod(shape) // inputs)
     for name, part in places_of_parts(fused_kernels_of_shapes(shapes)).items():
         outputs = (part.entries.stop - part.entries.start) * shapes[part.kernel][-1]
         places[name] = places[part.kernel]._replace(entries=part.entries, outputs=outputs)
     return places
 
 
-def _places_of_targets(params: Params, lora: LoraConfig) -> dict[str, Place]:
+def _places_of_targets(params: Params, lora: LoraConfig) -> dict[str, AdaptedKernel]:
     places = places_of_params(params)
     for target in lora.targets:
         if target not in places:
@@ -203,7 +203,7 @@ def _places_of_targets(params: Params, lora: LoraConfig) -> dict[str, Place]:
     return {target: places[target] for target in lora.targets}
 
 
-def check_adapters(params: Params, adapters: Params, lora: LoraConfig) -> dict[str, Place]:
+def check_adapters(params: Params, adapters: Params, lora: LoraConfig) -> dict[str, AdaptedKernel]:
     """Checks that adapters fit a transformer, and returns where they are added.
 
     Args:

@@ -37,8 +37,7 @@ def sample_candidates(config: ProjectConfig, model: Frozen, prompts: Sequence[Te
     Raises:
       UsageError: if a prompt cannot be encoded, or does not get two such responses.
     """
-    all_ends = dict.fromkeys((model.tokenizer.eos, *model.config.eos))
-    ends = tuple(end for end in all_ends if end is not None)
+    ends = models.end_tokens(model.config, model.tokenizer)
     sample = _sampler(model.config, 4 * config.num_samples, config.max_completion_length, ends)
     needs_end = config.ensemble == "adapters" and config.utility == "sum"
     key = project_key(config.seed, Use.CANDIDATES)

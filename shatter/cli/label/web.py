@@ -111,7 +111,7 @@ def make_app(queries: Mapping[str, TextQuery], writer: Writer, *, seed: int) -> 
 
 
 def _add_protection(app: Flask) -> None:
-    """Refuses requests from pages of other sites, and adds headers to every response."""
+    """Answers requests from pages of other sites with an error; adds headers to every response."""
 
     @app.before_request
     def refuse_other_origins() -> None:
