@@ -21,7 +21,6 @@ from shatter.data.atomic import write_atomically
 from shatter.data.files import json_line, records
 from shatter.data.layouts import Text, answers_of, parsed
 from shatter.data.report import BadRow, Problem, raw_text
-from shatter.models.pretrained import end_tokens
 
 EXAMPLE = (
     "shatter generate --model_name_or_path=runs/finetune/model --prompts=prompts.jsonl "
@@ -232,7 +231,7 @@ def generate(
       that was drawn from (temperature and filters); both summed over the response's tokens, nats.
       num_tokens: with the token that ends a response; finished: whether it has one.
     """
-    ends = end_tokens(model.config, tokenizer)
+    ends = models.end_tokens(model.config, tokenizer)
     sampling = Sampling(
         config.num_generations,
         config.max_completion_length,

@@ -16,7 +16,6 @@ from shatter.cli.finetune.batches import StepBatch
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.objectives import OBJECTIVES, Mean, Scores
 from shatter.cli.finetune.pretrained import Pretrained, compiler_options, without_arrays
-from shatter.models.pretrained import end_tokens
 from shatter.types import Array, Key, Params
 
 
@@ -190,7 +189,7 @@ def make_sampler(
             f"found {max_length}"
         )
     bos = model.tokenizer.eos if model.tokenizer.bos is None else model.tokenizer.bos
-    ends = end_tokens(model.config, model.tokenizer)
+    ends = models.end_tokens(model.config, model.tokenizer)
     run = _sampler(without_arrays(model), num_samples, max_length, ends)
 
     def draw(params: Params, key: Key, prompts: Sequence[np.ndarray]) -> Sampled:

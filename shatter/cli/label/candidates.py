@@ -10,6 +10,7 @@ from shatter import data, documents, models
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.compiling import compiler_options
 from shatter.cli.common.frozen import Frozen
+from shatter.cli.common.sampling import response_text
 from shatter.cli.label.config import ProjectConfig
 from shatter.cli.label.keys import Use, project_key
 from shatter.cli.label.pool_file import without_advice
@@ -95,7 +96,7 @@ def _readable_texts(
         response = tokens[mask].tolist()
         is_ended = response[-1] in ends
         response = response[:-1] if is_ended else response
-        text = _text_after(model, ids, response)
+        text = response_text(model.tokenizer, ids, response)
         if text.strip() and _tokens_of(model, config, prompt, text) == response:
             (ended if is_ended else cut).setdefault(text)
     return ended, cut
@@ -134,14 +135,6 @@ def _encoded(
         return data.encode_rows([row], model.tokenizer, max_length=config.max_length)[0][0]
     except ValueError as error:
         raise UsageError(without_advice(error)) from error
-
-
-def _text_after(model: Frozen, prompt: list[int], response: list[int]) -> str:
-    """Returns a response's text with the white space before it, which decoding alone may drop."""
-    start, whole = model.tokenizer.decode(prompt), model.tokenizer.decode([*prompt, *response])
-    return (
-        whole.removeprefix(start) if whole.startswith(start) else model.tokenizer.decode(response)
-    )
 
 
 def _tokens_of(model: Frozen, config: ProjectConfig, prompt: Text, text: str) -> list[int]:
