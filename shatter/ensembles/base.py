@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from shatter.numerics import at_least_float32
+from shatter.numerics import at_least_float32, log_mean_exp
 from shatter.types import Array, Key, Params
 
 
@@ -22,8 +22,7 @@ def mixture_log_probs(log_probs: Array, *, axis: int = 0) -> Array:
     Returns:
       `[...]`, nats.
     """
-    log_probs = at_least_float32(log_probs)
-    return jax.nn.logsumexp(log_probs, axis=axis) - jnp.log(log_probs.shape[axis])
+    return log_mean_exp(log_probs, axis=axis)
 
 
 def anchor_penalty(params: Params, anchor: Params, prior_scale: float | Array) -> Array:

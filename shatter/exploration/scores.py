@@ -11,7 +11,7 @@ from jax.scipy.special import entr
 
 from shatter.choice import luce_log_probs
 from shatter.exploration.base import check_queries
-from shatter.numerics import LOG_ZERO, at_least_float32, finite_logs
+from shatter.numerics import LOG_ZERO, at_least_float32, finite_logs, log_mean_exp
 from shatter.types import Array
 
 _MOST_OUTCOMES = 2**22
@@ -39,9 +39,7 @@ def information_gain(log_probs: Array) -> Array:
     """
     odds = log_odds(log_probs)
     log_p, log_not_p = jax.nn.log_sigmoid(odds), jax.nn.log_sigmoid(-odds)
-    p, not_p = jnp.exp(log_p), jnp.exp(log_not_p)
-    surprise = p * (log_p - _log_mean(log_p)) + not_p * (log_not_p - _log_mean(log_not_p))
-    return jnp.maximum(jnp.mean(surprise, axis=0), 0.0)
+    return jnp.maximum(jnp.mean(_surprise(log_p) + _surprise(log_not_p), axis=0), 0.0)
 
 
 def query_information_gain(log_probs: Array, *, valid: Array | None = None) -> Array:
@@ -167,12 +165,11 @@ def choice_log_probs(log_probs: Array, valid: Array | None) -> Array:
     return jnp.maximum(luce_log_probs(utilities), LOG_ZERO)
 
 
-def _log_mean(log_p: Array) -> Array:
-    log_mean = jax.nn.logsumexp(log_p, axis=0, keepdims=True) - jnp.log(log_p.shape[0])
-    return jnp.broadcast_to(log_mean, log_p.shape)
-
-
 def _shared_information(log_p: Array) -> Array:
     """Returns `mean_m KL(p_m || mean p)` of laws `[M, ..., X]`, their Jensen-Shannon divergence."""
-    surprise = jnp.exp(log_p) * (log_p - _log_mean(log_p))
-    return jnp.maximum(jnp.mean(jnp.sum(surprise, axis=-1), axis=0), 0.0)
+    return jnp.maximum(jnp.mean(jnp.sum(_surprise(log_p), axis=-1), axis=0), 0.0)
+
+
+def _surprise(log_p: Array) -> Array:
+    """Returns `p_m (log p_m - log mean p)` of each member and event, from log-probs `[M, ...]`."""
+    return jnp.exp(log_p) * (log_p - log_mean_exp(log_p, axis=0)[None])

@@ -149,20 +149,20 @@ def test_keys_of_learn_are_the_states_own_unless_given():
     everything = lambda *_: item_query(PAIRS[:BATCH])
     halves = process(everything, batch_size=2)
     learn = jax.jit(halves.learn)
-    state = halves.init(jax.random.key(0))
     rows = Comparison(item_query(PAIRS[:4]), jnp.tile(jnp.array([1, 2]), (4, 1)), jnp.ones(4))
-    expected, _ = learn(state, rows)
-    weight_key, batch_key = jax.random.split(jax.random.fold_in(state.key, 0))
-    given, _ = learn(state, rows, (weight_key, batch_key))
+    start = lambda: halves.init(jax.random.key(0))  # a key is used once
+    own_keys = lambda: tuple(jax.random.split(jax.random.fold_in(start().key, 0)))
+    expected, _ = learn(start(), rows)
+    same, _ = learn(start(), rows, own_keys())
     jax.tree.map(
         np.testing.assert_array_equal,
-        (given.members.params, given.store),
+        (same.members.params, same.store),
         (expected.members.params, expected.store),
     )
-    other, _ = learn(state, rows, (weight_key, jax.random.key(9)))
+    other, _ = learn(start(), rows, (own_keys()[0], jax.random.key(9)))
     np.testing.assert_array_equal(other.store.member_weights, expected.store.member_weights)
     assert np.all(np.any(other.members.params != expected.members.params, axis=1))
-    weights = jax.random.exponential(weight_key, (MEMBERS, 4))
+    weights = jax.random.exponential(own_keys()[0], (MEMBERS, 4))
     np.testing.assert_allclose(other.store.member_weights[:, :4], weights, rtol=1e-6)
 
 

@@ -22,6 +22,7 @@ from experiments.online.members import (
     member_samples,
     next_token_laws,
 )
+from experiments.online.texts import text_measures
 from experiments.online.world import (
     Fixed,
     Responses,
@@ -247,17 +248,17 @@ def test_sampled_measures_estimate_the_exact_ones(folder, tmp_path):
 def test_texts_are_counted(folder, tmp_path):
     world, _ = load_world(tiny(folder, tmp_path, setting="open"))
     index = {word: 3 + n for n, word in enumerate(WORDS)}
-    texts = ["big big .", "big big .", "little red saw", "small ."]
-    rows = [[index[word] for word in text.split()] for text in texts]
+    sentences = ["big big .", "big big .", "little red saw", "small ."]
+    rows = [[index[word] for word in text.split()] for text in sentences]
     tokens = jnp.array([[11, 11, *row, *[2] * (3 - len(row))] for row in rows])
     mask = jnp.array(
         [[False, False, *[True] * len(row), *[False] * (3 - len(row))] for row in rows]
     )
-    found = texts.text_measures(world, Responses(jnp.array([0]), tokens[None], mask[None]))
+    found = text_measures(world, Responses(jnp.array([0]), tokens[None], mask[None]))
     np.testing.assert_allclose(found["likes_majority"], 3 / 4)
     np.testing.assert_allclose(found["likes_minority"], 2 / 4)
     np.testing.assert_allclose(found["distinct"], 5 / 7)
-    sets = [set(text.split()) for text in texts]
+    sets = [set(text.split()) for text in sentences]
     distance = [1 - len(a & b) / len(a | b) for i, a in enumerate(sets) for b in sets[:i]]
     np.testing.assert_allclose(found["pairwise"], np.mean(distance), rtol=1e-6)
     np.testing.assert_allclose(found["length"], 11 / 4)
