@@ -27,6 +27,9 @@ every_law = pytest.mark.parametrize(
 )
 
 
+score = jax.jit(log_prob)
+
+
 def make_params(lm: LanguageModel):
     """Draws parameters far from uniform, with NumPy because compiling an init takes longer."""
     rng = np.random.default_rng(5)
@@ -73,22 +76,32 @@ def drawn(
         return jax.tree.map(np.asarray, run(make_params(lm), jax.random.key(7)))
 
 
+@functools.cache
+def space() -> tuple[np.ndarray, np.ndarray]:
+    """Returns the tokens and the mask of all documents."""
+    tokens, mask = documents.enumerate_documents(vocab_size=V, max_length=L, prompt=PROMPT, eos=EOS)
+    return np.asarray(tokens), np.asarray(mask)
+
+
+@functools.cache
+def compiled_law(kind: str, filters: Filters):
+    """Returns `(params, temperature) -> log-probs` of all documents, compiled once."""
+    tokens, mask = space()
+
+    @jax.jit
+    def run(params, temperature):
+        logits = MODELS[kind].apply(params, tokens)
+        law = sampling_logits(logits, temperature=temperature, **dict(filters))
+        return log_prob(law, tokens, mask)
+
+    return run
+
+
 def exact_law(kind: str, temperature: float, filters: Filters = ()) -> dict[tuple[int, ...], float]:
     """Returns every document's probability if each token's logits are tempered and filtered."""
-    lm = MODELS[kind]
     with jax.enable_x64(True):
-        tokens, mask = documents.enumerate_documents(
-            vocab_size=V, max_length=L, prompt=PROMPT, eos=EOS
-        )
-
-        @jax.jit
-        def run(params, temperature):
-            logits = lm.apply(params, tokens)
-            law = sampling_logits(logits, temperature=temperature, **dict(filters))
-            return log_prob(law, tokens, mask)
-
-        probs = np.exp(run(make_params(lm), temperature))
-    return dict(zip(map(tuple, np.asarray(tokens).tolist()), probs.tolist(), strict=True))
+        probs = np.exp(compiled_law(kind, filters)(make_params(MODELS[kind]), temperature))
+    return dict(zip(map(tuple, space()[0].tolist()), probs.tolist(), strict=True))
 
 
 @every_law
@@ -125,7 +138,6 @@ def test_filters(filters: Filters):
     assert chi_square(samples, exact_law("tabular", 0.7)) > 150.0
     with jax.enable_x64(True):
         filtered = sampling_logits(jnp.array(logits), temperature=0.7, **dict(filters))
-        score = jax.jit(log_prob)
         exact = score(filtered, samples.tokens, samples.mask)
         raw = score(jnp.array(logits), samples.tokens, samples.mask)
     np.testing.assert_allclose(samples.log_probs, exact, atol=1e-12)
@@ -138,7 +150,6 @@ def test_log_probs_are_those_of_scoring(kind: str, temperature: float):
     """Under the law that tokens were drawn from, and under the model itself."""
     samples, logits = drawn(kind, temperature)
     with jax.enable_x64(True):
-        score = jax.jit(log_prob)
         tempered = score(jnp.array(logits / temperature), samples.tokens, samples.mask)
         raw = score(jnp.array(logits), samples.tokens, samples.mask)
     np.testing.assert_allclose(samples.log_probs, tempered, atol=1e-12)
@@ -200,7 +211,7 @@ def test_padded_prompts(float64: None, kind: str):
         scored = [log_prob(x, samples.tokens, samples.mask) for x in (logits / 0.7, logits)]
         return samples, scored
 
-    score = jax.jit(lambda tokens, mask: log_prob(lm.apply(params, tokens), tokens, mask))
+    score_model = jax.jit(lambda tokens, mask: log_prob(lm.apply(params, tokens), tokens, mask))
     found = {}
     for side, fill in [("left", 0), ("right", -100)]:
         prompts, valid = np.full((3, 3), fill), np.zeros((3, 3), bool)
@@ -222,7 +233,7 @@ def test_padded_prompts(float64: None, kind: str):
         start, rest = len(prompt), 3 - len(prompt)
         tokens = np.hstack([np.tile(prompt, (50, 1)), responses, np.zeros((50, rest), int)])
         mask = np.broadcast_to((np.arange(5) >= start) & (np.arange(5) < start + 2), tokens.shape)
-        exact = score(jnp.array(tokens), jnp.array(mask))
+        exact = score_model(jnp.array(tokens), jnp.array(mask))
         np.testing.assert_allclose(found["left"].raw_log_probs[i], exact, atol=1e-12)
         assert len(np.unique(responses, axis=0)) > 2
 

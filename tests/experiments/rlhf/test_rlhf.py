@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.common import chunks
 from experiments.rlhf import run
 from experiments.rlhf.config import Config
 from experiments.rlhf.domains import Problem, make_domain
 from experiments.rlhf.measures import over_optimisation
 from experiments.rlhf.objectives import OBJECTIVES
+from experiments.rlhf.process import make_process
 from experiments.rlhf.rollouts import roll_out
 from shatter.cli.common.binary import UsageError
 
@@ -43,13 +45,16 @@ def with_shares(tmp_path, **changes):
     return tiny(tmp_path, population="shares", shares_file=str(file), **changes)
 
 
-def test_a_run_writes_its_folder_and_is_resumed(tmp_path, capsys):
+def test_a_run_writes_its_folder_and_is_resumed(tmp_path, capsys, monkeypatch):
+    """A run without --objectives has all of the table, here of a short one."""
+    table = {name: OBJECTIVES[name] for name in ("ilhf", "rlhf", "rm_posterior")}
+    monkeypatch.setattr(run, "OBJECTIVES", table)
     config = tiny(tmp_path)
     run.experiment(config)
     folder = tmp_path / "didactic_tabular"
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {row["objective"] for row in rows} == set(OBJECTIVES)
+    assert {row["objective"] for row in rows} == set(table)
     starts = {(r["seed"], r["value"]) for r in rows if r["metric"] == "kl" and r["step"] == "0"}
     assert len(starts) == 2  # every objective faces the same problems
     summary = json.loads((folder / "summary.json").read_text())
@@ -63,10 +68,53 @@ def test_a_run_writes_its_folder_and_is_resumed(tmp_path, capsys):
     assert "KL(q_g || pi) by segment g" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("model", ["tabular", pytest.param("transformer", marks=pytest.mark.slow)])
-def test_recorded_people(tmp_path, model):
-    run.experiment(with_shares(tmp_path, model=model, objectives=("ilhf", "rlhf")))
-    assert (tmp_path / f"shares_{model}" / "rlhf.png").exists()
+def test_every_objective_faces_the_same_problem_and_learns(tmp_path):
+    """All objectives start and run a round in one program, which draws the problem once."""
+    config = tiny(tmp_path)
+    domain = make_domain(config)
+    drawn = jax.tree.map(lambda leaf: leaf[0], domain.inputs)
+
+    @jax.jit
+    def start_and_round(drawn, key, beta):
+        metrics = {}
+        for name, objective in OBJECTIVES.items():
+            process = make_process(config, domain, objective)
+            state, first = process.start((drawn, key, beta))
+            _, later = process.rounds(state, jnp.asarray(0), chunks.Chunk(1, 1))
+            metrics[name] = first, jax.tree.map(lambda values: values[0], later)
+        return metrics
+
+    metrics = start_and_round(drawn, jax.random.key(1), jnp.asarray(0.5))
+    assert set(metrics) == set(OBJECTIVES)
+    assert len({f"{first['kl']:.6g}" for first, _ in metrics.values()}) == 1
+    for name, (first, later) in metrics.items():
+        assert set(first) == set(later), name
+        assert all(np.isfinite(value).all() for value in jax.tree.leaves(later)), name
+        trains_rewards_first = name in ("rlhf", "rlhf_adaptive")
+        assert (f"{first['kl']:.6g}" == f"{later['kl']:.6g}") == trains_rewards_first, name
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A run of a table on recorded shares: its folder and its domain."""
+    folder = tmp_path_factory.mktemp("recorded")
+    config = with_shares(folder, objectives=("ilhf", "rlhf"), num_comparisons=30_000)
+    domains = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "make_domain", lambda c: domains.append(make_domain(c)) or domains[0])
+        run.experiment(config)
+    return folder, domains[0]
+
+
+def test_recorded_people(recorded):
+    folder, _ = recorded
+    assert (folder / "shares_tabular" / "rlhf.png").exists()
+
+
+@pytest.mark.slow
+def test_recorded_people_with_a_transformer(tmp_path):
+    run.experiment(with_shares(tmp_path, model="transformer", objectives=("ilhf", "rlhf")))
+    assert (tmp_path / "shares_transformer" / "rlhf.png").exists()
 
 
 def test_bad_flags(tmp_path):
@@ -96,9 +144,8 @@ def test_the_didactic_law_is_the_mixture_and_choices_follow_it(tmp_path):
     assert (np.asarray(problem.chosen) != np.asarray(problem.rejected)).all()
 
 
-def test_recorded_choices_follow_the_shares(tmp_path):
-    config = with_shares(tmp_path, num_comparisons=30_000)
-    domain = make_domain(config)
+def test_recorded_choices_follow_the_shares(recorded):
+    _, domain = recorded
     problem = jax.jit(domain.draw)(jax.tree.map(lambda leaf: leaf[0], domain.inputs))
     prompts, chosen, rejected = map(np.asarray, (problem.prompts, problem.chosen, problem.rejected))
     assert chosen[prompts == 0].max() == rejected[prompts == 0].max() == 1  # no third option
