@@ -1,8 +1,10 @@
 """What every test gets: fake devices, fast compilation, no rank promotion, key checks, data."""
 
+import ctypes
 import gc
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -49,6 +51,8 @@ def fresh_caches(request: pytest.FixtureRequest) -> Iterator[None]:
     jax.config.update("jax_debug_key_reuse", False)
     jax.clear_caches()
     gc.collect()
+    if sys.platform == "linux":  # where free memory otherwise stays with the process
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture
