@@ -1,7 +1,10 @@
 import dataclasses
+import gc
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
 
 from shatter.cli.label.config import ProposeConfig
@@ -11,6 +14,14 @@ from shatter.cli.label.propose import propose
 from shatter.cli.label.queries import TextQuery
 from shatter.cli.label.records import remember_paths
 from tests.cli.label.projects import POOL, SIZES, VOTES, answer_all, write
+
+
+@pytest.fixture(autouse=True, scope="package")
+def fresh_caches() -> Iterator[None]:
+    """Frees the programs after the last module, because most share those of one tiny project."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 def asked(n, num=2, **fields):

@@ -9,7 +9,15 @@ from shatter.cli.label.config import ProposeConfig
 from shatter.cli.label.queries import read_queries
 from shatter.cli.label.writer import open_writer
 
-SIZES = {"num_members": 3, "num_steps": 4, "batch_size": 4, "max_length": 24, "lora_r": 2}
+# The same in all tests, so that they share compiled programs.
+SIZES = {
+    "num_members": 3,
+    "learning_rate": 0.1,
+    "num_steps": 30,
+    "batch_size": 4,
+    "max_length": 24,
+    "lora_r": 2,
+}
 
 
 def write(path: Path, rows: list[dict]) -> str:

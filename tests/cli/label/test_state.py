@@ -127,13 +127,13 @@ def test_one_flipped_bit_is_named_and_the_ensemble_before_serves(learned, caplog
 def test_a_flipped_digit_of_a_flag_is_named_before_anything_is_learned(learned):
     file = Path(learned.project) / "config.json"
     whole = file.read_text()
-    file.write_text(whole.replace('"num_steps": 4', '"num_steps": 5'))
+    file.write_text(whole.replace('"num_steps": 30', '"num_steps": 31'))
     config = LearnConfig(project=learned.project)
     with pytest.raises(UsageError, match=r"config.json is damaged: .*; or put it back from"):
         run.experiment(config)
     file.write_text(whole)
     run.experiment(config)
-    file.write_text(whole.replace('"num_steps": 4', '"num_steps":  4'))
+    file.write_text(whole.replace('"num_steps": 30', '"num_steps":  30'))
     with pytest.raises(UsageError, match="if you have changed it yourself, delete") as error:
         run.experiment(config)
     Path(re.search(r"delete (\S+);", str(error.value))[1]).unlink()
@@ -251,8 +251,8 @@ def test_a_project_of_an_older_version_opens_and_says_what_it_cannot_check(learn
 def test_flags_that_change_nothing_may_change(learned):
     heads = {"lora_r": 7, "utility_scale": 3.0, "utility": "sum", "adapted_layers": 7}
     assert open_project(dataclasses.replace(learned, **heads)).state.num_updates == 2
-    with pytest.raises(UsageError, match="num_steps: found 4, wanted 5"):
-        open_project(dataclasses.replace(learned, num_steps=5))
+    with pytest.raises(UsageError, match="num_steps: found 30, wanted 31"):
+        open_project(dataclasses.replace(learned, num_steps=31))
 
 
 def test_lengths_of_samples_may_change_once_there_are_candidates(learned, tmp_path):
