@@ -16,10 +16,21 @@ from shatter.cli.label.records import remember_paths
 from tests.cli.label.projects import POOL, SIZES, VOTES, answer_all, write
 
 
-@pytest.fixture(autouse=True, scope="package")
-def fresh_caches() -> Iterator[None]:
-    """Frees the programs after the last module, because most share those of one tiny project."""
+@pytest.fixture(autouse=True, scope="module")
+def fresh_caches(request: pytest.FixtureRequest, freed_at_the_end: None) -> Iterator[None]:
+    """Keeps the programs from module to module, because most share those of one tiny project."""
     yield
+    if request.path.stem == "test_adapters":  # whose programs are its own, and large
+        free_programs()
+
+
+@pytest.fixture(scope="package")
+def freed_at_the_end() -> Iterator[None]:
+    yield
+    free_programs()
+
+
+def free_programs() -> None:
     jax.clear_caches()
     gc.collect()
 

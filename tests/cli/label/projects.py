@@ -4,8 +4,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from shatter.cli.label import asking
-from shatter.cli.label.config import ProposeConfig
+import numpy as np
+
+from shatter.cli.label import asking, run
+from shatter.cli.label.config import LearnConfig, ProposeConfig
 from shatter.cli.label.queries import read_queries
 from shatter.cli.label.writer import open_writer
 
@@ -43,3 +45,25 @@ def answer_all(config: ProposeConfig, choose: Callable[[int], int | str] = lambd
             event = asking.answer(query, choose(n), annotator="ann", order=order, seconds=1.0)
             writer.append(event._replace(event_id=f"{query.query_id}-ann"))
     return len(left)
+
+
+def assert_a_cycle_works(config: ProposeConfig) -> None:
+    """Proposes, answers, learns and proposes again through the command."""
+    run.experiment(config)
+    assert answer_all(config) == 4
+    run.experiment(LearnConfig(project=config.project))
+    folder = Path(config.project)
+    row = json.loads((folder / "summary.json").read_text())["after"]
+    assert row["answers"] == 4
+    assert {"held/log_loss", "held/joint_log_loss", "held/disagreement"} <= row.keys()
+    scores = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+    assert len(scores) == 20
+    np.testing.assert_allclose(sum(s["share"] for s in scores if s["prompt_id"] == 0), 1, atol=1e-5)
+    assert (folder / "label.png").stat().st_size > 1000
+    # The next round asks what was not asked, by the members as they are now.
+    run.experiment(config)
+    queries = list(read_queries(folder / "queries").values())
+    assert [query.round for query in queries] == [0] * 4 + [1] * 4
+    assert len({tuple(sorted(query.item_ids)) for query in queries}) == 8
+    assert queries[0].model != queries[4].model
+    assert all(query.arm == "joint_infomax" and query.budget == 4 for query in queries)

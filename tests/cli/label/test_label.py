@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import tyro
 
-from shatter import data, documents, models
+from shatter import data, models
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.frozen import load_frozen
 from shatter.cli.common.locks import alone
@@ -32,42 +31,15 @@ from shatter.cli.label.learn import learn, standing_answers
 from shatter.cli.label.pool import draw_queries
 from shatter.cli.label.project import Project, open_project, utilities
 from shatter.cli.label.propose import propose
-from shatter.cli.label.queries import read_queries
-from shatter.cli.label.records import read_project
 from shatter.cli.label.writer import open_writer
-from tests.cli.label.projects import POOL, answer_all, write
+from tests.cli.label.projects import POOL, answer_all, assert_a_cycle_works, write
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
-@pytest.mark.parametrize(
-    "kind", ["heads", pytest.param("epinet", marks=pytest.mark.slow), "adapters"]
-)
+@pytest.mark.parametrize("kind", ["heads", pytest.param("epinet", marks=pytest.mark.slow)])
 def test_a_cycle_of_each_kind(config: ProposeConfig, kind: str):
-    config = dataclasses.replace(config, ensemble=kind)
-    run.experiment(config)
-    assert answer_all(config) == 4
-    run.experiment(LearnConfig(project=config.project))
-    folder = Path(config.project)
-    row = json.loads((folder / "summary.json").read_text())["after"]
-    assert row["answers"] == 4
-    assert {"held/log_loss", "held/joint_log_loss", "held/disagreement"} <= row.keys()
-    scores = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
-    assert len(scores) == 20
-    np.testing.assert_allclose(sum(s["share"] for s in scores if s["prompt_id"] == 0), 1, atol=1e-5)
-    assert (folder / "label.png").stat().st_size > 1000
-    # The next round asks what was not asked, by the members as they are now.
-    run.experiment(config)
-    queries = list(read_queries(folder / "queries").values())
-    assert [query.round for query in queries] == [0] * 4 + [1] * 4
-    assert len({tuple(sorted(query.item_ids)) for query in queries}) == 8
-    assert queries[0].model != queries[4].model
-    assert all(query.arm == "joint_infomax" and query.budget == 4 for query in queries)
-    if kind == "adapters":
-        for member in (1, -1):
-            path = folder / f"model{member}"
-            run.experiment(ExportConfig(project=config.project, model=str(path), member=member))
-            assert (path / "model.safetensors").exists()
+    assert_a_cycle_works(dataclasses.replace(config, ensemble=kind))
 
 
 def test_learning_again_from_the_same_answers_changes_nothing(config: ProposeConfig):
@@ -117,59 +89,6 @@ def test_learning_is_warm_and_follows_the_answers(config: ProposeConfig):
     propose(after_one, config)
     answer_all(config, lambda n: 1)
     assert np.all(np.asarray(learn(open_project(config)).state.members.states.step) == 60)
-
-
-@pytest.fixture
-def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spares the search for the adapters' prior scale, which `test_a_cycle_of_each_kind` tests."""
-    monkeypatch.setattr("shatter.cli.label.start.adapter_prior_scale", lambda *_: 2.0)
-
-
-LAST_ALONE = {"adapted_layers": "last_mlp_out", "lora_target_modules": ("mlp_out",)}
-
-
-@pytest.mark.parametrize("changes", [{}, LAST_ALONE], ids=["blocks", "last_mlp_out"])
-def test_utilities_of_adapters_are_those_of_the_merged_models(
-    config: ProposeConfig, tmp_path: Path, no_search, changes
-):
-    base = tmp_path / "base"
-    shutil.copytree(config.model_name_or_path, base)
-    settings = json.loads((base / "generation_config.json").read_text()) | {"top_p": 0.8}
-    (base / "generation_config.json").write_text(json.dumps(settings))
-    config = dataclasses.replace(
-        config, model_name_or_path=str(base), ensemble="adapters", utility="sum", **changes
-    )
-    project = open_project(config)
-    values = utilities(project, np.arange(3))
-    for member in (1, -1):
-        path = project.folder / f"model{member}"
-        run.experiment(ExportConfig(project=config.project, model=str(path), member=member))
-        assert (path / "model.safetensors").exists()
-        assert json.loads((path / "generation_config.json").read_text()) == settings
-    if changes:
-        assert_an_old_record_of_the_choice_opens(config)
-    loaded, params, tokenizer = models.load_pretrained(project.folder / "model1", dtype="float32")
-    apply = jax.jit(models.transformer(loaded).apply)
-    for n, (prompt, text) in enumerate(project.items[:3]):
-        row = data.Row(prompt, (text,), (0,))
-        encoded, _ = data.encode_rows([row], tokenizer, max_length=24)
-        batch = data.collate(encoded, [0], length=24, num_slots=1)
-        logits = apply(params, batch.tokens[0], valid=batch.valid[0])
-        expected = documents.log_prob(logits, batch.tokens[0], batch.mask[0])
-        np.testing.assert_allclose(values[1, n], expected[0], atol=1e-4)
-
-
-def assert_an_old_record_of_the_choice_opens(config: ProposeConfig) -> None:
-    """Older versions wrote 0 for adapters on the last mlp_out alone."""
-    file = Path(config.project) / "config.json"
-    record = json.loads(file.read_text())
-    assert record["adapted_layers"] == "last_mlp_out"
-    file.write_text(json.dumps(record | {"adapted_layers": 0}))
-    file.with_name("config.json.sha256").unlink()
-    for same in (config, read_project(config.project)):
-        assert open_project(same).config.adapted_layers == "last_mlp_out"
-    with pytest.raises(UsageError, match="adapted_layers: found 0, wanted 1"):
-        open_project(dataclasses.replace(config, adapted_layers=1))
 
 
 def test_exported_answers_read_as_preferences(config: ProposeConfig, tmp_path: Path):
