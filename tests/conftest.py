@@ -11,17 +11,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 # jax reads these when it first compiles; what the user has set stays. Eight CPU devices are for the
-# sharding tests. Most of the time goes to compiling, and the lower optimisation level gives the
-# same bits in half the compile time. The cache serves the processes that tests start.
+# sharding tests. Most of the time goes to compiling, which the lowest optimisation level shortens.
+# The cache spares a module the programs that another module, worker or process has compiled.
 _FLAGS = {
     "--xla_force_host_platform_device_count": 8,
-    "--xla_backend_optimization_level": 1,
+    "--xla_backend_optimization_level": 0,
 }
 for _flag, _value in _FLAGS.items():
     if _flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -251,6 +251,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_shared_prefill_and_full_forward_pass(float64: None, case: dict):
     """Prompts of different lengths are read once, or for each response, or at every token."""
@@ -267,6 +268,7 @@ def test_shared_prefill_and_full_forward_pass(float64: None, case: dict):
     assert len(np.unique(np.asarray(shared.tokens)[..., 3:].reshape(-1, given["max_length"]))) > 1
 
 
+@pytest.mark.slow
 def test_the_plain_loop():
     """Token t of all rows is drawn by `jax.random.categorical` with the key folded with t."""
     lm, key, prompts = MODELS["transformer"], jax.random.key(11), jnp.array([[2, 0], [1, 1]])
@@ -358,6 +360,7 @@ def test_the_model_is_not_called_when_all_have_ended(cached: bool):
     assert len(set(lengths)) > 1
 
 
+@pytest.mark.slow
 @every_model
 def test_members_and_keys_are_lifted_under_checkify(kind: str):
     """vmap gives the results of a loop, and checkify finds bad members, in either order."""
@@ -405,6 +408,7 @@ def test_prompts_without_a_token_are_refused(prompts: list, which: str):
         pad_prompts(prompts)
 
 
+@pytest.mark.slow
 def test_few_programs_for_prompts_of_many_lengths():
     """One trace for each bucket: 3 for 8 lengths."""
     traces = []

@@ -84,6 +84,7 @@ def test_the_penalty_is_the_documented_one(float64):
     check_grads(lambda own: penalty(own, second), (first,), order=1)
 
 
+@pytest.mark.slow
 def test_members_disagree_before_data_as_much_as_asked(float64):
     def spread(prior_scale):
         return disagreement(log_probs(*build(prior_scale, 6)))
@@ -140,6 +141,7 @@ def test_refuses_no_member_and_targets_that_do_not_fit():
         adapters(LM, params, wrong, num_members=2, prior_scale=1.0).init(jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_data_bring_members_together_where_they_are(float64):
     shared, start = build(2.0)
     ensemble = make(shared, 2.0)

@@ -318,6 +318,7 @@ def test_padding_moves_nothing(float64: None, name: str, columns: list[int]):
             np.testing.assert_allclose(found[:, column], found[:, column - 1], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_layers_scanned_and_unrolled_agree(params, monkeypatch: pytest.MonkeyPatch):
     """They agree in logits and gradients; a row of padding makes neither infinite."""
     tokens, valid = pad([6, 7])
@@ -357,6 +358,7 @@ def test_programs_do_not_grow_with_depth(remat: bool):
     assert size(4) > 1.1 * size(2)
 
 
+@pytest.mark.slow
 def test_remat_trades_memory_for_time(float64: None):
     """Loss and gradients are the same, with less memory."""
     config = dataclasses.replace(LLAMA, num_layers=9, max_length=64)

@@ -189,6 +189,7 @@ def test_answers_to_one_comparison_share_its_forward_pass(tiny: Config):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_adapters_are_trained_alone_and_saved_for_peft(tiny: Config):
     config = dataclasses.replace(
         tiny,

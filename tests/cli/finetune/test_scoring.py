@@ -124,6 +124,7 @@ def test_demonstrations_are_judged_by_the_loss_of_sft():
     assert measures.demonstration_scores(turns, log_probs[:1, :1])["token_log_loss"] == 8.0
 
 
+@pytest.mark.slow
 def test_held_out_demonstrations_are_measured_by_a_run(config: Config, tmp_path: Path):
     """They may have one completion where the training rows have several."""
     rows = [{"prompt": "a", "completion": "bcd"}, {"prompt": "", "completion": "h"}]
@@ -159,6 +160,7 @@ def test_a_model_is_its_own_reference_before_the_first_step(config: Config, bf16
     np.testing.assert_allclose(first["loss"], np.log(2), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_devices", "batch_size", "accumulation"),
     [(2, 2, 4), (1, 4, 6)],  # the second has fewer batches in an epoch than in an update

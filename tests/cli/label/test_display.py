@@ -63,6 +63,7 @@ def test_calls_of_tools_are_shown():
     ]
 
 
+@pytest.mark.slow
 def test_a_pool_and_files_with_markup_go_through_every_command(config, tmp_path, capsys):
     pool = [{"prompt": f"a {text}", "completions": [text, f"b{text}", "c"]} for text in ODD]
     held = write(tmp_path / "[bold]$x$ _{[-INST].jsonl", VOTES[:4])

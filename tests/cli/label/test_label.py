@@ -193,6 +193,7 @@ def test_conversations_go_through_by_a_chat_template(config: ProposeConfig, tmp_
         assert [m["role"] for m in (*prompt, *text)] == ["user", "assistant"]
 
 
+@pytest.mark.slow
 def test_sampled_candidates_are_read_back_and_end_where_that_counts(
     config: ProposeConfig, tmp_path: Path
 ):

@@ -20,6 +20,8 @@ from shatter import choice, training
 from shatter.data import Row
 from shatter.types import item_query
 
+pytestmark = pytest.mark.slow  # whole runs of an experiment
+
 NUM_TEXTS, NUM_PAIRS, WIDTH = 24, 40, 3
 RANKS = ((1, 2), (2, 1), (1, 1))  # of the answers: first, second, neither
 TINY = Setting(

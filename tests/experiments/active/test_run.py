@@ -12,6 +12,8 @@ from experiments.active.summary import level, summarise
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.progress import open_console
 
+pytestmark = pytest.mark.slow  # whole runs of an experiment
+
 
 def test_levels_and_censoring():
     queries = np.array([0, 10, 20, 40])

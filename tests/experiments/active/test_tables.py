@@ -28,6 +28,7 @@ def texts(float64):
     return params, tokens, valid & (columns >= 2), valid
 
 
+@pytest.mark.slow
 def test_features_are_means_over_a_texts_tokens_after_each_block(texts):
     params, tokens, mask, valid = texts
     features = jax.jit(functools.partial(frozen.layer_features, MODEL))
@@ -55,6 +56,7 @@ def adapters(texts, **changes):
     return setting, models.split_layers(MODEL, layer).upper_params(params), table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{}, {"adapted_layers": "last_mlp_out", "lora_target_modules": ("mlp_out",)}]
 )

@@ -14,6 +14,8 @@ from experiments.benchmark.ways import Way
 from shatter import documents
 from shatter.cli.common.binary import UsageError
 
+pytestmark = pytest.mark.slow  # whole runs of an experiment
+
 every_work = pytest.mark.parametrize("name", config.WORKS)
 
 

@@ -13,6 +13,8 @@ import pytest
 
 from experiments.benchmark import config, finetune, pinned, run
 
+pytestmark = pytest.mark.slow  # whole runs of an experiment
+
 TINY = config.Gpt2(
     width=8,
     num_pairs=3,

@@ -7,6 +7,7 @@ from shatter import documents, numerics
 from shatter.cli.common.binary import UsageError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tabular", "transformer"])
 def test_a_model_is_fitted_to_a_law(kind):
     world = make_world(kind, vocab_size=3, max_length=2)

@@ -15,6 +15,8 @@ from experiments.exploration.config import Config, settings
 from experiments.exploration.process import make_process
 from shatter.cli.common.binary import UsageError
 
+pytestmark = pytest.mark.slow  # whole runs of an experiment
+
 TINY = {
     "num_seeds": 3,
     "num_members": 2,

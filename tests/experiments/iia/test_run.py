@@ -14,6 +14,8 @@ from experiments.iia.config import Config
 from experiments.iia.objectives import make_objectives
 from shatter.cli.common.binary import UsageError
 
+pytestmark = pytest.mark.slow  # whole runs of an experiment
+
 TINY = {
     "objectives": ("ilhf", "dpo"),
     "sizes": (2, 3),

@@ -86,6 +86,7 @@ def test_nonvoters_figures(data_dir: Path):
         assert kl == pytest.approx(expected, rel=0.4)  # the answers drawn differ
 
 
+@pytest.mark.slow
 def test_starwars_figures(data_dir: Path):
     films = load_starwars(sources.locate("starwars", data_dir))
     names = ("gender", "age", "education", "region", "fan")

@@ -15,6 +15,8 @@ from experiments.inclusive.plackett_luce import fit_plackett_luce
 from shatter.cli.common import run_folder
 from shatter.cli.common.binary import UsageError
 
+pytestmark = pytest.mark.slow  # whole runs of an experiment
+
 LINES = [
     {"prompt": "tea or coffee", "completions": ["tea", "coffee"], "shares": [0.3, 0.7], "n": 100},
     {"prompt": "best", "completions": ["cat", "dog", "bird"], "shares": [0.5, 0.4, 0.1], "n": 50},

@@ -15,6 +15,8 @@ from experiments.judgements.config import METHODS, Config, check, run_config
 from shatter.cli.common.binary import UsageError
 from tests.experiments.judgements.files import json_lines
 
+pytestmark = pytest.mark.slow  # whole runs of an experiment
+
 
 @pytest.mark.parametrize(
     ("changes", "message"),

@@ -32,6 +32,8 @@ from shatter.cli.label.queries import read_queries
 from shatter.cli.label.writer import open_writer
 from tests.cli.label.projects import VOTES, write
 
+pytestmark = pytest.mark.slow  # whole runs of an experiment
+
 ROOT = Path(__file__).resolve().parents[3]
 
 

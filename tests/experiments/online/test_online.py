@@ -35,6 +35,8 @@ from shatter import documents, losses
 from shatter.cli.common.binary import UsageError
 from shatter.types import Query
 
+pytestmark = pytest.mark.slow  # whole runs of an experiment
+
 WORDS = ["a", ".", "saw", "found", "happy", "very", "friend", "mom"]
 WORDS += ["dog", "cat", "big", "shiny", "red", "little", "small", "pretty"]
 TINY = {

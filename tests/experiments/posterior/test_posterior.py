@@ -19,6 +19,8 @@ from experiments.posterior.config import OBJECTIVES, Config
 from experiments.posterior.methods import METHODS
 from shatter.cli.common.binary import UsageError
 
+pytestmark = pytest.mark.slow  # whole runs of an experiment
+
 TINY = {
     "num_seeds": 2,
     "betas": (1.0, 0.5),

@@ -18,6 +18,8 @@ from experiments.rlhf.process import make_process
 from experiments.rlhf.rollouts import roll_out
 from shatter.cli.common.binary import UsageError
 
+pytestmark = pytest.mark.slow  # whole runs of an experiment
+
 TINY = {
     "num_seeds": 2,
     "betas": (1.0, 0.5),
