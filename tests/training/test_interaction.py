@@ -476,6 +476,6 @@ def test_a_rater_may_answer_all_queries_of_a_round():
     rater = luce_rater(table_utility(jnp.log(jnp.asarray(DENSITY, jnp.float32))[None]))
     queries = item_query(jnp.arange(8).reshape(4, 2))
     together = lambda key, queries: jax.vmap(rater)(jax.random.split(key, 4), queries)
-    key = jax.random.key(5)
-    one_by_one, at_once = ask(rater, key, queries), ask_together(together, key, queries)
+    one_by_one = ask(rater, jax.random.key(5), queries)
+    at_once = ask_together(together, jax.random.key(5), queries)  # a key of its own, equal
     jax.tree.map(np.testing.assert_array_equal, one_by_one, at_once)
