@@ -404,6 +404,7 @@ every_case = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @every_case
 def test_half_precision_is_raised_to_float32(package, name):
     function, arrays = CASES[package][name]
@@ -426,6 +427,7 @@ def test_half_precision_is_raised_to_float32(package, name):
         assert len(set(np.asarray(out).tolist())) == 3
 
 
+@pytest.mark.slow
 @every_case
 def test_bfloat16_is_the_same_program_but_for_the_type_of_its_arguments(package, name):
     function, arrays = CASES[package][name]

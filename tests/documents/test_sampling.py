@@ -104,6 +104,7 @@ def exact_law(kind: str, temperature: float, filters: Filters = ()) -> dict[tupl
     return dict(zip(map(tuple, space()[0].tolist()), probs.tolist(), strict=True))
 
 
+@pytest.mark.slow
 @every_law
 def test_frequencies_are_those_of_the_law(kind: str, temperature: float):
     """Chi-square over all 15 documents, 20,000 samples of one seed, bounded by 36.1: its quantile
@@ -323,6 +324,7 @@ def test_several_tokens_may_end_a_response():
     assert none.tokens.shape == (4, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [True, False])
 def test_the_model_is_not_called_when_all_have_ended(cached: bool):
     """It is called as often as the longest response, under vmap of all lanes, has tokens."""

@@ -128,6 +128,7 @@ def assert_frequencies(counts: np.ndarray, law: np.ndarray) -> None:
     assert (np.abs(counts - total * law) <= 4 * np.sqrt(total * law * (1 - law))).all()
 
 
+@pytest.mark.slow
 @both_ends
 def test_exact_twist(float64: None, eos: int | None):
     """All weights are Z for any draw, and decoding without weights has the law p*."""

@@ -132,6 +132,7 @@ class Killed(BaseException):
     """Stands for a kill, because nothing catches it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kill_at", "changes"),
     [

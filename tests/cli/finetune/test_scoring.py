@@ -142,6 +142,7 @@ def test_held_out_demonstrations_are_measured_by_a_run(config: Config, tmp_path:
     assert [row["step"] for row in history(config)] == [0, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bf16", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_model_is_its_own_reference_before_the_first_step(config: Config, bf16: bool):
     """This holds to the bit, on several devices and in batches of mixed lengths."""

@@ -133,6 +133,7 @@ def test_an_update_of_several_batches_is_that_of_one(float64: None, number: int)
     np.testing.assert_allclose(one[2]["loss"], one[0], rtol=1e-6)
 
 
+@pytest.mark.slow
 @every_variant
 def test_the_loss_of_an_update_is_the_weighted_mean_over_its_answers(float64: None, number: int):
     """Each answer is scored alone without padding; the mean along the samples is added."""
