@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from shatter import exploration
 
+pytestmark = pytest.mark.slow  # takes long to compile
+
 OTHERS = ("PairArm", "QueryArm", "distinct", "query_variance")
 NAMES = [name for name in exploration.__all__ if name not in OTHERS]
 NAMES = [name for name in NAMES if not name.endswith(("_candidates", "information_gain"))]

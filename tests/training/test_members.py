@@ -51,6 +51,7 @@ def learned(*, combine=lambda gradient: gradient, **arguments):
     return own, members.states.params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [1, 2])
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_members_in_turn_are_members_at_once(at_once, batch_size, float64):

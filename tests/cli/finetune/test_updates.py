@@ -123,6 +123,7 @@ every_variant = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @every_variant
 def test_an_update_of_several_batches_is_that_of_one(float64: None, number: int):
     """Losses, gradients and metrics agree, with partly filled batches, votes, ties and rankings."""

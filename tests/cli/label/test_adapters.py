@@ -17,6 +17,8 @@ from shatter.cli.label.project import open_project, utilities
 from shatter.cli.label.records import read_project
 from tests.cli.label.projects import assert_a_cycle_works
 
+pytestmark = pytest.mark.slow  # takes long to compile
+
 
 def test_a_cycle(config: ProposeConfig):
     config = dataclasses.replace(config, ensemble="adapters")

@@ -15,6 +15,8 @@ from shatter import ensembles, evaluation, models
 from shatter.cli.common import frozen, learners
 from shatter.data import Row
 
+pytestmark = pytest.mark.slow  # whole runs of an experiment
+
 MODEL = models.TransformerConfig(vocab_size=11, max_length=12, width=8, num_layers=3, num_heads=2)
 
 

@@ -13,6 +13,8 @@ from experiments.iia.config import Config
 from experiments.iia.objectives import make_objectives
 from shatter import choice
 
+pytestmark = pytest.mark.slow  # whole runs of an experiment
+
 pytestmark = pytest.mark.usefixtures("float64")
 
 P, BETA, DELTA = 0.4, 0.5, 1.0

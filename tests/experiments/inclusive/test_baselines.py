@@ -33,6 +33,7 @@ def test_a_survey_predicts_itself():
     assert enough < 1e-3
 
 
+@pytest.mark.slow
 def test_main_prints_every_survey(
     data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

@@ -13,6 +13,8 @@ from experiments.posterior.config import Config
 from shatter import documents
 from shatter.cli.common.binary import UsageError
 
+pytestmark = pytest.mark.slow  # whole runs of an experiment
+
 SIZES = {"vocab_size": 3, "max_length": 2}
 
 
