@@ -156,6 +156,7 @@ def again(config: Any, experiment: Callable[[Any], None], field: str, name: str)
     return lambda place: experiment(dataclasses.replace(config, **{field: str(place / name)}))
 
 
+@pytest.mark.slow
 def test_a_finished_run(tuning: finetune_config.Config, tmp_path: Path, tally: Tally):
     """What is read again is checked; outputs are the user's, so they are left as they are."""
     tuning = dataclasses.replace(tuning, objective="reward_model", eval_dataset_name=())
@@ -221,6 +222,7 @@ def labelling(model_folder: Path, files: Path) -> label_config.ProposeConfig:
     )
 
 
+@pytest.mark.slow
 def test_a_project_that_waits_for_answers(
     labelling: label_config.ProposeConfig, tmp_path: Path, tally: Tally
 ):

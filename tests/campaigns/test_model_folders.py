@@ -211,6 +211,7 @@ KINDS: dict[str, Callable[[Path, Path], list[Case]]] = {
 }
 
 
+@pytest.mark.slow
 def test_some_damaged_folders(model_folder: Path, adapter_folder: Path, tally: Tally):
     """Tries a few cases of each kind, in one process."""
     cases = [

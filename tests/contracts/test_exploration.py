@@ -14,6 +14,8 @@ from jax.experimental import checkify
 
 from shatter import exploration
 
+pytestmark = pytest.mark.slow  # takes long to compile
+
 NUM_KEYS = 4_000
 MEMBERS, CANDIDATES = 3, 6
 REDRAWS = 30

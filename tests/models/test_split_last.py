@@ -12,6 +12,8 @@ import pytest
 from shatter import documents, models
 from shatter.models import LoraConfig, Rope, TransformerConfig, merge_lora, split_layers, with_lora
 
+pytestmark = pytest.mark.slow  # takes long to compile
+
 SIZES = {"vocab_size": 7, "max_length": 6, "width": 8, "num_heads": 2}
 CONFIGS = {
     "GPT-2's": TransformerConfig(**SIZES, num_layers=2, tied=True),

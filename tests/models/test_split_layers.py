@@ -10,6 +10,8 @@ import pytest
 from shatter import models
 from shatter.models import Rope, TransformerConfig, split_layers
 
+pytestmark = pytest.mark.slow  # takes long to compile
+
 SIZES = {"vocab_size": 7, "max_length": 6, "width": 8, "num_layers": 3, "num_heads": 2}
 CONFIGS = {
     "learned positions, tied": TransformerConfig(**SIZES, tied=True),

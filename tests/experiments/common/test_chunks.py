@@ -9,6 +9,8 @@ from experiments.common import chunks
 from shatter.cli.common import checkpoints, run_folder
 from shatter.cli.common.binary import UsageError
 
+pytestmark = pytest.mark.slow  # takes long to compile
+
 NUM_SEEDS = 3
 
 
