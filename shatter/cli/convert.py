@@ -51,9 +51,7 @@ def check(config: Config) -> None:
       UsageError: with the flag's name, what was expected and what was found.
     """
     binary.check_texts(config)
-    for name in ("model_name_or_path", "output_dir"):
-        if not getattr(config, name):
-            raise UsageError(f"--{name} is required; for example: {EXAMPLE}")
+    binary.require(config, ("model_name_or_path", "output_dir"), EXAMPLE)
     binary.check_ranges(config, {"max_shard_size": binary.Range(1, 2**62)})
     folder = Path(config.output_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

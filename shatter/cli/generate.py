@@ -118,9 +118,7 @@ def check(config: Config) -> None:
       UsageError: with the flag's name, what was expected and what was found.
     """
     binary.check_texts(config)
-    for name in ("model_name_or_path", "prompts"):
-        if not getattr(config, name):
-            raise UsageError(f"--{name} is required; for example: {EXAMPLE}")
+    binary.require(config, ("model_name_or_path", "prompts"), EXAMPLE)
     binary.check_ranges(config, RANGES)
 
 

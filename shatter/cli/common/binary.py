@@ -136,6 +136,22 @@ def choose(kind: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
             raise UsageError(f"unknown {kind} {name!r}; the known ones are: {', '.join(known)}")
 
 
+def require(config: Any, names: Sequence[str], example: str) -> None:
+    """Raises an error if a text that has to be given is empty.
+
+    Args:
+      config: a config.
+      names: the fields that have to be given.
+      example: a complete command, for the message.
+
+    Raises:
+      UsageError: naming the first flag that is missing.
+    """
+    for name in names:
+        if not getattr(config, name):
+            raise UsageError(f"--{name} is required; for example: {example}")
+
+
 class Range(NamedTuple):
     """The numbers that a flag may have; NaN is never among them.
 

@@ -1,22 +1,19 @@
 """Candidate responses for a pool of prompts alone, sampled from the pretrained model."""
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from shatter import data, documents, models
 from shatter.cli.common.binary import UsageError
-from shatter.cli.common.compiling import compiler_options
 from shatter.cli.common.frozen import Frozen
-from shatter.cli.common.sampling import response_text
+from shatter.cli.common.sampling import Sampling, make_sampler, response_text
 from shatter.cli.label.config import ProjectConfig
 from shatter.cli.label.keys import Use, project_key
 from shatter.cli.label.pool_file import without_advice
 from shatter.data.files import json_line
 from shatter.data.layouts import Text
-from shatter.types import Array, Key, Params
 
 
 def sample_candidates(config: ProjectConfig, model: Frozen, prompts: Sequence[Text]) -> bytes:
@@ -39,7 +36,8 @@ def sample_candidates(config: ProjectConfig, model: Frozen, prompts: Sequence[Te
       UsageError: if a prompt cannot be encoded, or does not get two such responses.
     """
     ends = models.end_tokens(model.config, model.tokenizer)
-    sample = _sampler(model.config, 4 * config.num_samples, config.max_completion_length, ends)
+    sampling = Sampling(4 * config.num_samples, config.max_completion_length, ends)
+    sample = make_sampler(model.config, sampling)
     needs_end = config.ensemble == "adapters" and config.utility == "sum"
     key = project_key(config.seed, Use.CANDIDATES)
     lines = []
@@ -50,7 +48,8 @@ def sample_candidates(config: ProjectConfig, model: Frozen, prompts: Sequence[Te
         tokens = np.full((1, length), ids[0])
         tokens[0, length - len(ids) :] = ids
         valid = np.arange(length)[None] >= length - len(ids)
-        samples = sample(model.params, jax.random.fold_in(key, number), tokens, valid)
+        keys = jax.random.fold_in(key, number)[None]
+        samples = sample(model.params, keys, tokens, valid)
         ended, cut = _readable_texts(config, model, prompt, ids, samples, ends)
         texts = list(ended if needs_end else {**ended, **cut})[: config.num_samples]
         if len(texts) < 2:
@@ -100,27 +99,6 @@ def _readable_texts(
         if text.strip() and _tokens_of(model, config, prompt, text) == response:
             (ended if is_ended else cut).setdefault(text)
     return ended, cut
-
-
-@functools.cache
-def _sampler(
-    config: models.TransformerConfig, num_samples: int, max_length: int, ends: tuple[int, ...]
-) -> Callable[..., documents.Samples]:
-    """Returns the compiled function `(params, key, tokens[1, P], valid[1, P]) -> samples`."""
-
-    def sample(params: Params, key: Key, tokens: Array, valid: Array) -> documents.Samples:
-        return documents.sample(
-            models.transformer(config),
-            params,
-            key,
-            tokens,
-            num_samples=num_samples,
-            max_length=max_length,
-            eos=ends,
-            valid=valid,
-        )
-
-    return jax.jit(sample, compiler_options=compiler_options())
 
 
 def _as_completion(prompt: Text, text: str) -> Text:

@@ -254,9 +254,7 @@ def check(config: ProjectConfig) -> None:
     """
     binary.check_texts(config)
     binary.check_ranges(config, RANGES)
-    for name in ("model_name_or_path", "pool"):
-        if not getattr(config, name):
-            raise UsageError(f"--{name} is required; for example: {EXAMPLE}")
+    binary.require(config, ("model_name_or_path", "pool"), EXAMPLE)
     if not config.lora_target_modules:
         raise UsageError("--lora_target_modules: expected names of projections, found none")
     if config.template_date is not None:
