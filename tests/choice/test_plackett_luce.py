@@ -223,6 +223,7 @@ def many_ties(num_items: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return tuple(map(np.stack, zip(*rows, strict=True)))
 
 
+@pytest.mark.slow
 def test_blocks_in_closed_form():
     utilities, ranks, exact = many_ties(64)
     np.testing.assert_allclose(compiled_law(utilities, ranks), exact, rtol=1e-13, atol=1e-14)

@@ -73,14 +73,12 @@ def test_a_missing_package_names_the_extra():
 @pytest.mark.parametrize(
     ("arguments", "flag"),
     [
-        (["finetune"], "model_name_or_path"),
-        (["finetune", "--model_name_or_path=model"], "dataset_name"),
-        (["label", "propose"], "model_name_or_path"),
         (["generate", "--model_name_or_path=model"], "prompts"),
         (["convert", "--model_name_or_path=model"], "output_dir"),
     ],
 )
 def test_a_required_flag_that_is_missing_shows_a_complete_command(arguments: list[str], flag: str):
+    """Those of finetune and label are tested with the other flags of these commands."""
     answer = call(*arguments)
     assert answer.returncode == 1
     assert f"--{flag} is required; for example: shatter {arguments[0]}" in answer.stderr

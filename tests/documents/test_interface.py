@@ -354,6 +354,7 @@ def test_rolling_documents_through_the_three_faces(float64: None, eos: int | Non
         np.testing.assert_allclose(law, np.asarray(levels[t])[prefixes], atol=1e-14)
 
 
+@pytest.mark.slow
 def test_faces_take_any_leading_axes(float64: None):
     params = LM.init(jax.random.key(0))
     faces = documents.interface(LM)

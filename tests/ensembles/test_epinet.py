@@ -180,6 +180,7 @@ def fit(ensemble, shared, anchors, pairs, counts, num_steps):
     return jax.jit(lambda start: jax.lax.scan(step, start, length=num_steps)[0][0])(start)
 
 
+@pytest.mark.slow
 def test_data_make_members_agree_where_they_are_and_tied_parameters_stay_tied():
     ensemble = epinet(6, num_members=12, prior_scale=2.0, index_size=6, hidden=(16,))
     shared, anchors = start(ensemble)

@@ -354,6 +354,7 @@ def test_members_that_agree_leave_it_to_the_key(arm):
     assert_law(ask(arm, agree, valid, num_batches=2), (1 - np.eye(Q)) / (Q * (Q - 1)))
 
 
+@pytest.mark.slow
 @every_arm
 def test_seeds_lifted_are_seeds_in_a_loop(arm):
     one = jax.jit(lambda key, u, valid: arm(key, u, valid=valid, num_queries=5))

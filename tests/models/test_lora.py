@@ -137,6 +137,7 @@ def test_a_part_of_a_projection_is_a_block_of_its_kernel(float64: None, name: st
     np.testing.assert_allclose(unmerged, expected, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_decoding_and_sampling_with_adapters(float64: None):
     lm, lora = transformer(LLAMA), LoraConfig(rank=3, alpha=5.0, targets=TARGETS["llama"])
     params, adapters = base_and_adapters("llama", lora)
@@ -161,6 +162,7 @@ def test_decoding_and_sampling_with_adapters(float64: None):
     assert np.abs(other - expected).min() > 1e-2
 
 
+@pytest.mark.slow
 def test_gradients_by_the_chain_rule(float64: None):
     """With W = W_0 + s a b: dL/da = s dL/dW b^T and dL/db = s a^T dL/dW."""
     lora = LoraConfig(rank=3, alpha=5.0, targets=SPLIT)

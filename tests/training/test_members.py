@@ -61,6 +61,7 @@ def test_members_in_turn_are_members_at_once(at_once, batch_size, float64):
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_step_is_that_of_the_documented_objective(float64):
     start, found = learned(num_steps=1)
     rows = store()

@@ -220,6 +220,7 @@ class Terminal:
         return status, mode
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_in_a_terminal(tmp_path, queries):
     """No answer is lost or doubled, and the terminal's mode is restored."""
     asked, path = tmp_path / "round_0000.jsonl", tmp_path / "answers.jsonl"
