@@ -230,7 +230,7 @@ RANGES = {
     "lora_r": SIZE,
     "adapted_layers": binary.whole(1, other=(LAST_MLP_OUT,)),
     "learning_rate": binary.POSITIVE,
-    "num_steps": binary.whole(1),
+    "num_steps": SIZE,
     "batch_size": SIZE,
     "max_length": binary.whole(3, 2**20),
     "num_samples": binary.whole(2, 2**16),
