@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -110,6 +111,8 @@ def begin_or_resume(
             f"{folder} holds a run with another config ({'; '.join(both)}; found in {file}): "
             f"choose another {flag}, or give the same flags to resume it"
         )
+    for inner, _, _ in os.walk(folder):
+        remove_unfinished(inner)
     return folder
 
 

@@ -95,9 +95,11 @@ def test_a_damaged_config_is_named_and_left(tmp_path, content, found):
     assert (tmp_path / "config.json").read_bytes() == content
 
 
-def test_what_a_killed_process_had_half_written_is_removed(tmp_path):
+@pytest.mark.parametrize("inner", [".", "arms/default/passive"])
+def test_what_a_killed_process_had_half_written_is_removed(tmp_path, inner):
     folder = opened(tmp_path / "run")
-    left = folder / ".summary.json.12345-aabbccdd.tmp"
+    left = folder / inner / ".summary.json.12345-aabbccdd.tmp"
+    left.parent.mkdir(parents=True, exist_ok=True)
     left.write_text("{")
     opened(folder)
     assert not left.exists()
