@@ -4,6 +4,8 @@ import dataclasses
 from typing import Literal
 
 SECTIONS = ("rounds", "seeds", "layers", "imports", "finetune", "generation", "adapters")
+ACCELERATOR = "accelerator"
+"""The section for a GPU, which is not among the default ones."""
 WORKS = ("tabular", "transformer")
 GPT2S = ("small", "wide", "gpt2")
 TABULAR_ROUNDS = 10  # rounds of a table for every round of a transformer
@@ -22,7 +24,9 @@ class Config:
     sections: tuple[str, ...] = SECTIONS
     """The parts to time. Known: rounds (the ways to run one seed), seeds (the ways to run many),
     layers (looped or scanned), imports, finetune (DPO and ILHF, and TRL), generation (and
-    transformers), adapters (8 on one base, a single one, and 8 whole models)."""
+    transformers), adapters (8 on one base, a single one, and 8 whole models), accelerator (for a
+    GPU: training steps as a share of the matrix products' ceiling, generation, 1,000 seeds, and
+    adapters)."""
 
     works: tuple[str, ...] = WORKS
     """Language models of the rounds and seeds sections, both of vocabulary 4 and length 4. Known:
@@ -59,6 +63,10 @@ class Config:
     width 64, 2 layers; 16 pairs of 32 tokens), wide (width 128, 2 layers; 8 pairs of 64 tokens),
     gpt2 (GPT-2 small; 8 pairs of 512 tokens, in bfloat16, for a GPU; adapters: 4 pairs of 64, in
     float32)."""
+
+    accelerator_size: Literal["full", "tiny"] = "full"
+    """The sizes of the accelerator section. full: the shapes of GPT-2 small and of SmolLM2-135M in
+    bfloat16, which take about 60 GB of a GPU's memory; tiny: to try the section on a CPU."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +108,10 @@ def sizes(config: Config, work: str) -> Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Gpt2:
-    """The sizes of a GPT-2, of the batches that it is fine-tuned on, and of its generation."""
+    """The sizes of a model, of the batches that it is fine-tuned on, and of its generation.
+
+    It is a GPT-2, or a llama where `num_kv_heads` is given.
+    """
 
     width: int
     num_pairs: int  # in a step
@@ -113,6 +124,8 @@ class Gpt2:
     num_samples: int = 16  # responses that are generated at once, one for each prompt
     num_new_tokens: int = 128
     half: bool = False  # bfloat16
+    num_kv_heads: int | None = None  # of a llama
+    mlp_width: int | None = None  # 4 times the width if None
 
 
 def gpt2(name: str) -> Gpt2:

@@ -75,19 +75,26 @@ def way(trainer: Trainer, pairs: int) -> Way:
 
 
 def transformer_config(sizes: Gpt2) -> models.TransformerConfig:
-    """Returns the config of a GPT-2 of these sizes."""
+    """Returns the config of a GPT-2 of these sizes, or of a llama if it has heads of keys."""
+    llama: dict[str, Any] = {}
+    if sizes.num_kv_heads is not None:
+        biases = dict.fromkeys(("qkv_bias", "attention_out_bias", "mlp_bias"), False)
+        kinds = {"norm": "rms", "activation": "silu", "gated": True, "rope": models.Rope(1e5)}
+        llama = {"num_kv_heads": sizes.num_kv_heads, **kinds, **biases}
     return models.TransformerConfig(
         vocab_size=sizes.vocab_size,
         max_length=sizes.max_length,
         width=sizes.width,
         num_layers=sizes.num_layers,
         num_heads=sizes.num_heads,
+        mlp_width=sizes.mlp_width,
         norm_epsilon=1e-5,
         tied=True,
         head_bias=False,
         dtype="bfloat16" if sizes.half else None,
         bos=EOS,
         eos=(EOS,),
+        **llama,
     )
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,35 +48,58 @@ def member_ways(sizes: Gpt2, utility: str, num_members: int, seed: int) -> list[
     Returns:
       The ways, in units of steps.
     """
-    params = finetune.init(sizes, seed)
-    batch = finetune.make_batch(sizes, params, seed)
-    key = jax.random.key(seed)
-    ways = []
-    for name, num, at_once in (
-        ("one adapter", 1, 1),
-        (f"{num_members} adapters on one base, in turn", num_members, 1),
-        (f"{num_members} adapters on one base, vmapped", num_members, num_members),
-    ):
-        own = jax.jit(partial(_draw, sizes, utility, num))(params, key)
-        step = partial(_shared_step, sizes, utility, at_once)
-        program = compile_program(step, params, own, _moments(own), batch)
-        ways.append(_way(name, program, params, own, batch, 1))
+    base = make_base(sizes, seed)
+    ways = [
+        shared_way(sizes, utility, base, "one adapter", 1, 1),
+        *(
+            shared_way(sizes, utility, base, f"{num_members} adapters on one base, {how}", *counts)
+            for how, counts in (
+                ("in turn", (num_members, 1)),
+                ("vmapped", (num_members, num_members)),
+            )
+        ),
+    ]
     if sizes.width < 768:
+        own = jax.jit(partial(_draw, sizes, utility, 1))(base.params, base.key)
         first = jax.tree.map(lambda leaf: leaf[0], own)
         step = partial(_whole_step, sizes, utility)
-        program = compile_program(step, params, first, _moments(first), batch)
+        program = compile_program(step, base.params, first, _moments(first), base.batch)
         name = f"{num_members} whole models, one by one"
-        ways.append(_way(name, program, params, first, batch, num_members))
+        ways.append(_way(name, program, base, first, num_members))
     return ways
 
 
-def _way(name: str, program: Program, params: Params, own: Params, batch: Any, times: int) -> Way:
+class Base(NamedTuple):
+    """What all ways share: the frozen model, the batch, and the key of the adapters."""
+
+    params: Params
+    batch: finetune.Batch
+    key: Key
+
+
+def make_base(sizes: Gpt2, seed: int) -> Base:
+    """Draws the weights of the base and the batch."""
+    params = finetune.init(sizes, seed)
+    return Base(params, finetune.make_batch(sizes, params, seed), jax.random.key(seed))
+
+
+def shared_way(
+    sizes: Gpt2, utility: str, base: Base, name: str, num_members: int, at_once: int
+) -> Way:
+    """Returns the step of M adapters on one base, of which `at_once` are vmapped at a time."""
+    own = jax.jit(partial(_draw, sizes, utility, num_members))(base.params, base.key)
+    step = partial(_shared_step, sizes, utility, at_once)
+    program = compile_program(step, base.params, own, _moments(own), base.batch)
+    return _way(name, program, base, own, 1)
+
+
+def _way(name: str, program: Program, base: Base, own: Params, times: int) -> Way:
     """Returns the way that takes `times` steps in a call, which together are one unit."""
     moments = _moments(own)
 
     def run() -> None:
         for _ in range(times):
-            result = program.call(params, own, moments, batch)
+            result = program.call(base.params, own, moments, base.batch)
         jax.block_until_ready(result)
 
     return Way(name, run, 1, program.compile_seconds, program.peak_bytes)

@@ -68,7 +68,7 @@ def torch_trainer(sizes: Gpt2, objective: str, params: Params, batch: Batch) -> 
         optimizer.zero_grad()
         return loss.detach()
 
-    return Trainer("PyTorch", step, _wait)
+    return Trainer("PyTorch", step, wait)
 
 
 def trl_trainer(
@@ -152,7 +152,7 @@ def trl_trainer(
         made.optimizer.zero_grad()
         return loss
 
-    return Trainer("TRL" if precompute else "TRL, reference every step", step, _wait)
+    return Trainer("TRL" if precompute else "TRL, reference every step", step, wait)
 
 
 def generation_way(sizes: Gpt2, params: Params, prompts: np.ndarray) -> Way:
@@ -161,7 +161,7 @@ def generation_way(sizes: Gpt2, params: Params, prompts: np.ndarray) -> Way:
 
     def run() -> None:
         generate()
-        _wait(None)
+        wait(None)
 
     return Way("transformers", run, sizes.num_samples * sizes.num_new_tokens)
 
@@ -211,7 +211,8 @@ def _module(name: str) -> Any:
     return importlib.import_module(name)
 
 
-def _wait(loss: Any) -> None:
+def wait(loss: Any) -> None:
+    """Waits until the GPU, if there is one, has computed all that was asked of it."""
     del loss
     import torch
 

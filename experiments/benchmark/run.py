@@ -12,8 +12,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.benchmark import measure, members, others, pinned, plot, ways, work
-from experiments.benchmark.config import GPT2S, SECTIONS, WORKS, Config, Sizes, sizes
+from experiments.benchmark import accelerator, measure, members, others, pinned, plot, ways, work
+from experiments.benchmark.config import (
+    ACCELERATOR,
+    GPT2S,
+    SECTIONS,
+    WORKS,
+    Config,
+    Sizes,
+    sizes,
+)
 from experiments.benchmark.measure import Group
 from experiments.benchmark.ways import Way
 from shatter.cli.common import binary, run_folder
@@ -28,7 +36,7 @@ def check(config: Config) -> None:
     Raises:
       UsageError: with the flag's name, what was expected and what was found.
     """
-    binary.choose("section", config.sections, SECTIONS)
+    binary.choose("section", config.sections, (*SECTIONS, ACCELERATOR))
     binary.choose("work", config.works, WORKS)
     binary.choose("gpt2", config.gpt2s, GPT2S)
     for name in ("repeats", "num_rounds", "num_members", "num_seeds", "seeds_per_call", "depths"):
@@ -109,6 +117,9 @@ def plan(config: Config) -> list[Part]:
             make = partial(members.member_ways, members.sizes(name), utility, ADAPTERS, config.seed)
             title = f"adapters, {utility}, {name}"
             parts.append(Part(title, "step", make, members.num_ways(name), ADAPTER_SECONDS[name]))
+    if ACCELERATOR in config.sections:
+        chosen, rounds = accelerator.PLANS[config.accelerator_size], sizes(config, "tabular")
+        parts += [Part(*part) for part in accelerator.parts(chosen, rounds, config.seed)]
     return parts
 
 
@@ -190,8 +201,14 @@ def _measure(parts: list[Part], config: Config, console: Console) -> list[tuple[
             advance(part.name, config.repeats * len(exhausted))
             if fit:
                 seconds = measure.time_in_turn(fit, config.repeats, partial(advance, part.name))
-                results.append((Group(part.name, part.unit, fit), seconds))
+                timed = [way._replace(run=_nothing) for way in fit]  # frees the memory they hold
+                results.append((Group(part.name, part.unit, timed), seconds))
+                del fit
     return results
+
+
+def _nothing() -> None:
+    """Stands for the work of a way that has been timed."""
 
 
 def _pinned(part: Part, console: Console) -> tuple[Group, np.ndarray]:
@@ -199,7 +216,7 @@ def _pinned(part: Part, console: Console) -> tuple[Group, np.ndarray]:
     answer = part.pinned()
     for note in answer["notes"]:
         console.print(f"{part.name}: {note}")
-    made = [Way(run=lambda: None, **fields) for fields in answer["ways"]]
+    made = [Way(run=_nothing, **fields) for fields in answer["ways"]]
     return Group(part.name, part.unit, made), np.asarray(answer["seconds"])
 
 
@@ -263,4 +280,6 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 if __name__ == "__main__":
     # A compilation cache would make the compile seconds those of reading a file.
     jax.config.update("jax_enable_compilation_cache", False)
+    # PyTorch needs some of the memory of a GPU.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     binary.main(Config, experiment)
