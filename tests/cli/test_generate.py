@@ -47,6 +47,7 @@ def rows_of(config: Config) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow
 def test_log_probs_are_those_of_the_model(config: Config):
     generate.experiment(config)
     rows = rows_of(config)
@@ -75,6 +76,7 @@ def test_log_probs_are_those_of_the_model(config: Config):
     assert [row["drawn_log_probs"] for row in rows] == [row["log_probs"] for row in rows]
 
 
+@pytest.mark.slow
 def test_a_prompts_responses_do_not_depend_on_its_batch(config: Config):
     generate.experiment(config)
     alone = dataclasses.replace(config, batch_size=5, output_dir=f"{config.output_dir}2")
@@ -84,6 +86,7 @@ def test_a_prompts_responses_do_not_depend_on_its_batch(config: Config):
         np.testing.assert_allclose(row["log_probs"], other["log_probs"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_greedy_decoding_draws_without_chance(config: Config):
     generate.experiment(dataclasses.replace(config, top_k=1))
     for row in rows_of(config):

@@ -93,6 +93,7 @@ def test_greedy_is_a_point_mass_where_tokens_tie():
     np.testing.assert_array_equal(jnp.exp(law), [0.0, 1.0, 0.0])
 
 
+@pytest.mark.slow
 def test_hyper_parameters_may_be_vmapped():
     logits = jnp.array([2.0, 1.0, 0.5, -1.0])
     values = jnp.array([[0.5, 0.6, 0.0], [1.5, 0.99, 0.3]])

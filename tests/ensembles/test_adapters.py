@@ -114,6 +114,7 @@ def test_the_mean_adapter_is_the_mean_of_the_updates(float64):
         jax.tree.map(partial(np.testing.assert_allclose, atol=1e-12), found, expected)
 
 
+@pytest.mark.slow
 def test_on_upper_blocks_alone_it_is_the_whole_model_with_nothing_below(float64):
     parts = split_layers(CONFIG, 1)
 

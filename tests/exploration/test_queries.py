@@ -163,6 +163,7 @@ def test_a_pair_has_the_gain_and_the_variance_of_a_pair(float64):
         assert {*pairs[best].tolist()} == {*pair.tolist()}
 
 
+@pytest.mark.slow
 def test_scores_at_the_edges_and_their_gradients():
     extreme = np.array(
         [[[0.0, -1e30, -800.0], [1.0, 0.0, np.nan]], [[-1e4, 0, -np.inf], [1, 0, 0]]]
@@ -252,6 +253,7 @@ def test_the_best_alone_are_copies_and_the_best_together_are_not():
     assert joint_gain(p[:, together[0]]) > joint_gain(p[:, alone[0]]) + 0.5
 
 
+@pytest.mark.slow
 def test_the_greedy_batch_takes_what_adds_most(float64):
     tables = np.random.default_rng(3).normal(scale=2.5, size=(24, 6, 9, K))
     valid = np.random.default_rng(4).random((24, 9, K)) < 0.8
@@ -281,6 +283,7 @@ def test_uniform_queries_are_uniform():
 SHIFTED = GARBAGE + np.array([40.0, 0, -7, 3])[:, None, None]  # a shift a member
 
 
+@pytest.mark.slow
 def test_boltzmann_is_the_product_of_the_tempered_mixture():
     p = np.exp(LOG_PROBS) * VALID
     mixture = (p / p.sum(axis=(1, 2), keepdims=True)).mean(axis=0)

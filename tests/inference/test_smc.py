@@ -191,6 +191,7 @@ def many_runs(eos: int | None, twisted: bool):
 both_proposals = pytest.mark.parametrize("twisted", [True, False])
 
 
+@pytest.mark.slow
 @both_ends
 @both_proposals
 def test_any_twist_leaves_the_evidence_unbiased(eos: int | None, twisted: bool):

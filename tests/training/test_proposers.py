@@ -166,6 +166,7 @@ def test_keys_of_learn_are_the_states_own_unless_given():
     np.testing.assert_allclose(other.store.member_weights[:, :4], weights, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_members_at_once_do_not_change_what_is_learned(float64):
     everything = lambda *_: item_query(PAIRS[:BATCH])
     rows = Comparison(item_query(PAIRS), jnp.tile(jnp.array([2, 1]), (POOL, 1)), jnp.ones(POOL))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from shatter import exploration, training
 from shatter.cli.common.learners import Setting, make_learner, table_comparisons
@@ -79,6 +80,7 @@ def by_hand(key):
     return members.states.params, jnp.stack(numbers)
 
 
+@pytest.mark.slow
 def test_the_interaction_of_a_learner_is_the_loop_by_hand(float64):
     params, asked = jax.jit(by_the_interaction)(jax.random.key(0))
     expected_params, expected = jax.jit(by_hand)(jax.random.key(0))

@@ -63,6 +63,7 @@ def damaged_config(config):
 CHANGES = (changed_pool, pool_gone, other_template, damaged_config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_answers_are_never_shut_in(answered, tmp_path, change):
     """They can be exported and imported even if the pool, the template or the config is damaged."""
@@ -134,6 +135,7 @@ def test_members_that_went_astray(answered, tmp_path, monkeypatch):
     run.experiment(LearnConfig(project=slower.project))
 
 
+@pytest.mark.slow
 def test_an_imported_text_that_cannot_be_encoded(answered, tmp_path):
     """An import needs no model, so `learn` is the first to notice; the answers can be saved."""
     say = lambda text: [{"role": "assistant", "content": text}]
@@ -161,6 +163,7 @@ def test_an_imported_text_that_cannot_be_encoded(answered, tmp_path):
         run.experiment(LearnConfig(project=refusing.project))
 
 
+@pytest.mark.slow
 def test_a_query_file_that_is_gone(answered, tmp_path, capsys):
     run.experiment(LearnConfig(project=answered.project))
     run.experiment(answered)
@@ -271,6 +274,7 @@ def test_lines_that_are_gone_are_never_learned_from(answered):
     assert open_project(answered).state.history[-1]["answers"] == 3
 
 
+@pytest.mark.slow
 def test_a_pool_that_has_too_few_or_none_left(config, tmp_path):
     pool = write(tmp_path / "small.jsonl", [{"prompt": "a", "completions": ["b", "c", "d"]}])
     config = dataclasses.replace(config, pool=pool)

@@ -125,6 +125,7 @@ def test_imported_answers_teach_too(config: ProposeConfig, tmp_path: Path):
     assert np.all(margins(after) > margins(before))
 
 
+@pytest.mark.slow
 def test_prompts_alone_have_candidates_sampled_once(config: ProposeConfig, tmp_path: Path):
     prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "ab "}, {"prompt": "c"}])
     config = dataclasses.replace(config, pool=prompts, num_samples=3, max_completion_length=6)
@@ -224,6 +225,7 @@ def lengths_of_candidates(config: ProposeConfig, project: Project) -> set[int]:
     return {len(text) for line in lines for text in json.loads(line)["completions"]}
 
 
+@pytest.mark.slow
 def test_candidates_follow_the_prompt_as_it_is_encoded(config: ProposeConfig):
     """The model sees the BOS and the end of a prompt that is too long, as its encoding does."""
     long = "abcdefgh" * 5
@@ -236,6 +238,7 @@ def test_candidates_follow_the_prompt_as_it_is_encoded(config: ProposeConfig):
     assert texts[0] == texts[1] and len(texts[0]) == 3
 
 
+@pytest.mark.slow
 def test_held_out_files_may_come_later_and_stay(config: ProposeConfig):
     files, config = config.eval_files, dataclasses.replace(config, eval_files=())
     run.experiment(config)

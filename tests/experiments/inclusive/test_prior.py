@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments.inclusive.prior import num_prior_comparisons, prior_comparisons
 from experiments.inclusive.texts import Pool
@@ -11,6 +12,7 @@ from shatter.losses import ilhf_ranking_loss
 VALID = np.array([[True, True, True], [True, True, False]])
 
 
+@pytest.mark.slow
 def test_prior_answers_are_those_of_the_pretrained_model(float64):
     log_p0 = jnp.where(VALID, jnp.array([[-3.0, -1.0, -2.5], [-0.5, -4.0, 0.0]]), -jnp.inf)
     pool = Pool((), jnp.asarray(VALID))
