@@ -190,7 +190,9 @@ def numpy_logits(params, document: np.ndarray, config: TransformerConfig = CONFI
                 scores = np.array([queries[t][head] @ keys[u][own] for u in seen])
                 shares = np.exp(scores / np.sqrt(config.attention_size or size))
                 shares /= shares.sum()
-                mixed[head] = sum(share * values[u][own] for share, u in zip(shares, seen, strict=True))
+                mixed[head] = sum(
+                    share * values[u][own] for share, u in zip(shares, seen, strict=True)
+                )
             mixed = linear(mixed, block["attention_out"], 2)
             stream[t] = stream[t] + out(mixed, block, "attention_post_norm")
         for t, x in enumerate(stream):
@@ -208,6 +210,24 @@ def test_logits_are_those_of_the_definition(float64: None, name: str):
     for document, logits in zip(DOCUMENTS, apply(params, DOCUMENTS, name), strict=True):
         expected = numpy_logits(params, document, CONFIGS[name])
         np.testing.assert_allclose(logits, expected, atol=1e-12)
+
+
+def test_slopes_are_those_of_the_definition(float64: None):
+    """In a random direction, by differences of the definition."""
+    params, direction = random_params(GEMMA3), random_params(GEMMA3, seed=1)
+    forward = lambda params: LMS["gemma3"].apply(params, jnp.array(DOCUMENTS[0]))
+    run = jax.jit(lambda params, change: jax.jvp(forward, (params,), (change,)))
+    _, found = run(params, direction)
+    step = 1e-5
+    ends = [
+        numpy_logits(
+            jax.tree.map(lambda p, d, s=s: p + s * d, params, direction),
+            DOCUMENTS[0],
+            GEMMA3,
+        )
+        for s in (step, -step)
+    ]
+    np.testing.assert_allclose(found, (ends[0] - ends[1]) / (2 * step), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
