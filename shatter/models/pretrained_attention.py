@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from shatter.models.fields import FLAG, SIZE, Field, check_fields, shown
+from shatter.models.fields import FLAG, SIZE, Field, check_fields
 from shatter.models.transformer_config import ROPE_FIELDS, Rope, TransformerConfig
 
 _SHARE = Field("number", 0.0, 1.0, optional=True)

@@ -1,4 +1,4 @@
-"""Attention within a window: what a token sees, and that all that holds without one holds with it."""
+"""Attention within a window: what a token sees, and that the rest of the model works with it."""
 
 import dataclasses
 from functools import partial

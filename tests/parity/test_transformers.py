@@ -109,7 +109,7 @@ def one_thread() -> Iterator[None]:
 
 
 def random_model(name: str) -> Any:
-    """Returns a model of transformers with Gaussian weights; scales of norms are around the identity."""
+    """Returns a model of transformers with Gaussian weights; norms are around the identity."""
     kind, settings = CONFIGS[name]
     config = getattr(transformers, f"{kind}Config")(**settings)
     auto = transformers.AutoModelForCausalLM
