@@ -31,6 +31,9 @@ _ROPE_FIELDS = {
     "original_max_position_embeddings": SIZE,
     "partial_rotary_factor": _SHARE,
 }
+_MAX_LAYERS = 100_000
+"""Of a model with windows, so that a damaged file cannot ask for a list of billions of layers."""
+
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
@@ -115,6 +118,8 @@ def _check_full(settings: Mapping[str, Any]) -> None:
 def _read_full_layers(settings: Mapping[str, Any], num_layers: int) -> tuple[int, ...]:
     """Returns the numbers of the blocks without a window, by default every sixth."""
     layers = settings.get("layer_types")
+    if num_layers > _MAX_LAYERS:
+        raise ValueError(f"num_hidden_layers must be at most {_MAX_LAYERS}, found {num_layers}")
     if layers is None:
         pattern = settings.get("sliding_window_pattern", 6)
         return tuple(range(pattern - 1, num_layers, pattern))
