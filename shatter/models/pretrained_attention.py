@@ -171,20 +171,19 @@ def _read_rope(settings: Mapping[str, Any], kind: str, theta: float) -> Rope:
 def _rope_parameters(settings: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Returns the checked parameters of rotary positions of the layers of a kind.
 
-    Those in `rope_parameters` may be nested by kind. What is not nested is of full attention.
+    Those in `rope_parameters` are nested by kind where there are several, and may be where there is
+    one. Those in `rope_scaling` are of full attention.
     """
     given, scaling = settings.get("rope_parameters") or {}, settings.get("rope_scaling") or {}
     check_fields(given, _ROPE_FIELDS)
     check_fields(scaling, _ROPE_FIELDS)
-    is_nested = any(isinstance(value, dict) for value in given.values())
-    if is_nested and _FULL not in given:
+    is_nested = kind == _SLIDING or any(isinstance(value, dict) for value in given.values())
+    if given and is_nested and _FULL not in given:
         raise ValueError(f"rope_parameters has {', '.join(given)}; {_FULL} is missing")
     if is_nested:
         check_fields(given, dict.fromkeys((_FULL, _SLIDING), Field("object", optional=True)))
         given = given.get(kind) or {}
         check_fields(given, _ROPE_FIELDS)
-    elif kind != _FULL:
-        given = {}
     return {**given, **(scaling if kind == _FULL else {})}
 
 

@@ -281,6 +281,7 @@ SCALED = {"rope_parameters": {"full_attention": SCALED, "sliding_attention": SCA
         (GEMMA3 | {"layer_types": KINDS[:6]}, "kind of each of the 7 layers, found 6 names"),
         (GEMMA3 | {"layer_types": ["chunked"] * 7}, "layer_types has 'chunked'; known are '"),
         (GEMMA3 | {"rope_parameters": {"sliding_attention": {}}}, "full_attention is missing"),
+        (GEMMA3 | {"rope_parameters": {"rope_theta": 5.0}}, "full_attention is missing"),
         (GEMMA3 | SCALED, "the rope type of sliding_attention must be 'default', found 'linear'"),
         (QWEN2 | {"use_sliding_window": True}, "use_sliding_window is true; only full attention"),
         (QWEN3 | {"layer_types": ["sliding_attention"]}, "'sliding_attention'; only 'full"),
