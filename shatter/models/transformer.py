@@ -1,4 +1,4 @@
-"""A decoder-only transformer (GPT-2, Llama, Qwen, Gemma or a didactic one) with an explicit cache."""
+"""A decoder-only transformer (GPT-2, Llama, Qwen, Gemma or our own) with an explicit cache."""
 
 from typing import Any, NamedTuple
 

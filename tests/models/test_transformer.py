@@ -12,6 +12,7 @@ import pytest
 from jax.experimental import checkify
 
 from shatter.models import TransformerConfig, transformer, transformer_module
+from shatter.models.transformer import forward
 from shatter.models.transformer_block import cos_sin
 from shatter.models.transformer_config import Rope
 
@@ -534,6 +535,16 @@ def test_half_precision_computation(float64: None):
     assert np.any(found != found.astype(jnp.bfloat16))  # they were not rounded to half precision
     shapes = jax.eval_shape(lm.features, params, jnp.array(DOCUMENTS)), lm.init_cache(1, 2).keys
     assert [leaf.dtype for leaf in shapes] == [jnp.bfloat16, jnp.bfloat16]
+
+
+def test_the_factor_of_embeddings_is_rounded_to_their_type():
+    """As in transformers: sqrt(72) is 8.4853, and 8.5 in bfloat16."""
+    config = dataclasses.replace(GEMMA3, width=72, num_layers=1, full_layers=(), dtype="bfloat16")
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shapes_of(config))
+    table = jnp.array(np.random.default_rng(0).standard_normal((5, 72)), jnp.bfloat16)
+    params["params"]["token_embedding"]["embedding"] = table
+    found = jax.jit(lambda params, x: forward(config, params, x, None).hidden)(params, DOCUMENTS)
+    np.testing.assert_array_equal(found, table[DOCUMENTS] * jnp.bfloat16(8.5))
 
 
 def test_parameters_are_those_of_the_config():
