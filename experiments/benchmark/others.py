@@ -1,5 +1,6 @@
 """The ways that are not rounds in JAX: eager PyTorch, layers looped or scanned, and imports."""
 
+import dataclasses
 import importlib.util
 import os
 import subprocess
@@ -8,7 +9,6 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,6 @@ from experiments.benchmark.config import Sizes
 from experiments.benchmark.ways import Way, call_way, compile_program
 from experiments.benchmark.work import Frozen
 from shatter import documents, models
-from shatter.models import transformer_module
 from shatter.types import Array, Params
 
 DOCUMENTS = 16  # in a step of the layers section: the pairs of 8 comparisons
@@ -66,37 +65,37 @@ def layers(sizes: Sizes, depth: int) -> list[Way]:
     Returns:
       The looped way and the scanned way.
     """
-    lm = models.transformer(
-        models.TransformerConfig(
-            vocab_size=sizes.vocab_size,
-            max_length=1 + sizes.max_length,
-            width=sizes.width,
-            num_layers=depth,
-            num_heads=sizes.num_heads,
-        )
+    config = models.TransformerConfig(
+        vocab_size=sizes.vocab_size,
+        max_length=1 + sizes.max_length,
+        width=sizes.width,
+        num_layers=depth,
+        num_heads=sizes.num_heads,
     )
+    init = models.transformer(config).init
     generator = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: jnp.asarray(
             0.1 * generator.standard_normal((sizes.num_members, *leaf.shape)), leaf.dtype
         ),
-        jax.eval_shape(lm.init, jax.random.key(0)),
+        jax.eval_shape(init, jax.random.key(0)),
     )
     shape = (DOCUMENTS, 1 + sizes.max_length)
     tokens = jnp.asarray(generator.integers(sizes.vocab_size, size=shape))
     mask = documents.response_mask(tokens, prompt_length=1, eos=work.EOS)
 
-    def loss(params: Params, tokens: Array, mask: Array) -> Array:
-        return -jnp.sum(documents.document_log_probs(lm, params, tokens, mask))
+    def step(
+        lm: models.LanguageModel, params: Params, tokens: Array, mask: Array
+    ) -> tuple[Array, Params]:
+        def loss(params: Params) -> Array:
+            return -jnp.sum(documents.document_log_probs(lm, params, tokens, mask))
 
-    def step(params: Params, tokens: Array, mask: Array) -> tuple[Array, Params]:
-        return jax.vmap(jax.value_and_grad(loss), in_axes=(0, None, None))(params, tokens, mask)
+        return jax.vmap(jax.value_and_grad(loss))(params)
 
     ways = []
-    for name, unroll_up_to in (("looped", depth), ("scanned", 0)):
-        with mock.patch.object(transformer_module, "_UNROLL_UP_TO", unroll_up_to):
-            # A new partial for each, because jax caches traces by function.
-            program = compile_program(partial(step), params, tokens, mask)
+    for name, unrolled in (("looped", depth), ("scanned", 0)):
+        lm = models.transformer(dataclasses.replace(config, unrolled_layers=unrolled))
+        program = compile_program(partial(step, lm), params, tokens, mask)
         ways.append(call_way(name, program, (params, tokens, mask), 1))
     return ways
 

@@ -6,11 +6,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from shatter.models.attention import append, fused_attention, plain_attention, rotate
 from shatter.models.fused import fused_kernels, split_parts
-from shatter.models.transformer_config import ACTIVATIONS, Rope, TransformerConfig
-from shatter.numerics import LOG_ZERO
+from shatter.models.transformer_config import ACTIVATIONS, TransformerConfig
 from shatter.types import Array
 
 
@@ -112,10 +111,14 @@ class Block(nn.Module):
             attend, turn = jax.tree.map(select, (attend, turn))
         query, key, value = self._project(norm(config, "attention_norm")(x), attend.shape[:2])
         if turn is not None:
-            query, key = _rotate(query, turn), _rotate(key, turn)
-        new_keys, keys = _append(old_keys, key, layer, index)
-        new_values, values = _append(old_values, value, layer, index)
-        mixed = _attention(query, keys, values, attend, config.attention_size)
+            query, key = rotate(query, turn), rotate(key, turn)
+        new_keys, keys = append(old_keys, key, layer, index)
+        new_values, values = append(old_values, value, layer, index)
+        # Decoding has one query or a few, for which the fused kernel is not made.
+        is_fused = config.fused_attention and old_keys is None
+        attention = fused_attention if is_fused else plain_attention
+        divisor = config.attention_size or config.size_of_head
+        mixed = attention(query, keys, values, attend, divisor)
         attended = _Linear(
             config.width,
             axis=(-2, -1),
@@ -172,71 +175,3 @@ def norm(config: TransformerConfig, name: str) -> Any:
         is_rms = config.norm == "rms" or name in ("query_norm", "key_norm")
         kind = nn.RMSNorm if is_rms else nn.LayerNorm
     return kind(epsilon=config.norm_epsilon, dtype=config.dtype, name=name)
-
-
-def _rotate(x: Array, turn: tuple[Array, Array]) -> Array:
-    """Rotates `[B, t, heads, size]` by the angles whose cosines and sines are given."""
-    cos, sin = turn
-    first, second = jnp.split(x.astype(cos.dtype), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x.dtype)
-
-
-def cos_sin(rope: Rope, positions: Array, size: int) -> tuple[Array, Array]:
-    """Computes the cosines and sines of the angles by which rotary positions turn features.
-
-    Args:
-      rope: the frequencies.
-      positions: `[B, t]`.
-      size: the head size, in features.
-
-    Returns:
-      Cosines and sines, each `[B, t, 1, size / 2]`.
-    """
-    frequencies = rope.theta ** (-np.arange(0, size, 2) / size)
-    if rope.scaling == "linear":
-        frequencies = frequencies / rope.factor
-    elif rope.scaling == "llama3":
-        turns = frequencies * rope.original_max_length / (2 * np.pi)
-        low, high = rope.low_frequency_factor, rope.high_frequency_factor
-        keep = np.clip((turns - low) / (high - low), 0.0, 1.0)  # the share that is not scaled
-        frequencies = keep * frequencies + (1 - keep) * frequencies / rope.factor
-    angles = positions.astype(float)[..., None, None] * jnp.asarray(frequencies)[None, None, None]
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def _append(
-    cache: Array | None, new: Array, layer: Array, index: Array
-) -> tuple[Array | None, Array]:
-    """Writes new keys or values `[B, t, heads, size]` into the cache.
-
-    Returns:
-      The cache of all layers, and this layer's part of it, `[B, heads, slots, size]`. Without a
-      cache, in training, that part is the new keys or values alone.
-    """
-    new = jnp.swapaxes(new, 1, 2)
-    if cache is None:
-        return None, new
-    start = (layer, 0, 0, index, 0)
-    cache = jax.lax.dynamic_update_slice(cache, new[None].astype(cache.dtype), start)
-    return cache, jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False)
-
-
-def _attention(
-    query: Array, keys: Array, values: Array, attend: Array, divisor: int | None = None
-) -> Array:
-    """Computes softmax(query . keys / sqrt(divisor)) . values, `[B, t, heads, head size]`.
-
-    The divisor None stands for the head size. Consecutive heads of queries share a head of keys.
-    The softmax is computed in float32 or wider. `jax.nn.dot_product_attention` is not used because
-    it computes the softmax in float32 at most, which would lose precision when the model runs in
-    float64.
-    """
-    batch, length, heads, size = query.shape
-    dtype = jnp.promote_types(query.dtype, jnp.float32)
-    grouped = query.reshape(batch, length, keys.shape[1], -1, size)
-    keys, values = keys.astype(query.dtype), values.astype(query.dtype)
-    scores = jnp.einsum("btkgs,bkus->bkgtu", grouped, keys, preferred_element_type=dtype)
-    scores = jnp.where(attend[:, None, None], scores / (divisor or size) ** 0.5, LOG_ZERO)
-    weights = jax.nn.softmax(scores).astype(query.dtype)
-    return jnp.einsum("bkgtu,bkus->btkgs", weights, values).reshape(batch, length, heads, size)

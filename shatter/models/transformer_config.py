@@ -39,7 +39,9 @@ FIELDS = {
     "local_theta": Field("number", 1.0, 1e15, optional=True),
     "tied": FLAG,
     "head_bias": FLAG,
+    "fused_attention": FLAG,
     "remat": FLAG,
+    "unrolled_layers": Field("integer", 0),
     "bos": Field("integer", 0, optional=True),
     "eos": Field("ids", 0),
 }
@@ -135,8 +137,13 @@ class TransformerConfig:
       head_bias: whether an untied head has a bias.
       dtype: the type of the computation. None = that of the parameters. With "bfloat16" the softmax
         of the attention and the logits are still in float32.
+      fused_attention: whether attention without a cache, as in training and scoring, is computed by
+        cuDNN's fused kernel, which takes less time and memory. It needs an NVIDIA GPU and
+        `dtype="bfloat16"`.
       remat: whether blocks are computed again in the backward pass, which takes less memory and
         more time.
+      unrolled_layers: the largest number of blocks that are unrolled; more are scanned. An unrolled
+        program runs faster at any depth, but takes longer to compile the deeper it is.
       bos: the id of the token that begins a document, for the caller; the model does not use it.
       eos: the ids of the tokens that end a document, likewise.
     """
@@ -168,7 +175,9 @@ class TransformerConfig:
     tied: bool = False
     head_bias: bool = True
     dtype: Literal["float32", "bfloat16"] | None = None
+    fused_attention: bool = False
     remat: bool = False
+    unrolled_layers: int = 8
     bos: int | None = None
     eos: tuple[int, ...] = ()
 
@@ -194,6 +203,8 @@ class TransformerConfig:
             raise ValueError(f"rotary positions need an even head size, found {self.size_of_head}")
         if self.norm_offset and self.norm != "rms":
             raise ValueError(f"norm_offset needs norm 'rms', found {self.norm!r}")
+        if self.fused_attention and self.dtype != "bfloat16":
+            raise ValueError(f"fused_attention needs dtype 'bfloat16', found {self.dtype!r}")
         self._check_window()
         _check_choice("norm", self.norm, ("layer", "rms"))
         _check_choice("activation", self.activation, tuple(ACTIVATIONS))

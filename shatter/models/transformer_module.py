@@ -7,14 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from shatter.models.transformer_block import Block, cos_sin, norm
+from shatter.models.attention import cos_sin
+from shatter.models.transformer_block import Block, norm
 from shatter.models.transformer_config import Rope, TransformerConfig
 from shatter.types import Array
-
-_UNROLL_UP_TO = 8
-"""The largest number of layers that are unrolled; more are scanned. An unrolled program runs faster
-at any depth, but takes longer to compile the deeper it is (`python -m experiments.benchmark.run`
-measures both)."""
 
 
 class Cache(NamedTuple):
@@ -78,7 +74,7 @@ class Transformer(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=config.num_layers,
-            unroll=config.num_layers if config.num_layers <= _UNROLL_UP_TO else 1,
+            unroll=config.num_layers if config.num_layers <= config.unrolled_layers else 1,
         )(config, name="blocks")
         carry = (x.reshape(-1, config.width), cache.keys, cache.values)
         layers = jnp.arange(config.num_layers)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from jax.experimental import checkify
 
-from shatter.models import TransformerConfig, transformer, transformer_module
+from shatter.models import TransformerConfig, transformer
+from shatter.models.attention import cos_sin
 from shatter.models.transformer import forward
-from shatter.models.transformer_block import cos_sin
 from shatter.models.transformer_config import Rope
 
 CONFIG = TransformerConfig(
@@ -390,17 +390,18 @@ def test_padding_moves_nothing(float64: None, name: str, columns: list[int]):
 
 
 @pytest.mark.slow
-def test_layers_scanned_and_unrolled_agree(params, monkeypatch: pytest.MonkeyPatch):
+def test_layers_scanned_and_unrolled_agree(params):
     """They agree in logits and gradients; a row of padding makes neither infinite."""
     tokens, valid = pad([6, 7])
     valid = valid.at[2].set(False)
 
     def run(up_to: int):
+        lm = transformer(dataclasses.replace(CONFIG, unrolled_layers=up_to))
+
         def loss(params):
-            logits = LM.apply(params, tokens, valid=valid)
+            logits = lm.apply(params, tokens, valid=valid)
             return jnp.sum(jnp.sin(logits)), logits
 
-        monkeypatch.setattr(transformer_module, "_UNROLL_UP_TO", up_to)
         lowered = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params)
         return "stablehlo.while" in lowered.as_text(), lowered.compile()(params)
 

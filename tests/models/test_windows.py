@@ -17,7 +17,6 @@ from shatter.models import (
     merge_lora,
     select_layers,
     transformer,
-    transformer_module,
     with_lora,
 )
 
@@ -118,9 +117,7 @@ def test_some_of_the_blocks():
 
 
 @pytest.mark.slow
-def test_scanned_remade_and_stacked_it_is_the_same_model(
-    float64: None, monkeypatch: pytest.MonkeyPatch
-):
+def test_scanned_remade_and_stacked_it_is_the_same_model(float64: None):
     """Gradients of adapters of two members, by vmap and remat, and one after the other."""
     lora = LoraConfig(rank=2, targets=("query", "value", "gate", "mlp_out"))
     params = random_params(DEEP)
@@ -135,8 +132,7 @@ def test_scanned_remade_and_stacked_it_is_the_same_model(
 
     one = jax.jit(jax.value_and_grad(partial(loss, merge_lora, DEEP)))
     expected = [one(jax.tree.map(lambda leaf, m=m: leaf[m], own)) for m in range(2)]
-    monkeypatch.setattr(transformer_module, "_UNROLL_UP_TO", 1)
-    remat = dataclasses.replace(DEEP, remat=True)
+    remat = dataclasses.replace(DEEP, remat=True, unrolled_layers=1)
     found = jax.jit(jax.vmap(jax.value_and_grad(partial(loss, with_lora, remat))))(own)
     for m in range(2):
         jax.tree.map(

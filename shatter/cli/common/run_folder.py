@@ -73,7 +73,7 @@ def begin_or_resume(
       apart: its fields that are recorded elsewhere; they are neither written nor compared.
       flag: the flag that names the folder, for messages.
       **facts: what else a resumed run must share. A fact that an older version did not record is
-        not compared.
+        not compared, nor is a field that it did not have and that is at its default now.
 
     Returns:
       The folder.
@@ -97,7 +97,10 @@ def begin_or_resume(
         return folder
     earlier = read_json(file, mend=f"delete the folder, or choose another {flag}")
     new_facts = facts.keys() - fields.keys() - earlier.keys()
-    names = sorted((earlier.keys() | record.keys()) - {*apart, *new_facts})
+    # A flag that the earlier run's version did not have had no effect, as it has at its default.
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    unset = {name for name in fields if getattr(config, name) == defaults[name]} - earlier.keys()
+    names = sorted((earlier.keys() | record.keys()) - {*apart, *new_facts, *unset})
     differing = [name for name in names if earlier.get(name) != record.get(name)]
     counting = [name for name in differing if name not in free]
     if counting:

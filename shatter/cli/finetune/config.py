@@ -183,6 +183,9 @@ class Config:
     bf16: bool = False
     """Compute in bfloat16; parameters, softmax and losses stay in float32."""
 
+    fused_attention: bool = False
+    """Compute attention by cuDNN's fused kernel, which needs --bf16 and an NVIDIA GPU."""
+
     gradient_checkpointing: bool = False
     """Compute blocks a second time in the backward pass: less memory, more time."""
 
@@ -284,6 +287,8 @@ def check(config: Config) -> None:
         raise UsageError(
             f"--utility=mean belongs to --objective=ilhf, found --objective={config.objective}"
         )
+    if config.fused_attention and not config.bf16:
+        raise UsageError("--fused_attention needs --bf16, found no --bf16")
     if config.kl_weight and config.objective != "ilhf":
         raise UsageError(
             f"--kl_weight belongs to --objective=ilhf, found --objective={config.objective}"

@@ -69,8 +69,16 @@ def load_model(config: Config) -> Pretrained:
     )
     _check_lengths(config, transformer.max_length)
     settings: dict[str, Any] = {"remat": config.gradient_checkpointing}
+    is_gpu = jax.default_backend() == "gpu"
+    if config.fused_attention and not is_gpu:
+        raise UsageError(
+            f"--fused_attention needs an NVIDIA GPU, found devices of kind {jax.default_backend()}"
+        )
+    if is_gpu:
+        # Measured at 12 and 30 layers: a step takes a quarter less time than if they are scanned.
+        settings["unrolled_layers"] = transformer.num_layers
     if config.bf16:
-        settings["dtype"] = "bfloat16"
+        settings |= {"dtype": "bfloat16", "fused_attention": config.fused_attention}
     transformer = dataclasses.replace(transformer, **settings)
     lora = _lora(config, transformer, params) if config.use_peft else None
     folder, commit = models.find_pretrained(

@@ -42,6 +42,13 @@ def test_a_folder_of_an_older_version_is_opened(tmp_path):
             raise AssertionError("it was opened")
 
 
+def test_a_flag_that_an_older_version_did_not_have_is_compared_only_if_it_is_set(tmp_path):
+    (tmp_path / "config.json").write_text('{"arms": ["a"]}')
+    opened(tmp_path)
+    with pytest.raises(UsageError, match=r"num_seeds: found None, wanted 4"):
+        opened(tmp_path, Config(num_seeds=4))
+
+
 def test_fields_that_are_recorded_apart_are_neither_written_nor_compared(tmp_path):
     begin = lambda config: run_folder.begin_or_resume(
         str(tmp_path), config, apart=("run_dir", "arms"), flag="--run_dir"

@@ -22,6 +22,7 @@ from shatter.cli.common.progress import open_console
 from shatter.cli.finetune import batches, learning, measures, plan, reference, run, train
 from shatter.cli.finetune.config import Config, check
 from shatter.cli.finetune.dry_run import describe
+from shatter.cli.finetune.pretrained import load_model
 from shatter.cli.finetune.task import load_task
 from tests.cli.finetune.runs import assert_same, finetune, history, trained_params, write
 
@@ -329,6 +330,13 @@ def test_what_is_not_there_is_named(tiny: Config, changes: dict, message: str):
         load_task(config)
 
 
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is a GPU")
+def test_the_fused_kernel_is_refused_where_there_is_no_gpu(tiny: Config):
+    config = dataclasses.replace(tiny, fused_attention=True, bf16=True)
+    with pytest.raises(UsageError, match="--fused_attention needs an NVIDIA GPU, found devices"):
+        load_model(config)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -343,6 +351,7 @@ def test_what_is_not_there_is_named(tiny: Config, changes: dict, message: str):
             {"kl_weight": 1.0, "objective": "dpo"},
             "--kl_weight belongs to --objective=ilhf, found --objective=dpo",
         ),
+        ({"fused_attention": True}, "--fused_attention needs --bf16, found no --bf16"),
         ({"per_device_train_batch_size": 0}, "must be at least 1, found 0"),
         ({"warmup_ratio": 2.0}, r"--warmup_ratio must be in \[0, 1\], found 2.0"),
     ],

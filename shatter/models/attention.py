@@ -1,0 +1,111 @@
+"""Attention: rotary positions, the cache of keys and values, and the softmax, plain or fused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from shatter.models.transformer_config import Rope
+from shatter.numerics import LOG_ZERO
+from shatter.types import Array
+
+
+def rotate(x: Array, turn: tuple[Array, Array]) -> Array:
+    """Rotates `[B, t, heads, size]` by the angles whose cosines and sines are given."""
+    cos, sin = turn
+    first, second = jnp.split(x.astype(cos.dtype), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
+
+def cos_sin(rope: Rope, positions: Array, size: int) -> tuple[Array, Array]:
+    """Computes the cosines and sines of the angles by which rotary positions turn features.
+
+    Args:
+      rope: the frequencies.
+      positions: `[B, t]`.
+      size: the head size, in features.
+
+    Returns:
+      Cosines and sines, each `[B, t, 1, size / 2]`.
+    """
+    frequencies = rope.theta ** (-np.arange(0, size, 2) / size)
+    if rope.scaling == "linear":
+        frequencies = frequencies / rope.factor
+    elif rope.scaling == "llama3":
+        turns = frequencies * rope.original_max_length / (2 * np.pi)
+        low, high = rope.low_frequency_factor, rope.high_frequency_factor
+        keep = np.clip((turns - low) / (high - low), 0.0, 1.0)  # the share that is not scaled
+        frequencies = keep * frequencies + (1 - keep) * frequencies / rope.factor
+    angles = positions.astype(float)[..., None, None] * jnp.asarray(frequencies)[None, None, None]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def append(
+    cache: Array | None, new: Array, layer: Array, index: Array
+) -> tuple[Array | None, Array]:
+    """Writes new keys or values `[B, t, heads, size]` into the cache.
+
+    Returns:
+      The cache of all layers, and this layer's part of it, `[B, heads, slots, size]`. Without a
+      cache, in training, that part is the new keys or values alone.
+    """
+    new = jnp.swapaxes(new, 1, 2)
+    if cache is None:
+        return None, new
+    start = (layer, 0, 0, index, 0)
+    cache = jax.lax.dynamic_update_slice(cache, new[None].astype(cache.dtype), start)
+    return cache, jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False)
+
+
+def plain_attention(query: Array, keys: Array, values: Array, attend: Array, divisor: int) -> Array:
+    """Computes softmax(query . keys / sqrt(divisor)) . values, in any type.
+
+    Consecutive heads of queries share a head of keys. The softmax is computed in float32 or wider.
+    `jax.nn.dot_product_attention` is not used here because it computes the softmax in float32 at
+    most, which would lose precision when the model runs in float64.
+
+    Args:
+      query: `[B, t, heads, size]`.
+      keys: `[B, heads of keys, slots, size]`.
+      values: like the keys.
+      attend: bool `[B, t, slots]`, which slots a token attends to.
+      divisor: the products of queries and keys are divided by its square root.
+
+    Returns:
+      `[B, t, heads, size]`.
+    """
+    batch, length, heads, size = query.shape
+    dtype = jnp.promote_types(query.dtype, jnp.float32)
+    grouped = query.reshape(batch, length, keys.shape[1], -1, size)
+    keys, values = keys.astype(query.dtype), values.astype(query.dtype)
+    scores = jnp.einsum("btkgs,bkus->bkgtu", grouped, keys, preferred_element_type=dtype)
+    scores = jnp.where(attend[:, None, None], scores / divisor**0.5, LOG_ZERO)
+    weights = jax.nn.softmax(scores).astype(query.dtype)
+    return jnp.einsum("bkgtu,bkus->btkgs", weights, values).reshape(batch, length, heads, size)
+
+
+def fused_attention(query: Array, keys: Array, values: Array, attend: Array, divisor: int) -> Array:
+    """Computes the same by cuDNN's fused kernel, which never holds the scores of all heads.
+
+    The mask is given to every head because the kernel's rule for `jax.vmap` expects it so.
+
+    Args:
+      query: `[B, t, heads, size]`, of a half-precision type.
+      keys: as in `plain_attention`.
+      values: likewise.
+      attend: likewise.
+      divisor: likewise.
+
+    Returns:
+      `[B, t, heads, size]`.
+
+    Raises:
+      RuntimeError: if there is no NVIDIA GPU with cuDNN.
+      ValueError: if the kernel does not take the type or the sizes.
+    """
+    batch, length, heads, _ = query.shape
+    keys, values = (jnp.swapaxes(x, 1, 2).astype(query.dtype) for x in (keys, values))
+    mask = jnp.broadcast_to(attend[:, None], (batch, heads, length, attend.shape[-1]))
+    return jax.nn.dot_product_attention(
+        query, keys, values, mask=mask, scale=divisor**-0.5, implementation="cudnn"
+    )
