@@ -1,43 +1,10 @@
-"""Attention: rotary positions, the cache of keys and values, and the softmax, plain or fused."""
+"""Attention: the cache of keys and values, and the softmax, plain or fused."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from shatter.models.transformer_config import Rope
 from shatter.numerics import LOG_ZERO
 from shatter.types import Array
-
-
-def rotate(x: Array, turn: tuple[Array, Array]) -> Array:
-    """Rotates `[B, t, heads, size]` by the angles whose cosines and sines are given."""
-    cos, sin = turn
-    first, second = jnp.split(x.astype(cos.dtype), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x.dtype)
-
-
-def cos_sin(rope: Rope, positions: Array, size: int) -> tuple[Array, Array]:
-    """Computes the cosines and sines of the angles by which rotary positions turn features.
-
-    Args:
-      rope: the frequencies.
-      positions: `[B, t]`.
-      size: the head size, in features.
-
-    Returns:
-      Cosines and sines, each `[B, t, 1, size / 2]`.
-    """
-    frequencies = rope.theta ** (-np.arange(0, size, 2) / size)
-    if rope.scaling == "linear":
-        frequencies = frequencies / rope.factor
-    elif rope.scaling == "llama3":
-        turns = frequencies * rope.original_max_length / (2 * np.pi)
-        low, high = rope.low_frequency_factor, rope.high_frequency_factor
-        keep = np.clip((turns - low) / (high - low), 0.0, 1.0)  # the share that is not scaled
-        frequencies = keep * frequencies + (1 - keep) * frequencies / rope.factor
-    angles = positions.astype(float)[..., None, None] * jnp.asarray(frequencies)[None, None, None]
-    return jnp.cos(angles), jnp.sin(angles)
 
 
 def append(

@@ -7,8 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from shatter.models.attention import append, fused_attention, plain_attention, rotate
+from shatter.models.attention import append, fused_attention, plain_attention
 from shatter.models.fused import fused_kernels, split_parts
+from shatter.models.rope import rotate
 from shatter.models.transformer_config import ACTIVATIONS, TransformerConfig
 from shatter.types import Array
 
