@@ -48,12 +48,12 @@ class _Row(NamedTuple):
 def read_weights(
     folder: Path, config: TransformerConfig, family: Family, dtype: str | None
 ) -> Params:
-    """Reads model.safetensors, or the files that the index names, one tensor at a time.
+    """Reads model.safetensors, the files that the index names, or a GGUF file, tensor by tensor.
 
     Args:
-      folder: the folder of the model.
+      folder: the folder of the model, or its GGUF file.
       config: the configuration of the transformer.
-      family: its family.
+      family: its family, by the names of these files.
       dtype: the type of the parameters. None = as stored.
 
     Returns:
@@ -206,7 +206,12 @@ def _check_sizes(
         for field, size in sizes.items():
             check_size(family.fields.get(field, (field,))[0], size, total, "numbers")
     except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'}: {error}") from error
+        raise ValueError(f"{_settings_file(folder)}: {error}") from error
+
+
+def _settings_file(folder: Path) -> Path:
+    """Returns the file that the config comes from; a GGUF file has both config and weights."""
+    return folder if folder.is_file() else folder / "config.json"
 
 
 def _check_stored(
@@ -221,6 +226,7 @@ def _check_stored(
     found = {name: tensor.shape() for name, tensor in stored.items()}
     passed_over = (*family.passed_over, "lm_head.weight") if config.tied else family.passed_over
     whole = folder / (WEIGHTS if (folder / WEIGHTS).is_file() else INDEX)
+    whole = folder if folder.is_file() else whole
     missing = [
         f"{whole}: {name} is missing, expected with shape {shape}"
         for name, shape in expected.items()
@@ -238,7 +244,7 @@ def _check_stored(
     ]
     if problems := [*missing, *misshapen, *unexpected]:
         raise ValueError(
-            f"{problems[0]}. The weights do not fit {folder / 'config.json'}: of {len(expected)} "
+            f"{problems[0]}. The weights do not fit {_settings_file(folder)}: of {len(expected)} "
             f"tensors {len(missing)} are missing and {len(misshapen)} have another shape, and "
             f"{len(unexpected)} are unexpected"
         )
