@@ -61,17 +61,20 @@ def read_tokenizer(header: Header, vocab_size: int) -> Tokenizer | None:
     types = _numbers(settings, "token_type", len(tokens), default=_NORMAL)
     roles = _roles(settings, len(tokens))
     vocabulary = _vocabulary(tokens, types)
+    # SentencePiece sees its own tokens after spaces are replaced, but not the prefix of a text.
+    prefix = bool(settings.get(f"{_KEY}add_space_prefix", True))
     if kind == "gpt2":
         parts = byte_level(settings.get(f"{_KEY}pre"), _needed(settings, "merges"), _KEY)
     else:
-        parts = _scored(settings, tokens, types, roles)
+        parts = _scored(settings, tokens, types, roles, prefix)
+    added = _added_tokens(tokens, types, roles, normalized=kind == "llama" and not prefix)
     adds = {role: role in roles and _adds(settings, kind, role) for role in ("bos", "eos")}
     names = {role: tokens[number] for role, number in roles.items()}
     tokenizer = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": _added_tokens(tokens, types, roles),
+        "added_tokens": added,
         **parts,
         "post_processor": _post_processor(names, roles, adds),
         "model": {"type": "BPE", **parts["model"], "vocab": vocabulary},
@@ -145,21 +148,34 @@ def _vocabulary(tokens: list[str], types: np.ndarray) -> dict[str, int]:
 
 
 def _added_tokens(
-    tokens: list[str], types: np.ndarray, roles: Mapping[str, int]
+    tokens: list[str], types: np.ndarray, roles: Mapping[str, int], *, normalized: bool
 ) -> list[dict[str, Any]]:
-    """Returns the tokens that are found in a text before it is cut into pieces."""
+    """Returns the tokens that are found in a text before it is cut into pieces.
+
+    If `normalized`, those that are not special are found after spaces have been replaced.
+    """
     special = {*np.flatnonzero(np.isin(types, (_CONTROL, _UNKNOWN))).tolist(), *roles.values()}
     added = special | set(np.flatnonzero(types == _USER_DEFINED).tolist())
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
     return [
-        {"id": number, "content": tokens[number], **flags, "special": number in special}
+        {
+            "id": number,
+            "content": tokens[number],
+            **flags,
+            "normalized": normalized and number not in special,
+            "special": number in special,
+        }
         for number in sorted(added)
         if tokens[number]
     ]
 
 
 def _scored(
-    settings: Mapping[str, Any], tokens: list[str], types: np.ndarray, roles: Mapping[str, int]
+    settings: Mapping[str, Any],
+    tokens: list[str],
+    types: np.ndarray,
+    roles: Mapping[str, int],
+    prefix: bool,
 ) -> dict[str, Any]:
     _needed(settings, "scores")
     scores = _numbers(settings, "scores", len(tokens), default=0).tolist()
@@ -168,7 +184,7 @@ def _scored(
     in_bytes = {tokens[i] for i in np.flatnonzero(types == _BYTE)}
     return scored_pieces(
         {tokens[i]: scores[i] for i in np.flatnonzero(types == _NORMAL)},
-        prefix=settings.get(f"{_KEY}add_space_prefix", True),
+        prefix=prefix,
         unknown=None if number is None else tokens[number],
         has_bytes=in_bytes >= {f"<0x{byte:02X}>" for byte in range(256)},
     )

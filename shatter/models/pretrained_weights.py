@@ -5,7 +5,7 @@ import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.traverse_util
 import jax
@@ -76,12 +76,13 @@ def read_weights(
             stored_dtypes = {stored[row.name].dtype() for row in own}
             dtypes = stored_dtypes if wanted_dtype is None else {wanted_dtype}
             leaf_dtype = jnp.result_type(*map(jax.dtypes.canonicalize_dtype, dtypes))
-            leaf = np.empty(shape, leaf_dtype)
+            leaf = _empty(shape, leaf_dtype)
             for row in own:
                 value = stored[row.name].read(leaf_dtype)
                 part = _part(leaf, row, config)
                 part[...] = (value.T if row.tensor.kind == "linear" else value).reshape(part.shape)
-            leaves[path] = jnp.asarray(leaf)
+                del value  # before the next is read, because it may be half of the model
+            leaves[path] = jax.device_put(leaf)
     return {"params": flax.traverse_util.unflatten_dict(leaves, sep="/")}
 
 
@@ -128,6 +129,14 @@ def write_weights(
         places |= dict.fromkeys(tensors, name)
     if len(groups) > 1:
         write_index(folder, places, total)
+
+
+def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Returns an array that jax takes over on a CPU without a copy, as its memory is aligned."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _open_all(folder: Path, family: Family, stack: contextlib.ExitStack) -> dict[str, Stored]:
