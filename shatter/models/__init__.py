@@ -13,7 +13,7 @@ from shatter.models.pretrained import (
 from shatter.models.tabular import tabular
 from shatter.models.tokenizer import CHAT_TEMPLATES, Tokenizer, load_tokenizer
 from shatter.models.transformer import transformer
-from shatter.models.transformer_config import Rope, TransformerConfig
+from shatter.models.transformer_config import Rope, TransformerConfig, select_layers
 
 __all__ = [
     "CHAT_TEMPLATES",
@@ -33,6 +33,7 @@ __all__ = [
     "merge_lora",
     "save_lora",
     "save_pretrained",
+    "select_layers",
     "split_layers",
     "tabular",
     "transformer",

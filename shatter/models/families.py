@@ -99,6 +99,19 @@ _LLAMA_TENSORS = (
     Tensor("lm_head.weight", "head/kernel", "linear"),
 )
 
+_GEMMA3_NORMS = {
+    "post_attention_layernorm": "attention_post_norm",
+    "pre_feedforward_layernorm": "mlp_norm",
+    "post_feedforward_layernorm": "mlp_post_norm",
+}
+_GEMMA3_TENSORS = (
+    *(tensor for tensor in _LLAMA_TENSORS if tensor.path != "blocks/mlp_norm/scale"),
+    *(
+        Tensor(f"{_LLAMA_BLOCK}{theirs}.weight", f"blocks/{ours}/scale", "vector")
+        for theirs, ours in _GEMMA3_NORMS.items()
+    ),
+)
+
 _GPT2 = Family(
     architecture="GPT2LMHeadModel",
     prefix="transformer.",
@@ -190,8 +203,52 @@ _QWEN3 = _LLAMA._replace(
     | {"head_size": 128, "bos": None, "eos": None},
     fixed={**_LLAMA.fixed, "mlp_bias": False, "qk_norm": True},
 )
+_GEMMA3 = Family(
+    architecture="Gemma3ForCausalLM",
+    prefix="model.",
+    tensors=_GEMMA3_TENSORS,
+    passed_over=(".rotary_emb.inv_freq",),
+    fields=_without(_LLAMA.fields, "mlp_bias")
+    | {
+        "activation": ("hidden_activation",),
+        "attention_size": ("query_pre_attn_scalar",),
+        "window": ("sliding_window",),
+    },
+    defaults={
+        "max_length": 131_072,
+        "head_size": 256,
+        "activation": "gelu_pytorch_tanh",
+        "norm_epsilon": 1e-6,
+        "qkv_bias": False,
+        "attention_out_bias": False,
+        "tied": True,
+        "attention_size": 256,
+        "window": 4096,
+        "bos": 2,
+        "eos": 1,
+    },
+    fixed={
+        **_LLAMA.fixed,
+        "mlp_bias": False,
+        "qk_norm": True,
+        "post_norms": True,
+        "norm_offset": True,
+        "scaled_embedding": True,
+    },
+    required={
+        "final_logit_softcapping": None,
+        "attn_logit_softcapping": None,
+        "use_bidirectional_attention": False,
+    },
+)
 
-FAMILIES: dict[str, Family] = {"gpt2": _GPT2, "llama": _LLAMA, "qwen2": _QWEN2, "qwen3": _QWEN3}
+FAMILIES: dict[str, Family] = {
+    "gpt2": _GPT2,
+    "llama": _LLAMA,
+    "qwen2": _QWEN2,
+    "qwen3": _QWEN3,
+    "gemma3_text": _GEMMA3,
+}
 """Families by the `model_type` of config.json."""
 
 
@@ -206,6 +263,8 @@ def family_of(config: TransformerConfig) -> str:
     """
     if config.rope is None:
         return "gpt2"
+    if config.norm_offset:
+        return "gemma3_text"
     if config.qk_norm:
         return "qwen3"
     return "qwen2" if config.qkv_bias and not config.attention_out_bias else "llama"

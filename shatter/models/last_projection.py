@@ -10,14 +10,13 @@ No product with W is of a member and a token: W s P x is common to all members o
 W s P b has only `rank` rows. The identity is exact, and our own.
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from shatter.models.transformer import forward
-from shatter.models.transformer_config import TransformerConfig
+from shatter.models.transformer_config import TransformerConfig, select_layers
 from shatter.types import Array, Params
 
 
@@ -53,7 +52,7 @@ def stream_and_activations(
     Returns:
       `[..., T, D + H]`, x beside g.
     """
-    last = dataclasses.replace(config, num_layers=1)
+    last = select_layers(config, config.num_layers - 1, config.num_layers)
     outputs = forward(last, params, inputs, valid, with_activations=True)
     assert outputs.activations is not None
     return jnp.concatenate([outputs.hidden, outputs.activations], axis=-1)
@@ -111,7 +110,7 @@ def _normed(config: TransformerConfig, params: Params, hidden: Array) -> _Normed
     low_high = None if pair is None else (activations @ pair["a"], _centred(config, pair["b"]))
     mean_square = jnp.mean(jnp.square(_add(shared, low_high)), axis=-1, keepdims=True)
     norm = params["params"]["final_norm"]
-    scale = norm["scale"][None]
+    scale = norm["scale"][None] + (1 if config.norm_offset else 0)
     return _Normed(
         shared=shared,
         low_high=low_high,

@@ -1,6 +1,5 @@
 """A transformer cut in two, so that many upper parts share what the lower part computes."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ import jax
 from shatter.models.base import LanguageModel
 from shatter.models.last_projection import features_above, logits_above, stream_and_activations
 from shatter.models.transformer import forward, transformer
-from shatter.models.transformer_config import TransformerConfig
+from shatter.models.transformer_config import TransformerConfig, select_layers
 from shatter.types import Array, Params
 
 
@@ -59,8 +58,8 @@ def split_layers(config: TransformerConfig, layer: int) -> Layers:
         raise ValueError(f"layer must be in [1, {config.num_layers}], found {layer}")
     if layer == config.num_layers:
         return _split_last_projection(config)
-    below = dataclasses.replace(config, num_layers=layer)
-    above = dataclasses.replace(config, num_layers=config.num_layers - layer)
+    below = select_layers(config, 0, layer)
+    above = select_layers(config, layer, config.num_layers)
 
     def lower(params: Params, tokens: Array, *, valid: Array | None = None) -> Array:
         chex.assert_type(tokens, int)
@@ -95,7 +94,7 @@ def _split_last_projection(config: TransformerConfig) -> Layers:
     def upper_params(params: Params) -> Params:
         return _select_blocks(params, slice(config.num_layers - 1, None))
 
-    init = transformer(dataclasses.replace(config, num_layers=1)).init
+    init = transformer(select_layers(config, config.num_layers - 1, config.num_layers)).init
     return Layers(lower, LanguageModel(init, apply, features), upper_params)
 
 

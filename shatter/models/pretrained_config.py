@@ -6,8 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from shatter.models.families import FAMILIES, Family, family_of
-from shatter.models.fields import FLAG, SIZE, Field, check_fields, shown
-from shatter.models.transformer_config import FIELDS, ROPE_FIELDS, Rope, TransformerConfig
+from shatter.models.fields import Field, check_fields, shown
+from shatter.models.pretrained_attention import (
+    ATTENTION_FIELDS,
+    read_attention,
+    resolve_attention,
+    write_attention,
+)
+from shatter.models.transformer_config import FIELDS, TransformerConfig
 
 _ACTIVATIONS = {
     "gelu": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"),
@@ -20,28 +26,7 @@ _NOT_IN_FOLDER = ("dtype", "remat", *_TOKENS)
 _IDS = Field("ids", optional=True)  # may be negative, because some files write -1 for no token
 _OWN_FIELDS = FIELDS | {"activation": Field("text"), "bos": _IDS, "eos": _IDS}
 """Types and ranges in config.json of the fields that `TransformerConfig` has."""
-_SHARE = Field("number", 0.0, 1.0, optional=True)
-_OTHER_FIELDS = {
-    "model_type": Field("text"),
-    "layer_types": Field("texts", optional=True),
-    "use_sliding_window": FLAG._replace(optional=True),
-    "sliding_window": Field("integer", optional=True),
-    "rope_theta": ROPE_FIELDS["theta"],
-    "rope_scaling": Field("object", optional=True),
-    "rope_parameters": Field("object", optional=True),
-    "partial_rotary_factor": _SHARE,
-    "original_max_position_embeddings": SIZE,
-}
-_ROPE_FIELDS = {
-    "rope_theta": ROPE_FIELDS["theta"],
-    "rope_type": Field("text"),
-    "type": Field("text"),
-    "factor": ROPE_FIELDS["factor"],
-    "low_freq_factor": ROPE_FIELDS["low_frequency_factor"],
-    "high_freq_factor": ROPE_FIELDS["high_frequency_factor"],
-    "original_max_position_embeddings": SIZE,
-    "partial_rotary_factor": _SHARE,
-}
+_OTHER_FIELDS = ATTENTION_FIELDS | {"model_type": Field("text")}
 _GENERATION_FIELDS = {f"{role}_token_id": _IDS for role in ("bos", "eos", "pad")}
 
 
@@ -74,7 +59,8 @@ def read_config(settings: Mapping[str, Any], generation: Mapping[str, Any]) -> T
     fields |= family.fixed
     fields |= _sizes(fields) | _token_ids(fields, generation)
     fields["activation"] = _activation(fields["activation"])
-    return TransformerConfig(**fields, rope=None if kind == "gpt2" else _read_rope(settings))
+    fields |= {"rope": None} if kind == "gpt2" else read_attention(settings, fields)
+    return TransformerConfig(**fields)
 
 
 def _sizes(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,10 +144,12 @@ def write_config(config: TransformerConfig, dtype: str) -> tuple[dict[str, Any],
         if ours not in _TOKENS:
             settings[theirs] = ours_resolved[ours]
     activation = family.fields["activation"][0]
-    settings[activation] = _ACTIVATIONS[config.activation][0]
+    names = _ACTIVATIONS[config.activation]
+    usual = family.defaults["activation"]
+    settings[activation] = usual if usual in names else names[0]
     settings |= {"bos_token_id": None, "eos_token_id": None} | tokens | {"torch_dtype": dtype}
     if config.rope is not None:
-        settings |= _write_rope(config.rope)
+        settings |= write_attention(config, has_windows="window" in family.fields)
 
     read_again = _resolve(read_config(settings, tokens))
     for name, value in ours_resolved.items():
@@ -176,19 +164,10 @@ def write_config(config: TransformerConfig, dtype: str) -> tuple[dict[str, Any],
 def _check_supported(settings: Mapping[str, Any], family: Family) -> None:
     """Raises ValueError if the settings ask for what our forward pass does not compute."""
     for key, value in {**family.required, "quantization_config": None}.items():
-        if settings.get(key, value) is not value:  # 1 is not true
+        stands_for_false = value is False and settings.get(key) is None
+        if settings.get(key, value) is not value and not stands_for_false:  # 1 is not true
             found = shown(settings[key])
             raise ValueError(f"{key} must be {value!r}, found {found}: not supported")
-    layers = settings.get("layer_types") or []
-    unknown = [kind for kind in layers if kind != "full_attention"]
-    if unknown:
-        raise ValueError(f"layer_types has {unknown[0]!r}; only 'full_attention' is supported")
-    slides = settings.get("use_sliding_window") and settings.get("sliding_window", 4096) is not None
-    if slides and not layers:
-        raise ValueError(
-            "use_sliding_window is true; only full attention is supported: set it to false if "
-            f"documents stay within sliding_window = {settings.get('sliding_window', 4096)} tokens"
-        )
 
 
 def _setting(settings: Mapping[str, Any], family: Family, field: str) -> Any:
@@ -212,67 +191,5 @@ def _resolve(config: TransformerConfig) -> dict[str, Any]:
         "head_size": config.size_of_head,
         "mlp_width": config.hidden_width,
         "head_bias": config.head_bias and not config.tied,
-        "rope": None if config.rope is None else _read_rope(_write_rope(config.rope)),
+        **resolve_attention(config),
     }
-
-
-def _read_rope(settings: Mapping[str, Any]) -> Rope:
-    """Reads rotary positions from `rope_theta` and `rope_scaling`, or from `rope_parameters`."""
-    parameters = {"rope_theta": settings.get("rope_theta", 10_000.0)} | _rope_parameters(settings)
-    share = parameters.get("partial_rotary_factor", settings.get("partial_rotary_factor", 1.0))
-    if share not in (None, 1.0):
-        raise ValueError(f"partial_rotary_factor must be 1.0, found {share!r}: not supported")
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    theta = float(parameters["rope_theta"])
-    if kind == "default":
-        return Rope(theta=theta)
-    needed = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
-    if kind not in needed:
-        raise ValueError(f"the rope type {kind!r} is unknown; known are default, linear, llama3")
-    missing = [name for name in needed[kind] if name not in parameters]
-    if missing:
-        raise ValueError(f"{missing[0]} of the rope type {kind!r} is missing")
-    factor = float(parameters["factor"])
-    if kind == "linear":
-        return Rope(theta=theta, scaling="linear", factor=factor)
-    low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
-    if not low < high:
-        raise ValueError(f"low_freq_factor must be below high_freq_factor, found {low} and {high}")
-    original = "original_max_position_embeddings"
-    length = parameters.get(original, settings.get("max_position_embeddings"))
-    return Rope(
-        theta=theta,
-        scaling="llama3",
-        factor=factor,
-        low_frequency_factor=float(low),
-        high_frequency_factor=float(high),
-        original_max_length=settings.get(original, length),
-    )
-
-
-def _rope_parameters(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the checked parameters of rotary positions, which may be nested by layer type."""
-    parameters = {**(settings.get("rope_parameters") or {}), **(settings.get("rope_scaling") or {})}
-    check_fields(parameters, _ROPE_FIELDS)
-    if any(isinstance(value, dict) for value in parameters.values()):
-        if "full_attention" not in parameters:
-            raise ValueError(
-                f"rope_parameters has {', '.join(parameters)}; only full_attention is supported"
-            )
-        check_fields(parameters, {"full_attention": Field("object")})
-        parameters = parameters["full_attention"]
-        check_fields(parameters, _ROPE_FIELDS)
-    return parameters
-
-
-def _write_rope(rope: Rope) -> dict[str, Any]:
-    scaling: dict[str, Any] | None = None
-    if rope.scaling != "none":
-        scaling = {"rope_type": rope.scaling, "factor": rope.factor}
-    if scaling and rope.scaling == "llama3":
-        scaling |= {
-            "low_freq_factor": rope.low_frequency_factor,
-            "high_freq_factor": rope.high_frequency_factor,
-            "original_max_position_embeddings": rope.original_max_length,
-        }
-    return {"rope_theta": rope.theta, "rope_scaling": scaling}

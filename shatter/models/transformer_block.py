@@ -49,6 +49,27 @@ class _Linear(nn.DenseGeneral):
         return outputs
 
 
+class _OffsetNorm(nn.Module):
+    """An RMS norm that multiplies by `1 + scale`, in float32 or wider.
+
+    Attributes:
+      epsilon: the constant that is added to the variance.
+      dtype: the type of the output; None = that of inputs and scale.
+    """
+
+    epsilon: float
+    dtype: str | None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        dtype = jnp.result_type(x, scale)
+        wide = jnp.promote_types(dtype, jnp.float32)
+        normed = nn.RMSNorm(epsilon=self.epsilon, dtype=wide, use_scale=False)(x)
+        factor = 1 + scale.astype(wide).reshape((1,) * (x.ndim - 1) + scale.shape)
+        return (normed * factor).astype(self.dtype or dtype)
+
+
 class Block(nn.Module):
     """Attention and a feed-forward network, which read norms of the residual stream and add to it.
 
@@ -80,24 +101,31 @@ class Block(nn.Module):
           index: int `[]`, the first slot of the cache that is free.
           attend: bool `[B, t, slots]`, which slots a token may attend to.
           turn: the cosines and sines of rotary positions, `[B, t, 1, size / 2]`; None = learned
-            positions.
+            positions. If there is a window, both have another first axis of two: for blocks with
+            the window, and for the others.
         """
         config = self.config
         x, old_keys, old_values = carry
+        if config.window is not None:
+            kind = jnp.isin(layer, jnp.array(config.full_layers, int)).astype(int)
+            select = partial(jax.lax.dynamic_index_in_dim, index=kind, keepdims=False)
+            attend, turn = jax.tree.map(select, (attend, turn))
         query, key, value = self._project(norm(config, "attention_norm")(x), attend.shape[:2])
         if turn is not None:
             query, key = _rotate(query, turn), _rotate(key, turn)
         new_keys, keys = _append(old_keys, key, layer, index)
         new_values, values = _append(old_values, value, layer, index)
-        mixed = _attention(query, keys, values, attend)
-        x = x + _Linear(
+        mixed = _attention(query, keys, values, attend, config.attention_size)
+        attended = _Linear(
             config.width,
             axis=(-2, -1),
             use_bias=config.attention_out_bias,
             dtype=config.dtype,
             name="attention_out",
         )(mixed.reshape(-1, config.num_heads, config.size_of_head))
-        x = x + self._feed_forward(norm(config, "mlp_norm")(x))
+        x = x + (norm(config, "attention_post_norm")(attended) if config.post_norms else attended)
+        fed = self._feed_forward(norm(config, "mlp_norm")(x))
+        x = x + (norm(config, "mlp_post_norm")(fed) if config.post_norms else fed)
         return (x, new_keys, new_values), None
 
     def _project(self, x: Array, batch_shape: tuple[int, ...]) -> tuple[Array, Array, Array]:
@@ -139,9 +167,10 @@ def norm(config: TransformerConfig, name: str) -> Any:
       config: the configuration of the transformer.
       name: the name of the module. Norms of queries and keys are always RMS norms.
     """
-    kind = (
-        nn.RMSNorm if config.norm == "rms" or name in ("query_norm", "key_norm") else nn.LayerNorm
-    )
+    kind: Any = _OffsetNorm
+    if not config.norm_offset:
+        is_rms = config.norm == "rms" or name in ("query_norm", "key_norm")
+        kind = nn.RMSNorm if is_rms else nn.LayerNorm
     return kind(epsilon=config.norm_epsilon, dtype=config.dtype, name=name)
 
 
@@ -193,10 +222,12 @@ def _append(
     return cache, jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False)
 
 
-def _attention(query: Array, keys: Array, values: Array, attend: Array) -> Array:
-    """Computes softmax(query . keys / sqrt(head size)) . values, `[B, t, heads, head size]`.
+def _attention(
+    query: Array, keys: Array, values: Array, attend: Array, divisor: int | None = None
+) -> Array:
+    """Computes softmax(query . keys / sqrt(divisor)) . values, `[B, t, heads, head size]`.
 
-    Consecutive heads of queries share a head of keys. The softmax is computed in float32 or wider.
+    The divisor None stands for the head size. Consecutive heads of queries share a head of keys. The softmax is computed in float32 or wider.
     `jax.nn.dot_product_attention` is not used because it computes the softmax in float32 at most,
     which would lose precision when the model runs in float64.
     """
@@ -205,6 +236,6 @@ def _attention(query: Array, keys: Array, values: Array, attend: Array) -> Array
     grouped = query.reshape(batch, length, keys.shape[1], -1, size)
     keys, values = keys.astype(query.dtype), values.astype(query.dtype)
     scores = jnp.einsum("btkgs,bkus->bkgtu", grouped, keys, preferred_element_type=dtype)
-    scores = jnp.where(attend[:, None, None], scores / size**0.5, LOG_ZERO)
+    scores = jnp.where(attend[:, None, None], scores / (divisor or size) ** 0.5, LOG_ZERO)
     weights = jax.nn.softmax(scores).astype(query.dtype)
     return jnp.einsum("bkgtu,bkus->btkgs", weights, values).reshape(batch, length, heads, size)

@@ -30,6 +30,13 @@ FIELDS = {
     "attention_out_bias": FLAG,
     "mlp_bias": FLAG,
     "qk_norm": FLAG,
+    "post_norms": FLAG,
+    "norm_offset": FLAG,
+    "scaled_embedding": FLAG,
+    "attention_size": SIZE._replace(optional=True),
+    "window": SIZE._replace(optional=True),
+    "full_layers": Field("ids", 0),
+    "local_theta": Field("number", 1.0, 1e15, optional=True),
     "tied": FLAG,
     "head_bias": FLAG,
     "remat": FLAG,
@@ -111,6 +118,19 @@ class TransformerConfig:
       attention_out_bias: whether the output of the attention has a bias.
       mlp_bias: whether the feed-forward part has biases.
       qk_norm: whether an RMS norm is applied to every head's query and key, before the rotation.
+      post_norms: whether a norm is applied to the output of the attention and of the feed-forward
+        part too, before they are added to the residual stream.
+      norm_offset: whether RMS norms multiply by `1 + scale` in place of `scale`.
+      scaled_embedding: whether token embeddings are multiplied by `sqrt(width)`, rounded to their
+        type.
+      attention_size: the products of queries and keys are divided by its square root. None =
+        `head_size`.
+      window: the number of valid tokens to which a token attends, itself and those just before it.
+        None = all.
+      full_layers: the numbers, from 0 on, of the blocks in which tokens attend to all tokens before
+        them although there is a window.
+      local_theta: the `theta` of the rotary positions of the blocks with a window, without scaling.
+        None = `rope` there too.
       tied: whether the head is the token embedding.
       head_bias: whether an untied head has a bias.
       dtype: the type of the computation. None = that of the parameters. With "bfloat16" the softmax
@@ -138,6 +158,13 @@ class TransformerConfig:
     attention_out_bias: bool = True
     mlp_bias: bool = True
     qk_norm: bool = False
+    post_norms: bool = False
+    norm_offset: bool = False
+    scaled_embedding: bool = False
+    attention_size: int | None = None
+    window: int | None = None
+    full_layers: tuple[int, ...] = ()
+    local_theta: float | None = None
     tied: bool = False
     head_bias: bool = True
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -150,7 +177,7 @@ class TransformerConfig:
 
         Raises:
           ValueError: if a field has another type or is out of its range (`FIELDS`), a number of
-            heads does not divide what it should, or a name is unknown.
+            heads does not divide what it should, a name is unknown, or a field needs another one.
         """
         check_fields(vars(self), FIELDS)
         if not isinstance(self.eos, tuple):
@@ -165,9 +192,25 @@ class TransformerConfig:
             )
         if self.rope is not None and self.size_of_head % 2:
             raise ValueError(f"rotary positions need an even head size, found {self.size_of_head}")
+        if self.norm_offset and self.norm != "rms":
+            raise ValueError(f"norm_offset needs norm 'rms', found {self.norm!r}")
+        self._check_window()
         _check_choice("norm", self.norm, ("layer", "rms"))
         _check_choice("activation", self.activation, tuple(ACTIVATIONS))
         _check_choice("dtype", self.dtype, ("float32", "bfloat16", None))
+
+    def _check_window(self) -> None:
+        layers = self.full_layers
+        if not isinstance(layers, tuple) or list(layers) != sorted({*layers}):
+            raise ValueError(f"full_layers must be a tuple of increasing numbers, found {layers!r}")
+        if layers and layers[-1] >= self.num_layers:
+            raise ValueError(
+                f"full_layers must be below num_layers {self.num_layers}, found {layers[-1]}"
+            )
+        if self.window is None and (layers or self.local_theta is not None):
+            raise ValueError("full_layers and local_theta need a window, found window None")
+        if self.rope is None and self.local_theta is not None:
+            raise ValueError("local_theta needs rotary positions, found rope None")
 
     @property
     def kv_heads(self) -> int:
@@ -183,6 +226,18 @@ class TransformerConfig:
     def hidden_width(self) -> int:
         """Returns `mlp_width`, or its default."""
         return 4 * self.width if self.mlp_width is None else self.mlp_width
+
+
+def select_layers(config: TransformerConfig, start: int, stop: int) -> TransformerConfig:
+    """Returns the configuration of a transformer that has some of another's blocks.
+
+    Args:
+      config: the configuration of the other transformer.
+      start: the number of the first block, from 0 on.
+      stop: the number after the last one.
+    """
+    full_layers = tuple(layer - start for layer in config.full_layers if start <= layer < stop)
+    return dataclasses.replace(config, num_layers=stop - start, full_layers=full_layers)
 
 
 def _check_choice(name: str, value: Any, known: tuple[Any, ...]) -> None:

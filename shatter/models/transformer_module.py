@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from shatter.models.transformer_block import Block, cos_sin, norm
-from shatter.models.transformer_config import TransformerConfig
+from shatter.models.transformer_config import Rope, TransformerConfig
 from shatter.types import Array
 
 _UNROLL_UP_TO = 8
@@ -63,8 +63,10 @@ class Transformer(nn.Module):
         embed = nn.Embed(config.vocab_size, config.width, config.dtype, name="token_embedding")
         is_text = inputs.ndim == 2
         x, turn = embed(_fill_padding(inputs, valid)) if is_text else inputs, None
+        if is_text and config.scaled_embedding:
+            x = x * jnp.asarray(config.width**0.5, x.dtype)
         if config.rope is not None:
-            turn = cos_sin(config.rope, positions, config.size_of_head)
+            turn = _turns(config, positions)
         elif is_text:
             position_embedding = nn.Embed(
                 config.max_length, config.width, config.dtype, name="position_embedding"
@@ -111,7 +113,8 @@ def _positions_and_attention(
 
     Returns:
       The positions `[B, t]` of the new tokens; bool `[B, t, slots]`, which slots each of them
-      attends to; bool `[B, slots]`, the valid slots with the new tokens among them.
+      attends to, or with a window `[2, B, t, slots]`, first of the blocks with the window; bool
+      `[B, slots]`, the valid slots with the new tokens among them.
     """
     so_far = jnp.sum(cache.valid, axis=1, keepdims=True) + jnp.cumsum(valid, axis=1)
     positions = jnp.clip(so_far - 1, 0, config.max_length - 1)
@@ -122,7 +125,22 @@ def _positions_and_attention(
     # Padding before all text attends to itself, because a softmax over nothing would be NaN.
     itself = slots[None, :] == own_slot[:, None]
     attend = causal[None] & (in_use[:, None, :] | (itself[None] & (so_far == 0)[..., None]))
+    if config.window is not None:
+        # The window counts valid tokens, so that padding moves nothing, wherever it is.
+        distance = so_far[:, :, None] - jnp.cumsum(in_use, axis=1)[:, None, :]
+        attend = jnp.stack([attend & (distance < config.window), attend])
     return positions, attend, in_use
+
+
+def _turns(config: TransformerConfig, positions: Array) -> tuple[Array, Array]:
+    """Returns what `cos_sin` does, or with a window the same stacked as Block reads it."""
+    assert config.rope is not None
+    turn = cos_sin(config.rope, positions, config.size_of_head)
+    if config.window is None:
+        return turn
+    rope = config.rope if config.local_theta is None else Rope(config.local_theta)
+    local = cos_sin(rope, positions, config.size_of_head)
+    return jnp.stack([local[0], turn[0]]), jnp.stack([local[1], turn[1]])
 
 
 def _fill_padding(tokens: Array, valid: Array) -> Array:

@@ -176,7 +176,7 @@ def test_token_ids():
         (LLAMA | {"rope_parameters": {"rope_type": "yarn"}}, "known are default, linear, llama3"),
         (LLAMA | {"rope_scaling": {"rope_type": "linear"}}, "factor of the rope type 'linear' is"),
         (LLAMA | {"rope_scaling": {"rope_type": "llama3", "factor": 2}}, "low_freq_factor of the"),
-        (LLAMA | {"rope_parameters": {"sliding_attention": {}}}, "has sliding_attention; only"),
+        (LLAMA | {"rope_parameters": {"sliding_attention": {}}}, "has sliding_attention; full_attention is"),
         (LLAMA | {"partial_rotary_factor": 0.5}, "partial_rotary_factor must be 1.0, found 0.5"),
         (QWEN2 | {"use_sliding_window": True}, "use_sliding_window is true; only full attention"),
         (QWEN3 | {"layer_types": ["sliding_attention"]}, "'sliding_attention'; only 'full"),

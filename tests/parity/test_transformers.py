@@ -52,6 +52,14 @@ GPT2 = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+GEMMA3 = LLAMA | {
+    "hidden_size": 24,
+    "num_hidden_layers": 7,  # the sixth has full attention
+    "head_dim": 8,
+    "query_pre_attn_scalar": 5,
+    "sliding_window": 4,
+    "rms_norm_eps": 1e-3,
+}
 CONFIGS: dict[str, Any] = {
     "gpt2": ("GPT2", GPT2),
     "gpt2-untied-exact-gelu": (
@@ -71,6 +79,22 @@ CONFIGS: dict[str, Any] = {
     "qwen2-tied": ("Qwen2", LLAMA | {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", LLAMA | {"head_dim": 12, "rms_norm_eps": 1e-3}),
     "qwen3-biases": ("Qwen3", LLAMA | {"head_dim": 8, "attention_bias": True}),
+    "gemma3": ("Gemma3Text", GEMMA3),
+    "gemma3-scaling-biases": (
+        "Gemma3Text",
+        GEMMA3
+        | {
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "num_hidden_layers": 3,
+            "attention_bias": True,
+            "sliding_window": 2,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 500.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 20.0},
+            },
+        },
+    ),
+    "gemma3-deep": ("Gemma3Text", GEMMA3 | {"num_hidden_layers": 13, "hidden_size": 32}),
 }
 every_family = pytest.mark.parametrize("name", CONFIGS)
 
@@ -85,7 +109,7 @@ def one_thread() -> Iterator[None]:
 
 
 def random_model(name: str) -> Any:
-    """Returns a model of transformers with Gaussian weights; scales of norms are around 1."""
+    """Returns a model of transformers with Gaussian weights; scales of norms are around the identity."""
     kind, settings = CONFIGS[name]
     config = getattr(transformers, f"{kind}Config")(**settings)
     auto = transformers.AutoModelForCausalLM
@@ -93,9 +117,10 @@ def random_model(name: str) -> Any:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for label, parameter in model.named_parameters():
+            initial = parameter.clone()
             parameter.normal_(0.0, 0.25, generator=generator)
             if label.endswith("weight") and parameter.ndim == 1:
-                parameter += 1.0
+                parameter += initial
     return model
 
 

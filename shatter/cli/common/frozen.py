@@ -1,6 +1,5 @@
 """Features and log-probs of texts under a frozen pretrained model, computed once and kept."""
 
-import dataclasses
 import datetime
 import functools
 import hashlib
@@ -197,7 +196,7 @@ def layer_features(
     """
     means = []
     for depth in range(1, config.num_layers + 1):
-        lm = models.transformer(dataclasses.replace(config, num_layers=depth))
+        lm = models.transformer(models.select_layers(config, 0, depth))
         blocks = jax.tree.map(lambda leaf, depth=depth: leaf[:depth], params["params"]["blocks"])
         part = {**params, "params": {**params["params"], "blocks": blocks}}
         assert lm.features is not None
