@@ -8,11 +8,8 @@ import numpy as np
 
 from shatter.models.fields import SIZE, Field, check_fields, shown
 from shatter.models.gguf_header import Header
-from shatter.models.gguf_weights import FREQUENCIES, read_tensor
+from shatter.models.gguf_weights import ARCHITECTURES, FREQUENCIES, read_tensor
 from shatter.models.transformer_config import FIELDS, ROPE_FIELDS
-
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
-"""The architectures that are read; each is a family of folders too."""
 
 _KEYS = {
     "max_position_embeddings": ("context_length", SIZE),
@@ -34,6 +31,13 @@ _OPTIONAL = {
     "rope.scaling.type": Field("text"),
     "rope.scaling.factor": ROPE_FIELDS["factor"],
 }
+_WINDOWS = {
+    "sliding_window": ("attention.sliding_window", SIZE),
+    "sliding_window_pattern": ("attention.sliding_window_pattern", SIZE),
+    "rope_local_base_freq": ("rope.freq_base_swa", ROPE_FIELDS["theta"]),
+}
+"""As `_KEYS`, of files of gemma3; where they are absent, the defaults of its folders hold."""
+
 _REFUSED = {
     "expert_count": 0,
     "attention.sliding_window": 0,
@@ -48,7 +52,11 @@ _REFUSED = {
 }
 """Settings that our forward pass does not have, and the value that stands for none."""
 
-END_TOKENS = ("eos", "eot", "eom")
+_LAYERS_OF_27B = 62
+"""Files do not have the scale of attention. Of all models of gemma3, that of 62 blocks alone
+divides by the square root of the width over the number of heads, not of the size of a head."""
+
+_END_TOKENS = ("eos", "eot", "eom")
 """The tokens that end a text or a turn of it; the first is the tokenizer's own."""
 
 
@@ -66,7 +74,7 @@ def read_settings(header: Header) -> dict[str, Any]:
         type or is out of its range, or asks for what our forward pass does not compute.
     """
     kind = header.settings.get("general.architecture")
-    if kind not in ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise ValueError(f"general.architecture is {shown(kind)}; the known ones are {known}")
     if (parts := header.settings.get("split.count", 1)) not in (0, 1):
@@ -85,25 +93,41 @@ def read_settings(header: Header) -> dict[str, Any]:
     settings |= _rope(header, settings["head_dim"], given)
     table = header.tensors.get("token_embd.weight")
     return settings | {
-        "model_type": kind,
+        "model_type": ARCHITECTURES[kind],
         "vocab_size": given.get("vocab_size", table.shape[0] if table else None),
-        "hidden_act": "silu",
+        **_own_settings(kind, given),
         "attention_bias": "blk.0.attn_q.bias" in header.tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in header.tensors,
         "tie_word_embeddings": "output.weight" not in header.tensors,
     }
 
 
+def _own_settings(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings in which the architectures differ."""
+    if kind != "gemma3":
+        return {"hidden_act": "silu"}
+    size = given["attention.key_length"]
+    if given["block_count"] == _LAYERS_OF_27B:
+        size = given["embedding_length"] // given["attention.head_count"]
+    settings = {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": size}
+    return settings | {name: given[key] for name, (key, _) in _WINDOWS.items() if key in given}
+
+
 def _check_keys(kind: str, given: Mapping[str, Any]) -> None:
     fields = {key: field for key, field in _KEYS.values()} | _OPTIONAL
+    needed, refused = [key for key, _ in _KEYS.values()], dict(_REFUSED)
+    if kind == "gemma3":
+        fields |= {key: field for key, field in _WINDOWS.values()}
+        needed += ["attention.key_length", "attention.sliding_window"]
+        del refused["attention.sliding_window"]
     check_fields(
         {f"{kind}.{key}": value for key, value in given.items()},
         {f"{kind}.{key}": field for key, field in fields.items()},
     )
-    for key, _ in _KEYS.values():
+    for key in needed:
         if key not in given:
             raise ValueError(f"{kind}.{key} is missing")
-    for key, none in _REFUSED.items():
+    for key, none in refused.items():
         if key in given and not np.array_equal(given[key], none):
             found = shown(given[key])
             raise ValueError(f"{kind}.{key} must be {none!r} or absent, found {found}")
@@ -126,9 +150,9 @@ def _heads(kind: str, given: Mapping[str, Any]) -> dict[str, int]:
 
 def _tokens(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the ids of the tokens that begin and end a text."""
-    keys = {role: f"tokenizer.ggml.{role}_token_id" for role in ("bos", *END_TOKENS)}
+    keys = {role: f"tokenizer.ggml.{role}_token_id" for role in ("bos", *_END_TOKENS)}
     check_fields(settings, dict.fromkeys(keys.values(), Field("integer", 0, 2**31 - 1)))
-    ends = [settings[keys[role]] for role in END_TOKENS if keys[role] in settings]
+    ends = [settings[keys[role]] for role in _END_TOKENS if keys[role] in settings]
     return {"bos_token_id": settings.get(keys["bos"]), "eos_token_id": list(dict.fromkeys(ends))}
 
 

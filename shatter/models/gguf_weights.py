@@ -1,7 +1,7 @@
 """Opens the weights of a GGUF file as if it were a safetensors file."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Self
 
 import jax.numpy as jnp
@@ -9,6 +9,9 @@ import numpy as np
 
 from shatter.models.families import FAMILIES, Family
 from shatter.models.gguf_header import Header, gguf
+
+ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
+"""The architectures that are read, and the family of folders that each is."""
 
 _NAMES = {
     "model.embed_tokens": "token_embd",
@@ -27,6 +30,11 @@ _NAMES = {
     "mlp.down_proj": "ffn_down",
 }
 """The names of tensors in folders, without block and ending, and in GGUF files."""
+_GEMMA3_NAMES = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
 
 FREQUENCIES = "rope_freqs.weight"
 """The tensor by which Llama 3 divides its rotary frequencies; it belongs to the config."""
@@ -39,18 +47,21 @@ def gguf_family(architecture: str) -> Family:
     """Returns a family whose tensors have the names of GGUF files.
 
     Args:
-      architecture: a key of `FAMILIES` whose blocks have the parts of Llama's.
+      architecture: a key of `ARCHITECTURES`.
     """
-    family = FAMILIES[architecture]
-    tensors = tuple(tensor._replace(name=_gguf_name(tensor.name)) for tensor in family.tensors)
+    family = FAMILIES[ARCHITECTURES[architecture]]
+    names = _NAMES | (_GEMMA3_NAMES if architecture == "gemma3" else {})
+    tensors = tuple(
+        tensor._replace(name=_gguf_name(tensor.name, names)) for tensor in family.tensors
+    )
     return family._replace(prefix="", tensors=tensors, passed_over=(FREQUENCIES,))
 
 
-def _gguf_name(name: str) -> str:
+def _gguf_name(name: str, names: Mapping[str, str]) -> str:
     match = re.fullmatch(r"(?:model\.layers\.(\{layer\})\.)?(.+)\.(weight|bias)", name)
     assert match is not None
     block = "" if match[1] is None else f"blk.{match[1]}."
-    return f"{block}{_NAMES[match[2]]}.{match[3]}"
+    return f"{block}{names[match[2]]}.{match[3]}"
 
 
 class Weights:
@@ -119,11 +130,14 @@ def read_tensor(header: Header, name: str) -> np.ndarray:
 
 
 def _as_in_folders(header: Header, name: str, values: np.ndarray) -> np.ndarray:
-    """Returns a tensor in the order of rows of folders.
+    """Returns a tensor as folders have it.
 
-    Files of llama have the two halves of every head of queries and keys interleaved.
+    Files of llama have the two halves of every head of queries and keys interleaved; those of
+    gemma3 have the factor of a norm, 1 + w, where folders have w.
     """
     architecture = header.settings["general.architecture"]
+    if architecture == "gemma3" and name.endswith("norm.weight"):
+        return values - 1
     match = re.fullmatch(r"blk\.\d+\.attn_(q|k)\.(weight|bias)", name)
     if architecture != "llama" or match is None:
         return values

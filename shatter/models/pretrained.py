@@ -98,7 +98,7 @@ def _open_gguf(path: Path) -> tuple[TransformerConfig, Family, Tokenizer | None]
         tokenizer = read_tokenizer(header, config.vocab_size)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return config, gguf_family(settings["model_type"]), tokenizer
+    return config, gguf_family(header.settings["general.architecture"]), tokenizer
 
 
 def save_pretrained(
