@@ -114,10 +114,10 @@ def _own_settings(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_keys(kind: str, given: Mapping[str, Any]) -> None:
-    fields = {key: field for key, field in _KEYS.values()} | _OPTIONAL
+    fields = dict(_KEYS.values()) | _OPTIONAL
     needed, refused = [key for key, _ in _KEYS.values()], dict(_REFUSED)
     if kind == "gemma3":
-        fields |= {key: field for key, field in _WINDOWS.values()}
+        fields |= dict(_WINDOWS.values())
         needed += ["attention.key_length", "attention.sliding_window"]
         del refused["attention.sliding_window"]
     check_fields(

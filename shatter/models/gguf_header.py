@@ -8,6 +8,7 @@ of the time of loading where a vocabulary is large. The package is asked for the
 (here) and for the values of the tensors (`gguf_weights`).
 """
 
+import itertools
 import math
 import struct
 from pathlib import Path
@@ -108,8 +109,8 @@ def gguf() -> Any:
 def _read(file: Path) -> Header:
     if file.stat().st_size < 24:
         raise ValueError("expected at least 24 bytes: is it cut off? Download it again")
-    content = np.memmap(file, np.uint8, "r")
-    cursor = _Cursor(memoryview(content))
+    content = np.asarray(np.memmap(file, np.uint8, "r"))
+    cursor = _Cursor(content.data)
     if (magic := bytes(cursor.take(4, "the magic number"))) != MAGIC:
         raise ValueError(f"it begins with {magic!r}, expected {MAGIC!r}")
     version = cursor.number(4, "the version")
@@ -225,7 +226,7 @@ def _places(infos: list[_Info], data: int, alignment: int, size: int) -> dict[st
             raise ValueError(f"the tensor {name} is there twice")
         places[name] = Place(shape, kind, start, start + num_bytes)
     ordered = sorted(places.items(), key=lambda item: item[1].start)
-    for (name, place), (other, following) in zip(ordered, ordered[1:], strict=False):
+    for (name, place), (other, following) in itertools.pairwise(ordered):
         if place.stop > following.start:
             raise ValueError(f"the tensors {name} and {other} overlap at byte {following.start}")
     return places
