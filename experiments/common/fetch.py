@@ -19,7 +19,7 @@ class Config:
     """Fetch original files of data and models, where they are not on this machine yet."""
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Names of files: smollm2-135m is the model SmolLM2-135M-Instruct. Without names, all files that
+    """Names of files: smollm2-135m is the model SmolLM2-135M-Instruct. Without names all files that
     have a public address are fetched."""
 
     data_dir: str | None = None

@@ -7,19 +7,10 @@ from typing import Any
 import numpy as np
 
 from shatter.models.fields import SIZE, Field, check_fields, shown
+from shatter.models.gguf_family import ARCHITECTURES, FREQUENCIES, KEYS
 from shatter.models.gguf_header import Header
-from shatter.models.gguf_weights import ARCHITECTURES, FREQUENCIES, read_tensor
-from shatter.models.transformer_config import FIELDS, ROPE_FIELDS
-
-_KEYS = {
-    "max_position_embeddings": ("context_length", SIZE),
-    "hidden_size": ("embedding_length", SIZE),
-    "num_hidden_layers": ("block_count", SIZE),
-    "intermediate_size": ("feed_forward_length", SIZE),
-    "num_attention_heads": ("attention.head_count", SIZE),
-    "rms_norm_eps": ("attention.layer_norm_rms_epsilon", FIELDS["norm_epsilon"]),
-}
-"""Name in config.json -> key after the name of the architecture, and its type; all are required."""
+from shatter.models.gguf_weights import read_tensor
+from shatter.models.transformer_config import ROPE_FIELDS
 
 _OPTIONAL = {
     "vocab_size": SIZE,
@@ -36,7 +27,7 @@ _WINDOWS = {
     "sliding_window_pattern": ("attention.sliding_window_pattern", SIZE),
     "rope_local_base_freq": ("rope.freq_base_swa", ROPE_FIELDS["theta"]),
 }
-"""As `_KEYS`, of files of gemma3; where they are absent, the defaults of its folders hold."""
+"""As `KEYS`, of files of gemma3; where they are absent, the defaults of its folders hold."""
 
 _REFUSED = {
     "expert_count": 0,
@@ -88,7 +79,7 @@ def read_settings(header: Header) -> dict[str, Any]:
         if key.startswith(f"{kind}.")
     }
     _check_keys(kind, given)
-    settings = {name: given[key] for name, (key, _) in _KEYS.items()}
+    settings = {name: given[key] for name, (key, _) in KEYS.items()}
     settings |= _heads(kind, given) | _tokens(header.settings)
     settings |= _rope(header, settings["head_dim"], given)
     table = header.tensors.get("token_embd.weight")
@@ -114,8 +105,8 @@ def _own_settings(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_keys(kind: str, given: Mapping[str, Any]) -> None:
-    fields = dict(_KEYS.values()) | _OPTIONAL
-    needed, refused = [key for key, _ in _KEYS.values()], dict(_REFUSED)
+    fields = dict(KEYS.values()) | _OPTIONAL
+    needed, refused = [key for key, _ in KEYS.values()], dict(_REFUSED)
     if kind == "gemma3":
         fields |= dict(_WINDOWS.values())
         needed += ["attention.key_length", "attention.sliding_window"]

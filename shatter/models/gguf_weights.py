@@ -1,67 +1,16 @@
 """Opens the weights of a GGUF file as if it were a safetensors file."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import NamedTuple, Self
 
 import jax.numpy as jnp
 import numpy as np
 
-from shatter.models.families import FAMILIES, Family
 from shatter.models.gguf_header import Header, gguf
-
-ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
-"""The architectures that are read, and the family of folders that each is."""
-
-_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-"""The names of tensors in folders, without block and ending, and in GGUF files."""
-_GEMMA3_NAMES = {
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
-
-FREQUENCIES = "rope_freqs.weight"
-"""The tensor by which Llama 3 divides its rotary frequencies; it belongs to the config."""
 
 _FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 _CHUNK = 2**18  # values that are dequantised at a time, which is faster than whole tensors
-
-
-def gguf_family(architecture: str) -> Family:
-    """Returns a family whose tensors have the names of GGUF files.
-
-    Args:
-      architecture: a key of `ARCHITECTURES`.
-    """
-    family = FAMILIES[ARCHITECTURES[architecture]]
-    names = _NAMES | (_GEMMA3_NAMES if architecture == "gemma3" else {})
-    tensors = tuple(
-        tensor._replace(name=_gguf_name(tensor.name, names)) for tensor in family.tensors
-    )
-    return family._replace(prefix="", tensors=tensors, passed_over=(FREQUENCIES,))
-
-
-def _gguf_name(name: str, names: Mapping[str, str]) -> str:
-    match = re.fullmatch(r"(?:model\.layers\.(\{layer\})\.)?(.+)\.(weight|bias)", name)
-    assert match is not None
-    block = "" if match[1] is None else f"blk.{match[1]}."
-    return f"{block}{names[match[2]]}.{match[3]}"
 
 
 class Weights:

@@ -8,9 +8,9 @@ from typing import Any
 from shatter.models.families import FAMILIES, Family, family_of
 from shatter.models.fields import Field, check_fields
 from shatter.models.gguf_config import read_settings
+from shatter.models.gguf_family import gguf_family
 from shatter.models.gguf_header import read_header
 from shatter.models.gguf_tokenizer import read_tokenizer
-from shatter.models.gguf_weights import gguf_family
 from shatter.models.pretrained_config import check_generation, read_config, write_config
 from shatter.models.pretrained_weights import read_weights, write_weights
 from shatter.models.saving import staged, write_json
