@@ -39,6 +39,7 @@ class Family(NamedTuple):
       defaults: field of our config -> its value if config.json does not have it.
       fixed: field of our config -> its value in every model of the family.
       required: key of config.json -> the only value that our forward pass supports.
+      other_parts: the starts of the names of tensors of parts that do not read text.
     """
 
     architecture: str
@@ -49,6 +50,7 @@ class Family(NamedTuple):
     defaults: Mapping[str, Any]
     fixed: Mapping[str, Any]
     required: Mapping[str, Any]
+    other_parts: tuple[str, ...] = ()
 
 
 _GPT2_BLOCK = "transformer.h.{layer}."
@@ -215,7 +217,10 @@ _GEMMA3 = Family(
         "window": ("sliding_window",),
     },
     defaults={
+        "vocab_size": 262_208,
         "max_length": 131_072,
+        "num_heads": 8,
+        "num_kv_heads": 4,
         "head_size": 256,
         "activation": "gelu_pytorch_tanh",
         "norm_epsilon": 1e-6,
@@ -241,6 +246,14 @@ _GEMMA3 = Family(
         "use_bidirectional_attention": False,
     },
 )
+# The part that reads text of a model of text and images.
+_GEMMA3_OF_IMAGES = _GEMMA3._replace(
+    prefix="language_model.model.",
+    tensors=tuple(
+        tensor._replace(name=f"language_model.{tensor.name}") for tensor in _GEMMA3_TENSORS
+    ),
+    other_parts=("vision_tower.", "multi_modal_projector."),
+)
 
 FAMILIES: dict[str, Family] = {
     "gpt2": _GPT2,
@@ -248,6 +261,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2": _QWEN2,
     "qwen3": _QWEN3,
     "gemma3_text": _GEMMA3,
+    "gemma3": _GEMMA3_OF_IMAGES,
 }
 """Families by the `model_type` of config.json."""
 

@@ -8,6 +8,10 @@ for RMS norms), and the vocabulary's matrix W,
 
 No product with W is of a member and a token: W s P x is common to all members of an ensemble, and
 W s P b has only `rank` rows. The identity is exact, and our own.
+
+With a norm behind mlp_out, of scale t and inverse deviations r of the adapted output m + g a b and
+r' of the frozen m, the stream of a member is x + (r - r') t P m + (r g a) (t P b). The products
+with the vocabulary are then of x and t P m, both common to all members, and of t P b.
 """
 
 from typing import NamedTuple
@@ -20,19 +24,39 @@ from shatter.models.transformer_config import TransformerConfig, select_layers
 from shatter.types import Array, Params
 
 
-class _Normed(NamedTuple):
-    """The output of the final norm, `(shared + low @ high) * inverse * scale + offset`, in parts.
+class _Stream(NamedTuple):
+    """P applied to the residual stream, in parts: `shared + factor * branch + low @ high`.
 
     Attributes:
       shared: `[N, D]`, P x, which no adapter changes.
-      low_high: g a `[N, rank]` and P b `[rank, D]`; None without an adapter.
+      low_high: g a `[N, rank]` and P b `[rank, D]`; None without an adapter. With a norm behind
+        mlp_out, r g a and P t P b.
+      branch: r - r' `[N, 1]` and P t P m `[N, D]`; None without an adapter or that norm.
+    """
+
+    shared: Array
+    low_high: tuple[Array, Array] | None = None
+    branch: tuple[Array, Array] | None = None
+
+    def total(self) -> Array:
+        """Returns the stream, `[N, D]`."""
+        total = self.shared
+        if self.low_high is not None:
+            total = total + self.low_high[0] @ self.low_high[1]
+        return total if self.branch is None else total + self.branch[0] * self.branch[1]
+
+
+class _Normed(NamedTuple):
+    """The output of the final norm, `stream * inverse * scale + offset`, in parts.
+
+    Attributes:
+      stream: `[N, D]`, in parts.
       inverse: `[N, 1]`, 1 / d.
       scale: `[1, D]`.
       offset: `[1, D]`.
     """
 
-    shared: Array
-    low_high: tuple[Array, Array] | None
+    stream: _Stream
     inverse: Array
     scale: Array
     offset: Array
@@ -74,10 +98,14 @@ def logits_above(config: TransformerConfig, params: Params, hidden: Array) -> Ar
     """
     normed, weights = _normed(config, params, hidden), params["params"]
     table = weights["token_embedding"]["embedding"].T if config.tied else weights["head"]["kernel"]
-    logits = _product(config, normed.shared * normed.scale, table)
-    if normed.low_high is not None:
-        low, high = normed.low_high
+    stream = normed.stream
+    logits = _product(config, stream.shared * normed.scale, table)
+    if stream.low_high is not None:
+        low, high = stream.low_high
         logits += low @ _product(config, high * normed.scale, table)
+    if stream.branch is not None:
+        factor, branch = stream.branch
+        logits += factor * _product(config, branch * normed.scale, table)
     logits = logits * normed.inverse + _product(config, normed.offset, table)
     if config.head_bias and not config.tied:
         logits += weights["head"]["bias"][None]
@@ -99,36 +127,55 @@ def features_above(config: TransformerConfig, params: Params, hidden: Array) -> 
       ValueError: if another projection has adapters.
     """
     normed = _normed(config, params, hidden)
-    stream = _add(normed.shared, normed.low_high)
-    features = stream * normed.inverse * normed.scale + normed.offset
+    features = normed.stream.total() * normed.inverse * normed.scale + normed.offset
     return features.astype(config.dtype or features.dtype).reshape(*hidden.shape[:-1], -1)
 
 
 def _normed(config: TransformerConfig, params: Params, hidden: Array) -> _Normed:
     x, activations = jnp.split(hidden.reshape(-1, hidden.shape[-1]), [config.width], axis=-1)
-    shared, pair = _centred(config, x), _adapter(params)
-    low_high = None if pair is None else (activations @ pair["a"], _centred(config, pair["b"]))
-    mean_square = jnp.mean(jnp.square(_add(shared, low_high)), axis=-1, keepdims=True)
-    norm = params["params"]["final_norm"]
-    scale = norm["scale"][None] + (1 if config.norm_offset else 0)
-    return _Normed(
-        shared=shared,
-        low_high=low_high,
-        inverse=jax.lax.rsqrt(mean_square + config.norm_epsilon),
-        scale=scale,
-        offset=norm["bias"][None] if "bias" in norm else jnp.zeros_like(scale),
+    stream, pair = _Stream(_centred(config, x)), _adapter(params)
+    if pair is not None:
+        stream = stream._replace(low_high=(activations @ pair["a"], _centred(config, pair["b"])))
+        if config.post_norms:
+            stream = _through_post_norm(config, params, activations, stream)
+    inverse, norm = _inverse(config, stream.total()), params["params"]["final_norm"]
+    scale = _scale(config, norm)
+    offset = norm["bias"][None] if "bias" in norm else jnp.zeros_like(scale)
+    return _Normed(stream, inverse, scale, offset)
+
+
+def _through_post_norm(
+    config: TransformerConfig, params: Params, activations: Array, stream: _Stream
+) -> _Stream:
+    """Replaces what an adapter adds to the output of mlp_out by what it adds behind the norm."""
+    assert stream.low_high is not None
+    block = jax.tree.map(lambda leaf: leaf[0], params["params"]["blocks"])
+    output = _product(config, activations, block["mlp_out"]["kernel"])
+    if config.mlp_bias:
+        output += block["mlp_out"]["bias"][None]
+    frozen, (low, high) = _centred(config, output), stream.low_high
+    scale, inverse = _scale(config, block["mlp_post_norm"]), _inverse(config, frozen + low @ high)
+    return stream._replace(
+        low_high=(low * inverse, _centred(config, high * scale)),
+        branch=(inverse - _inverse(config, frozen), _centred(config, frozen * scale)),
     )
+
+
+def _scale(config: TransformerConfig, norm: dict[str, Array]) -> Array:
+    scale = norm["scale"][None]
+    return 1 + scale if config.norm_offset else scale
+
+
+def _inverse(config: TransformerConfig, centred: Array) -> Array:
+    """Returns the inverse deviations `[N, 1]` of rows that are centred."""
+    mean_square = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    return jax.lax.rsqrt(mean_square + config.norm_epsilon)
 
 
 def _centred(config: TransformerConfig, rows: Array) -> Array:
     """Applies P to rows `[..., D]`, in float32 or wider."""
     rows = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
     return rows - jnp.mean(rows, axis=-1, keepdims=True) if config.norm == "layer" else rows
-
-
-def _add(shared: Array, low_high: tuple[Array, Array] | None) -> Array:
-    """Returns P (x + g a b)."""
-    return shared if low_high is None else shared + low_high[0] @ low_high[1]
 
 
 def _product(config: TransformerConfig, rows: Array, table: Array) -> Array:

@@ -40,7 +40,8 @@ def split_layers(config: TransformerConfig, layer: int) -> Layers:
     projection may have adapters. `hidden` is then `[..., T, D + H]`, the output of the frozen
     model's last block beside the input of its mlp_out, and all members share the product with the
     vocabulary (`last_projection.py` has the formula). Of the upper parameters only those of the
-    final norm and of the vocabulary are read, because the frozen mlp_out is in `hidden` already.
+    final norm and of the vocabulary are read, because the frozen mlp_out is in `hidden` already;
+    with `post_norms` also those of mlp_out and of its norm.
 
     Args:
       config: the configuration of the transformer.

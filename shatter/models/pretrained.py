@@ -27,10 +27,11 @@ _HUB_FILES = ("config.json", _GENERATION, "model*.safetensors", INDEX)
 def load_pretrained(
     folder: str | Path, *, dtype: str | None = None, revision: str | None = None
 ) -> tuple[TransformerConfig, Params, Tokenizer | None]:
-    """Loads a model of the GPT-2, Llama (2, 3) or Qwen (2, 2.5, 3) family.
+    """Loads a model of the GPT-2, Llama (2, 3), Qwen (2, 2.5, 3) or Gemma 3 family.
 
     The weights are memory-mapped and read one tensor at a time. Every tensor is checked: its name
-    and shape, that it holds floats, and that none of them is NaN or infinite.
+    and shape, that it holds floats, and that none of them is NaN or infinite. Of a Gemma 3 model
+    that also reads images, the part that reads text is loaded.
 
     Example:
       >>> import tempfile

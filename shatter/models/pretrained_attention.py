@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from shatter.models.fields import FLAG, SIZE, Field, check_fields, shown
+from shatter.models.fields import FLAG, SIZE, Field, check_fields
 from shatter.models.transformer_config import ROPE_FIELDS, Rope, TransformerConfig
 
 _SHARE = Field("number", 0.0, 1.0, optional=True)
@@ -31,6 +31,9 @@ _ROPE_FIELDS = {
     "original_max_position_embeddings": SIZE,
     "partial_rotary_factor": _SHARE,
 }
+_MAX_LAYERS = 100_000
+"""Of a model with windows, so that a damaged file cannot ask for a list of billions of layers."""
+
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
@@ -115,6 +118,8 @@ def _check_full(settings: Mapping[str, Any]) -> None:
 def _read_full_layers(settings: Mapping[str, Any], num_layers: int) -> tuple[int, ...]:
     """Returns the numbers of the blocks without a window, by default every sixth."""
     layers = settings.get("layer_types")
+    if num_layers > _MAX_LAYERS:
+        raise ValueError(f"num_hidden_layers must be at most {_MAX_LAYERS}, found {num_layers}")
     if layers is None:
         pattern = settings.get("sliding_window_pattern", 6)
         return tuple(range(pattern - 1, num_layers, pattern))
@@ -166,20 +171,19 @@ def _read_rope(settings: Mapping[str, Any], kind: str, theta: float) -> Rope:
 def _rope_parameters(settings: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Returns the checked parameters of rotary positions of the layers of a kind.
 
-    Those in `rope_parameters` may be nested by kind. What is not nested is of full attention.
+    Those in `rope_parameters` are nested by kind where there are several, and may be where there is
+    one. Those in `rope_scaling` are of full attention.
     """
     given, scaling = settings.get("rope_parameters") or {}, settings.get("rope_scaling") or {}
     check_fields(given, _ROPE_FIELDS)
     check_fields(scaling, _ROPE_FIELDS)
-    is_nested = any(isinstance(value, dict) for value in given.values())
-    if is_nested and _FULL not in given:
+    is_nested = kind == _SLIDING or any(isinstance(value, dict) for value in given.values())
+    if given and is_nested and _FULL not in given:
         raise ValueError(f"rope_parameters has {', '.join(given)}; {_FULL} is missing")
     if is_nested:
         check_fields(given, dict.fromkeys((_FULL, _SLIDING), Field("object", optional=True)))
         given = given.get(kind) or {}
         check_fields(given, _ROPE_FIELDS)
-    elif kind != _FULL:
-        given = {}
     return {**given, **(scaling if kind == _FULL else {})}
 
 

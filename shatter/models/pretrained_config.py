@@ -53,6 +53,8 @@ def read_config(settings: Mapping[str, Any], generation: Mapping[str, Any]) -> T
         families = ", ".join(FAMILIES)
         raise ValueError(f"model_type is {shown(kind)}; the known families are {families}")
     family = FAMILIES[kind]
+    if family.other_parts:
+        settings = _text_settings(settings)
     check_fields(settings, _OTHER_FIELDS)
     _check_supported(settings, family)
     fields = {name: _setting(settings, family, name) for name in family.fields}
@@ -61,6 +63,15 @@ def read_config(settings: Mapping[str, Any], generation: Mapping[str, Any]) -> T
     fields["activation"] = _activation(fields["activation"])
     fields |= {"rope": None} if kind == "gpt2" else read_attention(settings, fields)
     return TransformerConfig(**fields)
+
+
+def _text_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of the part that reads text of a model of text and images."""
+    if "text_config" not in settings:
+        raise ValueError("text_config is missing")
+    check_fields(settings, {"text_config": Field("object")})
+    of_whole = ("bos_token_id", "eos_token_id", "tie_word_embeddings", "quantization_config")
+    return settings["text_config"] | {name: settings[name] for name in of_whole if name in settings}
 
 
 def _sizes(fields: Mapping[str, Any]) -> dict[str, Any]:

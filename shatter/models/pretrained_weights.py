@@ -145,6 +145,8 @@ def _open_all(folder: Path, family: Family, stack: contextlib.ExitStack) -> dict
     for file in weight_files(folder):
         opened = stack.enter_context(open_weights(file))
         for name in opened.keys():
+            if name.startswith(family.other_parts):
+                continue
             is_whole = name.startswith((family.prefix, "lm_head."))
             tensor = Stored(file, opened, name)
             first = stored.setdefault(name if is_whole else family.prefix + name, tensor)

@@ -1,4 +1,4 @@
-"""A decoder-only transformer (GPT-2, Llama, Qwen, or a didactic one) with an explicit cache."""
+"""A decoder-only transformer (GPT-2, Llama, Qwen, Gemma or our own) with an explicit cache."""
 
 from typing import Any, NamedTuple
 
@@ -14,16 +14,18 @@ from shatter.types import Array, Key, Params
 
 
 def transformer(config: TransformerConfig) -> LanguageModel:
-    """Makes a decoder-only transformer with pre-norm blocks, as GPT-2, Llama and Qwen have them.
+    """Makes a decoder-only transformer with pre-norm blocks, as in GPT-2, Llama, Qwen and Gemma.
 
     One forward pass serves training, prefill and decoding: `apply` is `decode` without a cache. The
     parameters of the blocks are stacked over layers. The logits on padding are those of the last
     valid token before it in the same call, so that the text after a prompt padded on the right is
-    scored correctly too.
+    scored correctly too. A window counts valid tokens; the cache keeps all tokens, those that have
+    left the window too.
 
     Source: Vaswani et al., Attention Is All You Need, https://arxiv.org/abs/1706.03762; Radford et
     al., Language Models are Unsupervised Multitask Learners (2019); Touvron et al., LLaMA,
-    https://arxiv.org/abs/2302.13971.
+    https://arxiv.org/abs/2302.13971; Gemma Team, Gemma 3 Technical Report,
+    https://arxiv.org/abs/2503.19786.
 
     Args:
       config: sizes and kinds of the parts.

@@ -227,9 +227,10 @@ def _attention(
 ) -> Array:
     """Computes softmax(query . keys / sqrt(divisor)) . values, `[B, t, heads, head size]`.
 
-    The divisor None stands for the head size. Consecutive heads of queries share a head of keys. The softmax is computed in float32 or wider.
-    `jax.nn.dot_product_attention` is not used because it computes the softmax in float32 at most,
-    which would lose precision when the model runs in float64.
+    The divisor None stands for the head size. Consecutive heads of queries share a head of keys.
+    The softmax is computed in float32 or wider. `jax.nn.dot_product_attention` is not used because
+    it computes the softmax in float32 at most, which would lose precision when the model runs in
+    float64.
     """
     batch, length, heads, size = query.shape
     dtype = jnp.promote_types(query.dtype, jnp.float32)

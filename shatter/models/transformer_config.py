@@ -235,6 +235,9 @@ def select_layers(config: TransformerConfig, start: int, stop: int) -> Transform
       config: the configuration of the other transformer.
       start: the number of the first block, from 0 on.
       stop: the number after the last one.
+
+    Returns:
+      The configuration with `stop - start` layers; those with a window are the same ones.
     """
     full_layers = tuple(layer - start for layer in config.full_layers if start <= layer < stop)
     return dataclasses.replace(config, num_layers=stop - start, full_layers=full_layers)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import re
@@ -53,6 +54,18 @@ GPT2 = TransformerConfig(
     tied=True,
     head_bias=False,
 )
+GEMMA3 = dataclasses.replace(
+    CONFIG,
+    qk_norm=True,
+    post_norms=True,
+    norm_offset=True,
+    scaled_embedding=True,
+    attention_size=5,
+    window=3,
+    full_layers=(0,),
+    local_theta=20.0,
+    tied=True,
+)
 QUERY = "model.layers.1.self_attn.q_proj.weight"
 HEAD = "lm_head.weight"
 
@@ -100,7 +113,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-@pytest.mark.parametrize("config", [CONFIG, GPT2])
+@pytest.mark.parametrize("config", [CONFIG, GPT2, GEMMA3])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_round_trip(config: TransformerConfig, dtype: str, tmp_path: Path):
     params = random_params(config, jnp.dtype(dtype))

@@ -30,6 +30,7 @@ LLAMA = {
 }
 QWEN2 = LLAMA | {"model_type": "qwen2"}
 QWEN3 = LLAMA | {"model_type": "qwen3"}
+GEMMA3 = LLAMA | {"model_type": "gemma3_text", "num_hidden_layers": 7, "sliding_window": 8}
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.5, "high_freq_factor": 4.0}
 ORIGINAL = {"original_max_position_embeddings": 16}
 
@@ -54,6 +55,26 @@ CONFIG = TransformerConfig(
     eos=(2,),
 )
 """The configuration of `LLAMA`, with its defaults."""
+
+GEMMA3_CONFIG = dataclasses.replace(
+    CONFIG,
+    num_layers=7,
+    head_size=256,
+    activation="gelu",
+    rope=Rope(1e6),
+    qk_norm=True,
+    post_norms=True,
+    norm_offset=True,
+    scaled_embedding=True,
+    attention_size=256,
+    window=8,
+    full_layers=(5,),
+    local_theta=1e4,
+    tied=True,
+    bos=2,
+    eos=(1,),
+)
+"""The configuration of `GEMMA3`, with its defaults."""
 
 
 def read(settings: dict[str, Any], **generation: Any) -> TransformerConfig:
@@ -105,6 +126,75 @@ def test_rotary_families(settings: dict[str, Any], changes: dict[str, Any]):
     config = read(settings)
     assert config == dataclasses.replace(CONFIG, **changes)
     assert family_of(config) == settings["model_type"]
+
+
+KINDS = ["sliding_attention", "full_attention"] * 3 + ["full_attention"]
+
+
+@pytest.mark.parametrize(
+    "settings, changes",
+    [
+        ({}, {}),
+        ({"final_logit_softcapping": None, "use_bidirectional_attention": None}, {}),
+        ({"sliding_window_pattern": 3}, {"full_layers": (2, 5)}),
+        ({"sliding_window_pattern": 9}, {"full_layers": ()}),
+        ({"layer_types": KINDS, "sliding_window_pattern": 3}, {"full_layers": (1, 3, 5, 6)}),
+        (
+            {"layer_types": KINDS[1:2] * 7},
+            {"window": None, "full_layers": (), "local_theta": None},
+        ),
+        (
+            {"rope_theta": 500, "rope_local_base_freq": 20},
+            {"rope": Rope(500.0), "local_theta": 20.0},
+        ),
+        (
+            {
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "linear", "factor": 8, "rope_theta": 500},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 20},
+                }
+            },
+            {"rope": Rope(500.0, "linear", 8.0), "local_theta": 20.0},
+        ),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+            {"rope": Rope(1e6, "linear", 8.0)},
+        ),
+        (
+            {"query_pre_attn_scalar": 24, "head_dim": 8, "attention_bias": True},
+            {
+                "attention_size": 24,
+                "head_size": 8,
+                "qkv_bias": True,
+                "attention_out_bias": True,
+            },
+        ),
+    ],
+    ids=str,
+)
+def test_gemma_3(settings: dict[str, Any], changes: dict[str, Any]):
+    config = read(GEMMA3 | settings)
+    assert config == dataclasses.replace(GEMMA3_CONFIG, **changes)
+    assert family_of(config) == "gemma3_text"
+    written, generation = write_config(config, "float32")
+    assert read_config(written, generation) == config
+    assert written["hidden_activation"] == "gelu_pytorch_tanh"
+
+
+def test_gemma_3_of_text_and_images():
+    """The sizes that its file leaves out are the family's."""
+    text = {key: GEMMA3[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers")}
+    whole = {"model_type": "gemma3", "text_config": text, "eos_token_id": [1, 106]}
+    config = read(whole | {"vision_config": {"hidden_size": 8}})
+    sizes = {"vocab_size": 262_208, "max_length": 131_072, "num_heads": 8, "num_kv_heads": 4}
+    expected = dataclasses.replace(GEMMA3_CONFIG, **sizes, window=4096, eos=(1, 106))
+    assert config == expected
+    for wrong, message in [
+        ({}, "text_config is missing"),
+        ({"text_config": 1}, "text_config must"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            read({"model_type": "gemma3"} | wrong)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +249,10 @@ def test_token_ids():
     assert read({**GPT2, "bos_token_id": 50256}).bos is None
 
 
+SCALED = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10.0}
+SCALED = {"rope_parameters": {"full_attention": SCALED, "sliding_attention": SCALED}}
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -176,8 +270,19 @@ def test_token_ids():
         (LLAMA | {"rope_parameters": {"rope_type": "yarn"}}, "known are default, linear, llama3"),
         (LLAMA | {"rope_scaling": {"rope_type": "linear"}}, "factor of the rope type 'linear' is"),
         (LLAMA | {"rope_scaling": {"rope_type": "llama3", "factor": 2}}, "low_freq_factor of the"),
-        (LLAMA | {"rope_parameters": {"sliding_attention": {}}}, "has sliding_attention; full_attention is"),
+        (LLAMA | {"rope_parameters": {"sliding_attention": {}}}, "full_attention is missing"),
         (LLAMA | {"partial_rotary_factor": 0.5}, "partial_rotary_factor must be 1.0, found 0.5"),
+        (GEMMA3 | {"final_logit_softcapping": 30.0}, "final_logit_softcapping must be None"),
+        (GEMMA3 | {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping must be None, found"),
+        (GEMMA3 | {"use_bidirectional_attention": True}, "use_bidirectional_attention must be F"),
+        (GEMMA3 | {"num_hidden_layers": 2**31 - 1}, "num_hidden_layers must be at most 100000"),
+        (GEMMA3 | {"sliding_window": None}, "sliding_window must be an integer from 1 to"),
+        (GEMMA3 | {"sliding_window_pattern": 0}, "sliding_window_pattern must be an integer"),
+        (GEMMA3 | {"layer_types": KINDS[:6]}, "kind of each of the 7 layers, found 6 names"),
+        (GEMMA3 | {"layer_types": ["chunked"] * 7}, "layer_types has 'chunked'; known are '"),
+        (GEMMA3 | {"rope_parameters": {"sliding_attention": {}}}, "full_attention is missing"),
+        (GEMMA3 | {"rope_parameters": {"rope_theta": 5.0}}, "full_attention is missing"),
+        (GEMMA3 | SCALED, "the rope type of sliding_attention must be 'default', found 'linear'"),
         (QWEN2 | {"use_sliding_window": True}, "use_sliding_window is true; only full attention"),
         (QWEN3 | {"layer_types": ["sliding_attention"]}, "'sliding_attention'; only 'full"),
     ],
@@ -228,6 +333,11 @@ def test_write_is_the_inverse(settings: dict[str, Any]):
         ({"attention_out_bias": True}, "qkv_bias = False"),
         ({"qk_norm": True, "qkv_bias": True}, "qkv_bias = True"),
         ({"qkv_bias": True, "mlp_bias": True}, "mlp_bias = True"),
+        ({"window": 4}, "window = 4"),
+        ({"attention_size": 5}, "attention_size = 5"),
+        ({"scaled_embedding": True}, "scaled_embedding = True"),
+        ({"post_norms": True}, "post_norms = True"),
+        ({"norm_offset": True}, "qk_norm = False"),
     ],
 )
 def test_what_no_family_has(changes: dict[str, Any], field: str):

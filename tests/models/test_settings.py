@@ -140,7 +140,8 @@ KEYS = sorted(
     {name for family in FAMILIES.values() for names in family.fields.values() for name in names}
     | {name for family in FAMILIES.values() for name in family.required}
     | {*LLAMA3, "type", "rope_theta", "rope_scaling", "rope_parameters", "layer_types"}
-    | {"full_attention", "original_max_position_embeddings", "partial_rotary_factor"}
+    | {"full_attention", "sliding_attention", "sliding_window_pattern", "rope_local_base_freq"}
+    | {"original_max_position_embeddings", "partial_rotary_factor"}
     | {"model_type", "use_sliding_window", "sliding_window", "quantization_config"}
 )
 ANY_VALUE = st.recursive(
@@ -150,7 +151,10 @@ ANY_VALUE = st.recursive(
     | st.floats()
     | st.text(max_size=4)
     | st.sampled_from(
-        ["silu", "gelu_new", "linear", "llama3", "default", "full_attention", 10**400]
+        [
+            *("silu", "gelu_new", "linear", "llama3", "default", "full_attention", 10**400),
+            ["sliding_attention"] * 3,
+        ]
     ),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner),
     max_leaves=6,
@@ -164,9 +168,11 @@ ANY_VALUE = st.recursive(
     st.dictionaries(st.sampled_from(["eos_token_id", "bos_token_id", "top_k"]), ANY_VALUE),
 )
 def test_any_values(kind: str, changes: dict[str, Any], generation: dict[str, Any]):
-    base = (GPT2 if kind == "gpt2" else LLAMA) | {"model_type": kind}
+    values = (GPT2 if kind == "gpt2" else LLAMA) | {"model_type": kind} | changes
+    if kind == "gemma3":
+        values = changes | {"model_type": kind, "text_config": values}
     try:
-        config = read_config(base | changes, generation)
+        config = read_config(values, generation)
     except ValueError:
         return
     hash(config)

@@ -20,6 +20,25 @@ CONFIGS = {
     "Llama's": TransformerConfig(
         **SIZES, num_layers=2, rope=Rope(), norm="rms", gated=True, remat=True
     ),
+    "Gemma's": TransformerConfig(
+        **SIZES,
+        num_layers=2,
+        norm="rms",
+        activation="gelu",
+        gated=True,
+        rope=Rope(1000.0),
+        mlp_bias=False,
+        qk_norm=True,
+        post_norms=True,
+        norm_offset=True,
+        scaled_embedding=True,
+        attention_size=5,
+        window=2,
+        full_layers=(1,),
+        local_theta=10.0,
+        tied=True,
+    ),
+    "layer norms behind the parts too": TransformerConfig(**SIZES, num_layers=1, post_norms=True),
     "one block, a head with a bias": TransformerConfig(**SIZES, num_layers=1, tied=False),
 }
 LORA = LoraConfig(rank=2, alpha=3.0, targets=("mlp_out",))
@@ -78,7 +97,7 @@ def test_it_is_the_whole_model_with_and_without_adapters(name: str, float64):
     assert np.abs(logits[0] - base).max() > 0.01
 
 
-@pytest.mark.parametrize("name", ["GPT-2's", "Llama's"])
+@pytest.mark.parametrize("name", ["GPT-2's", "Llama's", "Gemma's"])
 def test_gradients_of_adapters_are_those_above_a_cut_below_the_block(name: str, float64):
     config = CONFIGS[name]
     weights = np.random.default_rng(0).normal(size=(2, 6, 7))

@@ -16,6 +16,18 @@ SIZES = {"vocab_size": 7, "max_length": 6, "width": 8, "num_layers": 3, "num_hea
 CONFIGS = {
     "learned positions, tied": TransformerConfig(**SIZES, tied=True),
     "rotary positions": TransformerConfig(**SIZES, rope=Rope(), norm="rms", gated=True),
+    "windows": TransformerConfig(
+        **SIZES,
+        rope=Rope(),
+        norm="rms",
+        gated=True,
+        post_norms=True,
+        norm_offset=True,
+        scaled_embedding=True,
+        window=2,
+        full_layers=(1,),
+        local_theta=10.0,
+    ),
     "remat": TransformerConfig(**SIZES, remat=True),
 }
 TOKENS = np.array([[1, 2, 3, 4, 5, 6], [0, 0, 6, 5, 4, 0]])
@@ -31,7 +43,13 @@ def random_params(config: TransformerConfig) -> Any:
 
 @pytest.mark.parametrize(
     ("name", "layer"),
-    [("learned positions, tied", 1), ("rotary positions", 2), ("remat", 1)],
+    [
+        ("learned positions, tied", 1),
+        ("rotary positions", 2),
+        ("windows", 1),
+        ("windows", 2),
+        ("remat", 1),
+    ],
 )
 def test_the_parts_are_the_whole(name: str, layer: int, float64):
     config = CONFIGS[name]

@@ -12,6 +12,7 @@ import pytest
 from jax.experimental import checkify
 
 from shatter.models import TransformerConfig, transformer, transformer_module
+from shatter.models.transformer import forward
 from shatter.models.transformer_block import cos_sin
 from shatter.models.transformer_config import Rope
 
@@ -36,19 +37,32 @@ LLAMA = TransformerConfig(
     mlp_bias=False,
     head_bias=False,
 )
+QWEN3 = dataclasses.replace(
+    LLAMA,
+    num_kv_heads=1,
+    rope=Rope(100.0, "linear", 3.0),
+    qkv_bias=True,
+    qk_norm=True,
+    tied=True,
+    norm_epsilon=0.1,
+)
+GEMMA3 = dataclasses.replace(
+    QWEN3,
+    activation="gelu",
+    post_norms=True,
+    norm_offset=True,
+    scaled_embedding=True,
+    attention_size=3,
+    window=2,
+    full_layers=(1,),
+    local_theta=7.0,
+)
 CONFIGS = {
     "didactic": CONFIG,
     "gpt2": dataclasses.replace(CONFIG, activation="gelu_exact", tied=True, norm_epsilon=0.1),
     "llama": LLAMA,
-    "qwen3": dataclasses.replace(
-        LLAMA,
-        num_kv_heads=1,
-        rope=Rope(100.0, "linear", 3.0),
-        qkv_bias=True,
-        qk_norm=True,
-        tied=True,
-        norm_epsilon=0.1,
-    ),
+    "qwen3": QWEN3,
+    "gemma3": GEMMA3,
 }
 every_config = pytest.mark.parametrize("name", CONFIGS)
 LMS = {name: transformer(config) for name, config in CONFIGS.items()}
@@ -129,26 +143,36 @@ def numpy_logits(params, document: np.ndarray, config: TransformerConfig = CONFI
     def norm(x: np.ndarray, p: dict, kind: str = config.norm) -> np.ndarray:
         x = x - x.mean(-1, keepdims=True) if kind == "layer" else x
         x = x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_epsilon)
-        return x * p["scale"] + p.get("bias", 0.0)
+        return x * (p["scale"] + config.norm_offset) + p.get("bias", 0.0)
+
+    def out(x: np.ndarray, block: dict, name: str) -> np.ndarray:
+        return norm(x, block[name]) if config.post_norms else x
 
     def linear(x: np.ndarray, p: dict, axes: int = 1) -> np.ndarray:
         return np.tensordot(x, p["kernel"], axes) + p.get("bias", 0.0)
 
-    def turn(x: np.ndarray, t: int) -> np.ndarray:
+    def turn(x: np.ndarray, t: int, rope: Rope | None) -> np.ndarray:
         """Rotates features i and i + size / 2 as one complex number."""
-        if config.rope is None:
+        if rope is None:
             return x
-        angles = t * numpy_frequencies(config.rope, size)
+        angles = t * numpy_frequencies(rope, size)
         x = (x[:, : size // 2] + 1j * x[:, size // 2 :]) * np.exp(1j * angles)
         return np.concatenate([x.real, x.imag], axis=1)
 
     embedding = weights["token_embedding"]["embedding"]
     stream = [embedding[token] for token in document]
+    if config.scaled_embedding:
+        stream = [x * np.sqrt(config.width) for x in stream]
     if config.rope is None:
         place = weights["position_embedding"]["embedding"]
         stream = [x + place[t] for t, x in enumerate(stream)]
     for layer in range(config.num_layers):
         block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], weights["blocks"])
+        window, rope = config.window or len(document), config.rope
+        if layer in config.full_layers:
+            window = len(document)
+        elif config.local_theta is not None:
+            rope = Rope(config.local_theta)
         queries, keys, values = [], [], []
         for t, x in enumerate(stream):
             qkv = linear(norm(x, block["attention_norm"]), block["qkv"])
@@ -156,23 +180,27 @@ def numpy_logits(params, document: np.ndarray, config: TransformerConfig = CONFI
             if config.qk_norm:
                 query = norm(query, block["query_norm"], "rms")
                 key = norm(key, block["key_norm"], "rms")
-            queries.append(turn(query, t))
-            keys.append(turn(key, t))
+            queries.append(turn(query, t, rope))
+            keys.append(turn(key, t, rope))
             values.append(value)
         for t in range(len(document)):
             mixed = np.zeros((heads, size))
             for head in range(heads):
                 own = head * kv_heads // heads
-                scores = [queries[t][head] @ keys[u][own] for u in range(t + 1)]
-                shares = np.exp(np.array(scores) / np.sqrt(size))
+                seen = range(max(t + 1 - window, 0), t + 1)
+                scores = np.array([queries[t][head] @ keys[u][own] for u in seen])
+                shares = np.exp(scores / np.sqrt(config.attention_size or size))
                 shares /= shares.sum()
-                mixed[head] = sum(shares[u] * values[u][own] for u in range(t + 1))
-            stream[t] = stream[t] + linear(mixed, block["attention_out"], 2)
+                mixed[head] = sum(
+                    share * values[u][own] for share, u in zip(shares, seen, strict=True)
+                )
+            mixed = linear(mixed, block["attention_out"], 2)
+            stream[t] = stream[t] + out(mixed, block, "attention_post_norm")
         for t, x in enumerate(stream):
             hidden = linear(norm(x, block["mlp_norm"]), block["mlp_in"])
             activation = ACTIVATIONS[config.activation]
             hidden = activation(hidden[0]) * hidden[1] if config.gated else activation(hidden)
-            stream[t] = x + linear(hidden, block["mlp_out"])
+            stream[t] = x + out(linear(hidden, block["mlp_out"]), block, "mlp_post_norm")
     features = np.array([norm(x, weights["final_norm"]) for x in stream])
     return features @ embedding.T if config.tied else linear(features, weights["head"])
 
@@ -183,6 +211,24 @@ def test_logits_are_those_of_the_definition(float64: None, name: str):
     for document, logits in zip(DOCUMENTS, apply(params, DOCUMENTS, name), strict=True):
         expected = numpy_logits(params, document, CONFIGS[name])
         np.testing.assert_allclose(logits, expected, atol=1e-12)
+
+
+def test_slopes_are_those_of_the_definition(float64: None):
+    """In a random direction, by differences of the definition."""
+    params, direction = random_params(GEMMA3), random_params(GEMMA3, seed=1)
+    forward = lambda params: LMS["gemma3"].apply(params, jnp.array(DOCUMENTS[0]))
+    run = jax.jit(lambda params, change: jax.jvp(forward, (params,), (change,)))
+    _, found = run(params, direction)
+    step = 1e-5
+    ends = [
+        numpy_logits(
+            jax.tree.map(lambda p, d, s=s: p + s * d, params, direction),
+            DOCUMENTS[0],
+            GEMMA3,
+        )
+        for s in (step, -step)
+    ]
+    np.testing.assert_allclose(found, (ends[0] - ends[1]) / (2 * step), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
@@ -197,6 +243,29 @@ def test_every_setting_of_positions_counts(float64: None, name: str):
     )
     assert np.abs(scaled - unscaled).max() > 1e-2
     assert np.abs(scaled - unmoved).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"window": 3},
+        {"full_layers": ()},
+        {"local_theta": None},
+        {"attention_size": None},
+        {"scaled_embedding": False},
+        {"norm_offset": False},
+        {"post_norms": False},
+    ],
+    ids=str,
+)
+def test_every_setting_of_gemma_3_counts(float64: None, changes: dict):
+    """The definition gives other logits without it."""
+    params = random_params(GEMMA3)
+    with_it, without = (
+        numpy_logits(params, DOCUMENTS[0], config)
+        for config in (GEMMA3, dataclasses.replace(GEMMA3, **changes))
+    )
+    assert np.abs(with_it - without).max() > 1e-2
 
 
 def test_frequencies_of_llama_3():
@@ -264,6 +333,8 @@ def test_causality_by_perturbation(float64: None, name: str):
         ("llama", 8, [4, 4]),
         ("llama", 8, [1] * 8),
         ("qwen3", 8, [4, 4]),
+        ("gemma3", 8, [4, 4]),
+        ("gemma3", 11, [3, 1, 1, 1, 1, 1]),
     ],
     ids=str,
 )
@@ -344,12 +415,13 @@ def test_layers_scanned_and_unrolled_agree(params, monkeypatch: pytest.MonkeyPat
     np.testing.assert_allclose(logits[:2, :6], apply(params, DOCUMENTS)[:2], atol=1e-12)
 
 
-@pytest.mark.parametrize("remat", [False, True])
-def test_programs_do_not_grow_with_depth(remat: bool):
+@pytest.mark.parametrize(("name", "remat"), [("llama", False), ("llama", True), ("gemma3", False)])
+def test_programs_do_not_grow_with_depth(name: str, remat: bool):
     """So the time to compile them does not grow either; up to eight layers are unrolled."""
 
     def size(num_layers: int) -> int:
-        lm = transformer(dataclasses.replace(LLAMA, num_layers=num_layers, remat=remat))
+        config = dataclasses.replace(CONFIGS[name], num_layers=num_layers, remat=remat)
+        lm = transformer(config)
         shapes = jax.eval_shape(lm.init, jax.random.key(0))
         loss = lambda params: jnp.sum(lm.apply(params, jnp.array(DOCUMENTS)))
         return len(jax.jit(jax.grad(loss)).lower(shapes).as_text())
@@ -465,9 +537,19 @@ def test_half_precision_computation(float64: None):
     assert [leaf.dtype for leaf in shapes] == [jnp.bfloat16, jnp.bfloat16]
 
 
+def test_the_factor_of_embeddings_is_rounded_to_their_type():
+    """As in transformers: sqrt(72) is 8.4853, and 8.5 in bfloat16."""
+    config = dataclasses.replace(GEMMA3, width=72, num_layers=1, full_layers=(), dtype="bfloat16")
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shapes_of(config))
+    table = jnp.array(np.random.default_rng(0).standard_normal((5, 72)), jnp.bfloat16)
+    params["params"]["token_embedding"]["embedding"] = table
+    found = jax.jit(lambda params, x: forward(config, params, x, None).hidden)(params, DOCUMENTS)
+    np.testing.assert_array_equal(found, table[DOCUMENTS] * jnp.bfloat16(8.5))
+
+
 def test_parameters_are_those_of_the_config():
     """All leaves of the config with the most parts are listed by name."""
-    shapes = jax.eval_shape(LMS["qwen3"].init, jax.random.key(0))["params"]
+    shapes = jax.eval_shape(LMS["gemma3"].init, jax.random.key(0))["params"]
     found = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
@@ -480,9 +562,11 @@ def test_parameters_are_those_of_the_config():
         "blocks/query_norm/scale": (2, 6),
         "blocks/key_norm/scale": (2, 6),
         "blocks/attention_out/kernel": (2, 4, 6, 8),
+        "blocks/attention_post_norm/scale": (2, 8),
         "blocks/mlp_norm/scale": (2, 8),
         "blocks/mlp_in/kernel": (2, 8, 2, 10),
         "blocks/mlp_out/kernel": (2, 10, 8),
+        "blocks/mlp_post_norm/scale": (2, 8),
         "final_norm/scale": (8,),
     }
     assert "head" not in jax.eval_shape(LMS["gpt2"].init, jax.random.key(0))["params"]
@@ -520,6 +604,17 @@ def test_heads_that_do_not_divide_the_width_are_refused():
         ({"norm_epsilon": 0.0}, "norm_epsilon must be a number from 1e-20 to 1, found 0.0"),
         ({"norm": "batch"}, "norm must be one of 'layer', 'rms', found 'batch'"),
         ({"activation": "swish"}, "activation must be one of 'gelu', .* found 'swish'"),
+        ({"norm_offset": True, "norm": "layer"}, "norm_offset needs norm 'rms', found 'layer'"),
+        ({"window": 0}, "window must be an integer from 1 to 2147483647 or null, found 0"),
+        ({"window": 2, "full_layers": (2,)}, "full_layers must be below num_layers 2, found 2"),
+        ({"window": 2, "full_layers": (1, 0)}, r"a tuple of increasing numbers, found \(1, 0\)"),
+        ({"window": 2, "full_layers": [1]}, r"a tuple of increasing numbers, found \[1\]"),
+        ({"window": 2, "full_layers": (0, 0)}, r"a tuple of increasing numbers, found \(0, 0\)"),
+        ({"full_layers": (1,)}, "full_layers and local_theta need a window, found window None"),
+        ({"local_theta": 10.0}, "full_layers and local_theta need a window, found window None"),
+        ({"window": 2, "local_theta": 10.0, "rope": None}, "local_theta needs rotary positions"),
+        ({"window": 2, "local_theta": 0.5}, r"local_theta must be a number from 1 to 1e\+15"),
+        ({"attention_size": 0}, "attention_size must be an integer from 1 to"),
         ({"dtype": "float16"}, "dtype must be one of 'float32', 'bfloat16', None, found 'float16'"),
     ],
     ids=str,

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from shatter.models.transformer_block import _attention, _rotate, cos_sin
-from shatter.models.transformer_config import Rope
+from shatter.models.transformer_block import _attention, _rotate, cos_sin, norm
+from shatter.models.transformer_config import Rope, TransformerConfig
 
 
 def test_scores_depend_on_relative_positions_alone(float64: None):
@@ -19,6 +19,22 @@ def test_scores_depend_on_relative_positions_alone(float64: None):
 
     np.testing.assert_allclose(scores(7, 7), scores(0, 0), atol=1e-13)
     assert np.abs(scores(7, 0) - scores(0, 0)).max() > 0.1
+
+
+def test_the_offset_of_a_norm_is_added_in_float32():
+    """In bfloat16, 1 + 0.003 is 1."""
+    rng = np.random.default_rng(0)
+    config = TransformerConfig(5, 6, norm="rms", norm_offset=True, norm_epsilon=0.01)
+    x = jnp.array(rng.standard_normal((50, 16)), jnp.bfloat16)
+    scale = jnp.full(16, 0.003, jnp.bfloat16)
+    found = norm(config, "any").apply({"params": {"scale": scale}}, x)
+    assert found.dtype == jnp.bfloat16
+    exact = np.asarray(x, float)
+    exact = exact / np.sqrt((exact**2).mean(-1, keepdims=True) + 0.01)
+    scaled = exact * (1 + float(scale[0]))
+    off = np.abs(np.asarray(found, float) - scaled) / np.abs(scaled)
+    assert off.max() < 2**-8  # half a step of bfloat16
+    assert np.any(found != jnp.array(exact, jnp.bfloat16))
 
 
 def test_softmax_of_half_precision_is_in_float32():

@@ -39,6 +39,20 @@ LLAMA = TransformerConfig(
     mlp_bias=False,
     head_bias=False,
 )
+GEMMA3 = dataclasses.replace(
+    LLAMA,
+    norm_epsilon=1e-2,  # so that norms of small random outputs do not magnify rounding errors
+    activation="gelu",
+    qk_norm=True,
+    post_norms=True,
+    norm_offset=True,
+    scaled_embedding=True,
+    attention_size=5,
+    window=3,
+    full_layers=(1,),
+    local_theta=100.0,
+    tied=True,
+)
 ALL = ("query", "key", "value", "attention_out", "gate", "up", "mlp_out")
 CASES = {
     "gpt2": (GPT2, LoraConfig(rank=2, alpha=5.0, targets=("qkv",)), ["c_attn"]),
@@ -48,6 +62,7 @@ CASES = {
         "all-linear",
     ),
     "llama": (LLAMA, LoraConfig(rank=2, alpha=5.0), ["q_proj", "v_proj"]),
+    "gemma3-all": (GEMMA3, LoraConfig(rank=2, targets=ALL), "all-linear"),
     "llama-all": (LLAMA, LoraConfig(rank=2, targets=ALL, use_rslora=True), "all-linear"),
 }
 TOKENS = np.random.default_rng(0).integers(0, 17, (2, 9))

@@ -109,11 +109,17 @@ def one_thread() -> Iterator[None]:
 
 
 def random_model(name: str) -> Any:
-    """Returns a model of transformers with Gaussian weights; scales of norms are around the identity."""
+    """Returns a model of transformers with Gaussian weights."""
     kind, settings = CONFIGS[name]
     config = getattr(transformers, f"{kind}Config")(**settings)
     auto = transformers.AutoModelForCausalLM
     model = auto.from_config(config, attn_implementation="eager").eval()
+    randomise(model)
+    return model
+
+
+def randomise(model: Any) -> None:
+    """Draws weights; those of norms are around what they begin with."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for label, parameter in model.named_parameters():
@@ -121,7 +127,6 @@ def random_model(name: str) -> Any:
             parameter.normal_(0.0, 0.25, generator=generator)
             if label.endswith("weight") and parameter.ndim == 1:
                 parameter += initial
-    return model
 
 
 def their_logits(model: Any, tokens: np.ndarray, valid: np.ndarray) -> np.ndarray:
@@ -197,6 +202,31 @@ def test_family(name: str, tmp_path: Path):
     np.testing.assert_array_equal(their_logits(again.eval(), tokens, valid), theirs)
     assert again.generation_config.eos_token_id == 2
     assert load_pretrained(tmp_path / "ours")[0] == config
+
+
+def test_the_text_part_of_a_model_of_text_and_images(tmp_path: Path):
+    """It is saved as a model of text alone, which has the same logits in transformers."""
+    images = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    images |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    config = transformers.Gemma3Config(
+        text_config=GEMMA3, vision_config=images, mm_tokens_per_image=4
+    )
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    randomise(model)
+    model.save_pretrained(tmp_path / "theirs")
+    config, params, _ = load_pretrained(tmp_path / "theirs")
+    tokens, valid = padded_batch()
+    theirs = their_logits(model, tokens, valid)
+    ours = jax.jit(transformer(config).apply)(params, jnp.asarray(tokens), valid=jnp.asarray(valid))
+    np.testing.assert_allclose(np.asarray(ours)[valid], theirs[valid], rtol=0, atol=1e-4)
+    save_pretrained(tmp_path / "ours", config, params)
+    again = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "ours", attn_implementation="eager"
+    )
+    assert type(again).__name__ == "Gemma3ForCausalLM"
+    np.testing.assert_allclose(
+        their_logits(again.eval(), tokens, valid)[valid], theirs[valid], rtol=0, atol=1e-4
+    )
 
 
 CHAT = """{%- if messages[0]['role'] == 'system' -%}
