@@ -1,6 +1,7 @@
 """How the tokenizers of GGUF files cut texts into pieces and join them, as in tokenizer.json."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shatter.models.fields import shown
@@ -60,19 +61,18 @@ def byte_level(pre: Any, merges: Sequence[str], key: str) -> dict[str, Any]:
         raise ValueError(
             f"{key}pre is {shown(pre)} (None = missing); the known pre-tokenizers are {known}"
         )
-    pairs = [merge.split(" ") for merge in merges]
-    for number, pair in enumerate(pairs):
-        if len(pair) != 2 or not all(pair):
+    for number, merge in enumerate(merges):
+        if merge.count(" ") != 1 or " " in (merge[0], merge[-1]):
             raise ValueError(
-                f"{key}merges[{number}] is {shown(merges[number])}; expected two pieces and a "
-                "space between them"
+                f"{key}merges[{number}] is {shown(merge)}; expected two pieces and a space "
+                "between them"
             )
     return {
         "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": _PRE_TOKENIZERS[pre]},
         "decoder": {**_BYTES, "add_prefix_space": True, "use_regex": True},
         # Llama 3 takes a piece that is a token as it is, whatever the merges would make of it.
-        "model": {**_MODEL, "ignore_merges": pre == "llama-bpe", "merges": pairs},
+        "model": {**_MODEL, "ignore_merges": pre == "llama-bpe", "merges": list(merges)},
     }
 
 
@@ -82,7 +82,8 @@ def scored_pieces(
     """Returns the parts of a SentencePiece tokenizer that merges characters by scores.
 
     Args:
-      scores: the score of every piece that merging can make; higher ones are made first.
+      scores: the score of every piece that merging can make; higher ones are made first. None of
+        them has a space, because texts have none when they are cut.
       prefix: whether a text begins as if there were a space before it.
       unknown: the token for what the vocabulary lacks.
       has_bytes: whether the vocabulary has a token for every byte, which then replaces `unknown`.
@@ -100,12 +101,12 @@ def scored_pieces(
         "normalizer": {"type": "Sequence", "normalizers": [*before, space]},
         "pre_tokenizer": None,
         "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": {**model, "merges": list(_merges(scores))},
+        "model": {**model, "merges": _merges(scores)},
     }
 
 
-def _merges(scores: Mapping[str, float]) -> Iterable[list[str]]:
-    """Yields all pairs of pieces that make a piece, those of the highest score first.
+def _merges(scores: Mapping[str, float]) -> list[str]:
+    """Returns all pairs "left right" of pieces that make a piece, the highest score first.
 
     SentencePiece joins, of all neighbours that make a piece, those whose piece has the highest
     score, which is what merging by this order does. Of one piece, pairs with a longer left part
@@ -118,5 +119,5 @@ def _merges(scores: Mapping[str, float]) -> Iterable[list[str]]:
         if piece[:end] in scores and piece[end:] in scores
     ]
     # The sort is stable, so that pieces of one score stay in the order of the vocabulary.
-    pairs.sort(key=lambda pair: (-pair[0], -pair[1]))
-    return ([piece[:end], piece[end:]] for _, end, piece in pairs)
+    pairs.sort(key=operator.itemgetter(0, 1), reverse=True)
+    return [f"{piece[:end]} {piece[end:]}" for _, end, piece in pairs]

@@ -183,7 +183,7 @@ def _scored(
     number = roles.get("unk", unknown[0] if unknown else None)
     in_bytes = {tokens[i] for i in np.flatnonzero(types == _BYTE)}
     return scored_pieces(
-        {tokens[i]: scores[i] for i in np.flatnonzero(types == _NORMAL)},
+        {tokens[i]: scores[i] for i in np.flatnonzero(types == _NORMAL) if " " not in tokens[i]},
         prefix=prefix,
         unknown=None if number is None else tokens[number],
         has_bytes=in_bytes >= {f"<0x{byte:02X}>" for byte in range(256)},

@@ -195,5 +195,7 @@ def test_other_files_and_revisions_are_refused(tmp_path: Path):
         models.load_pretrained(tmp_path / "model.gguf", revision="main")
     with pytest.raises(ValueError, match="safetensors is a part of a model: pass its folder"):
         models.load_pretrained(folder / "model.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"has no config.json but GGUF .* as .*model.gguf"):
+        models.load_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"there is no file .*absent.gguf"):
         models.load_pretrained("org/absent.gguf")
