@@ -68,7 +68,8 @@ def read_settings(header: Header) -> dict[str, Any]:
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise ValueError(f"general.architecture is {shown(kind)}; the known ones are {known}")
-    if (parts := header.settings.get("split.count", 1)) not in (0, 1):
+    parts = header.settings.get("split.count", 1)
+    if not isinstance(parts, int) or parts > 1:
         raise ValueError(
             f"split.count is {shown(parts)}: the model is spread over several files; join them by "
             "`llama-gguf-split --merge`"
@@ -82,10 +83,12 @@ def read_settings(header: Header) -> dict[str, Any]:
     settings = {name: given[key] for name, (key, _) in KEYS.items()}
     settings |= _heads(kind, given) | _tokens(header.settings)
     settings |= _rope(header, settings["head_dim"], given)
-    table = header.tensors.get("token_embd.weight")
+    if "token_embd.weight" not in header.tensors:
+        raise ValueError("token_embd.weight is missing")
+    rows = header.tensors["token_embd.weight"].shape[0]
     return settings | {
         "model_type": ARCHITECTURES[kind],
-        "vocab_size": given.get("vocab_size", table.shape[0] if table else None),
+        "vocab_size": given.get("vocab_size", rows),
         **_own_settings(kind, given),
         "attention_bias": "blk.0.attn_q.bias" in header.tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in header.tensors,

@@ -10,31 +10,16 @@ for the sizes of the types (here) and for the values of the tensors (`gguf_weigh
 
 import itertools
 import math
-import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from shatter.models.fields import shown
+from shatter.models.gguf_cursor import Cursor
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
-_SCALARS = {
-    0: "u1",
-    1: "i1",
-    2: "<u2",
-    3: "<i2",
-    4: "<u4",
-    5: "<i4",
-    6: "<f4",
-    7: "?",
-    10: "<u8",
-    11: "<i8",
-    12: "<f8",
-}
-"""The types of numbers, by their codes in the file."""
-_TEXT, _ARRAY = 8, 9
 _MOST_AXES = 4  # of a tensor, in ggml
 
 
@@ -110,7 +95,7 @@ def _read(file: Path) -> Header:
     if file.stat().st_size < 24:
         raise ValueError("expected at least 24 bytes: is it cut off? Download it again")
     content = np.asarray(np.memmap(file, np.uint8, "r"))
-    cursor = _Cursor(content.data)
+    cursor = Cursor(content.data)
     if (magic := bytes(cursor.take(4, "the magic number"))) != MAGIC:
         raise ValueError(f"it begins with {magic!r}, expected {MAGIC!r}")
     version = cursor.number(4, "the version")
@@ -136,63 +121,6 @@ def _read(file: Path) -> Header:
     return Header(file, settings, tensors, content)
 
 
-class _Cursor:
-    """A place in a file, which moves on with what is read and never beyond the end."""
-
-    def __init__(self, content: memoryview) -> None:
-        self.content = content
-        self.offset = 0
-
-    def take(self, size: int, what: str) -> memoryview:
-        left = len(self.content) - self.offset
-        if size > left:
-            raise ValueError(
-                f"{what} needs {size} bytes at byte {self.offset}, where {left} are left: the file "
-                "is cut off or damaged; download it again"
-            )
-        self.offset += size
-        return self.content[self.offset - size : self.offset]
-
-    def number(self, kind: int, what: str) -> Any:
-        form = np.dtype(_SCALARS[kind])
-        part = np.frombuffer(self.take(form.itemsize, what), np.uint8 if kind == 7 else form)
-        if kind == 7 and part[0] > 1:
-            raise ValueError(f"{what} is the flag {part[0]}, expected 0 or 1")
-        # A number in single precision stands for the shortest decimal that is rounded to it: 1e-5.
-        return float(str(part[0])) if kind == 6 else part.view(form)[0].item()
-
-    def count(self, what: str, *, least: int) -> int:
-        number = int(self.number(10, f"the number of {what}"))
-        if number * least > len(self.content):
-            raise ValueError(f"it declares {number} {what}, of at least {least} bytes each")
-        return number
-
-    def text(self, what: str) -> str:
-        start = self.offset
-        (length,) = struct.unpack("<Q", self.take(8, what))
-        try:
-            return str(self.take(length, what), "utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{what}, at byte {start}, is not UTF-8: {error.reason}") from error
-
-    def value(self, kind: int, key: str) -> Any:
-        if kind in _SCALARS:
-            return self.number(kind, key)
-        if kind == _TEXT:
-            return self.text(key)
-        if kind != _ARRAY:
-            raise ValueError(f"{key} has the type {kind}, which the format does not have")
-        kind, size = self.number(4, f"the type of {key}"), self.number(10, f"the length of {key}")
-        if kind == _TEXT:
-            if 8 * size > len(self.content) - self.offset:
-                self.take(8 * size, f"{key}, a list of {size} texts,")
-            return [self.text(key) for _ in range(size)]
-        if kind not in _SCALARS:
-            raise ValueError(f"{key} is a list of the type {kind}; expected numbers or texts")
-        form = np.dtype("u1" if kind == 7 else _SCALARS[kind])
-        return np.frombuffer(self.take(size * form.itemsize, f"{key}, a list of {size},"), form)
-
-
 class _Info(NamedTuple):
     name: str
     shape: tuple[int, ...]
@@ -200,7 +128,7 @@ class _Info(NamedTuple):
     offset: int
 
 
-def _tensor_info(cursor: _Cursor, i: int, num_tensors: int) -> _Info:
+def _tensor_info(cursor: Cursor, i: int, num_tensors: int) -> _Info:
     name = cursor.text(f"the name of tensor {i + 1} of {num_tensors}")
     if (axes := cursor.number(4, f"the number of axes of {name}")) > _MOST_AXES:
         raise ValueError(f"{name} has {axes} axes, expected at most {_MOST_AXES}")

@@ -1,4 +1,4 @@
-"""How the tokenizers of GGUF files cut texts into pieces and join them, as in tokenizer.json."""
+"""How the tokenizers of GGUF files cut texts and join pieces, in the words of tokenizer.json."""
 
 import operator
 from collections.abc import Mapping, Sequence
@@ -102,6 +102,39 @@ def scored_pieces(
         "pre_tokenizer": None,
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": {**model, "merges": _merges(scores)},
+    }
+
+
+def post_processor(
+    names: Mapping[str, str], roles: Mapping[str, int], adds: Mapping[str, bool]
+) -> dict[str, Any] | None:
+    """Returns what puts special tokens around a text, which `Tokenizer.encode` leaves out.
+
+    Args:
+      names: the texts of special tokens by role.
+      roles: their ids by role.
+      adds: whether a text gets a token before ("bos") and after it ("eos").
+    """
+    if not any(adds.values()):
+        return None
+
+    def around(sequence: str) -> list[dict[str, Any]]:
+        kind = int(sequence == "B")
+        special = {
+            role: [{"SpecialToken": {"id": names[role], "type_id": kind}}] if adds[role] else []
+            for role in adds
+        }
+        return [*special["bos"], {"Sequence": {"id": sequence, "type_id": kind}}, *special["eos"]]
+
+    return {
+        "type": "TemplateProcessing",
+        "single": around("A"),
+        "pair": around("A") + around("B"),
+        "special_tokens": {
+            names[role]: {"id": names[role], "ids": [roles[role]], "tokens": [names[role]]}
+            for role in adds
+            if adds[role]
+        },
     }
 
 

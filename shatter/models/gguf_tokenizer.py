@@ -8,7 +8,7 @@ import numpy as np
 
 from shatter.models.fields import FLAG, Field, check_fields, shown
 from shatter.models.gguf_header import Header
-from shatter.models.gguf_pieces import byte_level, scored_pieces
+from shatter.models.gguf_pieces import byte_level, post_processor, scored_pieces
 from shatter.models.tokenizer import Tokenizer, open_backend
 
 _KEY = "tokenizer.ggml."
@@ -76,7 +76,7 @@ def read_tokenizer(header: Header, vocab_size: int) -> Tokenizer | None:
         "padding": None,
         "added_tokens": added,
         **parts,
-        "post_processor": _post_processor(names, roles, adds),
+        "post_processor": post_processor(names, roles, adds),
         "model": {"type": "BPE", **parts["model"], "vocab": vocabulary},
     }
     template = settings.get(_TEMPLATE)
@@ -194,32 +194,6 @@ def _adds(settings: Mapping[str, Any], kind: str, role: str) -> bool:
     """Returns whether a text gets a token before (bos) or after it (eos)."""
     by_itself = role == "bos" and (kind == "llama" or settings.get(f"{_KEY}pre") == "llama-bpe")
     return bool(settings.get(f"{_KEY}add_{role}_token", by_itself))
-
-
-def _post_processor(
-    names: Mapping[str, str], roles: Mapping[str, int], adds: Mapping[str, bool]
-) -> dict[str, Any] | None:
-    if not any(adds.values()):
-        return None
-
-    def around(sequence: str) -> list[dict[str, Any]]:
-        kind = 0 if sequence == "A" else 1
-        special = {
-            role: [{"SpecialToken": {"id": names[role], "type_id": kind}}] if adds[role] else []
-            for role in adds
-        }
-        return [*special["bos"], {"Sequence": {"id": sequence, "type_id": kind}}, *special["eos"]]
-
-    return {
-        "type": "TemplateProcessing",
-        "single": around("A"),
-        "pair": around("A") + around("B"),
-        "special_tokens": {
-            names[role]: {"id": names[role], "ids": [roles[role]], "tokens": [names[role]]}
-            for role in adds
-            if adds[role]
-        },
-    }
 
 
 def _config(

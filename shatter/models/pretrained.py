@@ -82,7 +82,9 @@ def _open_folder(path: Path) -> tuple[TransformerConfig, Family, Tokenizer | Non
     """Reads all of a folder but the weights."""
     safetensors()
     if not (path / "config.json").is_file() and (files := sorted(path.glob("*.gguf"))):
-        raise FileNotFoundError(f"{path} has no config.json but GGUF files: pass one, as {files[0]}")
+        raise FileNotFoundError(
+            f"{path} has no config.json but GGUF files: pass one, as {files[0]}"
+        )
     settings = read_json(existing(path / "config.json"))
     generation = _read_generation(path)
     try:

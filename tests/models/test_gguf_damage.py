@@ -195,6 +195,7 @@ UP = "blk.1.ffn_up.weight"
 @pytest.mark.parametrize(
     "edit, message",
     [
+        (lambda t: t.pop("token_embd.weight"), r"token_embd.weight is missing"),
         (lambda t: t.pop(UP), rf"{UP} is missing, expected with shape \(64, 32\)"),
         (lambda t: t.update({UP: t[UP][:32]}), rf"{UP} has shape \(32, 32\), expected \(64, 32\)"),
         (lambda t: t.update(extra=t[UP] + 1), r"extra with shape \(64, 32\) is unexpected"),
