@@ -85,7 +85,7 @@ def smollm2() -> Path:
         pytest.skip(str(error))
     if path is None:
         command = "python -m experiments.common.fetch smollm2-135m"
-        pytest.skip(f"SmolLM2-135M-Instruct is not on this machine: {command}")
+        pytest.skip(f"SmolLM2-135M-Instruct is not on this machine; to fetch it: {command}")
     return path
 
 

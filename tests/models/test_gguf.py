@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,22 @@ def test_saved_as_a_folder_it_is_the_same_model(pre: str | None, tmp_path: Path)
     assert loaded.encode(text)[0] == 2
     around = loaded.backend.encode("the cat").ids
     assert around == [0, *loaded.encode("the cat"), 1]
+
+
+@pytest.mark.slow
+def test_a_real_file_is_never_in_memory_twice(smollm2: Path):
+    """At most the model, and the tensor that is read and the leaf that it belongs to."""
+    tracemalloc.start()
+    try:
+        config, params, tokenizer = models.load_pretrained(smollm2)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert size == 4 * 134_515_008 and peak < 1.5 * size
+    assert tokenizer is not None and config.num_layers == 30
+    text = tokenizer.render_chat([{"role": "user", "content": "Hi"}], add_generation_prompt=True)
+    assert tokenizer.encode(text)[-4:] == tokenizer.encode("<|im_start|>assistant\n")
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
