@@ -10,10 +10,11 @@ from shatter.models.pretrained import (
     load_pretrained,
     save_pretrained,
 )
+from shatter.models.rope import Rope
 from shatter.models.tabular import tabular
 from shatter.models.tokenizer import CHAT_TEMPLATES, Tokenizer, load_tokenizer
 from shatter.models.transformer import transformer
-from shatter.models.transformer_config import Rope, TransformerConfig, select_layers
+from shatter.models.transformer_config import TransformerConfig, select_layers
 
 __all__ = [
     "CHAT_TEMPLATES",

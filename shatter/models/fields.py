@@ -61,6 +61,21 @@ def check_fields(values: Mapping[str, Any], fields: Mapping[str, Field]) -> None
             raise ValueError(f"{name} must be {field}, found {shown(values[name])}")
 
 
+def check_choice(name: str, value: Any, known: tuple[Any, ...]) -> None:
+    """Raises ValueError if a value is not one of those that are known.
+
+    Args:
+      name: the name of the field.
+      value: its value.
+      known: the values that it may have.
+
+    Raises:
+      ValueError: with the name, the known values and what was found.
+    """
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, found {value!r}")
+
+
 def shown(value: Any) -> str:
     """Returns the `repr` of a value, shortened to 80 characters, for messages.
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from shatter.models.fields import FLAG, SIZE, Field, check_fields
-from shatter.models.transformer_config import ROPE_FIELDS, Rope, TransformerConfig
+from shatter.models.rope import ROPE_FIELDS, Rope
+from shatter.models.transformer_config import TransformerConfig
 
 _SHARE = Field("number", 0.0, 1.0, optional=True)
 ATTENTION_FIELDS = {

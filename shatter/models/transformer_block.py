@@ -6,10 +6,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from shatter.models.fused import fused_kernels, split_parts
-from shatter.models.transformer_config import ACTIVATIONS, Rope, TransformerConfig
+from shatter.models.rope import rotate
+from shatter.models.transformer_config import ACTIVATIONS, TransformerConfig
 from shatter.numerics import LOG_ZERO
 from shatter.types import Array
 
@@ -112,7 +112,7 @@ class Block(nn.Module):
             attend, turn = jax.tree.map(select, (attend, turn))
         query, key, value = self._project(norm(config, "attention_norm")(x), attend.shape[:2])
         if turn is not None:
-            query, key = _rotate(query, turn), _rotate(key, turn)
+            query, key = rotate(query, turn), rotate(key, turn)
         new_keys, keys = _append(old_keys, key, layer, index)
         new_values, values = _append(old_values, value, layer, index)
         mixed = _attention(query, keys, values, attend, config.attention_size)
@@ -172,37 +172,6 @@ def norm(config: TransformerConfig, name: str) -> Any:
         is_rms = config.norm == "rms" or name in ("query_norm", "key_norm")
         kind = nn.RMSNorm if is_rms else nn.LayerNorm
     return kind(epsilon=config.norm_epsilon, dtype=config.dtype, name=name)
-
-
-def _rotate(x: Array, turn: tuple[Array, Array]) -> Array:
-    """Rotates `[B, t, heads, size]` by the angles whose cosines and sines are given."""
-    cos, sin = turn
-    first, second = jnp.split(x.astype(cos.dtype), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x.dtype)
-
-
-def cos_sin(rope: Rope, positions: Array, size: int) -> tuple[Array, Array]:
-    """Computes the cosines and sines of the angles by which rotary positions turn features.
-
-    Args:
-      rope: the frequencies.
-      positions: `[B, t]`.
-      size: the head size, in features.
-
-    Returns:
-      Cosines and sines, each `[B, t, 1, size / 2]`.
-    """
-    frequencies = rope.theta ** (-np.arange(0, size, 2) / size)
-    if rope.scaling == "linear":
-        frequencies = frequencies / rope.factor
-    elif rope.scaling == "llama3":
-        turns = frequencies * rope.original_max_length / (2 * np.pi)
-        low, high = rope.low_frequency_factor, rope.high_frequency_factor
-        keep = np.clip((turns - low) / (high - low), 0.0, 1.0)  # the share that is not scaled
-        frequencies = keep * frequencies + (1 - keep) * frequencies / rope.factor
-    angles = positions.astype(float)[..., None, None] * jnp.asarray(frequencies)[None, None, None]
-    return jnp.cos(angles), jnp.sin(angles)
 
 
 def _append(

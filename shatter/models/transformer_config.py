@@ -2,11 +2,12 @@
 
 import dataclasses
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 
-from shatter.models.fields import FLAG, SIZE, Field, check_fields
+from shatter.models.fields import FLAG, SIZE, Field, check_choice, check_fields
+from shatter.models.rope import ROPE_FIELDS, Rope
 
 ACTIVATIONS = {
     "gelu": nn.gelu,
@@ -36,7 +37,7 @@ FIELDS = {
     "attention_size": SIZE._replace(optional=True),
     "window": SIZE._replace(optional=True),
     "full_layers": Field("ids", 0),
-    "local_theta": Field("number", 1.0, 1e15, optional=True),
+    "local_theta": ROPE_FIELDS["theta"]._replace(optional=True),
     "tied": FLAG,
     "head_bias": FLAG,
     "remat": FLAG,
@@ -44,55 +45,6 @@ FIELDS = {
     "eos": Field("ids", 0),
 }
 """Types and ranges of the fields of `TransformerConfig`."""
-
-_FACTOR = Field("number", 1e-3, 1e9)
-ROPE_FIELDS = {
-    "theta": Field("number", 1.0, 1e15),
-    "factor": _FACTOR,
-    "low_frequency_factor": _FACTOR,
-    "high_frequency_factor": _FACTOR,
-    "original_max_length": SIZE,
-}
-"""Types and ranges of the fields of `Rope`, within which all angles are finite in float32."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Rope:
-    """Rotary positions: pairs of a head's features are rotated by position times frequency.
-
-    Source: Su et al., RoFormer, https://arxiv.org/abs/2104.09864; the scaling "llama3" is that of
-    the configurations of Llama 3.1.
-
-    Attributes:
-      theta: frequency i of a head of size s is `theta^(-2 i / s)`, in radians a token.
-      scaling: "none"; "linear" divides every frequency by `factor`; "llama3" divides the low
-        frequencies, keeps the high ones, and interpolates between them.
-      factor: how much longer documents are than those of pretraining.
-      low_frequency_factor: frequencies with fewer turns in `original_max_length` tokens are low.
-      high_frequency_factor: frequencies with more turns are high.
-      original_max_length: the largest length of a document in pretraining, in tokens.
-    """
-
-    theta: float = 10_000.0
-    scaling: Literal["none", "linear", "llama3"] = "none"
-    factor: float = 1.0
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    original_max_length: int = 8192
-
-    def __post_init__(self) -> None:
-        """Checks the fields.
-
-        Raises:
-          ValueError: with the name of a wrong field, what is expected and what was found.
-        """
-        check_fields(vars(self), ROPE_FIELDS)
-        _check_choice("scaling", self.scaling, ("none", "linear", "llama3"))
-        low, high = self.low_frequency_factor, self.high_frequency_factor
-        if self.scaling == "llama3" and not low < high:
-            raise ValueError(
-                f"low_frequency_factor must be below high_frequency_factor, found {low} and {high}"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,9 +147,9 @@ class TransformerConfig:
         if self.norm_offset and self.norm != "rms":
             raise ValueError(f"norm_offset needs norm 'rms', found {self.norm!r}")
         self._check_window()
-        _check_choice("norm", self.norm, ("layer", "rms"))
-        _check_choice("activation", self.activation, tuple(ACTIVATIONS))
-        _check_choice("dtype", self.dtype, ("float32", "bfloat16", None))
+        check_choice("norm", self.norm, ("layer", "rms"))
+        check_choice("activation", self.activation, tuple(ACTIVATIONS))
+        check_choice("dtype", self.dtype, ("float32", "bfloat16", None))
 
     def _check_window(self) -> None:
         layers = self.full_layers
@@ -241,8 +193,3 @@ def select_layers(config: TransformerConfig, start: int, stop: int) -> Transform
     """
     full_layers = tuple(layer - start for layer in config.full_layers if start <= layer < stop)
     return dataclasses.replace(config, num_layers=stop - start, full_layers=full_layers)
-
-
-def _check_choice(name: str, value: Any, known: tuple[Any, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, found {value!r}")

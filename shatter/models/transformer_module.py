@@ -7,8 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from shatter.models.transformer_block import Block, cos_sin, norm
-from shatter.models.transformer_config import Rope, TransformerConfig
+from shatter.models.rope import Rope, cos_sin
+from shatter.models.transformer_block import Block, norm
+from shatter.models.transformer_config import TransformerConfig
 from shatter.types import Array
 
 _UNROLL_UP_TO = 8

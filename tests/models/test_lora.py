@@ -13,7 +13,7 @@ from shatter.documents import log_prob, sample
 from shatter.models import TransformerConfig, transformer
 from shatter.models.lora import LoraConfig, init_lora, merge_lora, with_lora
 from shatter.models.lora_files import load_lora, save_lora
-from shatter.models.transformer_config import Rope
+from shatter.models.rope import Rope
 
 GPT2 = TransformerConfig(vocab_size=5, max_length=8, width=8, num_heads=2, mlp_width=12, tied=True)
 LLAMA = TransformerConfig(

@@ -6,7 +6,8 @@ import pytest
 
 from shatter.models.families import FAMILIES, family_of
 from shatter.models.pretrained_config import read_config, write_config
-from shatter.models.transformer_config import Rope, TransformerConfig
+from shatter.models.rope import Rope
+from shatter.models.transformer_config import TransformerConfig
 
 GPT2 = {
     "model_type": "gpt2",

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from shatter.models.families import FAMILIES
 from shatter.models.pretrained_config import check_generation, read_config, write_config
-from shatter.models.transformer_block import cos_sin
-from shatter.models.transformer_config import Rope, TransformerConfig
+from shatter.models.rope import Rope, cos_sin
+from shatter.models.transformer_config import TransformerConfig
 
 LLAMA = {
     "model_type": "llama",

@@ -12,9 +12,8 @@ import pytest
 from jax.experimental import checkify
 
 from shatter.models import TransformerConfig, transformer, transformer_module
+from shatter.models.rope import Rope, cos_sin
 from shatter.models.transformer import forward
-from shatter.models.transformer_block import cos_sin
-from shatter.models.transformer_config import Rope
 
 CONFIG = TransformerConfig(
     vocab_size=5, max_length=6, width=8, num_layers=2, num_heads=2, mlp_width=24

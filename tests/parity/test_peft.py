@@ -11,7 +11,7 @@ from shatter.models import TransformerConfig, transformer
 from shatter.models.lora import LoraConfig, init_lora, with_lora
 from shatter.models.lora_files import load_lora, save_lora
 from shatter.models.pretrained import save_pretrained
-from shatter.models.transformer_config import Rope
+from shatter.models.rope import Rope
 
 torch = pytest.importorskip("torch", reason="parity with peft needs torch")
 transformers = pytest.importorskip("transformers", reason="parity with peft needs transformers")
