@@ -10,7 +10,7 @@ from shatter.models.fields import SIZE, Field, check_fields, shown
 from shatter.models.gguf_family import ARCHITECTURES, FREQUENCIES, KEYS
 from shatter.models.gguf_header import Header
 from shatter.models.gguf_weights import read_tensor
-from shatter.models.transformer_config import ROPE_FIELDS
+from shatter.models.rope import ROPE_FIELDS
 
 _OPTIONAL = {
     "vocab_size": SIZE,
