@@ -53,7 +53,10 @@ class Cursor:
         """Returns the next number of things that have at least some bytes each."""
         number = int(self.number(10, f"the number of {what}"))
         if number * least > len(self.content):
-            raise ValueError(f"it declares {number} {what}, of at least {least} bytes each")
+            raise ValueError(
+                f"it declares {number} {what}, of at least {least} bytes each: it is cut off or "
+                "damaged; download it again"
+            )
         return number
 
     def text(self, what: str) -> str:
