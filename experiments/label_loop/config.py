@@ -21,8 +21,8 @@ class Config(ProposeConfig):
     rater_model: str = ""
     """With --rater=model: a model folder. A text's utility is --rater_scale times the mean log-prob
     of its tokens; if the folder has a reward_head.safetensors (of shatter finetune
-    --objective=reward_model), times its reward. "stories260k" is the folder of that name in the
-    data folder."""
+    --objective=reward_model), times its reward. The names that --model_name_or_path knows are
+    known here too."""
 
     rater_scale: float = 1.0
     """Nats of utility per nat of mean log-prob, or per unit of reward."""
@@ -31,8 +31,8 @@ class Config(ProposeConfig):
     """Folder of the project; with several seeds each has a folder below it."""
 
     model_name_or_path: str = "stories260k"
-    """The frozen model: a folder, or a name on the Hugging Face hub. "stories260k" is the folder of
-    that name in the data folder."""
+    """The frozen model: a folder, a GGUF file or a name on the hub. "stories260k" is the folder
+    of that name in the data folder; "smollm2-135m" is SmolLM2-135M-Instruct, fetched once."""
 
     data_dir: str | None = None
     """Data folder, with stories260k; SHATTER_DATA_DIR if not given."""

@@ -37,8 +37,8 @@ class Config:
     double_thompson, infomax."""
 
     model_name_or_path: str = "stories260k"
-    """Folder of a pretrained model, or its name on the Hugging Face hub. "stories260k" is the
-    folder of that name in the data folder."""
+    """A pretrained model: a folder, a GGUF file or a name on the hub. "stories260k" is the folder
+    of that name in the data folder; "smollm2-135m" is SmolLM2-135M-Instruct, fetched once."""
 
     data_dir: str = ""
     """Folder with stories260k; not given = $SHATTER_DATA_DIR."""

@@ -1,4 +1,4 @@
-"""`shatter convert`: writes a model folder anew, adapters merged or in another type."""
+"""`shatter convert`: writes a model as a folder, adapters merged, from GGUF, in another type."""
 
 import dataclasses
 from pathlib import Path
@@ -17,13 +17,14 @@ EXAMPLE = "shatter convert --model_name_or_path=runs/finetune/model --output_dir
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Write a model folder in another layout: adapters merged into their base, another type.
+    """Write a model as a folder: from a GGUF file, adapters merged into their base, another type.
 
     The result is a folder that transformers and other tools load.
     """
 
     model_name_or_path: str = ""
-    """Required. Folder of a model or of adapters, or a name on the Hugging Face hub."""
+    """Required. Folder of a model or of adapters, a GGUF file, or a name on the Hugging Face
+    hub."""
 
     output_dir: str = ""
     """Required. The new folder."""
@@ -35,7 +36,8 @@ class Config:
     """Base of a folder of adapters, where its adapter_config.json names none."""
 
     dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored"
-    """Type of the parameters; stored = that of the model, or of the base of adapters."""
+    """Type of the parameters; stored = that of the model, or of the base of adapters, and float32
+    of quantised ones."""
 
     max_shard_size: int = 5_000_000_000
     """Bytes of a file of weights; larger models are split over several files."""

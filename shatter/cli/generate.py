@@ -39,7 +39,8 @@ class Config:
     """
 
     model_name_or_path: str = ""
-    """Required. Folder of a model or of adapters, or a name on the Hugging Face hub."""
+    """Required. Folder of a model or of adapters, a GGUF file, or a name on the Hugging Face
+    hub."""
 
     prompts: str = ""
     """Required. File of prompts (.jsonl, .jsonl.gz, .parquet): {"prompt": text or conversation}.

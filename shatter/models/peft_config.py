@@ -126,13 +126,13 @@ def write_peft_config(
       ValueError: if a revision is given without a name on the hub.
     """
     folder = None if base is None else Path(base).expanduser()
-    if revision is not None and (folder is None or folder.is_dir()):
+    if revision is not None and (folder is None or folder.exists()):
         raise ValueError(
             f"a revision needs a base by its name on the Hugging Face hub, found {revision!r} and "
             f"the base {base!r}: leave the revision out, or pass the name"
         )
     if folder is not None:  # an absolute path, which is valid in any working directory
-        base = str(folder.resolve() if folder.is_dir() else base)
+        base = str(folder.resolve() if folder.exists() else base)
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -1,12 +1,16 @@
-"""Loads and saves pretrained models as folders in the Hugging Face layout."""
+"""Loads pretrained models from Hugging Face folders and GGUF files, and saves such folders."""
 
 import dataclasses
 import re
 from pathlib import Path
 from typing import Any
 
-from shatter.models.families import FAMILIES, family_of
+from shatter.models.families import FAMILIES, Family, family_of
 from shatter.models.fields import Field, check_fields
+from shatter.models.gguf_config import read_settings
+from shatter.models.gguf_family import gguf_family
+from shatter.models.gguf_header import read_header
+from shatter.models.gguf_tokenizer import read_tokenizer
 from shatter.models.pretrained_config import check_generation, read_config, write_config
 from shatter.models.pretrained_weights import read_weights, write_weights
 from shatter.models.saving import staged, write_json
@@ -47,35 +51,59 @@ def load_pretrained(
 
     Args:
       folder: the folder with config.json, model.safetensors (or several files of weights and
-        model.safetensors.index.json) and tokenizer.json; or a name on the Hugging Face hub,
-        "org/name".
-      dtype: the type of the parameters, such as "float32" or "bfloat16". None = as stored.
+        model.safetensors.index.json) and tokenizer.json; or a GGUF file, which holds all of them;
+        or a name on the Hugging Face hub, "org/name".
+      dtype: the type of the parameters, such as "float32" or "bfloat16". None = as stored, and
+        float32 where a GGUF file holds quantised numbers.
       revision: commit, branch or tag of a model on the hub. None = its main branch.
 
     Returns:
       `(config, params, tokenizer)`; `transformer(config).apply(params, tokens)` computes the
-      logits. The tokenizer is None if there is no tokenizer.json.
+      logits. The tokenizer is None if there is no tokenizer.json, or none in the GGUF file.
 
     Raises:
       FileNotFoundError: if the folder or one of its files is missing, or the hub cannot be reached.
       ValueError: if the family or a setting is not supported; a field of config.json or
         generation_config.json has another type or is out of its range; a tensor is missing,
         unexpected, not finite or not of floats, or has another shape; the tokenizer has more tokens
-        than the model; or a revision is given for a folder.
-      ImportError: if the packages of the extra "pretrained" are missing.
+        than the model; a revision is given for a folder or a file; or a GGUF file is damaged, or
+        has an architecture, a tokenizer or a type of numbers that is unknown.
+      ImportError: if the packages of the extra "pretrained" are missing, or for a GGUF file those
+        of the extra "gguf".
     """
-    safetensors()
     path, _ = find_pretrained(folder, revision=revision)
+    config, family, tokenizer = (_open_gguf if path.is_file() else _open_folder)(path)
+    _check_vocabulary(tokenizer, config, path)
+    params = read_weights(path, config, family, dtype)
+    return config, params, tokenizer
+
+
+def _open_folder(path: Path) -> tuple[TransformerConfig, Family, Tokenizer | None]:
+    """Reads all of a folder but the weights."""
+    safetensors()
+    if not (path / "config.json").is_file() and (files := sorted(path.glob("*.gguf"))):
+        raise FileNotFoundError(
+            f"{path} has no config.json but GGUF files: pass one, as {files[0]}"
+        )
     settings = read_json(existing(path / "config.json"))
     generation = _read_generation(path)
     try:
         config = read_config(settings, generation)
     except ValueError as error:
         raise ValueError(f"{path / 'config.json'}: {error}") from error
-    tokenizer = load_tokenizer(path)
-    _check_vocabulary(tokenizer, config, path)
-    params = read_weights(path, config, FAMILIES[settings["model_type"]], dtype)
-    return config, params, tokenizer
+    return config, FAMILIES[settings["model_type"]], load_tokenizer(path)
+
+
+def _open_gguf(path: Path) -> tuple[TransformerConfig, Family, Tokenizer | None]:
+    """Reads all of a GGUF file but the weights."""
+    header = read_header(path)
+    try:
+        settings = read_settings(header)
+        config = read_config(settings, {})
+        tokenizer = read_tokenizer(header, config.vocab_size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return config, gguf_family(header.settings["general.architecture"]), tokenizer
 
 
 def save_pretrained(
@@ -137,16 +165,16 @@ def find_pretrained(folder: str | Path, *, revision: str | None = None) -> tuple
     """Returns the folder of a pretrained model, and downloads the model if it is on the hub.
 
     Args:
-      folder: the model's folder, or its name on the Hugging Face hub, "org/name".
+      folder: the model's folder, its GGUF file, or its name on the Hugging Face hub, "org/name".
       revision: commit, branch or tag of a model on the hub. None = its main branch.
 
     Returns:
-      `(folder, commit)`; of a model on the hub the commit that the revision stands for, by which
-      the same files can be found again, and None of any other folder.
+      `(folder, commit)`: the folder, or the GGUF file; of a model on the hub the commit that the
+      revision stands for, by which the same files can be found again, and None of any other.
 
     Raises:
-      FileNotFoundError: if there is no such folder, or the hub cannot be reached.
-      ValueError: if a revision is given for a folder.
+      FileNotFoundError: if there is no such folder or file, or the hub cannot be reached.
+      ValueError: if a revision is given for a folder or a file, or the file is one of a folder.
       ImportError: if the packages of the extra "hub" are missing.
     """
     path = _find(folder, revision)
@@ -212,19 +240,24 @@ def _read_generation(folder: Path) -> dict[str, Any]:
 
 
 def _find(folder: str | Path, revision: str | None) -> Path:
-    """Returns the folder, or the folder of the downloaded model that a hub name stands for."""
+    """Returns the folder or file, or the folder of the model that a hub name stands for."""
     path, name = Path(folder).expanduser(), str(folder)
-    if path.is_dir():
+    if path.is_dir() or path.is_file():
         if revision is not None:
             raise ValueError(
-                f"{path} is a folder, which has no revision, found {revision!r}: leave it out, or "
-                "pass the name of a model on the Hugging Face hub"
+                f"{path} is a {'folder' if path.is_dir() else 'file'}, which has no revision, "
+                f"found {revision!r}: leave it out, or pass the name of a model on the Hugging "
+                "Face hub"
             )
+        if path.suffix == ".safetensors":
+            raise ValueError(f"{path} is a part of a model: pass its folder {path.parent}")
         return path
+    if path.suffix == ".gguf":
+        raise FileNotFoundError(f"there is no file {path}")
     if isinstance(folder, Path) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise FileNotFoundError(
             f"there is no folder {path}: expected one with config.json, {WEIGHTS} and "
-            "tokenizer.json, or a name on the Hugging Face hub, org/name"
+            "tokenizer.json, a .gguf file, or a name on the Hugging Face hub, org/name"
         )
     try:
         import huggingface_hub

@@ -5,7 +5,7 @@ import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.traverse_util
 import jax
@@ -48,12 +48,12 @@ class _Row(NamedTuple):
 def read_weights(
     folder: Path, config: TransformerConfig, family: Family, dtype: str | None
 ) -> Params:
-    """Reads model.safetensors, or the files that the index names, one tensor at a time.
+    """Reads model.safetensors, the files that the index names, or a GGUF file, tensor by tensor.
 
     Args:
-      folder: the folder of the model.
+      folder: the folder of the model, or its GGUF file.
       config: the configuration of the transformer.
-      family: its family.
+      family: its family, by the names of these files.
       dtype: the type of the parameters. None = as stored.
 
     Returns:
@@ -76,12 +76,13 @@ def read_weights(
             stored_dtypes = {stored[row.name].dtype() for row in own}
             dtypes = stored_dtypes if wanted_dtype is None else {wanted_dtype}
             leaf_dtype = jnp.result_type(*map(jax.dtypes.canonicalize_dtype, dtypes))
-            leaf = np.empty(shape, leaf_dtype)
+            leaf = _empty(shape, leaf_dtype)
             for row in own:
                 value = stored[row.name].read(leaf_dtype)
                 part = _part(leaf, row, config)
                 part[...] = (value.T if row.tensor.kind == "linear" else value).reshape(part.shape)
-            leaves[path] = jnp.asarray(leaf)
+                del value  # before the next is read, because it may be half of the model
+            leaves[path] = jax.device_put(leaf)
     return {"params": flax.traverse_util.unflatten_dict(leaves, sep="/")}
 
 
@@ -128,6 +129,14 @@ def write_weights(
         places |= dict.fromkeys(tensors, name)
     if len(groups) > 1:
         write_index(folder, places, total)
+
+
+def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Returns an array that jax takes over on a CPU without a copy, as its memory is aligned."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _open_all(folder: Path, family: Family, stack: contextlib.ExitStack) -> dict[str, Stored]:
@@ -208,7 +217,12 @@ def _check_sizes(
         for field, size in sizes.items():
             check_size(family.fields.get(field, (field,))[0], size, total, "numbers")
     except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'}: {error}") from error
+        raise ValueError(f"{_settings_file(folder)}: {error}") from error
+
+
+def _settings_file(folder: Path) -> Path:
+    """Returns the file that the config comes from; a GGUF file has both config and weights."""
+    return folder if folder.is_file() else folder / "config.json"
 
 
 def _check_stored(
@@ -223,6 +237,7 @@ def _check_stored(
     found = {name: tensor.shape() for name, tensor in stored.items()}
     passed_over = (*family.passed_over, "lm_head.weight") if config.tied else family.passed_over
     whole = folder / (WEIGHTS if (folder / WEIGHTS).is_file() else INDEX)
+    whole = folder if folder.is_file() else whole
     missing = [
         f"{whole}: {name} is missing, expected with shape {shape}"
         for name, shape in expected.items()
@@ -240,7 +255,7 @@ def _check_stored(
     ]
     if problems := [*missing, *misshapen, *unexpected]:
         raise ValueError(
-            f"{problems[0]}. The weights do not fit {folder / 'config.json'}: of {len(expected)} "
+            f"{problems[0]}. The weights do not fit {_settings_file(folder)}: of {len(expected)} "
             f"tensors {len(missing)} are missing and {len(misshapen)} have another shape, and "
             f"{len(unexpected)} are unexpected"
         )

@@ -241,7 +241,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer | None:
     if not (folder / "tokenizer.json").is_file():
         return None
     files = {name: _read(folder / name) for name in FILES if (folder / name).is_file()}
-    backend = _backend(folder / "tokenizer.json", files["tokenizer.json"])
+    backend = open_backend(folder / "tokenizer.json", files["tokenizer.json"])
     config = special_settings(folder)
     added = add_missing_tokens(backend, folder, config)
     texts, ids = _special_tokens(backend, folder, config)
@@ -262,6 +262,32 @@ def load_tokenizer(folder: str | Path) -> Tokenizer | None:
         template_name=name,
         added_tokens=added,
     )
+
+
+def open_backend(source: str | Path, content: bytes) -> Any:
+    """Builds the `tokenizers.Tokenizer` of a tokenizer.json, without truncation and padding.
+
+    Args:
+      source: the file that it comes from, for messages.
+      content: the content of tokenizer.json.
+
+    Raises:
+      ValueError: if the content is damaged.
+      ImportError: if the package tokenizers is missing.
+    """
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise ImportError(
+            "tokenizer.json needs the package tokenizers: pip install 'shatter-lm[pretrained]'"
+        ) from error
+    try:
+        backend = tokenizers.Tokenizer.from_str(content.decode())
+    except Exception as error:  # tokenizers raises bare Exceptions
+        raise ValueError(f"{source} cannot be read: {error}") from error
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
 
 
 def _special_tokens(
@@ -292,23 +318,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _backend(path: Path, content: bytes) -> Any:
-    """Returns the `tokenizers.Tokenizer` of a tokenizer.json."""
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise ImportError(
-            "tokenizer.json needs the package tokenizers: pip install 'shatter-lm[pretrained]'"
-        ) from error
-    try:
-        backend = tokenizers.Tokenizer.from_str(content.decode())
-    except Exception as error:  # tokenizers raises bare Exceptions
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    backend.no_truncation()
-    backend.no_padding()
-    return backend
 
 
 def _first_token(backend: Any, folder: Path) -> int | None:

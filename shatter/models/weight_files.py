@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shatter.models.fields import shown
+from shatter.models.gguf_header import read_header
+from shatter.models.gguf_weights import Weights
 from shatter.models.tokenizer import read_json
 
 WEIGHTS = "model.safetensors"
@@ -111,15 +113,17 @@ def weight_files(folder: Path) -> list[Path]:
     """Returns the files of a model's weights.
 
     Args:
-      folder: the folder of the model.
+      folder: the folder of the model, or its GGUF file.
 
     Returns:
-      model.safetensors, or the files that the index names.
+      model.safetensors, the files that the index names, or the GGUF file.
 
     Raises:
       FileNotFoundError: if one is missing.
       ValueError: if the index is damaged, or names a file outside the folder.
     """
+    if folder.is_file():
+        return [folder]
     if (folder / WEIGHTS).is_file():
         return [existing(folder / WEIGHTS)]
     if (folder / INDEX).is_file():
@@ -144,17 +148,19 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def open_weights(file: Path) -> Any:
-    """Opens a safetensors file, whose tensors are memory-mapped.
+    """Opens a safetensors or GGUF file, whose tensors are memory-mapped.
 
     Args:
-      file: the path of an existing file.
+      file: the path of an existing file; it is a GGUF file unless it ends in .safetensors.
 
     Returns:
-      The context manager of `safetensors.safe_open`.
+      The context manager of `safetensors.safe_open`, or the same for a GGUF file.
 
     Raises:
       ValueError: if the file is damaged.
     """
+    if file.suffix != ".safetensors":
+        return Weights(read_header(file))
     package = safetensors()
     try:
         return package.safe_open(file, framework="numpy")

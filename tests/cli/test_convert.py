@@ -87,3 +87,40 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path):
     with pytest.raises(UsageError, match="--model_name_or_path=nowhere"):
         convert.experiment(Config("nowhere", str(tmp_path / "new")))
     assert not (tmp_path / "new").exists()
+
+
+def test_a_gguf_file_becomes_a_folder(tmp_path: Path):
+    """And adapters on such a file are merged into it."""
+    pytest.importorskip("gguf", reason="it is an extra")
+    from tests.models.gguf_files import write_gguf
+
+    file = tmp_path / "model.gguf"
+    like = write_gguf(file, kind="F16")
+    convert.experiment(Config(str(file), str(tmp_path / "new"), dtype="float32"))
+    config, params, tokenizer = models.load_pretrained(tmp_path / "new")
+    expected_config, expected, _ = models.load_pretrained(like)
+    assert config == expected_config and tokenizer == models.load_pretrained(file)[2]
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+    lora = models.LoraConfig(2, 4.0, ("query",))
+    drawn = jax.tree.map(lambda leaf: leaf + 0.3, models.init_lora(jax.random.key(3), params, lora))
+    models.save_lora(tmp_path / "adapters", config, drawn, lora, base=file)
+    convert.experiment(
+        Config(str(tmp_path / "adapters"), str(tmp_path / "merged"), dtype="float32")
+    )
+    merged = models.merge_lora(params, drawn, lora)
+    found = models.load_pretrained(tmp_path / "merged")[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, merged)
+
+
+def test_a_damaged_gguf_file_leaves_nothing_behind(tmp_path: Path):
+    pytest.importorskip("gguf", reason="it is an extra")
+    from tests.models.gguf_files import write_gguf
+
+    write_gguf(tmp_path / "model.gguf")
+    content = (tmp_path / "model.gguf").read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(content[: len(content) // 2])
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UsageError, match=r"--model_name_or_path=.*cut.gguf: .*cut.gguf .* cut off"):
+        convert.experiment(Config(str(tmp_path / "cut.gguf"), str(tmp_path / "new")))
+    assert sorted(tmp_path.iterdir()) == before

@@ -53,8 +53,8 @@ class Config:
     }
 
     model_name_or_path: str = ""
-    """Required. A folder with config.json, model.safetensors and tokenizer.json, or a name on the
-    Hugging Face hub."""
+    """Required. A folder with config.json, model.safetensors and tokenizer.json, a GGUF file, or a
+    name on the Hugging Face hub."""
 
     model_revision: str | None = None
     """Branch, tag or commit of a model on the hub; its commit is recorded."""

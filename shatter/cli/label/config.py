@@ -42,8 +42,8 @@ class ProjectConfig:
     """Files of preferences that are held out to measure the ensemble."""
 
     model_name_or_path: str = ""
-    """Required. Folder with config.json, model.safetensors and tokenizer.json, or a name on the
-    Hugging Face hub."""
+    """Required. Folder with config.json, model.safetensors and tokenizer.json, a GGUF file, or a
+    name on the Hugging Face hub."""
 
     model_revision: str | None = None
     """Branch, tag or commit of a model on the hub."""

