@@ -86,10 +86,14 @@ def test_no_number_is_absurd(name):
             {"max_completion_length": 64},
             "--max_completion_length must be at most 31, because",
         ),
-        ({"num_devices": 2**20}, r"--num_devices must be at most \d+, the number of devices of"),
+        ({"mesh": "data=4096"}, r"--mesh: the mesh data=4096 has 4096 devices, and there are \d+ of"),
+        (
+            {"mesh": "fsdp=5", "per_device_train_batch_size": 1},
+            r"--mesh=fsdp=5: fsdp=5 divides no dimension of the parameters of .*tiny that fsdp",
+        ),
         ({"template_date": "tomorrow"}, "--template_date must be a date such as .* 'tomorrow'"),
         (
-            {"num_train_epochs": 1e9, "num_devices": 1},
+            {"num_train_epochs": 1e9, "mesh": "data=1"},
             "--num_train_epochs=1000000000.0 makes .* steps",
         ),
     ],
@@ -117,7 +121,7 @@ def test_what_the_model_and_the_machine_lack_is_refused(config, changes, message
 def test_epochs_are_whole_whatever_an_update_holds(config, epochs, accumulation, steps, batches):
     write(Path(config.dataset_name), [pair("a" * (n + 1), " c", " d") for n in range(9)])
     changes = {"num_train_epochs": epochs, "gradient_accumulation_steps": accumulation}
-    config = dataclasses.replace(config, per_device_train_batch_size=2, num_devices=1, **changes)
+    config = dataclasses.replace(config, per_device_train_batch_size=2, mesh="data=1", **changes)
     task = load_task(config)
     length = plan.run_length(config, task)
     assert (length.num_steps, length.num_batches, length.epoch_batches) == (steps, batches, 5)

@@ -55,7 +55,7 @@ def tiny(model_folder: Path, tmp_path: Path) -> Config:
         dataset_name=write(tmp_path / "pairs.jsonl", comparisons(24)),
         eval_dataset_name=(write(tmp_path / "held.jsonl", comparisons(10, seed=1)),),
         output_dir=str(tmp_path / "run"),
-        num_devices=1,
+        mesh="data=1",
         per_device_train_batch_size=4,
         per_device_eval_batch_size=8,
         learning_rate=3e-3,
