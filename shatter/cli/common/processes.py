@@ -8,6 +8,7 @@ reads and writes the files of the run, and tells the others what it has found.
 import os
 import pickle
 import re
+import signal
 import sys
 import threading
 import traceback
@@ -111,6 +112,8 @@ def _connect(cluster: Cluster) -> None:
     """
     errors: list[BaseException] = []
     address, num, number = cluster[:3]
+    # On CPUs programs could overtake each other, and two processes then wait for each other.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
     def connect() -> None:
         try:
@@ -143,6 +146,7 @@ def _connect(cluster: Cluster) -> None:
             "process 0 and a port that is free there and open to the others, or raise "
             "--initialization_timeout"
         )
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which jax would catch and only take note of
     print(
         f"process {jax.process_index()} of {jax.process_count()}: {jax.local_device_count()} of "
         f"{jax.device_count()} {jax.default_backend()} devices. If a process ends early, jax ends "

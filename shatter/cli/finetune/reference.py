@@ -10,6 +10,7 @@ import numpy as np
 from shatter import data
 from shatter.cli.common import cache
 from shatter.cli.common.binary import UsageError
+from shatter.cli.common.frozen import weights_hash
 from shatter.cli.finetune.batches import StepBatch
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.learning import score
@@ -39,7 +40,8 @@ def reference_log_probs(
     Returns:
       `[rows, K]` by name, nats, summed over a completion's tokens; 0 in empty slots.
     """
-    facts = f"{model.weights}{model.tokenizer.fingerprint()}{model.config}{jax.__version__}"
+    weights = model.weights or weights_hash(model.params)
+    facts = f"{weights}{model.tokenizer.fingerprint()}{model.config}{jax.__version__}"
     facts += describe(mesh := mesh_of(config)) + f"{mesh.devices.flat[0].device_kind}"
     score_rows = _make_scorer(config, model)
     log_probs = {}

@@ -234,7 +234,7 @@ def test_files_may_be_given_by_other_paths_on_resumption(config, tmp_path):
         run.finetune(config, load_task(config))
     record = json.loads((Path(config.output_dir) / "config.json").read_text())
     names = {field.name for field in dataclasses.fields(Config)}
-    assert record.keys() == names | {"weights", "data", "held_out"}
+    assert record.keys() == names | {"batch_size", "weights", "data", "held_out"}
     shutil.copytree(config.model_name_or_path, tmp_path / "moved")
     moved = dataclasses.replace(
         config,
