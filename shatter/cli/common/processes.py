@@ -77,18 +77,14 @@ def joined(cluster: Cluster | None) -> Iterator[None]:
     others end as soon as they miss it.
 
     Args:
-      cluster: where the processes meet; None = there is one process, and nothing is done.
+      cluster: where the processes meet, checked; None = there is one process, and nothing is done.
 
     Yields:
       Nothing.
-
-    Raises:
-      UsageError: if the flags do not fit together.
     """
     if cluster is None:
         yield
         return
-    check_cluster(cluster)
     try:
         _connect(cluster)
         yield

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from shatter import training
 from shatter.cli.common import binary
 from shatter.cli.common.binary import UsageError
-from shatter.cli.common.processes import Cluster
+from shatter.cli.common.processes import Cluster, check_cluster
 
 ObjectiveName = Literal["ilhf", "dpo", "ipo", "slic", "sft", "reward_model"]
 Utility = Literal["sum", "mean"]
@@ -335,6 +335,8 @@ def check(config: Config) -> None:
     meeting = ("coordinator_address", "num_processes", "process_id")
     if not config.multihost and any(getattr(config, name) is not None for name in meeting):
         raise UsageError(f"--{', --'.join(meeting)} belong to --multihost: add it")
+    if (cluster := cluster_of(config)) is not None:
+        check_cluster(cluster)
 
 
 def cluster_of(config: Config) -> Cluster | None:

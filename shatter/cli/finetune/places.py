@@ -47,7 +47,8 @@ def check_mesh(config: Config, params: Params) -> None:
     """
     mesh = mesh_of(config)
     shardings = jax.tree.leaves(training.shardings_of(mesh, params, models.partition))
-    used = {name for sharding in shardings for axes in sharding.spec for name in axes or ()}
+    shared = [axes for sharding in shardings for axes in sharding.spec if axes is not None]
+    used = {name for axes in shared for name in ((axes,) if isinstance(axes, str) else axes)}
     for name in ("fsdp", "tensor"):
         if mesh.shape.get(name, 1) > 1 and name not in used:
             raise UsageError(

@@ -86,7 +86,10 @@ def test_no_number_is_absurd(name):
             {"max_completion_length": 64},
             "--max_completion_length must be at most 31, because",
         ),
-        ({"mesh": "data=4096"}, r"--mesh: the mesh data=4096 has 4096 devices, and there are \d+ of"),
+        (
+            {"mesh": "data=4096"},
+            r"--mesh: the mesh data=4096 has 4096 devices, and there are \d+ of",
+        ),
         (
             {"mesh": "fsdp=5", "per_device_train_batch_size": 1},
             r"--mesh=fsdp=5: fsdp=5 divides no dimension of the parameters of .*tiny that fsdp",
@@ -104,6 +107,31 @@ def test_what_the_model_and_the_machine_lack_is_refused(config, changes, message
     write(Path(config.dataset_name), rows)
     with pytest.raises(UsageError, match=message):
         run.experiment(dataclasses.replace(config, dry_run=dry_run, **changes))
+    assert not Path(config.output_dir).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mesh": "data=2,rows=4"}, "--mesh: expected axes among data, fsdp, tensor .*'rows=4'"),
+        ({"mesh": "seed=2"}, "--mesh: expected axes among data, fsdp, tensor .* 'seed=2'"),
+        ({"mesh": "data=0"}, "--mesh: expected a whole number of at least 1 as the size of data"),
+        ({"mesh": "data=2,data=2"}, "--mesh: expected every axis once, found data twice"),
+        ({"process_id": 1}, "--process_id belong to --multihost: add it"),
+        ({"multihost": True, "process_id": 1}, "belong together.*found --process_id=1"),
+        (
+            {"multihost": True, "coordinator_address": "h", "num_processes": 2, "process_id": 1},
+            "--coordinator_address must be HOST:PORT, found 'h'",
+        ),
+        (
+            {"multihost": True, "coordinator_address": "h:1", "num_processes": 2, "process_id": 2},
+            "--process_id must be below --num_processes=2, found 2",
+        ),
+    ],
+)
+def test_meshes_and_clusters_are_checked(config, changes, message):
+    with pytest.raises(UsageError, match=message):
+        run.experiment(dataclasses.replace(config, **changes))
     assert not Path(config.output_dir).exists()
 
 
