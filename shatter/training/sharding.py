@@ -94,7 +94,15 @@ def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None
 
 
 def axis_size(mesh: Mesh, *names: str) -> int:
-    """Returns the product of the sizes of axes; an axis that the mesh lacks has size 1."""
+    """Returns how many devices axes have together.
+
+    Args:
+      mesh: the mesh.
+      *names: the axes; one that the mesh lacks has size 1.
+
+    Returns:
+      The product of their sizes.
+    """
     return math.prod(mesh.shape.get(name, 1) for name in names)
 
 
@@ -105,6 +113,9 @@ def place(mesh: Mesh, *dimensions: Axes) -> NamedSharding:
       mesh: the mesh.
       *dimensions: the axes of each dimension; those that the mesh lacks are left out. Later
         dimensions stay whole.
+
+    Returns:
+      The sharding.
     """
     return NamedSharding(
         mesh, PartitionSpec(*(_present(mesh, axes) or None for axes in dimensions))

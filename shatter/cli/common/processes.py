@@ -25,7 +25,6 @@ from shatter.cli.common.binary import UsageError, advice_about, show_error
 Value = TypeVar("Value")
 
 _TOLERANCE = 60  # seconds that jax waits longer than we do, so that the message is ours
-_SHUTDOWN = 24 * 3600  # seconds for which processes that are done wait for the first to write files
 
 
 class Cluster(NamedTuple):
@@ -120,7 +119,6 @@ def _connect(cluster: Cluster) -> None:
                 cluster_detection_method=None if address is None else "deactivate",
                 initialization_timeout=cluster.initialization_timeout + _TOLERANCE,
                 heartbeat_timeout_seconds=cluster.heartbeat_timeout,
-                shutdown_timeout_seconds=_SHUTDOWN,
             )
         except BaseException as error:
             errors.append(error)

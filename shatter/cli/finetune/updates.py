@@ -48,7 +48,7 @@ def make_update(
       The state, and `(state, batches) -> (state, measured)`, which donates the state's buffers.
     """
     mesh, size = places.mesh_of(config), plan.batch_size(config)
-    learner = _learner(program_config(config), without_arrays(task.model), num_steps, mesh)
+    learner = compile_learner(program_config(config), without_arrays(task.model), num_steps, mesh)
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
     start = places.put_params(config, learning.start(config, task.model, init_key))
     state = learner.init(start, places.put_everywhere(config, train_key))
@@ -70,7 +70,7 @@ def make_update(
 
 
 @functools.cache
-def _learner(
+def compile_learner(
     config: Config, model: Pretrained, num_steps: int, mesh: jax.sharding.Mesh
 ) -> training.Learner:
     """Returns the learner of a run, compiled; a step donates the state's buffers.

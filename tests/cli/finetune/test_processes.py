@@ -93,21 +93,24 @@ def config(model_folder: Path, tmp_path: Path) -> Config:
 
 def test_two_processes_equal_one_and_a_killed_one_ends_the_other(config: Config, tmp_path: Path):
     """Both go on from the checkpoint to the numbers of one process that was never killed."""
-    processes = start_both(config, tmp_path, "killed")
+    killed = start_both(config, tmp_path, "killed")
+    started = [*killed]
     saved = Path(config.output_dir) / "checkpoints" / "4" / "SHA256SUMS"
     try:
-        wait_for(saved.exists, processes)
-        processes[1].send_signal(signal.SIGKILL)
-        assert processes[0].wait(PATIENCE) not in (0, None)
+        wait_for(saved.exists, killed)
+        killed[1].send_signal(signal.SIGKILL)
+        assert killed[0].wait(PATIENCE) != 0
         message = (tmp_path / "killed0.log").read_text()
         assert re.search("If a process ends early.*goes on from its newest checkpoint", message)
         assert "another task died" in message or "process 0: " in message
         assert not (Path(config.output_dir) / "summary.json").exists()
-        processes = start_both(config, tmp_path, "resumed")
-        assert [process.wait(PATIENCE) for process in processes] == [0, 0]
+        resumed = start_both(config, tmp_path, "resumed")
+        started += resumed
+        assert [process.wait(PATIENCE) for process in resumed] == [0, 0]
     finally:
-        for process in processes:
+        for process in started:
             process.kill()
+            process.wait()
     assert "resumed after step" in (tmp_path / "resumed0.log").read_text()
     assert "before and after" not in (tmp_path / "resumed1.log").read_text()
     one = dataclasses.replace(config, output_dir=str(tmp_path / "one"))
