@@ -46,9 +46,8 @@ COMPARISONS, TOKENS = 8, 256  # of the whole batch; of a document
 
 def main() -> None:
     """Prints a row of a table for every mesh and kind of training."""
-    print(
-        "| mesh | trains | state, frozen model and batch, MB | temporaries of a step, MB |\n|---|---|---:|---:|"
-    )
+    print("| mesh | trains | state, frozen model and batch, MB | temporaries of a step, MB |")
+    print("|---|---|---:|---:|")
     for text in sys.argv[1:]:
         for lora in (None, models.LoraConfig(8, 16.0, ("qkv", "attention_out"))):
             own, temporary = measure(text, lora)

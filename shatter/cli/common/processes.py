@@ -91,7 +91,14 @@ def joined(cluster: Cluster | None) -> Iterator[None]:
         where = "" if cluster.process_id is None else f"process {cluster.process_id}: "
         if (advice := advice_about(error)) is None:
             traceback.print_exc()
-        show_error(where + (advice or "see above; the other processes will end too"))
+            advice = "it failed as shown above, and the other processes end too"
+            if isinstance(error, jax.errors.JaxRuntimeError):
+                advice = (
+                    "it failed as shown above. If it lost a connection, another process has ended "
+                    "before, and its messages say why; then give the same command to all again, "
+                    "and the run goes on from its newest checkpoint"
+                )
+        show_error(where + advice)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
