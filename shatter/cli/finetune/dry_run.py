@@ -37,11 +37,13 @@ def describe(config: Config, task: Task, console: Console) -> None:
     size, rows = plan.batch_size(config), task.train.encoded
     num_slots = max(len(row.completions) for row in rows)
     logits = 4 * size * num_slots * max(row.length for row in rows) * task.model.config.vocab_size
-    memory = 4 * parameters + 16 * num_trained + 3 * logits
+    held = [places.count_held(config, tree) for tree in (task.model.params, trained)]
+    memory = 4 * held[0] + 16 * held[1] + 3 * logits / mesh.size
+    of_each = " of each" if mesh.size > 1 else ""
     console.print(
         f"\n{parameters:,} parameters, {num_trained:,} of them trained; {num_steps:,} steps of "
         f"{size * config.gradient_accumulation_steps} comparisons on {mesh.size} "
-        f"{jax.default_backend()} device(s) ({places.describe(mesh)}).\nMemory: about "
+        f"{jax.default_backend()} device(s) ({places.describe(mesh)}).\nMemory{of_each}: about "
         f"{memory / 1e6:,.0f} MB (pretrained and trained parameters, gradient, two moments, and "
         "three copies of the longest batch's logits; the activations of the blocks come on top)."
     )

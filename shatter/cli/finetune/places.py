@@ -1,5 +1,6 @@
 """Where the arrays of a run lie: on which devices of which mesh, whole or in parts."""
 
+import math
 from typing import Any
 
 import jax
@@ -56,6 +57,15 @@ def check_mesh(config: Config, params: Params) -> None:
                 f"parameters of {config.model_name_or_path} that {name} shares: choose a divisor "
                 "of its width, its feed-forward width or its vocabulary"
             )
+
+
+def count_held(config: Config, tree: Any) -> int:
+    """Returns how many parameters of a tree each device holds."""
+    shardings = training.shardings_of(mesh_of(config), tree, models.partition)
+    sizes = jax.tree.map(
+        lambda leaf, place: math.prod(place.shard_shape(leaf.shape)), tree, shardings
+    )
+    return sum(jax.tree.leaves(sizes))
 
 
 def put_params(config: Config, tree: Any) -> Any:
