@@ -93,6 +93,9 @@ class Config:
     adapter_length: int = 48
     """adapters: the largest number of tokens of prompt and text."""
 
+    mesh: str = ""
+    """Devices that share seeds and members, for example seed=4,member=2; not given = one device."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Setting:

@@ -15,6 +15,7 @@ from experiments.active.inputs import make_inputs
 from experiments.active.summary import Results, summarise
 from experiments.active.tables import tables
 from experiments.common import chunks
+from experiments.common.meshes import open_mesh
 from experiments.common.sources import model_folder
 from experiments.judgements.datasets import DATASETS
 from shatter import models
@@ -22,7 +23,7 @@ from shatter.cli.common import binary, run_folder
 from shatter.cli.common.frozen import Frozen, load_frozen
 from shatter.cli.common.progress import open_console, progress_bar
 
-FREE = ("run_dir", "data_dir", "ensembles", "arms")
+FREE = ("run_dir", "mesh", "data_dir", "ensembles", "arms")
 SECONDS = {"heads": 5.0, "epinet": 9.0, "adapters": 45.0}  # of one seed of an arm, at full size
 
 
@@ -54,6 +55,7 @@ def check(config: Config) -> list[Setting]:
             num_candidates=max(setting.batches),
         )
         binary.positive(setting, "prior_scale", "learning_rate")
+        _mesh(setting)
     return plan
 
 
@@ -87,6 +89,7 @@ def experiment(config: Config) -> None:
                         folder / "arms" / setting.kind / arm,
                         setting.plan(),
                         seeds_at_once=min(setting.seeds_at_once, setting.num_seeds),
+                        mesh=_mesh(setting),
                         progress=partial(advance, name),
                     )
         report(config, results, folder, console)
@@ -114,6 +117,11 @@ def report(config: Config, results: Results, folder: Path, console: Console) -> 
     for kind in config.ensembles:
         for table in tables(config, [row for row in summary if row["ensemble"] == kind]):
             console.print(table)
+
+
+def _mesh(setting: Setting) -> jax.sharding.Mesh | None:
+    text = setting.config.mesh
+    return open_mesh(text, num_seeds=setting.num_seeds, num_members=setting.num_members)
 
 
 def _transformer(setting: Setting, model: Frozen) -> models.TransformerConfig | None:

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.common import meshes
+from shatter import training
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.checkpoints import Checkpoints, assert_same_software
 from shatter.cli.common.compiling import compiler_options
@@ -56,6 +58,7 @@ def run_seeds(
     plan: Sequence[Chunk],
     *,
     seeds_at_once: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
     progress: Callable[[int], None] = lambda rounds: None,
 ) -> dict[str, np.ndarray]:
     """Runs all seeds in one jitted call a chunk, resuming from the last whole chunk.
@@ -70,8 +73,10 @@ def run_seeds(
       inputs: the seeds' inputs, `[S]` on every leaf.
       folder: the folder for the files of this run.
       plan: the chunks.
-      seeds_at_once: how many seeds are vmapped; the batches follow each other in one call. None =
-        all.
+      seeds_at_once: how many seeds are vmapped, on each device; the batches follow each other in
+        one call. None = all.
+      mesh: the devices that share the seeds and the members; None = one device. Another mesh gives
+        the same numbers up to rounding.
       progress: called with the number of rounds done since the last call.
 
     Returns:
@@ -90,9 +95,11 @@ def run_seeds(
     @partial(jax.jit, static_argnums=2, compiler_options=compiler_options())
     def rounds(carries: Any, first_round: jax.Array, chunk: Chunk) -> tuple[Any, Any]:
         one_seed = lambda carry: process.rounds(carry, first_round, chunk)
-        return _over_seeds(one_seed, seeds_at_once)(carries)
+        return _over_seeds(one_seed, seeds_at_once, mesh)(carries)
 
-    carry, first = _all_seeds(process.start, seeds_at_once)(inputs)
+    if mesh is not None:
+        inputs = training.put(inputs, meshes.shardings(mesh, inputs))
+    carry, first = _all_seeds(process.start, seeds_at_once, mesh)(inputs)
     history = {
         name: jnp.zeros((len(value), 1 + num_rounds, *value.shape[1:])).at[:, 0].set(value)
         for name, value in first.items()
@@ -122,15 +129,37 @@ def run_seeds(
 
 
 @cache
-def _all_seeds(start: Callable[[Any], Any], seeds_at_once: int | None) -> Callable[[Any], Any]:
+def _all_seeds(
+    start: Callable[[Any], Any], seeds_at_once: int | None, mesh: jax.sharding.Mesh | None
+) -> Callable[[Any], Any]:
     """Returns `start` over all seeds, jitted; arms that share a `start` share the program."""
-    return jax.jit(_over_seeds(start, seeds_at_once), compiler_options=compiler_options())
+    return jax.jit(_over_seeds(start, seeds_at_once, mesh), compiler_options=compiler_options())
 
 
-def _over_seeds(one_seed: Callable[[Any], Any], at_once: int | None) -> Callable[[Any], Any]:
-    if at_once is None:
-        return jax.vmap(one_seed)
-    return lambda seeds: jax.lax.map(one_seed, seeds, batch_size=at_once)
+def _over_seeds(
+    one_seed: Callable[[Any], Any], at_once: int | None, mesh: jax.sharding.Mesh | None
+) -> Callable[[Any], Any]:
+    """Returns a function of all seeds; each device of a mesh computes its own, and their members.
+
+    Batches of seeds follow each other on every device, so the seeds are cut by devices first.
+    """
+    in_turn = lambda seeds: jax.lax.map(one_seed, seeds, batch_size=at_once)
+    every = jax.vmap(one_seed) if at_once is None else in_turn
+    if mesh is None:
+        return every
+    num = training.axis_size(mesh, "seed")
+
+    def spread(seeds: Any) -> Any:
+        if at_once is None:
+            carries, metrics = every(seeds)
+        else:
+            parts = jax.tree.map(lambda leaf: leaf.reshape(num, -1, *leaf.shape[1:]), seeds)
+            join = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
+            carries, metrics = jax.tree.map(join, jax.vmap(every)(parts))
+        places = meshes.shardings(mesh, carries)
+        return jax.lax.with_sharding_constraint(carries, places), metrics
+
+    return spread
 
 
 def _restore(checkpoints: Checkpoints, step: int, target: Any) -> Any:

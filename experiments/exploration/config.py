@@ -78,6 +78,9 @@ class Config:
     chunk_rounds: int = 45
     """Rounds between checkpoints; a quarter of it where a transformer learns."""
 
+    mesh: str = ""
+    """Devices that share seeds and members, for example seed=4,member=2; not given = one device."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Setting:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from experiments.common import chunks
 from experiments.common.didactic import check_documents
+from experiments.common.meshes import open_mesh
 from experiments.exploration import plot
 from experiments.exploration.arms import ARMS, PASSIVE_CANDIDATES, baseline_of
 from experiments.exploration.config import Config, Setting, settings
@@ -48,10 +49,16 @@ def check(config: Config) -> None:
         num_steps=1,
         chunk_rounds=1,
     )
+    for setting in settings(config, tuple(ARMS)):
+        _mesh(setting.config)
     check_documents(config.vocab_size, config.max_length, most=MOST_DOCUMENTS)
     binary.positive(
         config, "spread", "prior_scale", "learning_rate", "boltzmann_temperature", "level"
     )
+
+
+def _mesh(config: Config) -> jax.sharding.Mesh | None:
+    return open_mesh(config.mesh, num_seeds=config.num_seeds, num_members=config.num_members)
 
 
 def minutes(setting: Setting, arm: str) -> float:
@@ -74,7 +81,9 @@ def experiment(config: Config) -> None:
         f"figure {config.figure}: {len(plan)} runs of {config.num_seeds} seeds on "
         f"{jax.default_backend()}, about {cost:.1f} minutes on 2 CPU cores"
     )
-    with run_folder.open_run_folder(f"{config.run_dir}/{config.figure}", config) as folder:
+    with run_folder.open_run_folder(
+        f"{config.run_dir}/{config.figure}", config, free=("run_dir", "mesh")
+    ) as folder:
         began = time.perf_counter()
         results = _run(plan, folder, console)
         rows = [
@@ -119,6 +128,7 @@ def _run(
                 chunks.equal_chunks(
                     config.num_rounds, config.queries_per_round, config.chunk_rounds
                 ),
+                mesh=_mesh(config),
                 progress=partial(advance, f"{setting.name} {arm}"),
             )
     return results

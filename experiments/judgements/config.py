@@ -105,7 +105,7 @@ def run_config(config: Config, method: str, seed: int) -> RunConfig:
         warmup_ratio=0.1,
         per_device_train_batch_size=config.per_device_train_batch_size,
         per_device_eval_batch_size=128,
-        num_devices=1,
+        mesh="data=1",
         max_length=config.max_length,
         weight_decay=config.weight_decay,
         beta=config.beta,

@@ -20,10 +20,10 @@ from shatter import data
 from shatter.cli.common import binary, run_folder
 from shatter.cli.common.locks import alone
 from shatter.cli.common.progress import open_console, progress_bar
-from shatter.cli.finetune import run
+from shatter.cli.finetune import places, run
 from shatter.cli.finetune.config import Config as RunConfig
 from shatter.cli.finetune.pretrained import load_model
-from shatter.cli.finetune.task import Task, check_devices, make_task
+from shatter.cli.finetune.task import Task, make_task
 
 Measured = dict[str, list[dict[str, float]]]
 """Measures of every seed, by method."""
@@ -58,7 +58,7 @@ def load_task(config: Config, settings: RunConfig) -> tuple[Task, str]:
     Returns:
       The run's task, and whom to name when figures of the data are shown.
     """
-    check_devices(settings)
+    places.mesh_of(settings)
     folder = model_folder(settings.model_name_or_path, config.data_dir)
     model = load_model(dataclasses.replace(settings, model_name_or_path=folder))
     judgements = load_judgements(config.dataset_name, seed=settings.seed, data_dir=config.data_dir)

@@ -110,3 +110,6 @@ class Config:
 
     chunk_rounds: int = 5
     """Rounds between checkpoints."""
+
+    mesh: str = ""
+    """Devices that share seeds and members, for example seed=4,member=2; not given = one device."""

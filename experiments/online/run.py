@@ -13,6 +13,7 @@ from rich.table import Table
 
 from experiments.common import chunks
 from experiments.common.intervals import format_interval
+from experiments.common.meshes import open_mesh
 from experiments.online import plot
 from experiments.online.config import Config, People
 from experiments.online.measures import MEASURES
@@ -51,6 +52,7 @@ def check(config: Config) -> None:
         num_samples=2,
         chunk_rounds=1,
     )
+    open_mesh(config.mesh, num_seeds=config.num_seeds, num_members=config.num_members)
     optional = [name for name in ("taste", "learning_rate") if getattr(config, name) is not None]
     binary.positive(config, "prior_spread", *optional)
     if not 0 < config.minority < 1:
@@ -69,7 +71,7 @@ def experiment(config: Config) -> None:
     console = open_console()
     began = time.perf_counter()
     world, params = load_world(config)
-    free = ("run_dir", "data_dir", "arms", *(OPEN_ONLY if world.is_closed else ()))
+    free = ("run_dir", "mesh", "data_dir", "arms", *(OPEN_ONLY if world.is_closed else ()))
     with run_folder.open_run_folder(
         f"{config.run_dir}/{config.setting}", config, free=free
     ) as folder:
@@ -121,6 +123,9 @@ def _run(
                 folder / "arms" / arm,
                 plan,
                 seeds_at_once=1,
+                mesh=open_mesh(
+                    config.mesh, num_seeds=config.num_seeds, num_members=config.num_members
+                ),
                 progress=partial(advance, arm),
             )
     return results

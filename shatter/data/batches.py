@@ -28,6 +28,7 @@ class Batch(NamedTuple):
       ranks: int32 `[B, K]`, smaller is better; < 0 = not shown, or a repeated document (-1).
       weight: float32 `[B]`.
       row: int32 `[B]`, the index of the encoded row; -1 = the row only fills up the batch.
+      all_rows: int32, the same for the whole batch, where this is one process's part of it.
     """
 
     tokens: np.ndarray
@@ -36,6 +37,7 @@ class Batch(NamedTuple):
     ranks: np.ndarray
     weight: np.ndarray
     row: np.ndarray
+    all_rows: np.ndarray
 
 
 def length_buckets(max_length: int, *, smallest: int = 16) -> list[int]:
@@ -176,7 +178,7 @@ def collate(
     positions = np.arange(length)
     valid = positions < ends[..., None]
     mask = valid & (positions >= starts[..., None])
-    return Batch(tokens, mask, valid, ranks, weight, rows)
+    return Batch(tokens, mask, valid, ranks, weight, rows, rows)
 
 
 def blank(batch: Batch) -> Batch:
@@ -192,6 +194,7 @@ def blank(batch: Batch) -> Batch:
         ranks=np.full_like(batch.ranks, -1),
         weight=np.zeros_like(batch.weight),
         row=np.full_like(batch.row, -1),
+        all_rows=np.full_like(batch.all_rows, -1),
     )
 
 
@@ -255,7 +258,8 @@ def batches(
     def batch(number: int) -> Batch:
         length, rows = plan(number // num_a_epoch)[number % num_a_epoch]
         own = rows[process_index * size :][:size]
-        return collate(encoded, own, length=length, num_slots=num_slots, fill=rows[0])
+        part = collate(encoded, own, length=length, num_slots=num_slots, fill=rows[0])
+        return part._replace(all_rows=rows)
 
     num = sys.maxsize if num_epochs is None else num_epochs * num_a_epoch
     ahead = grain.ReadOptions(num_threads=min(num_ahead, 1), prefetch_buffer_size=num_ahead)

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from shatter.models.partitions import spread_rows
 from shatter.models.rope import Rope, cos_sin
 from shatter.models.transformer_block import Block, norm
 from shatter.models.transformer_config import TransformerConfig
@@ -76,7 +77,8 @@ class Transformer(nn.Module):
             length=config.num_layers,
             unroll=config.num_layers if config.num_layers <= config.unrolled_layers else 1,
         )(config, name="blocks")
-        carry = (x.reshape(-1, config.width), cache.keys, cache.values)
+        rows = spread_rows(x).reshape(-1, config.width)
+        carry = (rows, cache.keys, cache.values)
         layers = jnp.arange(config.num_layers)
         (rows, keys, values), _ = blocks(carry, layers, cache.length, attend, turn)
         features = norm(config, "final_norm")(rows)

@@ -4,6 +4,16 @@ from shatter.training.interaction import Interaction, InteractionState, interact
 from shatter.training.members import Members, MembersLearner, members_learner
 from shatter.training.proposers import Propose, asked, pair_proposer, query_proposer
 from shatter.training.rounds import ask, ask_together, run_rounds
+from shatter.training.sharding import (
+    axis_size,
+    make_mesh,
+    mesh_sizes,
+    place,
+    put,
+    put_rows,
+    rows_of_process,
+    shardings_of,
+)
 from shatter.training.step import Accumulated, Learner, Objective, TrainState, learner
 from shatter.training.store import Store, add_comparisons, empty_store, sample_comparisons
 
@@ -22,12 +32,20 @@ __all__ = [
     "ask",
     "ask_together",
     "asked",
+    "axis_size",
     "empty_store",
     "interaction",
     "learner",
+    "make_mesh",
     "members_learner",
+    "mesh_sizes",
     "pair_proposer",
+    "place",
+    "put",
+    "put_rows",
     "query_proposer",
+    "rows_of_process",
     "run_rounds",
     "sample_comparisons",
+    "shardings_of",
 ]

@@ -135,7 +135,7 @@ def tuning(model_folder: Path, files: Path) -> finetune_config.Config:
         model_name_or_path=str(model_folder),
         dataset_name=str(files / "pairs.jsonl"),
         eval_dataset_name=(str(files / "held.jsonl"),),
-        num_devices=1,
+        mesh="data=1",
         per_device_train_batch_size=4,
         per_device_eval_batch_size=4,
         max_length=16,

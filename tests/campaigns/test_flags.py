@@ -88,7 +88,7 @@ def tuning(model_folder: Path, files: Path, tmp_path: Path) -> finetune_config.C
         model_name_or_path=str(model_folder),
         dataset_name=str(files / "pairs.jsonl"),
         output_dir=str(tmp_path / "run"),
-        num_devices=1,
+        mesh="data=1",
         per_device_train_batch_size=4,
         per_device_eval_batch_size=4,
         max_length=16,

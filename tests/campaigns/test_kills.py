@@ -110,7 +110,7 @@ def test_lives_of_finetune(
         f"--eval_dataset_name={files / 'held.jsonl'}",
         "--per_device_train_batch_size=4",
         "--per_device_eval_batch_size=4",
-        "--num_devices=1",
+        "--mesh=data=1",
         "--max_steps=3",
         "--save_steps=1",
         "--logging_steps=1",

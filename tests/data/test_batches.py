@@ -182,7 +182,7 @@ def test_batches_hold_their_rows():
     seen = []
     for batch in iterate(encoded):
         types = [leaf.dtype.name for leaf in batch]
-        assert types == ["int32", "bool", "bool", "int32", "float32", "int32"]
+        assert types == ["int32", "bool", "bool", "int32", "float32", "int32", "int32"]
         shape = batch.tokens.shape
         assert shape[:2] == (4, 3) and shape == batch.mask.shape == batch.valid.shape
         for b, number in enumerate(batch.row):
@@ -271,7 +271,10 @@ def test_the_parts_of_the_processes_are_the_whole(count):
         for batch in zip(*parts, strict=True)
     ]
     assert len(together) == len(whole)
-    for one, other in zip(together, whole, strict=True):
+    for one, other, batch in zip(together, whole, zip(*parts, strict=True), strict=True):
+        for part in batch:
+            np.testing.assert_array_equal(part.all_rows, other.row)
+        one = one._replace(all_rows=other.row)
         jax.tree.map(np.testing.assert_array_equal, one, other)
 
 

@@ -59,32 +59,47 @@ def main(
         try:
             check_texts(parsed[0])
             experiment(parsed[0])
-        except UsageError as error:
-            fail(str(error))
-        except KeyboardInterrupt:
-            fail("interrupted: what was saved before is whole; the same command goes on")
-        except Exception as error:
-            if full := full_disk(error):
-                fail(
-                    f"{full}: what was saved before is whole; free some space and give the same "
-                    "command again"
-                )
-            if isinstance(error, OSError) and error.filename is not None:
-                fail(f"{error.strerror}: {error.filename}")
-            if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-                first_line = str(error).partition("\n")[0]
-                fail(f"out of memory ({first_line}): lower the sizes of batches, or lengths")
-            raise
+        except BaseException as error:
+            message = advice_about(error)
+            if message is None:
+                raise
+            fail(message)
 
     def fail(message: str) -> NoReturn:
-        printable = _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), message)
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
-        console.print(f"error: {printable}", markup=False)
+        show_error(message)
         sys.exit(1)
 
     parsed: list[Config] = []
     program = None if argv is None else argv[0]
     app.run(run, argv=argv, flags_parser=parse)
+
+
+def advice_about(error: BaseException) -> str | None:
+    """Returns what to tell the user about an error; None if it is a fault of the program."""
+    if isinstance(error, UsageError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted: what was saved before is whole; the same command goes on"
+    if not isinstance(error, Exception):
+        return None
+    if full := full_disk(error):
+        return (
+            f"{full}: what was saved before is whole; free some space and give the same command "
+            "again"
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.strerror}: {error.filename}"
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        first_line = str(error).partition("\n")[0]
+        return f"out of memory ({first_line}): lower the sizes of batches, or lengths"
+    return None
+
+
+def show_error(message: str) -> None:
+    """Writes an error to the standard error, with control characters made visible."""
+    printable = _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), message)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"error: {printable}", markup=False)
 
 
 def _removed_flag(config_class: type, arguments: Sequence[str]) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from shatter.cli.common import processes
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.run_folder import load_arrays, save_arrays
 from shatter.data.atomic import remove_unfinished
@@ -40,7 +41,8 @@ def cached_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[
     """Reads arrays from the cache, or makes them and keeps them there.
 
     If the cache cannot be read or written, a warning names the variable that moves it, and the
-    arrays are made: a broken cache costs time, not the run.
+    arrays are made: a broken cache costs time, not the run. Of several processes only the first one
+    has a cache, and tells the others what is in it.
 
     Args:
       name: the file's path within the cache, ending in .npz. It must contain a hash of everything
@@ -51,12 +53,24 @@ def cached_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[
       The arrays by name.
     """
     file = cache_dir() / name
+    found = processes.first(lambda: _read(file))
+    if found is not None:
+        return found
+    arrays = make()
+    if processes.is_first():
+        _keep(file, arrays)
+    return arrays
+
+
+def _read(file: Path) -> dict[str, np.ndarray] | None:
     try:
-        if file.exists():
-            return load_arrays(file)
+        return load_arrays(file) if file.exists() else None
     except (OSError, UsageError) as error:
         logging.warning("%s. It is computed again.", _reason(file, error))
-    arrays = make()
+        return None
+
+
+def _keep(file: Path, arrays: dict[str, np.ndarray]) -> None:
     try:
         save_arrays(file, arrays)
         remove_unfinished(file.parent, age=A_DAY)
@@ -67,7 +81,6 @@ def cached_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[
             _reason(file, error),
             CACHE_DIR_VARIABLE,
         )
-    return arrays
 
 
 def _reason(file: Path, error: Exception) -> str:

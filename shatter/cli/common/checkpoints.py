@@ -12,7 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
-from shatter.cli.common import checksums
+from shatter.cli.common import checksums, processes
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.run_folder import read_json, write_json
 
@@ -25,7 +25,8 @@ class Checkpoints:
     """The numbered checkpoints of a folder, as a context manager.
 
     A checkpoint is saved whole or not at all, and does not touch those before it. It has named
-    parts, each of which is a tree of arrays or a JSON object.
+    parts, each of which is a tree of arrays or a JSON object. Of several processes each saves and
+    restores its own parts of the arrays, so all of them call the same methods in the same order.
 
     Attributes:
       folder: the folder, with a folder a checkpoint.
@@ -47,7 +48,7 @@ class Checkpoints:
           UsageError: if the checkpoints cannot be opened and none of them is sound.
         """
         self.folder = folder
-        _remove_unreadable(folder)
+        processes.first(lambda: _remove_unreadable(folder))
         options = ocp.CheckpointManagerOptions(
             max_to_keep=max_to_keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
         )
@@ -93,15 +94,17 @@ class Checkpoints:
         } | {name: ocp.args.JsonSave(record) for name, record in (records or {}).items()}
         self._manager.save(step, args=ocp.args.Composite(**parts))
         folder = self.path(step)
-        write_json(folder / SOFTWARE, {"name": folder.name, **software()})
-        checksums.seal(folder)
+        if processes.is_first():
+            write_json(folder / SOFTWARE, {"name": folder.name, **software()})
+            checksums.seal(folder)
 
     def restore(self, step: int, like: Mapping[str, Any], records: Sequence[str] = ()) -> Any:
         """Restores parts of a checkpoint.
 
         Args:
           step: its number.
-          like: trees of arrays by part, whose shapes and types the restored ones get.
+          like: trees of arrays by part, whose shapes, types and shardings the restored ones get,
+            on whatever mesh they were saved.
           records: the parts that are JSON objects.
 
         Returns:

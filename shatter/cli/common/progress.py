@@ -14,14 +14,16 @@ from rich.progress import (
 )
 
 
-def open_console() -> Console:
-    """Returns a console for tables and progress.
+def open_console(*, quiet: bool = False) -> Console:
+    """Returns a console for tables and progress; a quiet one shows nothing.
 
     It is wide where there is no terminal, so that tables are not folded. Square brackets are text
     and not markup, in tables too, because names of files and folders may contain them.
     """
-    console = Console(highlight=False, markup=False)
-    return console if console.is_terminal else Console(highlight=False, markup=False, width=160)
+    console = Console(highlight=False, markup=False, quiet=quiet)
+    if console.is_terminal:
+        return console
+    return Console(highlight=False, markup=False, quiet=quiet, width=160)
 
 
 @contextmanager

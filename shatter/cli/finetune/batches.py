@@ -62,6 +62,22 @@ def step_batch(
     return StepBatch(*documents, *answers)
 
 
+def total_weight(batch: data.Batch, train: Training) -> float:
+    """Returns the weight of all answers of a batch, with the parts of other processes."""
+    rows = batch.all_rows[batch.all_rows >= 0]
+    return float(train.weight[rows].astype(np.float64).sum())
+
+
+def count_tokens(batch: data.Batch, train: Training) -> int:
+    """Returns the number of tokens of the documents shown, with those of other processes."""
+    total = 0
+    for number in batch.all_rows[batch.all_rows >= 0]:
+        row = train.encoded[number]
+        shown = [len(c) for c, rank in zip(row.completions, row.ranks, strict=True) if rank >= 0]
+        total += len(row.prompt) * len(shown) + sum(shown)
+    return total
+
+
 def answer_weights(batch: data.Batch, train: Training | None) -> np.ndarray:
     """Returns how many people gave each answer, `[B, A]`; 0 in rows that fill up the batch."""
     if train is None:

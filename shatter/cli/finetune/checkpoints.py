@@ -1,13 +1,15 @@
 """Checkpoints of a run, each verified before the run goes on from it."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import logging
 
-from shatter.cli.common import checksums
+from shatter.cli.common import checksums, processes
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.checkpoints import Checkpoints
+from shatter.cli.finetune import plan
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.history import Log
 
@@ -68,11 +70,12 @@ def resume(
       UsageError: if all checkpoints are damaged, there is none of the step asked for, or it was
         saved with other facts.
     """
-    steps = _candidates(config, saved)
+    steps = processes.first(lambda: _candidates(config, saved))
     for step in steps:
         try:
             resumed = _restore(saved, step, state, facts)
-            log.truncate(resumed.loop["rows"], resumed.loop["metrics"])
+            counted = partial(log.truncate, resumed.loop["rows"], resumed.loop["metrics"])
+            processes.first(counted)
         except _OtherFacts:
             raise
         except UsageError as error:
@@ -117,7 +120,7 @@ class _OtherFacts(UsageError):
 
 def _restore(saved: Checkpoints, step: int, state: Any, facts: dict[str, str]) -> Resumed:
     path = saved.path(step)
-    checksums.verify(path)
+    processes.first(lambda: checksums.verify(path))
     loop = saved.restore(step, {}, ["loop"])["loop"]
     if not isinstance(loop, dict) or not {"step", "facts", "rows", "metrics"} <= loop.keys():
         raise UsageError(f"the checkpoint {path} cannot be read (its record is incomplete)")
@@ -128,14 +131,24 @@ def _restore(saved: Checkpoints, step: int, state: Any, facts: dict[str, str]) -
 
 
 def _assert_same(path: Path, recorded: dict[str, str], now: dict[str, str]) -> None:
+    """Refuses other data and software; warns of another mesh, which only rounds otherwise."""
+    describe = lambda name: f"{name}: found {recorded.get(name)!r}, now {now.get(name)!r}"
     differing = [
-        f"{name}: found {recorded.get(name)!r}, now {now.get(name)!r}"
-        for name in sorted(recorded.keys() | now.keys())
-        if recorded.get(name) != now.get(name)
+        name for name in sorted(recorded.keys() | now.keys()) if recorded.get(name) != now.get(name)
     ]
+    rounding = [describe(name) for name in differing if name in plan.ROUNDING and name in recorded]
+    if rounding and processes.is_first():
+        logging.warning(
+            "The checkpoint %s was made on other devices (%s): the run goes on with the same "
+            "examples, and its numbers are those of the uninterrupted run up to rounding.",
+            path,
+            "; ".join(rounding),
+        )
+    differing = [describe(name) for name in differing if name not in plan.ROUNDING]
     if differing:
         raise _OtherFacts(
-            f"the checkpoint {path} was made with other batches, devices or software "
+            f"the checkpoint {path} was made with other batches or software "
             f"({'; '.join(differing)}), so the rest of the run would differ from that of the "
-            f"uninterrupted one: go on with the same, or delete {path.parent} to begin again"
+            "uninterrupted one: go on with the same (--per_device_train_batch_size times the sizes "
+            f"of data and fsdp is the batch), or delete {path.parent} to begin again"
         )

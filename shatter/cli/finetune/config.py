@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+from shatter import training
 from shatter.cli.common import binary
 from shatter.cli.common.binary import UsageError
+from shatter.cli.common.processes import Cluster, check_cluster
 
 ObjectiveName = Literal["ilhf", "dpo", "ipo", "slic", "sft", "reward_model"]
 Utility = Literal["sum", "mean"]
@@ -15,6 +17,9 @@ EXAMPLE = (
     "shatter finetune --model_name_or_path=Qwen/Qwen2.5-0.5B-Instruct "
     "--dataset_name=preferences.jsonl --output_dir=runs/finetune"
 )
+
+MESH_AXES = ("data", "fsdp", "tensor")
+"""The axes of a mesh that fine-tuning can use."""
 
 FREE = (
     "output_dir",
@@ -33,6 +38,16 @@ FREE = (
     "dataset_name",
     "eval_dataset_name",
     "data_dir",  # a flag of older versions
+    "num_devices",  # another
+    # The comparisons of a batch are counted over all devices (`batch_size`) and compared.
+    "mesh",
+    "per_device_train_batch_size",
+    "multihost",
+    "coordinator_address",
+    "num_processes",
+    "process_id",
+    "initialization_timeout",
+    "heartbeat_timeout",
 )
 """Fields of config.json that may differ between a run and its resumption, because they change
 nothing that is learned."""
@@ -49,7 +64,8 @@ class Config:
 
     REMOVED: ClassVar[Mapping[str, str]] = {
         "data_dir": "pass the model's folder as --model_name_or_path and the file of preferences "
-        f"as --dataset_name; for example: {EXAMPLE}"
+        f"as --dataset_name; for example: {EXAMPLE}",
+        "num_devices": "--num_devices=N is --mesh=data=N",
     }
 
     model_name_or_path: str = ""
@@ -132,13 +148,33 @@ class Config:
     """Global norm to which gradients are clipped."""
 
     per_device_train_batch_size: int = 8
-    """Comparisons per batch and device."""
+    """Comparisons per batch and device, counted over the axes data and fsdp."""
 
-    num_devices: int | None = None
-    """Number of devices that share every batch; all of them if not given."""
+    mesh: str = ""
+    """How the devices share the work, for example data=2,fsdp=4: data shares every batch, fsdp the
+    batch and the parameters, tensor the products. Not given = data over all devices."""
+
+    multihost: bool = False
+    """This is one of several processes, each started with the same command, on one machine or more.
+    SLURM, GKE and Open MPI say where they meet; elsewhere the next three flags do."""
+
+    coordinator_address: str | None = None
+    """HOST:PORT on the machine of process 0, with a port that is free and open to the others."""
+
+    num_processes: int | None = None
+    """Number of processes."""
+
+    process_id: int | None = None
+    """Number of this process, from 0."""
+
+    initialization_timeout: int = 300
+    """Seconds to wait for the other processes at the start."""
+
+    heartbeat_timeout: int = 100
+    """Seconds after which the processes end if one of them has ended without a word."""
 
     per_device_eval_batch_size: int = 32
-    """Comparisons per batch in evaluation."""
+    """Comparisons per batch and device in evaluation."""
 
     gradient_accumulation_steps: int = 1
     """Batches per step of the optimiser; the last step of the run may have fewer."""
@@ -251,7 +287,10 @@ RANGES = {
     "adam_epsilon": binary.POSITIVE,
     "max_grad_norm": binary.POSITIVE,
     "per_device_train_batch_size": SIZE,
-    "num_devices": binary.whole(1, other=(None,)),
+    "num_processes": binary.whole(1, 2**20, other=(None,)),
+    "process_id": binary.whole(0, 2**20, other=(None,)),
+    "initialization_timeout": binary.whole(1, 86_400),
+    "heartbeat_timeout": binary.whole(1, 86_400),
     "per_device_eval_batch_size": SIZE,
     "gradient_accumulation_steps": SIZE,
     "num_train_epochs": binary.POSITIVE,
@@ -293,3 +332,19 @@ def check(config: Config) -> None:
         raise UsageError(
             f"--kl_weight belongs to --objective=ilhf, found --objective={config.objective}"
         )
+    if config.mesh:
+        try:
+            training.mesh_sizes(config.mesh, MESH_AXES)
+        except ValueError as error:
+            raise UsageError(f"--mesh: {error}") from error
+    meeting = ("coordinator_address", "num_processes", "process_id")
+    if not config.multihost and any(getattr(config, name) is not None for name in meeting):
+        raise UsageError(f"--{', --'.join(meeting)} belong to --multihost: add it")
+    if (cluster := cluster_of(config)) is not None:
+        check_cluster(cluster)
+
+
+def cluster_of(config: Config) -> Cluster | None:
+    """Returns where the processes of a run meet; None if there is one process."""
+    fields = (getattr(config, name) for name in Cluster._fields)
+    return Cluster(*fields) if config.multihost else None

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from shatter import documents
+from shatter.cli.common import processes
 from shatter.cli.finetune import learning
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.history import Record
@@ -64,7 +65,8 @@ def _make_measure(
             parts.append(
                 both(params, model.params, jax.tree.map(take, ref), jax.tree.map(take, own))
             )
-        forward, reverse = (np.concatenate(column) for column in zip(*parts, strict=True))
+        columns = zip(*processes.fetch(parts), strict=True)
+        forward, reverse = (np.concatenate(column) for column in columns)
         standard_error = lambda values: float(np.std(values) / np.sqrt(len(values)))
         return {
             "kl": float(np.mean(reverse)),

@@ -8,7 +8,7 @@ from rich.table import Table
 from shatter import models
 from shatter.cli.common import binary
 from shatter.cli.common.binary import UsageError
-from shatter.cli.finetune import learning, plan
+from shatter.cli.finetune import learning, places, plan
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.results import count_parameters
 from shatter.cli.finetune.task import Task
@@ -33,16 +33,19 @@ def describe(config: Config, task: Task, console: Console) -> None:
         jax.eval_shape(lambda: jax.random.key(0)),
     )
     parameters, num_trained = count_parameters(task.model.params), count_parameters(trained)
+    mesh = places.mesh_of(config)
     size, rows = plan.batch_size(config), task.train.encoded
     num_slots = max(len(row.completions) for row in rows)
     logits = 4 * size * num_slots * max(row.length for row in rows) * task.model.config.vocab_size
-    memory = 4 * parameters + 16 * num_trained + 3 * logits
+    held = [places.count_held(config, tree) for tree in (task.model.params, trained)]
+    memory = 4 * held[0] + 16 * held[1] + 3 * logits / mesh.size
+    of_each = " of each" if mesh.size > 1 else ""
     console.print(
         f"\n{parameters:,} parameters, {num_trained:,} of them trained; {num_steps:,} steps of "
-        f"{size * config.gradient_accumulation_steps} comparisons on {len(plan.devices(config))} "
-        f"{jax.default_backend()} device(s).\nMemory: about {memory / 1e6:,.0f} MB (pretrained and "
-        "trained parameters, gradient, two moments, and three copies of the longest batch's "
-        "logits; the activations of the blocks come on top)."
+        f"{size * config.gradient_accumulation_steps} comparisons on {mesh.size} "
+        f"{jax.default_backend()} device(s) ({places.describe(mesh)}).\nMemory{of_each}: about "
+        f"{memory / 1e6:,.0f} MB (pretrained and trained parameters, gradient, two moments, and "
+        "three copies of the longest batch's logits; the activations of the blocks come on top)."
     )
 
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
+from shatter.cli.common import processes
 from shatter.cli.common.binary import UsageError
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.objectives import Mean
@@ -41,7 +41,7 @@ def fetch(on_device: Sequence[Any], first: int) -> list[dict[str, Any]]:
     Raises:
       UsageError: naming the first metric that is not finite, and its batch.
     """
-    fetched = jax.device_get(list(on_device))
+    fetched = processes.fetch(list(on_device))
     for number, metrics in enumerate(fetched, start=first):
         for name in sorted(metrics, key=lambda name: name != "loss"):
             value = float(np.sum(np.asarray(metrics[name], np.float64)))
@@ -94,13 +94,16 @@ def means(config: Config, sums: Sums) -> Record:
 class Log:
     """The file metrics.jsonl, one row a line; a row is on the disk before the next step begins.
 
+    Only the first process has a file; the others keep the rows of their own steps in memory.
+
     Attributes:
       rows: the rows so far.
     """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "metrics.jsonl"
-        self._board = _tensorboard(folder)
+        self._writes = processes.is_first()
+        self._board = _tensorboard(folder) if self._writes else None
         self._lines: list[bytes] = []
         self.rows: list[Record] = []
 
@@ -118,6 +121,8 @@ class Log:
         Raises:
           UsageError: naming the file, if it cannot be read, has fewer rows, or a row is damaged.
         """
+        if not self._writes:
+            return
         try:
             content = self._path.read_bytes() if num_rows and self._path.exists() else b""
         except OSError as error:
@@ -173,10 +178,11 @@ class Log:
                     "--learning_rate, or go on from the last checkpoint with another"
                 )
         line = (json.dumps(row, allow_nan=False) + "\n").encode()
-        with self._path.open("ab") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        if self._writes:
+            with self._path.open("ab") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
         self._lines.append(line)
         self.rows.append(row)
         if self._board is not None:

@@ -1,15 +1,15 @@
-"""Which comparisons make each batch, on which devices, and how many steps that takes."""
+"""Which comparisons make each batch, and how many steps that takes."""
 
 import hashlib
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import numpy as np
 
 import shatter
 from shatter import data
 from shatter.cli.common.checkpoints import software
+from shatter.cli.finetune import places
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.task import Task
 
@@ -41,21 +41,9 @@ class Length(NamedTuple):
         return self.batches_until(step) / self.epoch_batches
 
 
-def devices(config: Config) -> list[jax.Device]:
-    """Returns the devices that share every batch."""
-    return jax.devices()[: config.num_devices]
-
-
-def spread(config: Config, value: Any, *, everywhere: bool = False) -> Any:
-    """Puts arrays on the devices: a part of the rows on each, or all rows everywhere."""
-    mesh = jax.sharding.Mesh(np.asarray(devices(config)), ("data",))
-    axes = jax.sharding.PartitionSpec() if everywhere else jax.sharding.PartitionSpec("data")
-    return jax.device_put(value, jax.sharding.NamedSharding(mesh, axes))
-
-
 def batch_size(config: Config) -> int:
     """Returns the number of comparisons of a batch, over all devices."""
-    return config.per_device_train_batch_size * len(devices(config))
+    return config.per_device_train_batch_size * places.num_shards(config)
 
 
 def first_epoch(config: Config, encoded: list[data.Encoded]) -> Plan:
@@ -80,6 +68,10 @@ def run_length(config: Config, task: Task) -> Length:
     return Length(-(-num_batches // step_batches), num_batches, epoch_batches, step_batches)
 
 
+ROUNDING = ("devices", "mesh", "processes")
+"""Facts that change how sums are rounded, and neither the order of the data nor the mathematics."""
+
+
 def plan_facts(config: Config, task: Task) -> dict[str, str]:
     """Returns what the bits of a run depend on beside its config, weights and data.
 
@@ -88,16 +80,18 @@ def plan_facts(config: Config, task: Task) -> dict[str, str]:
       task: the model and the comparisons.
 
     Returns:
-      By name: the devices that share a batch, the number of processes, versions of libraries, and a
+      By name: the mesh and its devices, the number of processes, versions of libraries, and a
       digest of the rows and lengths of the first epoch's batches.
     """
-    kinds = sorted(device.device_kind for device in devices(config))
+    mesh = places.mesh_of(config)
+    kinds = sorted(device.device_kind for device in mesh.devices.flat)
     digest = hashlib.sha256()
     for length, rows in first_epoch(config, task.train.encoded):
         digest.update(length.to_bytes(8, "little") + rows.tobytes())
     versions = {"optax": metadata.version("optax"), "shatter": shatter.__version__}
     return {
         "devices": f"{len(kinds)}: {', '.join(dict.fromkeys(kinds))}",
+        "mesh": places.describe(mesh),
         "batches": digest.hexdigest(),
         **{name: str(value) for name, value in (software() | versions).items()},
     }

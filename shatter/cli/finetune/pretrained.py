@@ -14,7 +14,7 @@ import numpy as np
 from shatter import models
 from shatter.cli.common import binary, compiling, run_folder
 from shatter.cli.common.binary import UsageError
-from shatter.cli.common.frozen import load_frozen
+from shatter.cli.common.frozen import load_frozen, weights_hash
 from shatter.cli.finetune.config import Config
 from shatter.types import Params
 
@@ -43,6 +43,7 @@ class Pretrained(NamedTuple):
       lora: the adapters' config; None = every parameter is trained.
       folder: the folder that was opened.
       commit: the commit of a model of the hub; None = the folder is the user's own.
+      weights: the sha256 of the parameters.
     """
 
     config: models.TransformerConfig
@@ -52,21 +53,24 @@ class Pretrained(NamedTuple):
     lora: models.LoraConfig | None
     folder: Path | None = None
     commit: str | None = None
+    weights: str | None = None
 
 
 def load_model(config: Config) -> Pretrained:
-    """Opens the model folder.
+    """Opens the model folder, with the parameters in the memory of the machine.
 
     Raises:
       UsageError: if it cannot be opened, or a flag does not fit the model; the message says what to
         pass.
     """
-    transformer, params, tokenizer = load_frozen(
-        config.model_name_or_path,
-        chat_template=config.chat_template,
-        revision=config.model_revision,
-        date=_template_date(config),
-    )
+    # A model may be too large for one device.
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        transformer, params, tokenizer = load_frozen(
+            config.model_name_or_path,
+            chat_template=config.chat_template,
+            revision=config.model_revision,
+            date=_template_date(config),
+        )
     _check_lengths(config, transformer.max_length)
     settings: dict[str, Any] = {"remat": config.gradient_checkpointing}
     is_gpu = jax.default_backend() == "gpu"
@@ -85,7 +89,8 @@ def load_model(config: Config) -> Pretrained:
         config.model_name_or_path, revision=config.model_revision
     )
     lm = _language_model(transformer)
-    return Pretrained(transformer, params, tokenizer, lm, lora, folder, commit)
+    weights = weights_hash(params)
+    return Pretrained(transformer, params, tokenizer, lm, lora, folder, commit, weights)
 
 
 @functools.cache
@@ -99,7 +104,7 @@ def without_arrays(model: Pretrained) -> Pretrained:
     The result is hashable. The results for two folders with the same config are equal, and share
     compiled programs.
     """
-    absent: dict[str, Any] = dict.fromkeys(("params", "tokenizer", "folder", "commit"))
+    absent: dict[str, Any] = dict.fromkeys(("params", "tokenizer", "folder", "commit", "weights"))
     return model._replace(**absent)
 
 

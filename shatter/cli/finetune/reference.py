@@ -14,7 +14,8 @@ from shatter.cli.common.frozen import weights_hash
 from shatter.cli.finetune.batches import StepBatch
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.learning import score
-from shatter.cli.finetune.plan import Plan, devices, first_epoch, spread
+from shatter.cli.finetune.places import describe, mesh_of, put_params
+from shatter.cli.finetune.plan import Plan, first_epoch
 from shatter.cli.finetune.pretrained import Pretrained, compiler_options, without_arrays
 from shatter.cli.finetune.scoring import count_slots, held_out_plan, over_rows
 from shatter.types import Array, Params
@@ -39,8 +40,9 @@ def reference_log_probs(
     Returns:
       `[rows, K]` by name, nats, summed over a completion's tokens; 0 in empty slots.
     """
-    facts = f"{weights_hash(model.params)}{model.tokenizer.fingerprint()}{model.config}"
-    facts += f"{jax.__version__}{[device.device_kind for device in devices(config)]}"
+    weights = model.weights or weights_hash(model.params)
+    facts = f"{weights}{model.tokenizer.fingerprint()}{model.config}{jax.__version__}"
+    facts += describe(mesh := mesh_of(config)) + f"{mesh.devices.flat[0].device_kind}"
     score_rows = _make_scorer(config, model)
     log_probs = {}
     for name, encoded in splits.items():
@@ -68,10 +70,10 @@ def _make_scorer(
 ) -> Callable[[Sequence[data.Encoded], Plan], np.ndarray]:
     """Makes `(encoded, plan) -> log_probs[rows, K]` of the frozen model, on the devices."""
     run = _program(without_arrays(model))
-    params = spread(config, model.params, everywhere=True)
+    params = put_params(config, model.params)
 
     def score_rows(encoded: Sequence[data.Encoded], plan: Plan) -> np.ndarray:
-        return over_rows(encoded, plan, lambda batch: run(params, spread(config, batch)))
+        return over_rows(encoded, plan, lambda batch: run(params, batch))
 
     return score_rows
 

@@ -8,7 +8,7 @@ import numpy as np
 from rich.table import Table
 
 from shatter import models
-from shatter.cli.common import checksums, run_folder
+from shatter.cli.common import checksums, processes, run_folder
 from shatter.cli.common.binary import UsageError
 from shatter.cli.finetune import learning, plan
 from shatter.cli.finetune.config import Config
@@ -62,14 +62,16 @@ def save_model(folder: Path, config: Config, task: Task, trainable: Trainable) -
         write_atomically(folder / "reward_head.safetensors", content)
 
 
-def write_samples(path: Path, config: Config, task: Task, trainable: Trainable) -> None:
-    """Writes responses of the model before and after to a few prompts, from the same random keys.
+def draw_samples(config: Config, task: Task, trainable: Trainable) -> str:
+    """Draws responses of the model before and after to a few prompts, from the same random keys.
 
     Args:
-      path: the text file.
       config: the config.
       task: the pretrained model and the prompts.
       trainable: what was trained.
+
+    Returns:
+      The content of samples.txt.
     """
     model = task.model
     prompts, lines = unique_prompts(task)[:SAMPLE_PROMPTS], []
@@ -79,14 +81,14 @@ def write_samples(path: Path, config: Config, task: Task, trainable: Trainable) 
     after = learning.assemble(model, trainable, model.params)
     for name, params in (("before", model.params), ("after", after)):
         samples = draw(params, jax.random.key(config.seed), prompts)
-        mask, tokens = np.asarray(samples.mask), np.asarray(samples.tokens)
+        mask, tokens = processes.fetch((samples.mask, samples.tokens))
         decoded = [model.tokenizer.decode(t[m].tolist()) for t, m in zip(tokens, mask, strict=True)]
         texts[name] = [decoded[i * size : (i + 1) * size] for i in range(len(prompts))]
     for number, prompt in enumerate(prompts):
         lines += [f"prompt: {model.tokenizer.decode(prompt.tolist())!r}", ""]
         for name, responses in texts.items():
             lines += [f"  {name}:", *(f"    - {text!r}" for text in responses[number]), ""]
-    run_folder.write_text(path, "\n".join(lines))
+    return "\n".join(lines)
 
 
 def summarise(config: Config, task: Task, result: Result) -> dict[str, Any]:

@@ -1,19 +1,21 @@
 """`shatter finetune`: opens the data and the model, trains, evaluates and saves the model."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 
-from shatter.cli.common import run_folder
+from shatter.cli.common import processes, run_folder
 from shatter.cli.common.binary import UsageError
-from shatter.cli.common.frozen import weights_hash
 from shatter.cli.common.progress import open_console, progress_bar
-from shatter.cli.finetune import history, plan, plot, results, train
-from shatter.cli.finetune.config import FREE, Config, check
+from shatter.cli.finetune import history, places, plan, plot, results, train
+from shatter.cli.finetune.config import FREE, Config, check, cluster_of
 from shatter.cli.finetune.dry_run import count_steps, describe
 from shatter.cli.finetune.task import Task, load_task
 
@@ -23,8 +25,13 @@ FLAGS = Config
 def experiment(config: Config) -> None:
     """Fine-tunes, evaluates, saves the model, and prints where everything is."""
     check(config)
-    console = open_console()
-    task = load_task(config)
+    with processes.joined(cluster_of(config)):
+        _experiment(config)
+
+
+def _experiment(config: Config) -> None:
+    console = open_console(quiet=not processes.is_first())
+    task = processes.together(lambda: load_task(config))
     if config.dry_run:
         describe(config, task, console)
         return
@@ -56,25 +63,48 @@ def finetune(
     Raises:
       UsageError: if the folder holds another run, or the loss or a score is not finite.
     """
-    if (
-        config.resume_from_checkpoint == "never"
-        and (Path(config.output_dir) / "config.json").exists()
-    ):
+    begun = Path(config.output_dir) / "config.json"
+    if config.resume_from_checkpoint == "never" and processes.first(begun.exists):
         raise UsageError(
             f"{config.output_dir} holds a run: choose another --output_dir, or leave out "
             "--resume_from_checkpoint=never to go on with it"
         )
-    with run_folder.open_run_folder(
-        config.output_dir, config, free=FREE, flag="--output_dir", **_facts(task)
-    ) as folder:
-        return _run(config, task, folder, progress)
+    facts = _facts(config, task)
+    own = ("process_id", "dataset_name", "eval_dataset_name", "model_name_or_path")
+    flags = {k: v for k, v in dataclasses.asdict(config).items() if k not in own}
+    processes.assert_same(flags | facts)
+    with ExitStack() as stack:
+        # The first process alone has the lock of the folder.
+        processes.first(
+            lambda: stack.enter_context(
+                run_folder.open_run_folder(
+                    config.output_dir, config, free=FREE, flag="--output_dir", **facts
+                )
+            )
+        )
+        return _run(config, task, _shared(Path(config.output_dir)), progress)
 
 
-def _facts(task: Task) -> dict[str, Any]:
+def _shared(folder: Path) -> Path:
+    """Returns the run folder, if every process sees it."""
+
+    def check() -> None:
+        if not (folder / "config.json").exists():
+            raise UsageError(
+                f"--output_dir={folder} is not there for process {jax.process_index()}: choose a "
+                "folder on a file system that all processes share"
+            )
+
+    processes.together(check)
+    return folder
+
+
+def _facts(config: Config, task: Task) -> dict[str, Any]:
     """Returns what a run is recognised by, beside its flags, and the commit of its model."""
     tokenizer = task.model.tokenizer
     facts: dict[str, Any] = {
-        "weights": weights_hash(task.model.params),
+        "batch_size": plan.batch_size(config),
+        "weights": task.model.weights,
         "data": _data_hash(task),
         "held_out": list(task.held_out),  # the metrics have these names
     }
@@ -100,30 +130,52 @@ def _data_hash(task: Task) -> str:
 def _run(
     config: Config, task: Task, folder: Path, progress: Callable[[str, int], None]
 ) -> dict[str, Any]:
+    summary = processes.first(lambda: _begin(config, task, folder))
+    if summary is not None:
+        progress("complete already", plan.run_length(config, task).num_steps)
+        return summary
+    with jax.set_mesh(places.mesh_of(config)):
+        params = places.put_params(config, task.model.params)
+        placed = task._replace(model=task.model._replace(params=params))
+        result = train.train(config, placed, folder, progress=progress)
+        samples = None
+        if config.objective != "reward_model" and config.num_generations:
+            samples = results.draw_samples(config, placed, result.trainable)
+        result = result._replace(trainable=processes.fetch(result.trainable))
+    return processes.first(lambda: _finish(config, task, folder, result, samples))
+
+
+def _begin(config: Config, task: Task, folder: Path) -> dict[str, Any] | None:
+    """Lists the bad rows, and returns the summary if the run is complete."""
     for name, split in task.splits.items():
         if split.report.problems:
             lines = [json.dumps(problem._asdict()) for problem in split.report.problems]
             run_folder.write_text(folder / f"bad_rows_{name}.jsonl", "\n".join(lines) + "\n")
     done = folder / "summary.json"
-    if done.exists():
-        if isinstance(config.resume_from_checkpoint, int):
-            raise UsageError(
-                f"--resume_from_checkpoint={config.resume_from_checkpoint}: {folder} holds a run "
-                "that is complete, so its checkpoints are gone: leave the flag out to see the "
-                "results, or choose another --output_dir"
-            )
-        summary = results.read_summary(done)
-        run_folder.remove_folder(folder / "checkpoints")
-        progress("complete already", plan.run_length(config, task).num_steps)
-        return summary
-    result = train.train(config, task, folder, progress=progress)
+    if not done.exists():
+        return None
+    if isinstance(config.resume_from_checkpoint, int):
+        raise UsageError(
+            f"--resume_from_checkpoint={config.resume_from_checkpoint}: {folder} holds a run "
+            "that is complete, so its checkpoints are gone: leave the flag out to see the "
+            "results, or choose another --output_dir"
+        )
+    summary = results.read_summary(done)
+    run_folder.remove_folder(folder / "checkpoints")
+    return summary
+
+
+def _finish(
+    config: Config, task: Task, folder: Path, result: train.Result, samples: str | None
+) -> dict[str, Any]:
+    """Writes what a run has brought, the summary last."""
     run_folder.write_csv(folder / "metrics.csv", history.csv_rows(config, result.history))
     results.save_model(folder / "model", config, task, result.trainable)
-    if config.objective != "reward_model" and config.num_generations:
-        results.write_samples(folder / "samples.txt", config, task, result.trainable)
+    if samples is not None:
+        run_folder.write_text(folder / "samples.txt", samples)
     summary = results.summarise(config, task, result)
     plot.draw(config, result.history, folder / "finetune.png")
-    results.write_summary(done, summary)
+    results.write_summary(folder / "summary.json", summary)
     run_folder.remove_folder(folder / "checkpoints")
     return summary
 

@@ -8,10 +8,12 @@ import jax
 import numpy as np
 
 from shatter import data
+from shatter.cli.common import processes
 from shatter.cli.finetune.batches import StepBatch, step_batch
 from shatter.cli.finetune.config import Config, program_config
 from shatter.cli.finetune.learning import Trainable, assemble, score
 from shatter.cli.finetune.objectives import OBJECTIVES
+from shatter.cli.finetune.places import num_shards
 from shatter.cli.finetune.plan import Plan
 from shatter.cli.finetune.pretrained import Pretrained, compiler_options, without_arrays
 from shatter.types import Array, Params
@@ -40,7 +42,8 @@ def over_rows(
     for length, rows in plan:
         batch = data.collate(encoded, rows, length=length, num_slots=num_slots)
         real = batch.row >= 0
-        result[batch.row[real]] = np.asarray(function(step_batch(batch, ref)))[real]
+        values = processes.fetch(function(step_batch(batch, ref)))
+        result[batch.row[real]] = values[real]
     used = np.asarray([len(row.completions) for row in encoded])
     return np.where(np.arange(num_slots) < used[:, None], result, 0.0).astype(np.float32)
 
@@ -54,7 +57,7 @@ def held_out_plan(config: Config, encoded: Sequence[data.Encoded]) -> Plan:
     """Returns the batches in which held-out rows are scored, always the same."""
     return data.plan_batches(
         [row.length for row in encoded],
-        batch_size=config.per_device_eval_batch_size,
+        batch_size=config.per_device_eval_batch_size * num_shards(config),
         seed=0,
         epoch=0,
         buckets=data.length_buckets(config.max_length),

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from shatter import data
 from shatter.cli.common.binary import UsageError
+from shatter.cli.finetune import places
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.pretrained import Pretrained, load_model
 
@@ -61,28 +61,15 @@ def load_task(config: Config) -> Task:
     Raises:
       UsageError: naming the file, the row and the field, or the flag, that cannot be used.
     """
-    check_devices(config)
+    places.mesh_of(config)
     model = load_model(config)
+    places.check_mesh(config, model.params)
     rows: dict[str, list[data.Row]] = {}
     reports: dict[str, data.Report] = {}
     rows["train"], reports["train"] = _read(config, config.dataset_name)
     for name, file in _names(config.eval_dataset_name).items():
         rows[name], reports[name] = _read(config, file, "--eval_dataset_name")
     return make_task(config, model, rows, reports)
-
-
-def check_devices(config: Config) -> None:
-    """Raises an error if --num_devices exceeds the number of devices.
-
-    Raises:
-      UsageError: naming the flag, the bound and what was found.
-    """
-    num_devices = jax.device_count()
-    if config.num_devices is not None and config.num_devices > num_devices:
-        raise UsageError(
-            f"--num_devices must be at most {num_devices}, the number of devices of this machine, "
-            f"found {config.num_devices}"
-        )
 
 
 def make_task(

@@ -9,7 +9,8 @@ import optax
 
 from shatter import data, training
 from shatter.cli.common.checkpoints import Checkpoints
-from shatter.cli.finetune import checkpoints, evaluation, history, plan
+from shatter.cli.finetune import checkpoints, evaluation, history, places, plan
+from shatter.cli.finetune.batches import count_tokens
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.history import Log as _Log
 from shatter.cli.finetune.history import Record, Sums
@@ -47,7 +48,8 @@ class _Run(NamedTuple):
       evaluate: measures a model.
       update: makes a step.
       schedule: the learning rate by step.
-      batches: the iterator over the batches.
+      task: the model and the comparisons.
+      batches: the iterator over this process's part of the batches.
       log: the metrics on disk.
       saved: the checkpoints.
       facts: what a resumed run must share, from `plan.plan_facts`.
@@ -59,6 +61,7 @@ class _Run(NamedTuple):
     evaluate: evaluation.Evaluate
     update: Update
     schedule: optax.Schedule
+    task: Task
     batches: Any
     log: _Log
     saved: Checkpoints
@@ -117,18 +120,22 @@ def train(
 
     Raises:
       UsageError: if the loss or the gradient is not finite, all checkpoints are damaged, or one was
-        made with other batches, devices or software.
+        made with other batches or software.
     """
     length, facts = plan.run_length(config, task), plan.plan_facts(config, task)
     prepared = evaluation.prepare(config, task, progress)
     state, update = make_update(
         config, task, prepared.ref_log_probs, prepared.frozen, length.num_steps
     )
+    size = plan.batch_size(config)
+    part, num_parts = training.rows_of_process(places.mesh_of(config), size)
     batches = data.batches(
         task.train.encoded,
-        batch_size=plan.batch_size(config),
+        batch_size=size,
         seed=config.seed,
         max_length=config.max_length,
+        process_index=part,
+        process_count=num_parts,
     )
     log = _Log(folder)
     with checkpoints.open_checkpoints(config, folder) as saved:
@@ -138,6 +145,7 @@ def train(
             evaluate=prepared.evaluate,
             update=update,
             schedule=make_schedule(config, length.num_steps),
+            task=task,
             batches=batches,
             log=log,
             saved=saved,
@@ -179,7 +187,7 @@ def _take_step(run: _Run, position: _Position) -> _Position:
     # The last step may have fewer batches; blank ones keep the compiled program.
     batches += [data.blank(batches[-1])] * (length.step_batches - len(batches))
     state, measured = run.update(position.state, batches)
-    tokens = sum(int(batch.valid[batch.ranks >= 0].sum()) for batch in batches)
+    tokens = sum(count_tokens(batch, run.task.train) for batch in batches)
     return position._replace(
         step=position.step + 1,
         tokens=position.tokens + tokens,

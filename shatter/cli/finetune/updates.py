@@ -2,18 +2,19 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from shatter import data, training
-from shatter.cli.finetune import batches, learning, optimizer
+from shatter.cli.finetune import batches, learning, optimizer, places, plan
 from shatter.cli.finetune.config import Config, program_config
 from shatter.cli.finetune.learning import Frozen
-from shatter.cli.finetune.plan import spread
 from shatter.cli.finetune.pretrained import Pretrained, compiler_options, without_arrays
 from shatter.cli.finetune.task import Task
+from shatter.types import Key
 
 
 class Measured(NamedTuple):
@@ -46,32 +47,48 @@ def make_update(
     Returns:
       The state, and `(state, batches) -> (state, measured)`, which donates the state's buffers.
     """
-    learner = _learner(program_config(config), without_arrays(task.model), num_steps)
+    mesh, size = places.mesh_of(config), plan.batch_size(config)
+    learner = compile_learner(program_config(config), without_arrays(task.model), num_steps, mesh)
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
-    start = learner.init(learning.start(config, task.model, init_key), train_key)
-    frozen = spread(config, frozen, everywhere=True)
+    start = places.put_params(config, learning.start(config, task.model, init_key))
+    state = learner.init(start, places.put_everywhere(config, train_key))
+    if frozen.samples is not None:
+        frozen = frozen._replace(samples=places.put_everywhere(config, frozen.samples))
 
     def update(
         state: training.TrainState, parts: Sequence[data.Batch]
     ) -> tuple[training.TrainState, Measured]:
-        total = float(sum(batches.answer_weights(batch, task.train).sum() for batch in parts))
+        total = sum(batches.total_weight(batch, task.train) for batch in parts)
         measured = []
         for number, batch in enumerate(parts):
             arrays = batches.step_batch(batch, refs, task.train, total, number)
-            state, metrics = learner.step(state, frozen, spread(config, arrays))
+            state, metrics = learner.step(state, frozen, training.put_rows(mesh, arrays, size))
             measured.append(metrics)
         return state, Measured(measured, total)
 
-    return spread(config, start, everywhere=True), update
+    return state, update
 
 
 @functools.cache
-def _learner(config: Config, model: Pretrained, num_steps: int) -> training.Learner:
-    """Returns the learner of a run, whose step is compiled and donates the state's buffers."""
+def compile_learner(
+    config: Config, model: Pretrained, num_steps: int, mesh: jax.sharding.Mesh
+) -> training.Learner:
+    """Returns the learner of a run, compiled; a step donates the state's buffers.
+
+    The moments of the optimiser lie where its parameters do, from the first step to the last.
+    """
     learner = training.learner(
         learning.make_objective(config, model),
         optimizer.make_optimizer(config, optimizer.make_schedule(config, num_steps)),
         num_batches=config.gradient_accumulation_steps,
     )
-    step = jax.jit(learner.step, donate_argnums=0, compiler_options=compiler_options(model))
-    return learner._replace(step=step)
+
+    def init(params: Any, key: Key) -> training.TrainState:
+        return places.pin_params(mesh, learner.init(params, key))
+
+    def step(state: training.TrainState, frozen: Any, batch: Any) -> tuple[Any, Any]:
+        state, metrics = learner.step(state, frozen, batch)
+        return places.pin_params(mesh, state), metrics
+
+    compiled = partial(jax.jit, compiler_options=compiler_options(model))
+    return training.Learner(compiled(init), compiled(step, donate_argnums=0))

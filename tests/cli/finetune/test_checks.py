@@ -86,10 +86,17 @@ def test_no_number_is_absurd(name):
             {"max_completion_length": 64},
             "--max_completion_length must be at most 31, because",
         ),
-        ({"num_devices": 2**20}, r"--num_devices must be at most \d+, the number of devices of"),
+        (
+            {"mesh": "data=4096"},
+            r"--mesh: the mesh data=4096 has 4096 devices, and there are \d+ of",
+        ),
+        (
+            {"mesh": "fsdp=5", "per_device_train_batch_size": 1},
+            r"--mesh=fsdp=5: fsdp=5 divides no dimension of the parameters of .*tiny that fsdp",
+        ),
         ({"template_date": "tomorrow"}, "--template_date must be a date such as .* 'tomorrow'"),
         (
-            {"num_train_epochs": 1e9, "num_devices": 1},
+            {"num_train_epochs": 1e9, "mesh": "data=1"},
             "--num_train_epochs=1000000000.0 makes .* steps",
         ),
     ],
@@ -100,6 +107,31 @@ def test_what_the_model_and_the_machine_lack_is_refused(config, changes, message
     write(Path(config.dataset_name), rows)
     with pytest.raises(UsageError, match=message):
         run.experiment(dataclasses.replace(config, dry_run=dry_run, **changes))
+    assert not Path(config.output_dir).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mesh": "data=2,rows=4"}, "--mesh: expected axes among data, fsdp, tensor .*'rows=4'"),
+        ({"mesh": "seed=2"}, "--mesh: expected axes among data, fsdp, tensor .* 'seed=2'"),
+        ({"mesh": "data=0"}, "--mesh: expected a whole number of at least 1 as the size of data"),
+        ({"mesh": "data=2,data=2"}, "--mesh: expected every axis once, found data twice"),
+        ({"process_id": 1}, "--process_id belong to --multihost: add it"),
+        ({"multihost": True, "process_id": 1}, "belong together.*found --process_id=1"),
+        (
+            {"multihost": True, "coordinator_address": "h", "num_processes": 2, "process_id": 1},
+            "--coordinator_address must be HOST:PORT, found 'h'",
+        ),
+        (
+            {"multihost": True, "coordinator_address": "h:1", "num_processes": 2, "process_id": 2},
+            "--process_id must be below --num_processes=2, found 2",
+        ),
+    ],
+)
+def test_meshes_and_clusters_are_checked(config, changes, message):
+    with pytest.raises(UsageError, match=message):
+        run.experiment(dataclasses.replace(config, **changes))
     assert not Path(config.output_dir).exists()
 
 
@@ -117,7 +149,7 @@ def test_what_the_model_and_the_machine_lack_is_refused(config, changes, message
 def test_epochs_are_whole_whatever_an_update_holds(config, epochs, accumulation, steps, batches):
     write(Path(config.dataset_name), [pair("a" * (n + 1), " c", " d") for n in range(9)])
     changes = {"num_train_epochs": epochs, "gradient_accumulation_steps": accumulation}
-    config = dataclasses.replace(config, per_device_train_batch_size=2, num_devices=1, **changes)
+    config = dataclasses.replace(config, per_device_train_batch_size=2, mesh="data=1", **changes)
     task = load_task(config)
     length = plan.run_length(config, task)
     assert (length.num_steps, length.num_batches, length.epoch_batches) == (steps, batches, 5)
@@ -230,7 +262,7 @@ def test_files_may_be_given_by_other_paths_on_resumption(config, tmp_path):
         run.finetune(config, load_task(config))
     record = json.loads((Path(config.output_dir) / "config.json").read_text())
     names = {field.name for field in dataclasses.fields(Config)}
-    assert record.keys() == names | {"weights", "data", "held_out"}
+    assert record.keys() == names | {"batch_size", "weights", "data", "held_out"}
     shutil.copytree(config.model_name_or_path, tmp_path / "moved")
     moved = dataclasses.replace(
         config,
@@ -262,6 +294,9 @@ def test_the_record_of_an_older_version_is_read(config):
     record = json.loads(file.read_text())
     for name in ("output_dir", "save_steps", "logging_steps", "dry_run", "held_out"):
         del record[name]
+    for name in ("mesh", "multihost", "batch_size", "heartbeat_timeout"):
+        del record[name]
+    record["num_devices"] = 1
     record |= {"data_dir": None, "dataset_name": "ukp_humour", "model_name_or_path": "stories260k"}
     file.write_text(json.dumps(record))
     with pytest.raises(AssertionError, match="something is compiled"):

@@ -29,7 +29,7 @@ def config(model_folder: Path, tmp_path: Path) -> Config:
         model_name_or_path=str(model_folder),
         dataset_name=write(tmp_path / "pairs.jsonl", rows),
         output_dir=str(tmp_path / "run"),
-        num_devices=1,
+        mesh="data=1",
         per_device_train_batch_size=4,
         per_device_eval_batch_size=8,
         learning_rate=3e-3,
@@ -150,7 +150,7 @@ def test_a_model_is_its_own_reference_before_the_first_step(config: Config, bf16
         config,
         objective="dpo",
         bf16=bf16,
-        num_devices=2,
+        mesh="data=2",
         per_device_train_batch_size=2,
         max_steps=1,
     )
@@ -175,7 +175,7 @@ def test_an_update_is_the_same_by_devices_and_accumulated_batches(
     )
     cut = dataclasses.replace(
         base,
-        num_devices=num_devices,
+        mesh=f"data={num_devices}",
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=accumulation,
         output_dir=str(tmp_path / "cut"),
@@ -241,7 +241,7 @@ def test_the_reference_is_kept_by_all_that_decides_its_bits(
         {},
         {"learning_rate": 1.0},
         {"per_device_train_batch_size": 3},
-        {"num_devices": 2, "per_device_train_batch_size": 2},
+        {"mesh": "data=2", "per_device_train_batch_size": 2},
         {"seed": 7},
     ):
         reference.reference_log_probs(dataclasses.replace(config, **change), task.model, splits)
@@ -277,6 +277,6 @@ def test_what_a_resumed_run_must_share_is_named(config: Config, task: Task):
         "shatter",
     } <= facts.keys()
     assert plan.plan_facts(dataclasses.replace(config, learning_rate=1.0), task) == facts
-    changes = {"devices": {"num_devices": 2}, "batches": {"per_device_train_batch_size": 3}}
+    changes = {"devices": {"mesh": "data=2"}, "batches": {"per_device_train_batch_size": 3}}
     for name, change in changes.items():
         assert plan.plan_facts(dataclasses.replace(config, **change), task)[name] != facts[name]
