@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from shatter.factored import Columns, FactoredLogits, Rows, multiply
 from shatter.models.transformer import forward
 from shatter.models.transformer_config import TransformerConfig
 from shatter.types import Array, Params
@@ -29,14 +30,14 @@ class _Normed(NamedTuple):
       low_high: g a `[N, rank]` and P b `[rank, D]`; None without an adapter.
       inverse: `[N, 1]`, 1 / d.
       scale: `[1, D]`.
-      offset: `[1, D]`.
+      offset: `[1, D]`; None = 0.
     """
 
     shared: Array
     low_high: tuple[Array, Array] | None
     inverse: Array
     scale: Array
-    offset: Array
+    offset: Array | None
 
 
 def stream_and_activations(
@@ -73,16 +74,44 @@ def logits_above(config: TransformerConfig, params: Params, hidden: Array) -> Ar
     Raises:
       ValueError: if another projection has adapters.
     """
+    return multiply(*factored_above(config, params, hidden))
+
+
+def factored_above(config: TransformerConfig, params: Params, hidden: Array) -> FactoredLogits:
+    """Computes the logits from the same as `logits_above`, as factors.
+
+    Only `Rows.features` and the vocabulary are factors of a product with W. They are common to all
+    members that are vmapped.
+
+    Args:
+      config: the configuration of the transformer.
+      params: as in `logits_above`.
+      hidden: `[..., T, D + H]`.
+
+    Returns:
+      The factors of `[..., T, V]`.
+
+    Raises:
+      ValueError: if another projection has adapters.
+    """
     normed, weights = _normed(config, params, hidden), params["params"]
-    table = weights["token_embedding"]["embedding"].T if config.tied else weights["head"]["kernel"]
-    logits = _product(config, normed.shared * normed.scale, table)
+    dtype = jnp.dtype(config.dtype or normed.shared.dtype)
+    table = {"embedding": weights["token_embedding"]["embedding"]}
+    if not config.tied:
+        table = {"kernel": weights["head"]["kernel"]}
+    times_vocabulary = lambda rows: multiply(Rows(rows.astype(dtype)), Columns(**table))
+    low = high = bias = None
     if normed.low_high is not None:
         low, high = normed.low_high
-        logits += low @ _product(config, high * normed.scale, table)
-    logits = logits * normed.inverse + _product(config, normed.offset, table)
+        high = times_vocabulary(high * normed.scale)
+    if normed.offset is not None:
+        bias = times_vocabulary(normed.offset)[0]
     if config.head_bias and not config.tied:
-        logits += weights["head"]["bias"][None]
-    return logits.reshape(*hidden.shape[:-1], -1)
+        head_bias = weights["head"]["bias"]
+        bias = head_bias if bias is None else bias + head_bias
+    rows = Rows((normed.shared * normed.scale).astype(dtype), low, normed.inverse)
+    rows = jax.tree.map(lambda leaf: leaf.reshape(*hidden.shape[:-1], -1), rows)
+    return FactoredLogits(rows, Columns(**table, high=high, bias=bias))
 
 
 def features_above(config: TransformerConfig, params: Params, hidden: Array) -> Array:
@@ -101,7 +130,9 @@ def features_above(config: TransformerConfig, params: Params, hidden: Array) -> 
     """
     normed = _normed(config, params, hidden)
     stream = _add(normed.shared, normed.low_high)
-    features = stream * normed.inverse * normed.scale + normed.offset
+    features = stream * normed.inverse * normed.scale
+    if normed.offset is not None:
+        features += normed.offset
     return features.astype(config.dtype or features.dtype).reshape(*hidden.shape[:-1], -1)
 
 
@@ -117,7 +148,7 @@ def _normed(config: TransformerConfig, params: Params, hidden: Array) -> _Normed
         low_high=low_high,
         inverse=jax.lax.rsqrt(mean_square + config.norm_epsilon),
         scale=scale,
-        offset=norm["bias"][None] if "bias" in norm else jnp.zeros_like(scale),
+        offset=norm["bias"][None] if "bias" in norm else None,
     )
 
 
@@ -130,13 +161,6 @@ def _centred(config: TransformerConfig, rows: Array) -> Array:
 def _add(shared: Array, low_high: tuple[Array, Array] | None) -> Array:
     """Returns P (x + g a b)."""
     return shared if low_high is None else shared + low_high[0] @ low_high[1]
-
-
-def _product(config: TransformerConfig, rows: Array, table: Array) -> Array:
-    """Multiplies rows by W in the model's type; the result is in float32 or wider."""
-    dtype = jnp.dtype(config.dtype or rows.dtype)
-    wide = jnp.promote_types(dtype, jnp.float32)
-    return jnp.matmul(rows.astype(dtype), table.astype(dtype), preferred_element_type=wide)
 
 
 def _adapter(params: Params) -> dict[str, Array] | None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import checkify
 
+from shatter.factored import Columns, FactoredLogits, Rows
 from shatter.models.base import LanguageModel
 from shatter.models.transformer_config import TransformerConfig
 from shatter.models.transformer_module import Cache, Transformer
@@ -29,10 +30,10 @@ def transformer(config: TransformerConfig) -> LanguageModel:
       config: sizes and kinds of the parts.
 
     Returns:
-      A language model with `features`, `init_cache`, `decode` and `repeat_cache`. Its functions
-      raise ValueError on documents of more than `max_length` tokens, on tokens outside the
-      vocabulary and on tokens for which the cache has no slot. Under jit they can do so only where
-      the shapes show it (no token is declared padding); `checkify` finds the rest.
+      A language model with all optional functions. Its functions raise ValueError on documents of
+      more than `max_length` tokens, on tokens outside the vocabulary and on tokens for which the
+      cache has no slot. Under jit they can do so only where the shapes show it (no token is
+      declared padding); `checkify` finds the rest.
     """
     module = Transformer(config)
 
@@ -54,6 +55,10 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         chex.assert_type(tokens, int)
         return forward(config, params, tokens, valid).features
 
+    def factored(params: Params, tokens: Array, *, valid: Array | None = None) -> FactoredLogits:
+        chex.assert_type(tokens, int)
+        return factored_forward(config, params, tokens, valid)
+
     def decode(
         params: Params, cache: Cache, tokens: Array, *, valid: Array | None = None
     ) -> tuple[Array, Cache]:
@@ -67,7 +72,7 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         logits, _, _, cache = outputs
         return logits, cache
 
-    return LanguageModel(init, apply, features, init_cache, decode, _repeat_cache)
+    return LanguageModel(init, apply, features, init_cache, decode, _repeat_cache, factored)
 
 
 def _repeat_cache(cache: Cache, num: int) -> Cache:
@@ -133,6 +138,29 @@ def forward(
     if with_activations:
         activations = sown["intermediates"]["blocks"]["activations"][0][-1].reshape(*shape, -1)
     return Outputs(logits, features, hidden, activations)
+
+
+def factored_forward(
+    config: TransformerConfig, params: Params, inputs: Array, valid: Array | None
+) -> FactoredLogits:
+    """Runs a transformer without a cache up to the product with the vocabulary.
+
+    Args:
+      config: the configuration of the transformer.
+      params: its parameters.
+      inputs: as in `forward`.
+      valid: bool `[..., T]`, false on padding; None = all true.
+
+    Returns:
+      The logits `[..., T, V]` as factors.
+    """
+    features, weights = forward(config, params, inputs, valid).features, params["params"]
+    if config.tied:
+        columns = Columns(embedding=weights["token_embedding"]["embedding"])
+    else:
+        bias = weights["head"]["bias"].astype(features.dtype) if config.head_bias else None
+        columns = Columns(kernel=weights["head"]["kernel"], bias=bias)
+    return FactoredLogits(Rows(features), columns)
 
 
 def _check_length(tokens: Array, valid: Array | None, config: TransformerConfig) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from shatter import documents
+from shatter import documents, models
 from shatter.cli.finetune import learning
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.history import Record
@@ -82,7 +82,7 @@ def _program(model: Pretrained) -> Callable[[Params, Params, Sampled, Sampled], 
 
     @partial(jax.jit, compiler_options=compiler_options(model))
     def both(params: Params, pretrained: Params, ref: Sampled, own: Sampled) -> tuple:
-        logits = model.lm.apply(pretrained, own.tokens, valid=own.valid)
+        logits = models.lazy_logits(model.lm, pretrained, own.tokens, valid=own.valid)
         reverse = own.log_probs - documents.log_prob(logits, own.tokens, own.mask)
         return learning.forward_kl(model, params, pretrained, ref), reverse
 
