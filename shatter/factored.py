@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from shatter.numerics import finite_logs
 from shatter.types import Array
 
-SLICE_SIZE = 2**22
+SLICE_SIZE = 2**20
 """The largest number of logits that are held at once: rows times columns of a slice."""
 
 
