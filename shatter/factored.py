@@ -20,6 +20,9 @@ from shatter.types import Array
 SLICE_SIZE = 2**20
 """The largest number of logits that are held at once: rows times columns of a slice."""
 
+MULTIPLIED_OUT_UP_TO = 2**25
+"""The largest number of logits that `shatter.models.lazy_logits` multiplies out."""
+
 
 class Rows(NamedTuple):
     """What logits have of each token.
@@ -108,11 +111,13 @@ def multiply(rows: Rows, columns: Columns) -> Array:
         (((features.ndim - 1,), (axis,)), ((), ())),
         preferred_element_type=jnp.promote_types(features.dtype, jnp.float32),
     )
-    if rows.low is not None:
+    if rows.low is not None and columns.high is not None:
         logits += rows.low @ columns.high
     if rows.scale is not None:
         logits *= rows.scale
-    return logits if columns.bias is None else logits + columns.bias
+    if columns.bias is not None:
+        logits += jnp.expand_dims(columns.bias, tuple(range(logits.ndim - 1)))
+    return logits
 
 
 def as_array(logits: Array | FactoredLogits) -> Array:
@@ -138,9 +143,9 @@ def _log_probs_forward(logits: FactoredLogits, targets: Array) -> tuple[Array, A
     def add(part: _Slice, columns: tuple[Columns, ...], sums: Any) -> Any:
         normaliser, chosen = sums
         values = _finite(logits.rows, columns[0])
-        place = jnp.clip(targets - part.numbers[0], 0, len(part.numbers) - 1)
+        place = jnp.clip(targets - part.begin, 0, part.numbers.size - 1)
         value = jnp.take_along_axis(values, place[..., None], axis=-1)[..., 0]
-        is_here = (targets >= part.numbers[0]) & (targets <= part.numbers[-1])
+        is_here = (targets >= part.begin) & (targets < part.begin + part.numbers.size)
         return _normalise(part, values, normaliser), jnp.where(is_here, value, chosen)
 
     start = (_start(logits), jnp.zeros(logits.shape[:-1], logits.dtype))
@@ -219,10 +224,12 @@ class _Slice(NamedTuple):
     columns with the one before, which are counted there.
 
     Attributes:
-      numbers: int `[size]`, the tokens of its columns.
+      begin: `[]`, the token of its first column.
+      numbers: int `[..., size]`, the tokens of its columns, with axes of size 1 in front.
       first: `[]`, the first token that is counted here; None = all are.
     """
 
+    begin: Array
     numbers: Array
     first: Array | None
 
@@ -247,7 +254,8 @@ def _over_slices(
         first = number * size if vocab_size % size else None
         cut = lambda axis, leaf: jax.lax.dynamic_slice_in_dim(leaf, begin, size, axis)
         columns = tuple(_map_columns(cut, each.columns) for each in factors)
-        return function(_Slice(begin + jnp.arange(size), first), columns, state)
+        numbers = begin + jnp.arange(size).reshape(*(1 for _ in rows), size)
+        return function(_Slice(begin, numbers, first), columns, state)
 
     return jax.lax.fori_loop(0, -(-vocab_size // size), body, start)
 
@@ -266,22 +274,23 @@ def _pull_back(
     """
 
     def add(part: _Slice, columns: tuple[Columns, ...], so_far: Any) -> Any:
-        pairs = [jax.vjp(_finite, each.rows, own) for each, own in zip(factors, columns, strict=True)]
+        pairs = [jax.vjp(_finite, *of) for of in zip(rows, columns, strict=True)]
         gradients = []
         each_slope = slopes(part, *(values for values, _ in pairs))
-        for (_, pull), slope, (rows, whole) in zip(pairs, each_slope, so_far, strict=True):
-            of_rows, of_columns = pull(part.counted(cotangent[..., None] * slope, 0.0))
-            rows = jax.tree.map(jnp.add, rows, of_rows)
-            gradients.append((rows, _add_columns(whole, of_columns, part.numbers[0])))
-        return tuple(gradients)
+        for (_, pull), slope, (of_rows, whole) in zip(pairs, each_slope, so_far, strict=True):
+            more, of_slice = pull(part.counted(cotangent[..., None] * slope, 0.0))
+            of_rows = jax.tree.map(jnp.add, of_rows, more)
+            gradients.append((of_rows, _add_columns(whole, of_slice, part.begin)))
+        return gradients
 
+    rows = [each.rows for each in factors]
     # Sums over slices are in float32 or wider, whatever the factors are.
     wide = lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
-    start = tuple((jax.tree.map(wide, each.rows), jax.tree.map(wide, each.columns)) for each in factors)
-    gradients = _over_slices(factors, add, start)
+    start = [jax.tree.map(wide, tuple(each)) for each in factors]
+    narrow = lambda leaf, like: leaf.astype(like.dtype)
     return tuple(
-        jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), FactoredLogits(*gradient), each)
-        for gradient, each in zip(gradients, factors, strict=True)
+        jax.tree.map(narrow, FactoredLogits(*gradient), each)
+        for gradient, each in zip(_over_slices(factors, add, start), factors, strict=True)
     )
 
 
@@ -318,3 +327,16 @@ def _normalise(part: _Slice, values: Array, so_far: tuple[Array, Array]) -> tupl
     new_top = jnp.maximum(top, jnp.max(values, axis=-1))
     new = jnp.sum(jnp.exp(values - new_top[..., None]), axis=-1)
     return new_top, total * jnp.exp(top - new_top) + new
+
+
+__all__ = [
+    "MULTIPLIED_OUT_UP_TO",
+    "SLICE_SIZE",
+    "Columns",
+    "FactoredLogits",
+    "Rows",
+    "as_array",
+    "kl_divergence",
+    "multiply",
+    "target_log_probs",
+]

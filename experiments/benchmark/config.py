@@ -3,7 +3,11 @@
 import dataclasses
 from typing import Literal
 
-SECTIONS = ("rounds", "seeds", "layers", "imports", "finetune", "generation", "adapters")
+SECTIONS = (
+    *("rounds", "seeds", "layers", "imports", "finetune", "generation", "adapters"),
+    "vocabulary",
+)
+DEFAULT_SECTIONS = SECTIONS[:-1]
 WORKS = ("tabular", "transformer")
 GPT2S = ("small", "wide", "gpt2")
 TABULAR_ROUNDS = 10  # rounds of a table for every round of a transformer
@@ -19,10 +23,11 @@ class Config:
     on one core. Every ratio is of times that were measured in turn (A B A B ...) after a warm-up.
     """
 
-    sections: tuple[str, ...] = SECTIONS
+    sections: tuple[str, ...] = DEFAULT_SECTIONS
     """The parts to time. Known: rounds (the ways to run one seed), seeds (the ways to run many),
     layers (looped or scanned), imports, finetune (DPO and ILHF, and TRL), generation (and
-    transformers), adapters (8 on one base, a single one, and 8 whole models)."""
+    transformers), adapters (8 on one base, a single one, and 8 whole models), vocabulary (memory of
+    a DPO step with 262,144 tokens; it needs 12 GB, and is not among the defaults)."""
 
     works: tuple[str, ...] = WORKS
     """Language models of the rounds and seeds sections, both of vocabulary 4 and length 4. Known:
@@ -113,10 +118,13 @@ class Gpt2:
     num_samples: int = 16  # responses that are generated at once, one for each prompt
     num_new_tokens: int = 128
     half: bool = False  # bfloat16
+    steps: int = 3  # in a call of a way; also the number of losses that are compared
 
 
 def gpt2(name: str) -> Gpt2:
-    """Returns the sizes of a GPT-2 by its name in `GPT2S`."""
+    """Returns the sizes of a GPT-2 by its name in `GPT2S`, or "vocabulary": Gemma's 262,144."""
+    if name == "vocabulary":
+        return Gpt2(640, 8, 64, 16, vocab_size=262_144, steps=1)
     if name == "gpt2":
         return Gpt2(768, 8, 512, 64, 12, 12, 50257, 1024, half=True)
     return Gpt2(64, 16, 32, 8) if name == "small" else Gpt2(128, 8, 64, 16)

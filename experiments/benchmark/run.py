@@ -104,6 +104,11 @@ def plan(config: Config) -> list[Part]:
             num_ways = pinned.num_ways(work_name)
             seconds = num_ways * (PINNED_SECONDS + 0.5 * passes)
             parts.append(Part(f"{work_name}, {name}", unit, list, num_ways, seconds, run))
+    if "vocabulary" in config.sections:
+        run = partial(pinned.measure, "vocabulary", "vocabulary", config.seed, config.repeats)
+        ways_there = pinned.num_ways("vocabulary")
+        seconds = ways_there * (3 * PINNED_SECONDS + 10 * passes)
+        parts.append(Part("DPO, vocabulary 262,144", "pair", list, ways_there, seconds, run))
     for name in config.gpt2s if "adapters" in config.sections else ():
         for utility in members.UTILITIES:
             make = partial(members.member_ways, members.sizes(name), utility, ADAPTERS, config.seed)

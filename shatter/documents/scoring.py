@@ -83,8 +83,7 @@ def log_prob(logits: Array | FactoredLogits, tokens: Array, mask: Array) -> Arra
     # give a gradient of 0 times NaN.
     counts = jnp.concatenate([mask[..., 1:], jnp.zeros_like(mask[..., :1])], axis=-1)
     keep = lambda leaf: jnp.where(counts[..., None], leaf, 0.0)
-    is_array = not isinstance(logits, FactoredLogits)
-    logits = keep(logits) if is_array else logits.map_rows(keep)
+    logits = logits.map_rows(keep) if isinstance(logits, FactoredLogits) else keep(logits)
     return masked_sum(token_log_probs(logits, tokens), mask)
 
 

@@ -9,10 +9,9 @@ import chex
 import flax.linen as nn
 import jax.numpy as jnp
 
+from shatter import factored
 from shatter.factored import FactoredLogits, as_array
 from shatter.types import Array, Key, Params
-
-_MULTIPLIED_OUT_UP_TO = 2**25
 
 
 class LanguageModel(NamedTuple):
@@ -68,7 +67,7 @@ def lazy_logits(
     if lm.factored is None:
         return lm.apply(params, tokens, valid=valid)
     logits = lm.factored(params, tokens, valid=valid)
-    is_large = copies * math.prod(logits.shape) > _MULTIPLIED_OUT_UP_TO
+    is_large = copies * math.prod(logits.shape) > factored.MULTIPLIED_OUT_UP_TO
     return logits if is_large else as_array(logits)
 
 

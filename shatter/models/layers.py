@@ -26,8 +26,8 @@ class Layers(NamedTuple):
     Attributes:
       lower: `(params, tokens[..., T], *, valid=None) -> hidden[..., T, D]`, what enters the upper
         part. The last axis is `D + H` where the cut is at the last mlp_out.
-      upper: a language model with `apply`, `features` and `factored`, which takes `hidden` in place of tokens
-        and `upper_params(params)` as parameters.
+      upper: a language model with `apply`, `features` and `factored`, which takes `hidden` in place
+        of tokens and `upper_params(params)` as parameters.
       upper_params: `(params) -> params`, the parameters of the upper part, to which adapters may be
         added.
     """

@@ -188,13 +188,13 @@ def adapter_utility(
     Returns:
       `[...]`, nats.
     """
-    member, inputs = models.with_lora(shared, own, setting.lora), rows["hidden"]
-    if setting.adapted_layers == LAST_MLP_OUT:
-        # As factors at every size, so that vmapped members share the product with the vocabulary.
-        assert upper.factored is not None
-        logits = upper.factored(member, inputs, valid=rows["valid"])
-    else:
-        logits = models.lazy_logits(upper, member, inputs, valid=rows["valid"])
+    member = models.with_lora(shared, own, setting.lora)
+    # Above the last mlp_out as factors at every size, so that members share slices of the
+    # vocabulary while they are vmapped.
+    make: Callable[..., Any] = partial(models.lazy_logits, upper)
+    if setting.adapted_layers == LAST_MLP_OUT and upper.factored is not None:
+        make = upper.factored
+    logits = make(member, rows["hidden"], valid=rows["valid"])
     if setting.utility == "sum":
         return documents.log_prob(logits, rows["tokens"], rows["mask"])
     mean = mean_log_prob(logits, rows["tokens"], rows["mask"])

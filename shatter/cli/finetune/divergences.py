@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from shatter import documents, models
+from shatter import documents
 from shatter.cli.finetune import learning
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.history import Record
@@ -82,8 +82,10 @@ def _program(model: Pretrained) -> Callable[[Params, Params, Sampled, Sampled], 
 
     @partial(jax.jit, compiler_options=compiler_options(model))
     def both(params: Params, pretrained: Params, ref: Sampled, own: Sampled) -> tuple:
-        logits = models.lazy_logits(model.lm, pretrained, own.tokens, valid=own.valid)
-        reverse = own.log_probs - documents.log_prob(logits, own.tokens, own.mask)
+        ref_log_probs = documents.document_log_probs(
+            model.lm, pretrained, own.tokens, own.mask, valid=own.valid
+        )
+        reverse = own.log_probs - ref_log_probs
         return learning.forward_kl(model, params, pretrained, ref), reverse
 
     return both

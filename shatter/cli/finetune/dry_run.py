@@ -5,7 +5,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from shatter import models
+from shatter import factored, models
 from shatter.cli.common import binary
 from shatter.cli.common.binary import UsageError
 from shatter.cli.finetune import learning, plan
@@ -35,14 +35,16 @@ def describe(config: Config, task: Task, console: Console) -> None:
     parameters, num_trained = count_parameters(task.model.params), count_parameters(trained)
     size, rows = plan.batch_size(config), task.train.encoded
     num_slots = max(len(row.completions) for row in rows)
-    logits = 4 * size * num_slots * max(row.length for row in rows) * task.model.config.vocab_size
-    memory = 4 * parameters + 16 * num_trained + 3 * logits
+    longest = max(row.length for row in rows)
+    logits = size * num_slots * longest * task.model.config.vocab_size
+    held = factored.SLICE_SIZE if logits > factored.MULTIPLIED_OUT_UP_TO else logits
+    memory = 4 * parameters + 16 * num_trained + 3 * 4 * held
     console.print(
         f"\n{parameters:,} parameters, {num_trained:,} of them trained; {num_steps:,} steps of "
         f"{size * config.gradient_accumulation_steps} comparisons on {len(plan.devices(config))} "
         f"{jax.default_backend()} device(s).\nMemory: about {memory / 1e6:,.0f} MB (pretrained and "
         "trained parameters, gradient, two moments, and three copies of the longest batch's "
-        "logits; the activations of the blocks come on top)."
+        "logits, or of a slice where they are many; the activations of the blocks come on top)."
     )
 
 

@@ -87,8 +87,9 @@ def score(model: Pretrained, params: Params, head: Array | None, batch: StepBatc
     """
     lengths = jnp.maximum(jnp.sum(batch.mask, axis=-1), 1)
     if head is None:
-        logits = models.lazy_logits(model.lm, params, batch.tokens, valid=batch.valid)
-        log_probs = documents.log_prob(logits, batch.tokens, batch.mask)
+        log_probs = documents.document_log_probs(
+            model.lm, params, batch.tokens, batch.mask, valid=batch.valid
+        )
         return Scores(log_probs, lengths, batch.ref_log_probs, jnp.zeros_like(log_probs))
     assert model.lm.features is not None
     features = model.lm.features(params, batch.tokens, valid=batch.valid)
