@@ -57,19 +57,22 @@ class Columns(NamedTuple):
       kernel: `[D, V]`, of a head of its own.
       high: `[R, V]`, the other factor of `Rows.low`.
       bias: `[V]`, which is added last; None = 0.
+      scale: `[V]`, by which the product with embedding or kernel is multiplied; None = 1. It goes
+        with integers, which have no gradient.
     """
 
     embedding: Array | None = None
     kernel: Array | None = None
     high: Array | None = None
     bias: Array | None = None
+    scale: Array | None = None
 
 
-_VOCABULARY_AXES = (0, 1, 1, 0)  # of the columns
+_VOCABULARY_AXES = (0, 1, 1, 0, 0)  # of the columns
 
 
 class FactoredLogits(NamedTuple):
-    """Logits as factors: `(features @ kernel + low @ high) * scale + bias`.
+    """Logits as factors: `(features @ kernel * columns.scale + low @ high) * rows.scale + bias`.
 
     `shatter.documents.log_prob`, `token_log_probs` and `shatter.losses.forward_kl_loss` take it in
     the place of logits. Call them inside the vmap that makes the factors, because an array that
@@ -122,12 +125,15 @@ def multiply(rows: Rows, columns: Columns) -> Array:
         (((features.ndim - 1,), (axis,)), ((), ())),
         preferred_element_type=jnp.promote_types(features.dtype, jnp.float32),
     )
+    wide = lambda vector: jnp.expand_dims(vector, tuple(range(logits.ndim - 1)))
+    if columns.scale is not None:
+        logits *= wide(columns.scale)
     if rows.low is not None and columns.high is not None:
         logits += rows.low @ columns.high
     if rows.scale is not None:
         logits *= rows.scale
     if columns.bias is not None:
-        logits += jnp.expand_dims(columns.bias, tuple(range(logits.ndim - 1)))
+        logits += wide(columns.bias)
     return logits
 
 
@@ -292,7 +298,10 @@ def _pull_back(
     """
 
     def add(part: _Slice, columns: tuple[Columns, ...], so_far: Any) -> Any:
-        pairs = [jax.vjp(_finite, *of) for of in zip(rows, columns, strict=True)]
+        pairs = [
+            jax.vjp(lambda r, c, whole=own: _finite(r, _filled(c, whole)), of_token, _floating(own))
+            for of_token, own in zip(rows, columns, strict=True)
+        ]
         gradients = []
         each_slope = slopes(part, *(values for values, _ in pairs))
         for (_, pull), slope, (of_rows, whole) in zip(pairs, each_slope, so_far, strict=True):
@@ -304,12 +313,25 @@ def _pull_back(
     rows = [each.rows for each in factors]
     # Sums over slices are in float32 or wider, whatever the factors are.
     wide = lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
-    start = [jax.tree.map(wide, tuple(each)) for each in factors]
+    trained = [each._replace(columns=_floating(each.columns)) for each in factors]
+    start = [jax.tree.map(wide, tuple(each)) for each in trained]
     narrow = lambda leaf, like: leaf.astype(like.dtype)
     return tuple(
         jax.tree.map(narrow, FactoredLogits(*gradient), each)
-        for gradient, each in zip(_over_slices(factors, add, start), factors, strict=True)
+        for gradient, each in zip(_over_slices(factors, add, start), trained, strict=True)
     )
+
+
+def _floating(columns: Columns) -> Columns:
+    """Returns columns without integers, which have no gradient."""
+    is_float = lambda axis, leaf: leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else None
+    return _map_columns(is_float, columns)
+
+
+def _filled(columns: Columns, whole: Columns) -> Columns:
+    """Returns columns with those of `whole` in the place of missing ones."""
+    pairs = zip(columns, whole, strict=True)
+    return Columns(*(other if leaf is None else leaf for leaf, other in pairs))
 
 
 def _add_columns(whole: Columns, part: Columns, begin: Array) -> Columns:
@@ -322,7 +344,7 @@ def _add_columns(whole: Columns, part: Columns, begin: Array) -> Columns:
     return _map_columns(add, whole, part)
 
 
-def _map_columns(function: Callable[..., Array], *columns: Columns) -> Columns:
+def _map_columns(function: Callable[..., Array | None], *columns: Columns) -> Columns:
     """Applies `(axis of the vocabulary, *leaves) -> leaf` to the columns that are present."""
     leaves = zip(_VOCABULARY_AXES, *columns, strict=True)
     return Columns(*(None if leaf[1] is None else function(*leaf) for leaf in leaves))

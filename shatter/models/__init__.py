@@ -4,6 +4,7 @@ from shatter.models.base import LanguageModel, from_flax, lazy_logits
 from shatter.models.layers import Layers, split_layers
 from shatter.models.lora import LoraConfig, init_lora, merge_lora, with_lora
 from shatter.models.lora_files import load_lora, save_lora
+from shatter.models.narrow import narrow
 from shatter.models.pretrained import (
     end_tokens,
     find_pretrained,
@@ -32,6 +33,7 @@ __all__ = [
     "load_pretrained",
     "load_tokenizer",
     "merge_lora",
+    "narrow",
     "save_lora",
     "save_pretrained",
     "split_layers",

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from shatter.factored import Columns, FactoredLogits, Rows, multiply
-from shatter.models.transformer import forward
+from shatter.factored import FactoredLogits, Rows, multiply
+from shatter.models.transformer import forward, vocabulary_columns
 from shatter.models.transformer_config import TransformerConfig
 from shatter.types import Array, Params
 
@@ -94,24 +94,21 @@ def factored_above(config: TransformerConfig, params: Params, hidden: Array) -> 
     Raises:
       ValueError: if another projection has adapters.
     """
-    normed, weights = _normed(config, params, hidden), params["params"]
+    normed = _normed(config, params, hidden)
     dtype = jnp.dtype(config.dtype or normed.shared.dtype)
-    table = {"embedding": weights["token_embedding"]["embedding"]}
-    if not config.tied:
-        table = {"kernel": weights["head"]["kernel"]}
-    times_vocabulary = lambda rows: multiply(Rows(rows.astype(dtype)), Columns(**table))
-    low = high = bias = None
+    columns = vocabulary_columns(config, params, normed.shared.dtype)
+    table, bias = columns._replace(bias=None), columns.bias
+    times_vocabulary = lambda rows: multiply(Rows(rows.astype(dtype)), table)
+    low = high = None
     if normed.low_high is not None:
         low, high = normed.low_high
         high = times_vocabulary(high * normed.scale)
     if normed.offset is not None:
-        bias = times_vocabulary(normed.offset)[0]
-    if config.head_bias and not config.tied:
-        head_bias = weights["head"]["bias"]
-        bias = head_bias if bias is None else bias + head_bias
+        of_offset = times_vocabulary(normed.offset)[0]
+        bias = of_offset if bias is None else of_offset + bias
     rows = Rows((normed.shared * normed.scale).astype(dtype), low, normed.inverse)
     rows = jax.tree.map(lambda leaf: leaf.reshape(*hidden.shape[:-1], -1), rows)
-    return FactoredLogits(rows, Columns(**table, high=high, bias=bias))
+    return FactoredLogits(rows, table._replace(high=high, bias=bias))
 
 
 def features_above(config: TransformerConfig, params: Params, hidden: Array) -> Array:

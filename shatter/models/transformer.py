@@ -154,13 +154,30 @@ def factored_forward(
     Returns:
       The logits `[..., T, V]` as factors.
     """
-    features, weights = forward(config, params, inputs, valid).features, params["params"]
+    features = forward(config, params, inputs, valid).features
+    return FactoredLogits(Rows(features), vocabulary_columns(config, params, features.dtype))
+
+
+def vocabulary_columns(config: TransformerConfig, params: Params, dtype: Any) -> Columns:
+    """Returns what the logits read of the vocabulary.
+
+    Args:
+      config: the configuration of the transformer.
+      params: its parameters.
+      dtype: the type in which the bias of a head of its own is added.
+
+    Returns:
+      The columns.
+    """
     if config.tied:
-        columns = Columns(embedding=weights["token_embedding"]["embedding"])
-    else:
-        bias = weights["head"]["bias"].astype(features.dtype) if config.head_bias else None
-        columns = Columns(kernel=weights["head"]["kernel"], bias=bias)
-    return FactoredLogits(Rows(features), columns)
+        embedding = params["params"]["token_embedding"]
+        return Columns(embedding["embedding"], scale=embedding.get("embedding_scale"))
+    head, bias = params["params"]["head"], None
+    scale = head.get("kernel_scale")
+    if config.head_bias:
+        bias = head["bias"].astype(dtype)
+        bias = bias if scale is None else bias * scale
+    return Columns(kernel=head["kernel"], scale=scale, bias=bias)
 
 
 def _check_length(tokens: Array, valid: Array | None, config: TransformerConfig) -> None:

@@ -28,6 +28,9 @@ class _Linear(nn.DenseGeneral):
 
     def __call__(self, inputs: Array) -> Array:
         outputs = super().__call__(inputs)
+        if self.has_variable("params", "kernel_scale"):  # of integers, see narrow.py
+            scale = self.get_variable("params", "kernel_scale").astype(outputs.dtype)
+            outputs = outputs * scale[None]
         if not self.has_variable("lora", "adapters"):
             return outputs
         adapters: dict[str, dict[str, Array]] = self.get_variable("lora", "adapters")

@@ -62,7 +62,7 @@ class Transformer(nn.Module):
         positions, attend, in_use = _positions_and_attention(config, valid, cache)
         embed = nn.Embed(config.vocab_size, config.width, config.dtype, name="token_embedding")
         is_text = inputs.ndim == 2
-        x, turn = embed(_fill_padding(inputs, valid)) if is_text else inputs, None
+        x, turn = self._embed(embed, _fill_padding(inputs, valid)) if is_text else inputs, None
         if config.rope is not None:
             turn = cos_sin(config.rope, positions, config.size_of_head)
         elif is_text:
@@ -86,6 +86,14 @@ class Transformer(nn.Module):
         logits, features, rows = (y.reshape(*valid.shape, -1) for y in (logits, features, rows))
         return logits, features, rows, Cache(keys, values, in_use, cache.length + valid.shape[1])
 
+    def _embed(self, embed: nn.Embed, tokens: Array) -> Array:
+        """Returns the embeddings of tokens, in units of their own where they are integers."""
+        x = embed(tokens)
+        if not embed.has_variable("params", "embedding_scale"):  # see narrow.py
+            return cast(Array, x)
+        scale = embed.get_variable("params", "embedding_scale")
+        return cast(Array, x * scale[tokens][..., None].astype(x.dtype))
+
     def _logits(self, embed: nn.Embed, features: Array) -> Array:
         """Returns the logits of rows of features, in float32 or wider where a dtype is set."""
         config = self.config
@@ -93,7 +101,8 @@ class Transformer(nn.Module):
         product = partial(jax.lax.dot_general, preferred_element_type=dtype)
         if config.tied:
             table = embed.embedding.astype(features.dtype)
-            return product(features, table, (((features.ndim - 1,), (1,)), ((), ())))
+            logits = product(features, table, (((features.ndim - 1,), (1,)), ((), ())))
+            return _scaled(logits, embed, "embedding_scale")
         head = nn.Dense(
             config.vocab_size,
             use_bias=config.head_bias,
@@ -101,7 +110,15 @@ class Transformer(nn.Module):
             dot_general=lambda x, y, numbers, precision=None: product(x, y, numbers),
             name="head",
         )
-        return cast(Array, head(features))
+        return _scaled(head(features), head, "kernel_scale")
+
+
+def _scaled(logits: Array, module: nn.Module, name: str) -> Array:
+    """Multiplies logits `[..., V]` by the scales of a vocabulary of integers, if there are any."""
+    if not module.has_variable("params", name):
+        return logits
+    scale = module.get_variable("params", name)
+    return logits * jnp.expand_dims(scale, tuple(range(logits.ndim - 1)))
 
 
 def _positions_and_attention(

@@ -38,7 +38,8 @@ def describe(config: Config, task: Task, console: Console) -> None:
     longest = max(row.length for row in rows)
     logits = size * num_slots * longest * task.model.config.vocab_size
     held = factored.SLICE_SIZE if logits > factored.MULTIPLIED_OUT_UP_TO else logits
-    memory = 4 * parameters + 16 * num_trained + 3 * 4 * held
+    base_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(task.model.params))
+    memory = base_bytes + 16 * num_trained + 3 * 4 * held
     console.print(
         f"\n{parameters:,} parameters, {num_trained:,} of them trained; {num_steps:,} steps of "
         f"{size * config.gradient_accumulation_steps} comparisons on {len(plan.devices(config))} "
