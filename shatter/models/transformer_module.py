@@ -87,12 +87,15 @@ class Transformer(nn.Module):
         return logits, features, rows, Cache(keys, values, in_use, cache.length + valid.shape[1])
 
     def _embed(self, embed: nn.Embed, tokens: Array) -> Array:
-        """Returns the embeddings of tokens, in units of their own where they are integers."""
-        x = embed(tokens)
-        if not embed.has_variable("params", "embedding_scale"):  # see narrow.py
-            return cast(Array, x)
-        scale = embed.get_variable("params", "embedding_scale")
-        return cast(Array, x * scale[tokens][..., None].astype(x.dtype))
+        """Returns the embeddings of tokens; of a narrow table only the rows read are widened."""
+        table, dtype = embed.embedding, self.config.dtype
+        if dtype is None or table.dtype.itemsize >= jnp.dtype(dtype).itemsize:
+            return cast(Array, embed(tokens))
+        x = table[tokens].astype(dtype)
+        if embed.has_variable("params", "embedding_scale"):  # see narrow.py
+            scale: Array = embed.get_variable("params", "embedding_scale")
+            x = x * scale[tokens][..., None].astype(dtype)
+        return x
 
     def _logits(self, embed: nn.Embed, features: Array) -> Array:
         """Returns the logits of rows of features, in float32 or wider where a dtype is set."""
@@ -117,7 +120,7 @@ def _scaled(logits: Array, module: nn.Module, name: str) -> Array:
     """Multiplies logits `[..., V]` by the scales of a vocabulary of integers, if there are any."""
     if not module.has_variable("params", name):
         return logits
-    scale = module.get_variable("params", name)
+    scale: Array = module.get_variable("params", name)
     return logits * jnp.expand_dims(scale, tuple(range(logits.ndim - 1)))
 
 

@@ -182,8 +182,8 @@ class Config:
     ... are understood too."""
 
     base_dtype: BaseDtype = "float32"
-    """With --use_peft: the type in which the frozen model's matrices are held. bfloat16 takes half of
-    the memory; int8, integers with a float32 scale for each channel, a quarter. Products stay in
+    """With --use_peft: the type in which the frozen model's matrices are held. bfloat16 takes half
+    of the memory; int8, integers with a float32 scale for each channel, a quarter. Products stay in
     float32, or with --bf16 in bfloat16. The reference is the model as held."""
 
     bf16: bool = False
