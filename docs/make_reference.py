@@ -17,6 +17,7 @@ PAGE = ROOT / "docs" / "reference.md"
 PUBLIC = [
     "shatter.types",
     "shatter.numerics",
+    "shatter.factored",
     "shatter.choice",
     "shatter.models",
     "shatter.documents",

@@ -4,8 +4,8 @@ import dataclasses
 from typing import Literal
 
 SECTIONS = ("rounds", "seeds", "layers", "imports", "finetune", "generation", "adapters")
-ACCELERATOR = "accelerator"
-"""The section for a GPU, which is not among the default ones."""
+ON_DEMAND = ("vocabulary", "accelerator")
+"""Sections that are not among the default ones."""
 WORKS = ("tabular", "transformer")
 GPT2S = ("small", "wide", "gpt2")
 TABULAR_ROUNDS = 10  # rounds of a table for every round of a transformer
@@ -24,9 +24,10 @@ class Config:
     sections: tuple[str, ...] = SECTIONS
     """The parts to time. Known: rounds (the ways to run one seed), seeds (the ways to run many),
     layers (looped or scanned), imports, finetune (DPO and ILHF, and TRL), generation (and
-    transformers), adapters (8 on one base, a single one, and 8 whole models), accelerator (for a
-    GPU: training steps as a share of the matrix products' ceiling, generation, 1,000 seeds, and
-    adapters)."""
+    transformers), adapters (8 on one base, a single one, and 8 whole models), vocabulary (memory of
+    a DPO step with 262,144 tokens; it needs 12 GB, and is not among the defaults), accelerator (for
+    a GPU: training steps as a share of the matrix products' ceiling, generation, 1,000 seeds, and
+    adapters; not among the defaults)."""
 
     works: tuple[str, ...] = WORKS
     """Language models of the rounds and seeds sections, both of vocabulary 4 and length 4. Known:
@@ -126,10 +127,13 @@ class Gpt2:
     half: bool = False  # bfloat16
     num_kv_heads: int | None = None  # of a llama
     mlp_width: int | None = None  # 4 times the width if None
+    steps: int = 3  # in a call of a way; also the number of losses that are compared
 
 
 def gpt2(name: str) -> Gpt2:
-    """Returns the sizes of a GPT-2 by its name in `GPT2S`."""
+    """Returns the sizes of a GPT-2 by its name in `GPT2S`, or "vocabulary": Gemma's 262,144."""
+    if name == "vocabulary":
+        return Gpt2(640, 8, 64, 16, vocab_size=262_144, steps=1)
     if name == "gpt2":
         return Gpt2(768, 8, 512, 64, 12, 12, 50257, 1024, half=True)
     return Gpt2(64, 16, 32, 8) if name == "small" else Gpt2(128, 8, 64, 16)

@@ -16,10 +16,10 @@ from shatter import documents, losses, models, training
 from shatter.types import Array, Key, Metrics, Params
 
 OBJECTIVES = ("dpo", "ilhf")
+WHOLE_LOGITS = "shatter, logits held whole"
 BETA = 0.1
 LEARNING_RATE = 2e-5
 EOS = 0
-STEPS = 3  # in a call of a way; also the number of losses that are compared
 # Without YNNPACK, XLA on CPUs takes a quarter less time for a step of a wide model. It does not
 # help many tiny models at once, nor generation.
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
@@ -57,21 +57,20 @@ class Trainer(NamedTuple):
     peak_bytes: int | None = None
 
 
-def first_losses(trainer: Trainer) -> np.ndarray:
-    """Takes the first steps; returns their losses, `[STEPS]`."""
-    return np.asarray([float(trainer.step()) for _ in range(STEPS)])
+def first_losses(trainer: Trainer, steps: int = 3) -> np.ndarray:
+    """Takes the first steps; returns their losses, `[steps]`."""
+    return np.asarray([float(trainer.step()) for _ in range(steps)])
 
 
-def way(trainer: Trainer, pairs: int) -> Way:
-    """Returns the way that takes `STEPS` steps in a call, in units of pairs."""
+def way(trainer: Trainer, units: int, steps: int = 3) -> Way:
+    """Returns the way that takes some steps in a call, of so many units of work each."""
 
     def run() -> None:
-        for _ in range(STEPS):
+        for _ in range(steps):
             loss = trainer.step()
         trainer.wait(loss)
 
-    units = STEPS * pairs
-    return Way(trainer.name, run, units, trainer.compile_seconds, trainer.peak_bytes)
+    return Way(trainer.name, run, steps * units, trainer.compile_seconds, trainer.peak_bytes)
 
 
 def transformer_config(sizes: Gpt2) -> models.TransformerConfig:
@@ -134,12 +133,19 @@ def make_batch(sizes: Gpt2, params: Params, seed: int) -> Batch:
     return Batch(tokens, mask, score(params, tokens, mask))
 
 
-def objective(sizes: Gpt2, name: str) -> training.Objective:
+def objective(sizes: Gpt2, name: str, *, whole_logits: bool = False) -> training.Objective:
     """Returns DPO, or ILHF without its regulariser: `-log sigmoid(log pi(x_w) - log pi(x_l))`.
 
     The metrics are TRL's, except those that need another pass over the logits.
+
+    Args:
+      sizes: the sizes.
+      name: "dpo" or "ilhf".
+      whole_logits: whether the logits are held whole even where they are many.
     """
     lm = models.transformer(transformer_config(sizes))
+    if whole_logits:
+        lm = lm._replace(factored=None)
 
     def loss(params: Params, frozen: Any, key: Key, batch: Batch) -> tuple[Array, Metrics]:
         del frozen, key
@@ -165,9 +171,12 @@ def objective(sizes: Gpt2, name: str) -> training.Objective:
     return loss
 
 
-def trainer(sizes: Gpt2, name: str, params: Params, batch: Batch) -> Trainer:
+def trainer(
+    sizes: Gpt2, name: str, params: Params, batch: Batch, *, whole_logits: bool = False
+) -> Trainer:
     """Compiles one step: gradient, AdamW and metrics; the state is donated."""
-    learner = training.learner(objective(sizes, name), optax.adamw(LEARNING_RATE, weight_decay=0.0))
+    loss = objective(sizes, name, whole_logits=whole_logits)
+    learner = training.learner(loss, optax.adamw(LEARNING_RATE, weight_decay=0.0))
     # Copied, because the step donates its buffers.
     state = learner.init(jax.tree.map(jnp.copy, params), jax.random.key(0))
     program = _compile_step(learner.step, state, None, batch, donate=(0,))
@@ -177,9 +186,8 @@ def trainer(sizes: Gpt2, name: str, params: Params, batch: Batch) -> Trainer:
         state, metrics = program.call(state, None, batch)
         return metrics["loss"]
 
-    return Trainer(
-        "shatter", step, jax.block_until_ready, program.compile_seconds, program.peak_bytes
-    )
+    title = WHOLE_LOGITS if whole_logits else "shatter"
+    return Trainer(title, step, jax.block_until_ready, program.compile_seconds, program.peak_bytes)
 
 
 def draw_prompts(sizes: Gpt2, seed: int) -> np.ndarray:

@@ -143,7 +143,7 @@ def _shared_step(
 
     def loss(own: Params) -> Array:
         member = models.with_lora(above, own, lora)
-        return _loss(utility, layers.upper, member, hidden, batch)
+        return _loss(utility, layers.upper, member, hidden, batch, at_once)
 
     values, gradient = jax.lax.map(jax.value_and_grad(loss), own, batch_size=at_once)
     return _update(values, gradient, own, moments)
@@ -169,10 +169,16 @@ def _whole_step(
 
 
 def _loss(
-    utility: str, lm: models.LanguageModel, member: Params, inputs: Array, batch: finetune.Batch
+    utility: str,
+    lm: models.LanguageModel,
+    member: Params,
+    inputs: Array,
+    batch: finetune.Batch,
+    at_once: int = 1,
 ) -> Array:
     if utility.startswith("log-probs"):
-        values = documents.log_prob(lm.apply(member, inputs), batch.tokens, batch.mask)
+        logits = models.lazy_logits(lm, member, inputs, copies=at_once)
+        values = documents.log_prob(logits, batch.tokens, batch.mask)
     else:
         assert lm.features is not None
         last = lm.features(member, inputs)[:, -1]

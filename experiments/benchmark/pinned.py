@@ -22,7 +22,9 @@ PACKAGES = {
     "dpo": ("torch", "transformers", "trl"),
     "ilhf": ("torch", "transformers", "trl"),
     "generation": ("torch", "transformers"),
+    "vocabulary": ("torch", "transformers", "trl"),
 }
+APART = {"vocabulary": ("shatter", "shatter, logits held whole", "PyTorch", "TRL")}
 TOLERANCE = 1e-4  # of losses in float32
 HALF_TOLERANCE = 2e-2
 
@@ -41,6 +43,8 @@ def measure(work: str, gpt2: str, seed: int, repeats: int) -> dict[str, Any]:
       what was checked and what is missing.
     """
     spec = {"work": work, "gpt2": gpt2, "seed": seed, "repeats": repeats}
+    if work in APART:
+        return _measure_apart(spec)
     answer = run_apart(spec)
     for way in answer["ways"]:
         memory = run_apart(spec | {"only": way["name"], "repeats": 1})["memory"]
@@ -50,6 +54,45 @@ def measure(work: str, gpt2: str, seed: int, repeats: int) -> dict[str, Any]:
     return answer
 
 
+def _measure_apart(spec: dict[str, Any]) -> dict[str, Any]:
+    """Measures each way of a work in a process of its own, because together they take too much.
+
+    Their times are therefore not in turn.
+    """
+    names = APART[spec["work"]][: num_ways(spec["work"])]
+    answers = [run_apart(spec | {"only": name}) for name in names]
+    first, notes = answers[0], answers[0]["notes"]
+    for name, answer in zip(names, answers, strict=True):
+        way, memory = answer["ways"][0], answer["memory"]
+        way["process_bytes"] = memory["process"]
+        # Of all ways what the process grows by, because PyTorch plans nothing.
+        notes.append(f"{name}: the process grows by {memory['growth'] / 1e6:.0f} MB")
+        way["peak_bytes"] = way["peak_bytes"] or memory["growth"]
+        if answer is not first:
+            _check_losses(name, answer["losses"], first["losses"], TOLERANCE)
+    seconds = [[answer["seconds"][row][0] for answer in answers] for row in range(spec["repeats"])]
+    return {
+        "ways": [answer["ways"][0] for answer in answers],
+        "seconds": seconds,
+        "notes": notes,
+    }
+
+
+def _check_losses(name: str, losses: Any, first: Any, tolerance: float) -> float:
+    """Returns how far a way's losses are from those of the first way.
+
+    Raises:
+      ValueError: if they are further than the tolerance.
+    """
+    apart = max(abs(one - other) for one, other in zip(losses, first, strict=True))
+    if not apart <= tolerance:
+        raise ValueError(
+            f"expected the losses of shatter, {first}, within the tolerance, found {losses} from "
+            f"{name}: the ways do not do the same work"
+        )
+    return float(apart)
+
+
 def missing(work: str) -> list[str]:
     """Returns the packages that the other ways of a work need and that are not installed."""
     return [name for name in PACKAGES[work] if importlib.util.find_spec(name) is None]
@@ -57,6 +100,8 @@ def missing(work: str) -> list[str]:
 
 def num_ways(work: str) -> int:
     """Returns the number of ways of a work."""
+    if work in APART:
+        return 2 if missing(work) else len(APART[work])
     return 1 if missing(work) else {"dpo": 4, "ilhf": 3, "generation": 2}[work]
 
 
@@ -108,12 +153,13 @@ def answer(spec: dict[str, Any], gpt2: Any = None) -> dict[str, Any]:
     """Builds the ways, checks that they compute the same, and times them.
 
     Args:
-      spec: the arguments of `measure`; with the name of a way as "only", the memory of that way is
-        measured instead.
+      spec: the arguments of `measure`; with the name of a way as "only", that way alone is built,
+        and the memory of the process is measured.
       gpt2: the sizes; None = those of the name in the spec.
 
     Returns:
-      See `measure`; with "only", "memory": the bytes of the "process" and its "growth".
+      See `measure`; "losses" of the first steps; with "only" also "memory": the bytes of the
+      "process" and its "growth".
     """
     from experiments.benchmark import config, finetune, peers
     from experiments.benchmark import measure as timing
@@ -121,7 +167,8 @@ def answer(spec: dict[str, Any], gpt2: Any = None) -> dict[str, Any]:
     work, seed, only = spec["work"], spec["seed"], spec.get("only")
     sizes = gpt2 or config.gpt2(spec["gpt2"])
     absent = missing(work)
-    if not absent and only != "shatter":
+    losses: list[float] = []
+    if not absent and (only is None or not only.startswith("shatter")):
         import transformers
 
         if work != "generation":
@@ -131,7 +178,7 @@ def answer(spec: dict[str, Any], gpt2: Any = None) -> dict[str, Any]:
     if work == "generation":
         ways, notes = _generation(finetune.with_room_to_generate(sizes), seed, only, bool(absent))
     else:
-        ways, notes = _finetune(sizes, work, seed, only, bool(absent))
+        ways, notes, losses = _finetune(sizes, work, seed, only, bool(absent))
     if absent:
         notes.append(
             f"{', '.join(absent)} not installed, so their rows are left out: "
@@ -139,23 +186,29 @@ def answer(spec: dict[str, Any], gpt2: Any = None) -> dict[str, Any]:
         )
     ways, exhausted = timing.warm_up(ways)
     notes.extend(f"{name} ran out of memory" for name in exhausted)
-    if only:
-        ways[0].run()
-        peak = peers.resident_peak()
-        return {"memory": {"process": peak, "growth": peak - before}}
     seconds = timing.time_in_turn(ways, spec["repeats"]).tolist()
     rows = [{k: v for k, v in way._asdict().items() if k != "run"} for way in ways]
-    return {"ways": rows, "seconds": seconds, "notes": notes}
+    result = {"ways": rows, "seconds": seconds, "notes": notes, "losses": losses}
+    if only:
+        peak = peers.resident_peak()
+        result["memory"] = {"process": peak, "growth": peak - before}
+    return result
 
 
 def _finetune(
     sizes: Any, work: str, seed: int, only: str | None, alone: bool
-) -> tuple[list["Way"], list[str]]:
+) -> tuple[list["Way"], list[str], list[float]]:
     from experiments.benchmark import finetune, peers
 
     params = finetune.init(sizes, seed)
     batch = finetune.make_batch(sizes, params, seed)
-    makers = {"shatter": lambda: finetune.trainer(sizes, work, params, batch)}
+    makers = {}
+    if work in APART:
+        work = "dpo"
+        makers[finetune.WHOLE_LOGITS] = lambda: finetune.trainer(
+            sizes, work, params, batch, whole_logits=True
+        )
+    makers["shatter"] = lambda: finetune.trainer(sizes, work, params, batch)
     if not alone:
         makers["PyTorch"] = lambda: peers.torch_trainer(sizes, work, params, batch)
         makers["TRL"] = lambda: peers.trl_trainer(sizes, work, params, batch, seed)
@@ -164,17 +217,18 @@ def _finetune(
             sizes, work, params, batch, seed, precompute=False
         )
     made = [make() for name, make in makers.items() if only in (None, name)]
-    losses = {trainer.name: finetune.first_losses(trainer) for trainer in made}
-    notes, first = [], losses[made[0].name]
-    for name, others in list(losses.items())[1:]:
-        apart = float(abs(others - first).max())
-        notes.append(f"losses of {len(first)} steps, {name}: within {apart:.1e} of shatter's")
-        if not apart <= (HALF_TOLERANCE if sizes.half else TOLERANCE):
-            raise ValueError(
-                f"expected the losses of shatter, {first}, within the tolerance, found {others} "
-                f"from {name}: the ways do not do the same work"
-            )
-    return [finetune.way(trainer, sizes.num_pairs) for trainer in made], notes
+    losses = [finetune.first_losses(trainer, sizes.steps).tolist() for trainer in made]
+    notes, tolerance = [], HALF_TOLERANCE if sizes.half else TOLERANCE
+    for trainer, others in list(zip(made, losses, strict=True))[1:]:
+        apart = _check_losses(trainer.name, others, losses[0], tolerance)
+        notes.append(
+            f"losses of {sizes.steps} steps, {trainer.name}: within {apart:.1e} of shatter's"
+        )
+    return (
+        [finetune.way(trainer, sizes.num_pairs, sizes.steps) for trainer in made],
+        notes,
+        losses[0],
+    )
 
 
 def _generation(

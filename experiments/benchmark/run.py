@@ -14,8 +14,8 @@ from rich.table import Table
 
 from experiments.benchmark import accelerator, measure, members, others, pinned, plot, ways, work
 from experiments.benchmark.config import (
-    ACCELERATOR,
     GPT2S,
+    ON_DEMAND,
     SECTIONS,
     WORKS,
     Config,
@@ -36,7 +36,7 @@ def check(config: Config) -> None:
     Raises:
       UsageError: with the flag's name, what was expected and what was found.
     """
-    binary.choose("section", config.sections, (*SECTIONS, ACCELERATOR))
+    binary.choose("section", config.sections, (*SECTIONS, *ON_DEMAND))
     binary.choose("work", config.works, WORKS)
     binary.choose("gpt2", config.gpt2s, GPT2S)
     for name in ("repeats", "num_rounds", "num_members", "num_seeds", "seeds_per_call", "depths"):
@@ -112,12 +112,17 @@ def plan(config: Config) -> list[Part]:
             num_ways = pinned.num_ways(work_name)
             seconds = num_ways * (PINNED_SECONDS + 0.5 * passes)
             parts.append(Part(f"{work_name}, {name}", unit, list, num_ways, seconds, run))
+    if "vocabulary" in config.sections:
+        run = partial(pinned.measure, "vocabulary", "vocabulary", config.seed, config.repeats)
+        ways_there = pinned.num_ways("vocabulary")
+        seconds = ways_there * (3 * PINNED_SECONDS + 10 * passes)
+        parts.append(Part("DPO, vocabulary 262,144", "pair", list, ways_there, seconds, run))
     for name in config.gpt2s if "adapters" in config.sections else ():
         for utility in members.UTILITIES:
             make = partial(members.member_ways, members.sizes(name), utility, ADAPTERS, config.seed)
             title = f"adapters, {utility}, {name}"
             parts.append(Part(title, "step", make, members.num_ways(name), ADAPTER_SECONDS[name]))
-    if ACCELERATOR in config.sections:
+    if "accelerator" in config.sections:
         chosen, rounds = accelerator.PLANS[config.accelerator_size], sizes(config, "tabular")
         parts += [Part(*part) for part in accelerator.parts(chosen, rounds, config.seed)]
     return parts

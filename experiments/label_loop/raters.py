@@ -89,7 +89,7 @@ def _utilities(frozen: Frozen, head: np.ndarray | None) -> Callable[..., Array]:
 
     def utilities(params: Params, tokens: Array, mask: Array, valid: Array) -> Array:
         if head is None:
-            log_probs = documents.log_prob(lm.apply(params, tokens, valid=valid), tokens, mask)
+            log_probs = documents.document_log_probs(lm, params, tokens, mask, valid=valid)
             return log_probs / mask.sum(axis=-1)
         assert lm.features is not None
         features = lm.features(params, tokens, valid=valid)

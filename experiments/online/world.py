@@ -124,8 +124,10 @@ def load_world(config: Config) -> tuple[World, Params]:
 
 def base_log_probs(world: World, params: Params, responses: Any) -> Array:
     """Returns log p0 of every response, `[..., N]`, nats."""
-    logits = world.lm.apply(params, responses.tokens, valid=valid_tokens(world, responses))
-    return documents.log_prob(logits, responses.tokens, responses.mask)
+    valid = valid_tokens(world, responses)
+    return documents.document_log_probs(
+        world.lm, params, responses.tokens, responses.mask, valid=valid
+    )
 
 
 def base_samples(world: World, params: Params, key: Key, num_samples: int) -> Responses:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from shatter.documents.scoring import log_prob, response_mask
-from shatter.models import LanguageModel
+from shatter.models import LanguageModel, lazy_logits
 from shatter.numerics import assert_positive, at_least_float32
 from shatter.types import Array, Params
 
@@ -52,19 +52,24 @@ def enumerate_documents(
     return tokens, response_mask(tokens, prompt_length=len(prompt), eos=eos)
 
 
-def document_log_probs(lm: LanguageModel, params: Params, tokens: Array, mask: Array) -> Array:
+def document_log_probs(
+    lm: LanguageModel, params: Params, tokens: Array, mask: Array, *, valid: Array | None = None
+) -> Array:
     """Returns the log-prob of the response of every document under a language model.
+
+    Where tokens times vocabulary is large, logits are never held (`shatter.models.lazy_logits`).
 
     Args:
       lm: the language model.
       params: its parameters.
       tokens: int `[..., T]`, for example from `enumerate_documents`.
       mask: bool `[..., T]`, true on the response's tokens.
+      valid: bool `[..., T]`, false on padding; None = all true.
 
     Returns:
       `[...]`, nats.
     """
-    return log_prob(lm.apply(params, tokens), tokens, mask)
+    return log_prob(lazy_logits(lm, params, tokens, valid=valid), tokens, mask)
 
 
 def sequence_tempered(log_probs: Array, temperature: float | Array) -> Array:

@@ -16,7 +16,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from shatter import factored
 from shatter.choice import luce_log_prob, ranks_log_prob
+from shatter.factored import FactoredLogits
 from shatter.numerics import at_least_float32, kl_divergence, masked_sum
 from shatter.types import Array
 
@@ -78,7 +80,9 @@ def ilhf_ranking_loss(response_log_probs: Array, ranks: Array) -> Array:
     return -ranks_log_prob(response_log_probs, ranks)
 
 
-def forward_kl_loss(ref_logits: Array, logits: Array, mask: Array) -> Array:
+def forward_kl_loss(
+    ref_logits: Array | FactoredLogits, logits: Array | FactoredLogits, mask: Array
+) -> Array:
     """Returns the KL of next-token laws, summed along documents that were sampled from p0.
 
     `sum_t mask_t KL(p0(. | x_<t) || pi(. | x_<t))`. By the chain rule of the KL, its mean over
@@ -87,7 +91,8 @@ def forward_kl_loss(ref_logits: Array, logits: Array, mask: Array) -> Array:
 
     Args:
       ref_logits: `[..., T, V]`, the frozen model's logits; entry t is the law of token t + 1.
-      logits: `[..., T, V]`, the trained model's logits on the same documents.
+      logits: `[..., T, V]`, the trained model's logits on the same documents. If both are factors
+        (`shatter.models.lazy_logits`), neither is multiplied out.
       mask: bool `[..., T]`, true on the response's tokens, EOS included; logits outside it may be
         anything.
 
@@ -97,14 +102,17 @@ def forward_kl_loss(ref_logits: Array, logits: Array, mask: Array) -> Array:
     Raises:
       AssertionError: if the shapes differ.
     """
-    chex.assert_equal_shape([ref_logits, logits])
-    chex.assert_equal_shape([ref_logits[..., 0], mask])
+    chex.assert_shape(mask, ref_logits.shape[:-1])
+    if ref_logits.shape != logits.shape:
+        raise AssertionError(
+            f"expected logits of the same shape, found {ref_logits.shape} and {logits.shape}"
+        )
     mask = mask[..., 1:]
-
-    def log_probs(logits: Array) -> Array:
-        counted = jnp.where(mask[..., None], at_least_float32(logits[..., :-1, :]), 0.0)
-        return jax.nn.log_softmax(counted)
-
+    keep = lambda leaf: jnp.where(mask[..., None], leaf[..., :-1, :], 0.0)
+    if isinstance(ref_logits, FactoredLogits) and isinstance(logits, FactoredLogits):
+        kl = factored.kl_divergence(ref_logits.map_rows(keep), logits.map_rows(keep))
+        return masked_sum(kl, mask)
+    log_probs = lambda x: jax.nn.log_softmax(keep(at_least_float32(factored.as_array(x))))
     return masked_sum(kl_divergence(log_probs(ref_logits), log_probs(logits)), mask)
 
 

@@ -1,9 +1,10 @@
 """Language models: pure functions from parameters and tokens to logits."""
 
-from shatter.models.base import LanguageModel, from_flax
+from shatter.models.base import LanguageModel, from_flax, lazy_logits
 from shatter.models.layers import Layers, split_layers
 from shatter.models.lora import LoraConfig, init_lora, merge_lora, with_lora
 from shatter.models.lora_files import load_lora, save_lora
+from shatter.models.narrow import narrow
 from shatter.models.partitions import partition
 from shatter.models.pretrained import (
     end_tokens,
@@ -29,10 +30,12 @@ __all__ = [
     "find_pretrained",
     "from_flax",
     "init_lora",
+    "lazy_logits",
     "load_lora",
     "load_pretrained",
     "load_tokenizer",
     "merge_lora",
+    "narrow",
     "partition",
     "save_lora",
     "save_pretrained",

@@ -1,6 +1,7 @@
 """The language model, a NamedTuple of pure functions, and how to make one from a flax module."""
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -8,6 +9,8 @@ import chex
 import flax.linen as nn
 import jax.numpy as jnp
 
+from shatter import factored
+from shatter.factored import FactoredLogits, as_array
 from shatter.types import Array, Key, Params
 
 
@@ -25,6 +28,8 @@ class LanguageModel(NamedTuple):
         prefill and every later step of generation; optional.
       repeat_cache: `(cache, n) -> cache`, with every row of the batch n times in a row, so that
         several responses share the prefill of their prompt; present if `decode` is.
+      factored: `(params, tokens, *, valid=None) -> FactoredLogits`, the logits of `apply` as
+        factors; optional.
     """
 
     init: Callable[[Key], Params]
@@ -33,6 +38,37 @@ class LanguageModel(NamedTuple):
     init_cache: Callable[[int, int], Any] | None = None
     decode: Callable[..., tuple[Array, Any]] | None = None
     repeat_cache: Callable[[Any, int], Any] | None = None
+    factored: Callable[..., FactoredLogits] | None = None
+
+
+def lazy_logits(
+    lm: LanguageModel,
+    params: Params,
+    tokens: Array,
+    *,
+    valid: Array | None = None,
+    copies: int = 1,
+) -> Array | FactoredLogits:
+    """Returns logits that are multiplied out only where they are few.
+
+    The log-probs of given tokens, `shatter.documents.log_prob` and `token_log_probs`, and
+    `shatter.losses.forward_kl_loss` take either form, and are equal up to rounding.
+
+    Args:
+      lm: the language model; one without `factored` always gives an array.
+      params: its parameters.
+      tokens: `[..., T]`, or what else `lm.apply` takes in their place.
+      valid: bool `[..., T]`, false on padding; None = all true.
+      copies: how many such logits are held at the same time, for example where members are vmapped.
+
+    Returns:
+      `[..., T, V]`, or its factors.
+    """
+    if lm.factored is None:
+        return lm.apply(params, tokens, valid=valid)
+    logits = lm.factored(params, tokens, valid=valid)
+    is_large = copies * math.prod(logits.shape) > factored.MULTIPLIED_OUT_UP_TO
+    return logits if is_large else as_array(logits)
 
 
 def from_flax(module: nn.Module, *, length: int = 1) -> LanguageModel:

@@ -19,7 +19,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from shatter.models.transformer import forward
+from shatter.factored import Columns, FactoredLogits, Rows, multiply
+from shatter.models.transformer import forward, vocabulary_columns
 from shatter.models.transformer_config import TransformerConfig, select_layers
 from shatter.types import Array, Params
 
@@ -53,13 +54,13 @@ class _Normed(NamedTuple):
       stream: `[N, D]`, in parts.
       inverse: `[N, 1]`, 1 / d.
       scale: `[1, D]`.
-      offset: `[1, D]`.
+      offset: `[1, D]`; None = 0.
     """
 
     stream: _Stream
     inverse: Array
     scale: Array
-    offset: Array
+    offset: Array | None
 
 
 def stream_and_activations(
@@ -96,20 +97,43 @@ def logits_above(config: TransformerConfig, params: Params, hidden: Array) -> Ar
     Raises:
       ValueError: if another projection has adapters.
     """
-    normed, weights = _normed(config, params, hidden), params["params"]
-    table = weights["token_embedding"]["embedding"].T if config.tied else weights["head"]["kernel"]
+    return multiply(*factored_above(config, params, hidden))
+
+
+def factored_above(config: TransformerConfig, params: Params, hidden: Array) -> FactoredLogits:
+    """Computes the logits from the same as `logits_above`, as factors.
+
+    Only `Rows.features`, `Rows.branch` and the vocabulary are factors of a product with W. They are
+    common to all members that are vmapped.
+
+    Args:
+      config: the configuration of the transformer.
+      params: as in `logits_above`.
+      hidden: `[..., T, D + H]`.
+
+    Returns:
+      The factors of `[..., T, V]`.
+
+    Raises:
+      ValueError: if another projection has adapters.
+    """
+    normed = _normed(config, params, hidden)
     stream = normed.stream
-    logits = _product(config, stream.shared * normed.scale, table)
+    dtype = jnp.dtype(config.dtype or stream.shared.dtype)
+    columns = vocabulary_columns(config, params, stream.shared.dtype)
+    table, bias = columns._replace(bias=None), columns.bias
+    scaled = lambda rows: (rows * normed.scale).astype(dtype)
+    low = high = factor = branch = None
     if stream.low_high is not None:
-        low, high = stream.low_high
-        logits += low @ _product(config, high * normed.scale, table)
+        low, high = stream.low_high[0], multiply(Rows(scaled(stream.low_high[1])), table)
     if stream.branch is not None:
-        factor, branch = stream.branch
-        logits += factor * _product(config, branch * normed.scale, table)
-    logits = logits * normed.inverse + _product(config, normed.offset, table)
-    if config.head_bias and not config.tied:
-        logits += weights["head"]["bias"][None]
-    return logits.reshape(*hidden.shape[:-1], -1)
+        factor, branch = stream.branch[0], scaled(stream.branch[1])
+    if normed.offset is not None:
+        of_offset = multiply(Rows(normed.offset.astype(dtype)), table)[0]
+        bias = of_offset if bias is None else of_offset + bias
+    rows = Rows(scaled(stream.shared), low, normed.inverse, branch, factor)
+    rows = jax.tree.map(lambda leaf: leaf.reshape(*hidden.shape[:-1], -1), rows)
+    return FactoredLogits(rows, table._replace(high=high, bias=bias))
 
 
 def features_above(config: TransformerConfig, params: Params, hidden: Array) -> Array:
@@ -127,7 +151,9 @@ def features_above(config: TransformerConfig, params: Params, hidden: Array) -> 
       ValueError: if another projection has adapters.
     """
     normed = _normed(config, params, hidden)
-    features = normed.stream.total() * normed.inverse * normed.scale + normed.offset
+    features = normed.stream.total() * normed.inverse * normed.scale
+    if normed.offset is not None:
+        features += normed.offset
     return features.astype(config.dtype or features.dtype).reshape(*hidden.shape[:-1], -1)
 
 
@@ -139,9 +165,8 @@ def _normed(config: TransformerConfig, params: Params, hidden: Array) -> _Normed
         if config.post_norms:
             stream = _through_post_norm(config, params, activations, stream)
     inverse, norm = _inverse(config, stream.total()), params["params"]["final_norm"]
-    scale = _scale(config, norm)
-    offset = norm["bias"][None] if "bias" in norm else jnp.zeros_like(scale)
-    return _Normed(stream, inverse, scale, offset)
+    offset = norm["bias"][None] if "bias" in norm else None
+    return _Normed(stream, inverse, _scale(config, norm), offset)
 
 
 def _through_post_norm(
@@ -150,9 +175,11 @@ def _through_post_norm(
     """Replaces what an adapter adds to the output of mlp_out by what it adds behind the norm."""
     assert stream.low_high is not None
     block = jax.tree.map(lambda leaf: leaf[0], params["params"]["blocks"])
-    output = _product(config, activations, block["mlp_out"]["kernel"])
+    dtype = jnp.dtype(config.dtype or activations.dtype)
+    layer, scale = block["mlp_out"], block["mlp_out"].get("kernel_scale")
+    output = multiply(Rows(activations.astype(dtype)), Columns(kernel=layer["kernel"], scale=scale))
     if config.mlp_bias:
-        output += block["mlp_out"]["bias"][None]
+        output += (layer["bias"] if scale is None else layer["bias"] * scale)[None]
     frozen, (low, high) = _centred(config, output), stream.low_high
     scale, inverse = _scale(config, block["mlp_post_norm"]), _inverse(config, frozen + low @ high)
     return stream._replace(
@@ -176,13 +203,6 @@ def _centred(config: TransformerConfig, rows: Array) -> Array:
     """Applies P to rows `[..., D]`, in float32 or wider."""
     rows = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
     return rows - jnp.mean(rows, axis=-1, keepdims=True) if config.norm == "layer" else rows
-
-
-def _product(config: TransformerConfig, rows: Array, table: Array) -> Array:
-    """Multiplies rows by W in the model's type; the result is in float32 or wider."""
-    dtype = jnp.dtype(config.dtype or rows.dtype)
-    wide = jnp.promote_types(dtype, jnp.float32)
-    return jnp.matmul(rows.astype(dtype), table.astype(dtype), preferred_element_type=wide)
 
 
 def _adapter(params: Params) -> dict[str, Array] | None:

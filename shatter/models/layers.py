@@ -6,9 +6,15 @@ from typing import NamedTuple
 import chex
 import jax
 
+from shatter.factored import FactoredLogits
 from shatter.models.base import LanguageModel
-from shatter.models.last_projection import features_above, logits_above, stream_and_activations
-from shatter.models.transformer import forward, transformer
+from shatter.models.last_projection import (
+    factored_above,
+    features_above,
+    logits_above,
+    stream_and_activations,
+)
+from shatter.models.transformer import factored_forward, forward, transformer
 from shatter.models.transformer_config import TransformerConfig, select_layers
 from shatter.types import Array, Params
 
@@ -19,8 +25,8 @@ class Layers(NamedTuple):
     Attributes:
       lower: `(params, tokens[..., T], *, valid=None) -> hidden[..., T, D]`, what enters the upper
         part. The last axis is `D + H` where the cut is at the last mlp_out.
-      upper: a language model with `apply` and `features`, which takes `hidden` in place of tokens
-        and `upper_params(params)` as parameters.
+      upper: a language model with `apply`, `features` and `factored`, which takes `hidden` in place
+        of tokens and `upper_params(params)` as parameters.
       upper_params: `(params) -> params`, the parameters of the upper part, to which adapters may be
         added.
     """
@@ -72,7 +78,10 @@ def split_layers(config: TransformerConfig, layer: int) -> Layers:
     def features(params: Params, hidden: Array, *, valid: Array | None = None) -> Array:
         return forward(above, params, hidden, valid).features
 
-    upper = LanguageModel(transformer(above).init, apply, features)
+    def factored(params: Params, hidden: Array, *, valid: Array | None = None) -> FactoredLogits:
+        return factored_forward(above, params, hidden, valid)
+
+    upper = LanguageModel(transformer(above).init, apply, features, factored=factored)
     return Layers(lower, upper, lambda params: _select_blocks(params, slice(layer, None)))
 
 
@@ -92,11 +101,16 @@ def _split_last_projection(config: TransformerConfig) -> Layers:
         del valid
         return features_above(config, params, hidden)
 
+    def factored(params: Params, hidden: Array, *, valid: Array | None = None) -> FactoredLogits:
+        del valid
+        return factored_above(config, params, hidden)
+
     def upper_params(params: Params) -> Params:
         return _select_blocks(params, slice(config.num_layers - 1, None))
 
     init = transformer(select_layers(config, config.num_layers - 1, config.num_layers)).init
-    return Layers(lower, LanguageModel(init, apply, features), upper_params)
+    upper = LanguageModel(init, apply, features, factored=factored)
+    return Layers(lower, upper, upper_params)
 
 
 def _select_blocks(params: Params, layers: slice) -> Params:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import checkify
 
+from shatter.factored import Columns, FactoredLogits, Rows
 from shatter.models.base import LanguageModel
 from shatter.models.transformer_config import TransformerConfig
 from shatter.models.transformer_module import Cache, Transformer
@@ -31,10 +32,10 @@ def transformer(config: TransformerConfig) -> LanguageModel:
       config: sizes and kinds of the parts.
 
     Returns:
-      A language model with `features`, `init_cache`, `decode` and `repeat_cache`. Its functions
-      raise ValueError on documents of more than `max_length` tokens, on tokens outside the
-      vocabulary and on tokens for which the cache has no slot. Under jit they can do so only where
-      the shapes show it (no token is declared padding); `checkify` finds the rest.
+      A language model with all optional functions. Its functions raise ValueError on documents of
+      more than `max_length` tokens, on tokens outside the vocabulary and on tokens for which the
+      cache has no slot. Under jit they can do so only where the shapes show it (no token is
+      declared padding); `checkify` finds the rest.
     """
     module = Transformer(config)
 
@@ -56,6 +57,10 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         chex.assert_type(tokens, int)
         return forward(config, params, tokens, valid).features
 
+    def factored(params: Params, tokens: Array, *, valid: Array | None = None) -> FactoredLogits:
+        chex.assert_type(tokens, int)
+        return factored_forward(config, params, tokens, valid)
+
     def decode(
         params: Params, cache: Cache, tokens: Array, *, valid: Array | None = None
     ) -> tuple[Array, Cache]:
@@ -69,7 +74,7 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         logits, _, _, cache = outputs
         return logits, cache
 
-    return LanguageModel(init, apply, features, init_cache, decode, _repeat_cache)
+    return LanguageModel(init, apply, features, init_cache, decode, _repeat_cache, factored)
 
 
 def _repeat_cache(cache: Cache, num: int) -> Cache:
@@ -135,6 +140,46 @@ def forward(
     if with_activations:
         activations = sown["intermediates"]["blocks"]["activations"][0][-1].reshape(*shape, -1)
     return Outputs(logits, features, hidden, activations)
+
+
+def factored_forward(
+    config: TransformerConfig, params: Params, inputs: Array, valid: Array | None
+) -> FactoredLogits:
+    """Runs a transformer without a cache up to the product with the vocabulary.
+
+    Args:
+      config: the configuration of the transformer.
+      params: its parameters.
+      inputs: as in `forward`.
+      valid: bool `[..., T]`, false on padding; None = all true.
+
+    Returns:
+      The logits `[..., T, V]` as factors.
+    """
+    features = forward(config, params, inputs, valid).features
+    return FactoredLogits(Rows(features), vocabulary_columns(config, params, features.dtype))
+
+
+def vocabulary_columns(config: TransformerConfig, params: Params, dtype: Any) -> Columns:
+    """Returns what the logits read of the vocabulary.
+
+    Args:
+      config: the configuration of the transformer.
+      params: its parameters.
+      dtype: the type in which the bias of a head of its own is added.
+
+    Returns:
+      The columns.
+    """
+    if config.tied:
+        embedding = params["params"]["token_embedding"]
+        return Columns(embedding["embedding"], scale=embedding.get("embedding_scale"))
+    head, bias = params["params"]["head"], None
+    scale = head.get("kernel_scale")
+    if config.head_bias:
+        bias = head["bias"].astype(dtype)
+        bias = bias if scale is None else bias * scale
+    return Columns(kernel=head["kernel"], scale=scale, bias=bias)
 
 
 def _check_length(tokens: Array, valid: Array | None, config: TransformerConfig) -> None:

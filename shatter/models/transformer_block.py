@@ -14,6 +14,28 @@ from shatter.models.transformer_config import ACTIVATIONS, TransformerConfig
 from shatter.types import Array
 
 
+def _promote(
+    inputs: Array, kernel: Array, bias: Array | None, *, dtype: Any
+) -> tuple[Array, Array, Array | None]:
+    """Promotes to the type of the computation all but a narrow kernel, see `narrow.py`."""
+    if dtype is None or kernel.dtype.itemsize >= jnp.dtype(dtype).itemsize:
+        inputs, kernel, bias = nn.dtypes.promote_dtype(inputs, kernel, bias, dtype=dtype)
+    else:
+        inputs, bias = nn.dtypes.promote_dtype(inputs, bias, dtype=dtype)
+    return inputs, kernel, bias
+
+
+def _product(inputs: Array, kernel: Array, numbers: Any, precision: Any = None) -> Array:
+    """Multiplies by a kernel, which is widened for that, and again in the backward pass, if narrow.
+
+    Otherwise the wide kernels of all blocks would be kept for the backward pass.
+    """
+    if kernel.dtype == inputs.dtype:
+        return jax.lax.dot_general(inputs, kernel, numbers, precision)
+    product = lambda x, k: jax.lax.dot_general(x, k.astype(x.dtype), numbers, precision)
+    return jax.checkpoint(product)(inputs, kernel)
+
+
 class _Linear(nn.DenseGeneral):
     """A dense layer that adds the low-rank adapters of the collection "lora" to its output.
 
@@ -25,9 +47,14 @@ class _Linear(nn.DenseGeneral):
     """
 
     parts: tuple[tuple[str, int], ...] = ()
+    promote_dtype: Any = _promote
+    dot_general: Any = _product
 
     def __call__(self, inputs: Array) -> Array:
         outputs = super().__call__(inputs)
+        if self.has_variable("params", "kernel_scale"):  # of integers, see narrow.py
+            scale: Array = self.get_variable("params", "kernel_scale")
+            outputs = outputs * scale.astype(outputs.dtype)[None]
         if not self.has_variable("lora", "adapters"):
             return outputs
         adapters: dict[str, dict[str, Array]] = self.get_variable("lora", "adapters")

@@ -59,9 +59,7 @@ class Transformer(nn.Module):
         positions, attend, in_use = _positions_and_attention(config, valid, cache)
         embed = nn.Embed(config.vocab_size, config.width, config.dtype, name="token_embedding")
         is_text = inputs.ndim == 2
-        x, turn = embed(_fill_padding(inputs, valid)) if is_text else inputs, None
-        if is_text and config.scaled_embedding:
-            x = x * jnp.asarray(config.width**0.5, x.dtype)
+        x, turn = self._embed(embed, _fill_padding(inputs, valid)) if is_text else inputs, None
         if config.rope is not None:
             turn = _turns(config, positions)
         elif is_text:
@@ -86,6 +84,18 @@ class Transformer(nn.Module):
         logits, features, rows = (y.reshape(*valid.shape, -1) for y in (logits, features, rows))
         return logits, features, rows, Cache(keys, values, in_use, cache.length + valid.shape[1])
 
+    def _embed(self, embed: nn.Embed, tokens: Array) -> Array:
+        """Returns the embeddings of tokens; of a narrow table only the rows read are widened."""
+        table, config = embed.embedding, self.config
+        if config.dtype is None or table.dtype.itemsize >= jnp.dtype(config.dtype).itemsize:
+            x = cast(Array, embed(tokens))
+        else:
+            x = table[tokens].astype(config.dtype)
+        if embed.has_variable("params", "embedding_scale"):  # see narrow.py
+            scale: Array = embed.get_variable("params", "embedding_scale")
+            x = x * scale[tokens][..., None].astype(config.dtype)
+        return x * jnp.asarray(config.width**0.5, x.dtype) if config.scaled_embedding else x
+
     def _logits(self, embed: nn.Embed, features: Array) -> Array:
         """Returns the logits of rows of features, in float32 or wider where a dtype is set."""
         config = self.config
@@ -93,7 +103,8 @@ class Transformer(nn.Module):
         product = partial(jax.lax.dot_general, preferred_element_type=dtype)
         if config.tied:
             table = embed.embedding.astype(features.dtype)
-            return product(features, table, (((features.ndim - 1,), (1,)), ((), ())))
+            logits = product(features, table, (((features.ndim - 1,), (1,)), ((), ())))
+            return _scaled(logits, embed, "embedding_scale")
         head = nn.Dense(
             config.vocab_size,
             use_bias=config.head_bias,
@@ -101,7 +112,15 @@ class Transformer(nn.Module):
             dot_general=lambda x, y, numbers, precision=None: product(x, y, numbers),
             name="head",
         )
-        return cast(Array, head(features))
+        return _scaled(head(features), head, "kernel_scale")
+
+
+def _scaled(logits: Array, module: nn.Module, name: str) -> Array:
+    """Multiplies logits `[..., V]` by the scales of a vocabulary of integers, if there are any."""
+    if not module.has_variable("params", name):
+        return logits
+    scale: Array = module.get_variable("params", name)
+    return logits * jnp.expand_dims(scale, tuple(range(logits.ndim - 1)))
 
 
 def _positions_and_attention(

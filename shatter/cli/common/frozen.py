@@ -16,6 +16,7 @@ from shatter.cli.common import run_folder
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.compiling import compiler_options
 from shatter.data.layouts import Text, text_key
+from shatter.factored import FactoredLogits
 from shatter.numerics import masked_mean
 from shatter.types import Array, Params
 
@@ -156,7 +157,7 @@ def _program(config: models.TransformerConfig, layer: int | None) -> Callable[..
     def of_batch(params: Params, tokens: Array, mask: Array, valid: Array) -> Table:
         if layer is not None:
             return hidden_rows(config, layer, params, tokens, mask, valid)
-        logits = models.transformer(config).apply(params, tokens, valid=valid)
+        logits = models.lazy_logits(models.transformer(config), params, tokens, valid=valid)
         features = layer_features(config, params, tokens, mask, valid)
         return {"features": features, "log_prob": mean_log_prob(logits, tokens, mask)}
 
@@ -174,7 +175,8 @@ def hidden_rows(
     """Computes rows of `hidden_table` from documents `[B, T]`."""
     layers = models.split_layers(config, layer)
     hidden = layers.lower(params, tokens, valid=valid)
-    logits = layers.upper.apply(layers.upper_params(params), hidden, valid=valid)
+    upper_params = layers.upper_params(params)
+    logits = models.lazy_logits(layers.upper, upper_params, hidden, valid=valid)
     rows = {"hidden": hidden, "tokens": tokens, "mask": mask, "valid": valid}
     return {**rows, "log_prob": mean_log_prob(logits, tokens, mask)}
 
@@ -211,11 +213,11 @@ def standardised(features: np.ndarray, like: np.ndarray) -> np.ndarray:
     return (features - like.mean(axis=0)) / np.where(deviation > 1e-6, deviation, 1.0)
 
 
-def mean_log_prob(logits: Array, tokens: Array, mask: Array) -> Array:
+def mean_log_prob(logits: Array | FactoredLogits, tokens: Array, mask: Array) -> Array:
     """Computes the mean log-prob of a text's tokens, nats.
 
     Args:
-      logits: `[..., T, V]`.
+      logits: `[..., T, V]`, or their factors.
       tokens: int `[..., T]`.
       mask: bool `[..., T]`, true on the text's tokens.
 

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from shatter import documents, ensembles, evaluation, losses, models, training
@@ -16,7 +17,7 @@ Kind = Literal["heads", "epinet", "adapters"]
 Utility = Literal["ratio", "sum"]
 LAST_MLP_OUT: Final = "last_mlp_out"
 AdaptedLayers = int | Literal["last_mlp_out"]
-TEXTS_AT_ONCE = 64  # texts that are vmapped through the upper blocks of a member
+TEXTS_AT_ONCE = 64  # texts that pass through the upper blocks of a member together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +109,7 @@ def make_learner(
         ensemble = ensembles.adapters(
             upper, base, setting.lora, num_members=num_members, prior_scale=prior_scale
         )
-        utility = partial(adapter_utility, ensemble, setting)
+        utility = partial(adapter_utility, upper, setting)
     else:
         make = {"heads": ensembles.heads, "epinet": ensembles.epinet}[setting.kind]
         ensemble = make(num_features, num_members=num_members, prior_scale=prior_scale)
@@ -122,13 +123,17 @@ def make_learner(
             one = jax.vmap(utility, in_axes=(None, 0, None))
             return one(shared[0], own, _rows(shared[1], items))
 
+        at_once = max(1, min(items.size, TEXTS_AT_ONCE))
+        batches = jnp.pad(items.ravel(), (0, -items.size % at_once)).reshape(-1, at_once)
+
         def of_member(own: Params) -> Array:
-            of_text = lambda item: utility(shared[0], own, _rows(shared[1], item))
-            return jax.lax.map(of_text, items.ravel(), batch_size=TEXTS_AT_ONCE)
+            of_batch = lambda items: utility(shared[0], own, _rows(shared[1], items))
+            return jax.lax.map(of_batch, batches).ravel()[: items.size]
 
         return jax.lax.map(of_member, own).reshape(num_members, *items.shape)
 
-    in_turn = setting.kind == "adapters" and jax.default_backend() == "cpu"
+    is_cpu = jax.default_backend() == "cpu"
+    in_turn = setting.kind == "adapters" and is_cpu and setting.adapted_layers != LAST_MLP_OUT
     how: dict[str, Any] = {
         "score": score,
         "loss": losses.ilhf_ranking_loss,
@@ -164,7 +169,7 @@ def layers_of(setting: Setting, transformer: models.TransformerConfig) -> models
 
 
 def adapter_utility(
-    ensemble: ensembles.Ensemble, setting: Setting, shared: Params, own: Params, rows: Table
+    upper: models.LanguageModel, setting: Setting, shared: Params, own: Params, rows: Table
 ) -> Array:
     """Returns the utility of texts under one member of an ensemble of adapters.
 
@@ -174,7 +179,7 @@ def adapter_utility(
     people's.
 
     Args:
-      ensemble: adapters on the last blocks.
+      upper: the model above the cut, from `layers_of`.
       setting: has the utility and its scale.
       shared: the base.
       own: the adapters of one member.
@@ -183,7 +188,13 @@ def adapter_utility(
     Returns:
       `[...]`, nats.
     """
-    logits = ensemble.apply(shared, own, rows["hidden"], valid=rows["valid"])
+    member = models.with_lora(shared, own, setting.lora)
+    # Above the last mlp_out as factors at every size, so that members share slices of the
+    # vocabulary while they are vmapped.
+    make: Callable[..., Any] = partial(models.lazy_logits, upper)
+    if setting.adapted_layers == LAST_MLP_OUT and upper.factored is not None:
+        make = upper.factored
+    logits = make(member, rows["hidden"], valid=rows["valid"])
     if setting.utility == "sum":
         return documents.log_prob(logits, rows["tokens"], rows["mask"])
     mean = mean_log_prob(logits, rows["tokens"], rows["mask"])

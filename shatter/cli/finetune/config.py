@@ -11,6 +11,7 @@ from shatter.cli.common.processes import Cluster, check_cluster
 
 ObjectiveName = Literal["ilhf", "dpo", "ipo", "slic", "sft", "reward_model"]
 Utility = Literal["sum", "mean"]
+BaseDtype = Literal["float32", "bfloat16", "int8"]
 Schedule = Literal["constant", "linear", "cosine"]
 
 EXAMPLE = (
@@ -216,6 +217,11 @@ class Config:
     only that); attention_out; gate and up, or mlp_in (GPT-2); mlp_out. The names q_proj, c_attn,
     ... are understood too."""
 
+    base_dtype: BaseDtype = "float32"
+    """With --use_peft: the type in which the frozen model's matrices are held. bfloat16 takes half
+    of the memory; int8, integers with a float32 scale for each channel, a quarter. Products stay in
+    float32, or with --bf16 in bfloat16. The reference is the model as held."""
+
     bf16: bool = False
     """Compute in bfloat16; parameters, softmax and losses stay in float32."""
 
@@ -328,6 +334,11 @@ def check(config: Config) -> None:
         )
     if config.fused_attention and not config.bf16:
         raise UsageError("--fused_attention needs --bf16, found no --bf16")
+    if config.base_dtype != "float32" and not config.use_peft:
+        raise UsageError(
+            f"--base_dtype={config.base_dtype} belongs to --use_peft, because a model that is "
+            "trained itself needs float32: pass --use_peft too"
+        )
     if config.kl_weight and config.objective != "ilhf":
         raise UsageError(
             f"--kl_weight belongs to --objective=ilhf, found --objective={config.objective}"

@@ -84,8 +84,10 @@ def _program(model: Pretrained) -> Callable[[Params, Params, Sampled, Sampled], 
 
     @partial(jax.jit, compiler_options=compiler_options(model))
     def both(params: Params, pretrained: Params, ref: Sampled, own: Sampled) -> tuple:
-        logits = model.lm.apply(pretrained, own.tokens, valid=own.valid)
-        reverse = own.log_probs - documents.log_prob(logits, own.tokens, own.mask)
+        ref_log_probs = documents.document_log_probs(
+            model.lm, pretrained, own.tokens, own.mask, valid=own.valid
+        )
+        reverse = own.log_probs - ref_log_probs
         return learning.forward_kl(model, params, pretrained, ref), reverse
 
     return both

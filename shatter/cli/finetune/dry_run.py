@@ -5,7 +5,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from shatter import models
+from shatter import factored, models
 from shatter.cli.common import binary
 from shatter.cli.common.binary import UsageError
 from shatter.cli.finetune import learning, places, plan
@@ -36,16 +36,19 @@ def describe(config: Config, task: Task, console: Console) -> None:
     mesh = places.mesh_of(config)
     size, rows = plan.batch_size(config), task.train.encoded
     num_slots = max(len(row.completions) for row in rows)
-    logits = 4 * size * num_slots * max(row.length for row in rows) * task.model.config.vocab_size
-    held = [places.count_held(config, tree) for tree in (task.model.params, trained)]
-    memory = 4 * held[0] + 16 * held[1] + 3 * logits / mesh.size
+    longest = max(row.length for row in rows)
+    logits = size * num_slots * longest * task.model.config.vocab_size
+    held_logits = factored.SLICE_SIZE if logits > factored.MULTIPLIED_OUT_UP_TO else logits
+    base, own = (places.count_bytes(config, tree) for tree in (task.model.params, trained))
+    memory = base + 4 * own + 3 * 4 * held_logits / mesh.size
     of_each = " of each" if mesh.size > 1 else ""
     console.print(
         f"\n{parameters:,} parameters, {num_trained:,} of them trained; {num_steps:,} steps of "
         f"{size * config.gradient_accumulation_steps} comparisons on {mesh.size} "
         f"{jax.default_backend()} device(s) ({places.describe(mesh)}).\nMemory{of_each}: about "
         f"{memory / 1e6:,.0f} MB (pretrained and trained parameters, gradient, two moments, and "
-        "three copies of the longest batch's logits; the activations of the blocks come on top)."
+        "three copies of the longest batch's logits, or of a slice where they are many; the "
+        "activations of the blocks come on top)."
     )
 
 

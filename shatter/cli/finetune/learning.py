@@ -87,8 +87,9 @@ def score(model: Pretrained, params: Params, head: Array | None, batch: StepBatc
     """
     lengths = jnp.maximum(jnp.sum(batch.mask, axis=-1), 1)
     if head is None:
-        logits = model.lm.apply(params, batch.tokens, valid=batch.valid)
-        log_probs = documents.log_prob(logits, batch.tokens, batch.mask)
+        log_probs = documents.document_log_probs(
+            model.lm, params, batch.tokens, batch.mask, valid=batch.valid
+        )
         return Scores(log_probs, lengths, batch.ref_log_probs, jnp.zeros_like(log_probs))
     assert model.lm.features is not None
     features = model.lm.features(params, batch.tokens, valid=batch.valid)
@@ -158,9 +159,9 @@ def _part_of_samples(
 
 def forward_kl(model: Pretrained, params: Params, pretrained: Params, samples: Sampled) -> Array:
     """Computes KL(reference || model) along documents of the reference, `[N]`, nats a document."""
-    apply = lambda p: model.lm.apply(p, samples.tokens, valid=samples.valid)
-    ref_logits = apply(jax.lax.stop_gradient(pretrained))
-    return losses.forward_kl_loss(ref_logits, apply(params), samples.mask)
+    logits = lambda p: models.lazy_logits(model.lm, p, samples.tokens, valid=samples.valid)
+    ref_logits = logits(jax.lax.stop_gradient(pretrained))
+    return losses.forward_kl_loss(ref_logits, logits(params), samples.mask)
 
 
 def make_sampler(

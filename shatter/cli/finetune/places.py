@@ -59,11 +59,13 @@ def check_mesh(config: Config, params: Params) -> None:
             )
 
 
-def count_held(config: Config, tree: Any) -> int:
-    """Returns how many parameters of a tree each device holds."""
+def count_bytes(config: Config, tree: Any) -> int:
+    """Returns how many bytes of the parameters of a tree each device holds."""
     shardings = training.shardings_of(mesh_of(config), tree, models.partition)
     sizes = jax.tree.map(
-        lambda leaf, place: math.prod(place.shard_shape(leaf.shape)), tree, shardings
+        lambda leaf, place: math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
+        tree,
+        shardings,
     )
     return sum(jax.tree.leaves(sizes))
 

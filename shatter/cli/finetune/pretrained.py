@@ -85,6 +85,8 @@ def load_model(config: Config) -> Pretrained:
         settings |= {"dtype": "bfloat16", "fused_attention": config.fused_attention}
     transformer = dataclasses.replace(transformer, **settings)
     lora = _lora(config, transformer, params) if config.use_peft else None
+    if config.base_dtype != "float32":
+        transformer, params = models.narrow(transformer, params, config.base_dtype)
     folder, commit = models.find_pretrained(
         config.model_name_or_path, revision=config.model_revision
     )

@@ -270,7 +270,9 @@ def test_the_reference_is_computed_once(tiny: Config, monkeypatch: pytest.Monkey
     assert len(list((cache.cache_dir() / "reference").iterdir())) == 2
 
 
-def test_dry_run_compiles_and_writes_nothing(tiny: Config, capsys: pytest.CaptureFixture):
+def test_dry_run_compiles_and_writes_nothing(
+    tiny: Config, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
     compiled = []
     listener = lambda name, seconds, **about: compiled.append(name)
     task = load_task(tiny)  # loading may
@@ -282,6 +284,11 @@ def test_dry_run_compiles_and_writes_nothing(tiny: Config, capsys: pytest.Captur
     assert not [name for name in compiled if "backend_compile" in name]
     shown = capsys.readouterr().out
     assert "parameters" in shown and "steps of 4 comparisons" in shown
+    monkeypatch.setattr("shatter.factored.MULTIPLIED_OUT_UP_TO", 0)
+    monkeypatch.setattr("shatter.factored.SLICE_SIZE", 10**9)
+    describe(tiny, task, open_console())
+    megabytes = lambda text: int(re.search(r"Memory: about ([\d,]+) MB", text)[1].replace(",", ""))
+    assert megabytes(capsys.readouterr().out) >= 12_000 > megabytes(shown)
     assert "[</s>]" in shown and "<s>[" in shown
     run.experiment(dataclasses.replace(tiny, dry_run=True))
     assert not Path(tiny.output_dir).exists()

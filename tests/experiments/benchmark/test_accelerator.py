@@ -29,7 +29,7 @@ def test_operations_are_those_that_the_compiler_counts(kv_heads: int | None):
 def test_the_section_runs_at_a_tiny_size(tmp_path):
     run.experiment(
         config.Config(
-            sections=(config.ACCELERATOR,),
+            sections=("accelerator",),
             accelerator_size="tiny",
             run_dir=str(tmp_path / "run"),
             repeats=1,

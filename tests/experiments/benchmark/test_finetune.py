@@ -135,6 +135,28 @@ def test_without_the_extras_ours_alone_is_measured(work, monkeypatch):
         assert 0 <= memory["growth"] < memory["process"]
 
 
+def test_slices_of_a_vocabulary_are_measured_beside_whole_logits(monkeypatch):
+    monkeypatch.setattr(pinned, "missing", lambda work: ["trl"])
+    monkeypatch.setattr("shatter.factored.MULTIPLIED_OUT_UP_TO", 0)
+    monkeypatch.setattr("shatter.factored.SLICE_SIZE", 100)
+    asked = []
+
+    def run_apart(spec):
+        asked.append(spec["only"])
+        return json.loads(json.dumps(pinned.answer(spec, TINY)))
+
+    monkeypatch.setattr(pinned, "run_apart", run_apart)
+    answer = pinned.measure("vocabulary", "vocabulary", 0, 2)
+    names = ["shatter", "shatter, logits held whole"]
+    assert asked == names == [way["name"] for way in answer["ways"]]
+    assert np.shape(answer["seconds"]) == (2, 2)
+    assert all(way["process_bytes"] > 0 < way["peak_bytes"] for way in answer["ways"])
+    assert sum("the process grows by" in note for note in answer["notes"]) == 2
+    with pytest.raises(ValueError, match=r"the losses of shatter, .*, found .* from shatter, log"):
+        monkeypatch.setattr(pinned, "TOLERANCE", -1.0)
+        pinned.measure("vocabulary", "vocabulary", 0, 1)
+
+
 def test_other_losses_are_refused(monkeypatch):
     pytest.importorskip("torch")
     from experiments.benchmark import peers
