@@ -149,13 +149,19 @@ def merge_lora(params: Params, adapters: Params, lora: LoraConfig) -> Params:
       as fast as the base.
 
     Raises:
-      ValueError: if the adapters do not fit the base or `lora`, or the base has adapters already.
+      ValueError: if the adapters do not fit the base or `lora`, or the base has adapters already
+        or kernels of integers.
     """
     places = check_adapters(params, adapters, lora)
     blocks = dict(params["params"]["blocks"])
     for target, place in places.items():
         pair = adapters["blocks"][place.projection]["adapters"][target]
         kernel = blocks[place.projection]["kernel"]
+        if not jnp.issubdtype(kernel.dtype, jnp.floating):
+            raise ValueError(
+                f"adapters cannot be merged into a kernel of {kernel.dtype}: merge them into the "
+                "base as it was before shatter.models.narrow"
+            )
         product = lora.scale * jnp.einsum("lir,lro->lio", pair["a"], pair["b"])
         kernel_dtype = kernel.dtype
         kernel = kernel.astype(jnp.promote_types(kernel_dtype, product.dtype))

@@ -145,3 +145,6 @@ def test_what_cannot_be_narrowed_is_refused():
     _, held = narrow(LLAMA, params, "int8")
     with pytest.raises(ValueError, match="expected parameters in float32 without adapters"):
         narrow(LLAMA, held, "int8")
+    adapters = init_lora(jax.random.key(0), params, LORA)
+    with pytest.raises(ValueError, match="cannot be merged into a kernel of int8"):
+        models.merge_lora(held, adapters, LORA)

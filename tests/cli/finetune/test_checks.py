@@ -65,6 +65,12 @@ def test_every_number_has_a_range():
     assert numeric_fields(Config) == set(flags.RANGES)
 
 
+def test_a_narrow_base_is_for_adapters():
+    with pytest.raises(UsageError, match="--base_dtype=int8 belongs to --use_peft, because"):
+        check(dataclasses.replace(REQUIRED, base_dtype="int8"))
+    check(dataclasses.replace(REQUIRED, base_dtype="int8", use_peft=True))
+
+
 @pytest.mark.parametrize("name", sorted(numeric_fields(Config)))
 def test_no_number_is_absurd(name):
     check(REQUIRED)

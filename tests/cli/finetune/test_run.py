@@ -218,6 +218,45 @@ def test_adapters_are_trained_alone_and_saved_for_peft(tiny: Config):
     assert np.abs(one - task.model.lm.apply(task.model.params, tokens)).max() > 1e-4
 
 
+@pytest.mark.slow
+def test_slices_of_a_vocabulary_train_as_whole_logits_do(
+    tiny: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    config = dataclasses.replace(tiny, kl_weight=0.1, max_steps=3, eval_dataset_name=())
+    finetune(config)
+    monkeypatch.setattr("shatter.factored.MULTIPLIED_OUT_UP_TO", 0)
+    monkeypatch.setattr("shatter.factored.SLICE_SIZE", 500)
+    # A setting that changes nothing, so that programs are compiled anew.
+    sliced = dataclasses.replace(config, delta=1.5, output_dir=str(tmp_path / "sliced"))
+    finetune(sliced)
+    for one, other in zip(history(config), history(sliced), strict=True):
+        assert one.keys() == other.keys()
+        shared = [name for name in one if "seconds" not in name]
+        for name in shared:
+            np.testing.assert_allclose(one[name], other[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.slow
+def test_adapters_are_trained_on_a_base_of_integers(tiny: Config):
+    config = dataclasses.replace(
+        tiny, use_peft=True, lora_r=2, base_dtype="int8", objective="dpo", eval_dataset_name=()
+    )
+    finetune(config)
+    first = history(config)[1]
+    assert abs(first["rewards/margins"]) < 0.1  # the reference is the model as it is held
+    narrow = load_task(config).model
+    wide = load_task(dataclasses.replace(config, base_dtype="float32")).model
+    size = lambda params: sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert size(narrow.params) < 0.6 * size(wide.params)
+    adapters, lora = models.load_lora(Path(config.output_dir) / "model", wide.config)
+    tokens = jnp.asarray([[1, 3, 4, 5, 2]])
+    one, other = (
+        model.lm.apply(models.with_lora(model.params, adapters, lora), tokens)
+        for model in (narrow, wide)
+    )
+    assert 0 < np.abs(one - other).max() < 0.1 * np.std(other)
+
+
 @pytest.mark.parametrize(
     ("family", "targets", "message"),
     [("llama", ("q_proj", "k_project"), "k_project"), ("gpt2", ("query", "value"), "qkv")],
