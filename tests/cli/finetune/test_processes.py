@@ -47,7 +47,9 @@ def start(config: Config, log: Path, **flags: object) -> subprocess.Popen:
         return subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT)
 
 
-def start_both(config: Config, folder: Path, name: str) -> list[subprocess.Popen]:
+def start_both(
+    config: Config, folder: Path, name: str, **of_second: object
+) -> list[subprocess.Popen]:
     meeting = {
         "multihost": True,
         "coordinator_address": f"127.0.0.1:{free_port()}",
@@ -55,7 +57,10 @@ def start_both(config: Config, folder: Path, name: str) -> list[subprocess.Popen
         "heartbeat_timeout": 10,
         "initialization_timeout": PATIENCE,
     }
-    return [start(config, folder / f"{name}{n}.log", process_id=n, **meeting) for n in (0, 1)]
+    return [
+        start(config, folder / f"{name}{n}.log", process_id=n, **meeting, **flags)
+        for n, flags in enumerate(({}, of_second))
+    ]
 
 
 def wait_for(condition: Callable[[], bool], processes: list[subprocess.Popen]) -> None:
@@ -121,6 +126,21 @@ def test_two_processes_equal_one_and_a_killed_one_ends_the_other(config: Config,
     params = [models.load_pretrained(Path(run.output_dir) / "model")[1] for run in (config, one)]
     flat = [np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in params]
     np.testing.assert_allclose(*flat, atol=1e-5)
+
+
+def test_processes_with_other_files_end_together_and_write_nothing(config: Config, tmp_path: Path):
+    other = write(tmp_path / "other.jsonl", [pair("a", "b", "c")])
+    processes = start_both(config, tmp_path, "other", dataset_name=other)
+    try:
+        assert [process.wait(PATIENCE) for process in processes] == [1, 1]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    logs = [(tmp_path / f"other{n}.log").read_text() for n in (0, 1)]
+    assert "error: process 0: process 1 failed: its own message says why" in logs[0]
+    assert re.search(r"process 1 has other inputs than process 0 \(data: '\w+', and '\w+'", logs[1])
+    assert not Path(config.output_dir).exists()
 
 
 def test_a_coordinator_that_does_not_answer_is_waited_for_in_bounds(config: Config, tmp_path: Path):
