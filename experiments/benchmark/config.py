@@ -4,6 +4,8 @@ import dataclasses
 from typing import Literal
 
 SECTIONS = ("rounds", "seeds", "layers", "imports", "finetune", "generation", "adapters")
+CHECKPOINT = "checkpoint"
+"""The section of a pretrained model, which is not among the default ones."""
 WORKS = ("tabular", "transformer")
 GPT2S = ("small", "wide", "gpt2")
 TABULAR_ROUNDS = 10  # rounds of a table for every round of a transformer
@@ -22,7 +24,9 @@ class Config:
     sections: tuple[str, ...] = SECTIONS
     """The parts to time. Known: rounds (the ways to run one seed), seeds (the ways to run many),
     layers (looped or scanned), imports, finetune (DPO and ILHF, and TRL), generation (and
-    transformers), adapters (8 on one base, a single one, and 8 whole models)."""
+    transformers), adapters (8 on one base, a single one, and 8 whole models), checkpoint (scoring,
+    training, sampling and loading the model of `--checkpoint` beside transformers, TRL and peft,
+    on one core and on two)."""
 
     works: tuple[str, ...] = WORKS
     """Language models of the rounds and seeds sections, both of vocabulary 4 and length 4. Known:
@@ -34,6 +38,10 @@ class Config:
 
     seed: int = 0
     """Root of all random keys."""
+
+    checkpoint: str | None = None
+    """The checkpoint section's model: a Hugging Face folder, such as that of
+    SmolLM2-135M-Instruct."""
 
     repeats: int = 5
     """Number of times that every way is measured; medians and ranges of ratios are over them."""
@@ -113,6 +121,7 @@ class Gpt2:
     num_samples: int = 16  # responses that are generated at once, one for each prompt
     num_new_tokens: int = 128
     half: bool = False  # bfloat16
+    folder: str | None = None  # of a pretrained model in place of random weights
 
 
 def gpt2(name: str) -> Gpt2:
