@@ -104,8 +104,8 @@ def run_apart(spec: dict[str, Any], module: str = "experiments.benchmark.pinned"
 def pin(cores: int = 1) -> None:
     """Keeps this process and its future threads on some cores, the last ones that it may use.
 
-    Like the command `shatter`, the process keeps the memory that it frees. With an NVIDIA GPU nothing
-    is pinned, because there the cores only launch kernels.
+    Like the command `shatter`, the process keeps the memory that it frees. With an NVIDIA GPU it is
+    not pinned, because there the cores only launch kernels.
     """
     from shatter.cli.common.memory import keep_freed_memory
 
