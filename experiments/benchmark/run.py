@@ -131,8 +131,8 @@ def plan(config: Config) -> list[Part]:
 
 def _checkpoint_part(config: Config, name: str, cores: int) -> Part:
     """Returns the group of a work with the pretrained model on some cores."""
-    work = checkpoint.WORKS[name]
-    args = (name, config.checkpoint, cores, config.seed, config.repeats)
+    work, folder = checkpoint.WORKS[name], str(config.checkpoint)
+    args = (name, folder, cores, config.seed, config.repeats)
     run, num_ways = partial(checkpoint.measure, *args), checkpoint.num_ways(name)
     seconds = num_ways * CHECKPOINT_SECONDS + (config.repeats + 2) * work.seconds / cores
     cost = seconds * (2 if work.memory and cores == 1 else 1)
