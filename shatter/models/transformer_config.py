@@ -116,7 +116,7 @@ class TransformerConfig:
       dtype: the type of the computation. None = that of the parameters. With "bfloat16" the softmax
         of the attention and the logits are still in float32.
       remat: whether blocks are computed again in the backward pass, which takes less memory and
-        more time.
+        more time. Without it, models of more than 8 blocks keep their products alone.
       bos: the id of the token that begins a document, for the caller; the model does not use it.
       eos: the ids of the tokens that end a document, likewise.
     """
