@@ -4,7 +4,8 @@ import dataclasses
 from typing import Literal
 
 SECTIONS = ("rounds", "seeds", "layers", "imports", "finetune", "generation", "adapters")
-ON_DEMAND = ("vocabulary", "accelerator")
+CHECKPOINT = "checkpoint"
+ON_DEMAND = ("vocabulary", CHECKPOINT, "accelerator")
 """Sections that are not among the default ones."""
 WORKS = ("tabular", "transformer")
 GPT2S = ("small", "wide", "gpt2")
@@ -24,10 +25,11 @@ class Config:
     sections: tuple[str, ...] = SECTIONS
     """The parts to time. Known: rounds (the ways to run one seed), seeds (the ways to run many),
     layers (looped or scanned), imports, finetune (DPO and ILHF, and TRL), generation (and
-    transformers), adapters (8 on one base, a single one, and 8 whole models), vocabulary (memory of
-    a DPO step with 262,144 tokens; it needs 12 GB, and is not among the defaults), accelerator (for
-    a GPU: training steps as a share of the matrix products' ceiling, generation, 1,000 seeds, and
-    adapters; not among the defaults)."""
+    transformers), adapters (8 on one base, a single one, and 8 whole models). Not among the
+    defaults: vocabulary (memory of a DPO step with 262,144 tokens, for which it needs 12 GB),
+    checkpoint (scoring, training, sampling and loading the model of `--checkpoint` beside
+    transformers, TRL and peft, on one core and on two), accelerator (for a GPU: training steps as a
+    share of the matrix products' ceiling, generation, 1,000 seeds, and adapters)."""
 
     works: tuple[str, ...] = WORKS
     """Language models of the rounds and seeds sections, both of vocabulary 4 and length 4. Known:
@@ -39,6 +41,10 @@ class Config:
 
     seed: int = 0
     """Root of all random keys."""
+
+    checkpoint: str | None = None
+    """The checkpoint section's model: a Hugging Face folder, such as that of
+    SmolLM2-135M-Instruct."""
 
     repeats: int = 5
     """Number of times that every way is measured; medians and ranges of ratios are over them."""
@@ -128,6 +134,7 @@ class Gpt2:
     num_kv_heads: int | None = None  # of a llama
     mlp_width: int | None = None  # 4 times the width if None
     steps: int = 3  # in a call of a way; also the number of losses that are compared
+    folder: str | None = None  # of a pretrained model in place of random weights
 
 
 def gpt2(name: str) -> Gpt2:

@@ -1,6 +1,7 @@
 """A fine-tuning step and generation in JAX, with a GPT-2 that transformers and TRL load too."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -74,7 +75,9 @@ def way(trainer: Trainer, units: int, steps: int = 3) -> Way:
 
 
 def transformer_config(sizes: Gpt2) -> models.TransformerConfig:
-    """Returns the config of a GPT-2 of these sizes, or of a llama if it has heads of keys."""
+    """Returns the config of a GPT-2 of these sizes, of a llama, or that of a pretrained model."""
+    if sizes.folder is not None:
+        return load(sizes.folder)[0]
     llama: dict[str, Any] = {}
     if sizes.num_kv_heads is not None:
         biases = dict.fromkeys(("qkv_bias", "attention_out_bias", "mlp_bias"), False)
@@ -103,8 +106,16 @@ def with_room_to_generate(sizes: Gpt2) -> Gpt2:
     return dataclasses.replace(sizes, max_length=max(sizes.max_length, needed))
 
 
+@functools.cache
+def load(folder: str) -> tuple[models.TransformerConfig, Params]:
+    """Returns the config and the weights of a pretrained model, in float32."""
+    return models.load_pretrained(folder, dtype="float32")[:2]
+
+
 def init(sizes: Gpt2, seed: int) -> Params:
-    """Draws random weights."""
+    """Draws random weights, or returns those of the pretrained model."""
+    if sizes.folder is not None:
+        return load(sizes.folder)[1]
     return jax.jit(models.transformer(transformer_config(sizes)).init)(jax.random.key(seed))
 
 
@@ -150,25 +161,36 @@ def objective(sizes: Gpt2, name: str, *, whole_logits: bool = False) -> training
     def loss(params: Params, frozen: Any, key: Key, batch: Batch) -> tuple[Array, Metrics]:
         del frozen, key
         log_probs = documents.document_log_probs(lm, params, batch.tokens, batch.mask)
-        chosen, rejected = jnp.split(log_probs, 2)
-        ref_chosen, ref_rejected = jnp.split(batch.ref_log_probs, 2)
-        if name == "dpo":
-            each = losses.dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=BETA)
-        else:
-            pairs = jnp.stack([chosen, rejected], axis=1)
-            each = losses.ilhf_loss(pairs, jnp.zeros(len(pairs), int))
-        rewards = BETA * (chosen - ref_chosen), BETA * (rejected - ref_rejected)
-        metrics = {
-            "rewards/chosen": jnp.mean(rewards[0]),
-            "rewards/rejected": jnp.mean(rewards[1]),
-            "rewards/margins": jnp.mean(rewards[0] - rewards[1]),
-            "rewards/accuracies": jnp.mean(rewards[0] > rewards[1]),
-            "logps/chosen": jnp.mean(chosen),
-            "logps/rejected": jnp.mean(rejected),
-        }
-        return jnp.mean(each), metrics
+        return loss_and_metrics(name, log_probs, batch)
 
     return loss
+
+
+def loss_and_metrics(name: str, log_probs: Array, batch: Batch) -> tuple[Array, Metrics]:
+    """Computes the mean loss of the pairs, and the metrics.
+
+    Args:
+      name: "dpo" or "ilhf".
+      log_probs: `[2 B]`, log-probs of the responses, nats.
+      batch: the batch.
+    """
+    chosen, rejected = jnp.split(log_probs, 2)
+    ref_chosen, ref_rejected = jnp.split(batch.ref_log_probs, 2)
+    if name == "dpo":
+        each = losses.dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=BETA)
+    else:
+        pairs = jnp.stack([chosen, rejected], axis=1)
+        each = losses.ilhf_loss(pairs, jnp.zeros(len(pairs), int))
+    rewards = BETA * (chosen - ref_chosen), BETA * (rejected - ref_rejected)
+    metrics = {
+        "rewards/chosen": jnp.mean(rewards[0]),
+        "rewards/rejected": jnp.mean(rewards[1]),
+        "rewards/margins": jnp.mean(rewards[0] - rewards[1]),
+        "rewards/accuracies": jnp.mean(rewards[0] > rewards[1]),
+        "logps/chosen": jnp.mean(chosen),
+        "logps/rejected": jnp.mean(rejected),
+    }
+    return jnp.mean(each), metrics
 
 
 def trainer(
@@ -176,18 +198,39 @@ def trainer(
 ) -> Trainer:
     """Compiles one step: gradient, AdamW and metrics; the state is donated."""
     loss = objective(sizes, name, whole_logits=whole_logits)
-    learner = training.learner(loss, optax.adamw(LEARNING_RATE, weight_decay=0.0))
+    made = compile_trainer(loss, params, None, batch, LEARNING_RATE)
+    return made._replace(name=WHOLE_LOGITS) if whole_logits else made
+
+
+def compile_trainer(
+    objective: training.Objective,
+    trainable: Params,
+    frozen: Any,
+    batch: Any,
+    learning_rate: float,
+) -> Trainer:
+    """Compiles one step of AdamW on an objective; the state is donated.
+
+    Args:
+      objective: as in `shatter.training`.
+      trainable: the parameters before the first step.
+      frozen: what the objective reads and does not train.
+      batch: the batch of every step.
+      learning_rate: of AdamW.
+    """
+    learner = training.learner(objective, optax.adamw(learning_rate, weight_decay=0.0))
     # Copied, because the step donates its buffers.
-    state = learner.init(jax.tree.map(jnp.copy, params), jax.random.key(0))
-    program = _compile_step(learner.step, state, None, batch, donate=(0,))
+    state = learner.init(jax.tree.map(jnp.copy, trainable), jax.random.key(0))
+    program = _compile_step(learner.step, state, frozen, batch, donate=(0,))
 
     def step() -> Array:
         nonlocal state
-        state, metrics = program.call(state, None, batch)
+        state, metrics = program.call(state, frozen, batch)
         return metrics["loss"]
 
-    title = WHOLE_LOGITS if whole_logits else "shatter"
-    return Trainer(title, step, jax.block_until_ready, program.compile_seconds, program.peak_bytes)
+    return Trainer(
+        "shatter", step, jax.block_until_ready, program.compile_seconds, program.peak_bytes
+    )
 
 
 def draw_prompts(sizes: Gpt2, seed: int) -> np.ndarray:

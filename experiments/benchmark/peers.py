@@ -3,6 +3,7 @@
 import importlib
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,13 @@ def model(sizes: Gpt2, params: Params, folder: str | None = None) -> Any:
             return model(sizes, params, folder)
     import torch
 
-    transformers = _module("transformers")
+    transformers = module("transformers")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    models.save_pretrained(folder, transformer_config(sizes), params)
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    if sizes.folder is None:
+        models.save_pretrained(folder, transformer_config(sizes), params)
+    source = folder if sizes.folder is None else sizes.folder
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
@@ -79,6 +82,9 @@ def trl_trainer(
     seed: int,
     *,
     precompute: bool = True,
+    learning_rate: float | None = None,
+    peft_config: Any = None,
+    prepare: Callable[[Any], None] = lambda net: None,
 ) -> Trainer:
     """Returns TRL's DPOTrainer: its `training_step`, then the step of its optimiser.
 
@@ -94,6 +100,9 @@ def trl_trainer(
       seed: seed of the pairs.
       precompute: whether the reference's log-probs are computed once; by default TRL runs the
         reference in every step.
+      learning_rate: of AdamW; None = `LEARNING_RATE`.
+      peft_config: peft's configuration of adapters, which are then trained alone.
+      prepare: called with the model before the first step.
 
     Raises:
       ValueError: if TRL's batch differs from ours.
@@ -101,7 +110,7 @@ def trl_trainer(
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     import torch
 
-    datasets, trl = _module("datasets"), _module("trl")
+    datasets, trl = module("datasets"), module("trl")
     datasets.disable_progress_bars()
     write = lambda tokens: "".join(f"<{token}>" for token in tokens)
     rows = [
@@ -114,7 +123,7 @@ def trl_trainer(
             output_dir=folder,
             per_device_train_batch_size=sizes.num_pairs,
             max_length=sizes.length,
-            learning_rate=LEARNING_RATE,
+            learning_rate=LEARNING_RATE if learning_rate is None else learning_rate,
             weight_decay=0.0,
             max_grad_norm=0.0,
             lr_scheduler_type="constant",
@@ -131,7 +140,9 @@ def trl_trainer(
             args=args,
             train_dataset=datasets.Dataset.from_list(rows),
             processing_class=_tokenizer(sizes),
+            peft_config=peft_config,
         )
+    prepare(made.model)
     made.create_optimizer()
     made.current_gradient_accumulation_steps = 1  # which `train` would set
     inputs = made.data_collator([made.train_dataset[row] for row in range(sizes.num_pairs)])
@@ -153,6 +164,34 @@ def trl_trainer(
         return loss
 
     return Trainer("TRL" if precompute else "TRL, reference every step", step, wait)
+
+
+def scorer(
+    sizes: Gpt2, params: Params, tokens: np.ndarray, texts_at_once: int
+) -> Callable[[], np.ndarray]:
+    """Returns the function that scores texts: the log-probs of all their tokens but the first.
+
+    Args:
+      sizes: the sizes.
+      params: our weights.
+      tokens: int `[N, T]`.
+      texts_at_once: the size of a batch.
+    """
+    import torch
+
+    net = model(sizes, params)
+    batches = torch.tensor(tokens).to(net.device).split(texts_at_once)
+
+    def score() -> np.ndarray:
+        scores = []
+        with torch.inference_mode():
+            for batch in batches:
+                logits = net(input_ids=batch, use_cache=False).logits[:, :-1].float()
+                each = logits.log_softmax(-1).gather(-1, batch[:, 1:, None])[..., 0]
+                scores.append(each.sum(1))
+        return torch.cat(scores).cpu().numpy()
+
+    return score
 
 
 def generation_way(sizes: Gpt2, params: Params, prompts: np.ndarray) -> Way:
@@ -197,17 +236,17 @@ def _beta_and_reference(objective: str, ref: Any) -> tuple[float, Any]:
 
 def _tokenizer(sizes: Gpt2) -> Any:
     """Returns a tokeniser with the word `<i>` for token i."""
-    tokenizers = _module("tokenizers")
+    tokenizers = module("tokenizers")
     words = {f"<{token}>": token for token in range(sizes.vocab_size)}
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token=f"<{EOS}>"))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"<\d+>"), "isolated")
-    return _module("transformers").PreTrainedTokenizerFast(
+    return module("transformers").PreTrainedTokenizerFast(
         tokenizer_object=inner, eos_token=f"<{EOS}>", pad_token=f"<{EOS}>"
     )
 
 
-def _module(name: str) -> Any:
-    """Imports an optional module, untyped."""
+def module(name: str) -> Any:
+    """Imports an optional module, untyped, by its name."""
     return importlib.import_module(name)
 
 

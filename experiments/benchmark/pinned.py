@@ -11,11 +11,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # jax must not be imported before the core is chosen
-    from experiments.benchmark.ways import Way
+    from experiments.benchmark.ways import Made
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {
@@ -95,7 +97,12 @@ def _check_losses(name: str, losses: Any, first: Any, tolerance: float) -> float
 
 def missing(work: str) -> list[str]:
     """Returns the packages that the other ways of a work need and that are not installed."""
-    return [name for name in PACKAGES[work] if importlib.util.find_spec(name) is None]
+    return absent(PACKAGES[work])
+
+
+def absent(packages: Iterable[str]) -> list[str]:
+    """Returns those of some packages that are not installed."""
+    return [name for name in packages if importlib.util.find_spec(name) is None]
 
 
 def num_ways(work: str) -> int:
@@ -107,7 +114,7 @@ def num_ways(work: str) -> int:
 
 def versions() -> dict[str, str]:
     """Returns the versions of the installed packages that shatter is compared with."""
-    packages = sorted(set().union(*PACKAGES.values()))
+    packages = sorted({"peft"}.union(*PACKAGES.values()))
     return {
         name: importlib.metadata.version(name)
         for name in packages
@@ -115,15 +122,19 @@ def versions() -> dict[str, str]:
     }
 
 
-def run_apart(spec: dict[str, Any]) -> dict[str, Any]:
-    """Runs this module in a fresh process; returns the object that it prints for a spec.
+def run_apart(spec: dict[str, Any], module: str = "experiments.benchmark.pinned") -> dict[str, Any]:
+    """Runs a module in a fresh process; returns the object that it prints for a spec.
+
+    Args:
+      spec: the spec, which can be written as JSON.
+      module: the name of the module.
 
     Raises:
       RuntimeError: with the end of its messages, if the process fails.
     """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.benchmark.pinned", json.dumps(spec)],
+        [sys.executable, "-m", module, json.dumps(spec)],
         env=os.environ | {"PYTHONPATH": path, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
         capture_output=True,
         text=True,
@@ -135,18 +146,22 @@ def run_apart(spec: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def pin() -> None:
-    """Keeps this process and its future threads on one core, the last that it may use.
+def pin(cores: int = 1) -> None:
+    """Keeps this process and its future threads on some cores, the last ones that it may use.
 
-    With an NVIDIA GPU it does nothing, because there the cores only launch kernels.
+    Like the command `shatter`, the process keeps the memory that it frees. With an NVIDIA GPU it is
+    not pinned, because there the cores only launch kernels.
     """
+    from shatter.cli.common.memory import keep_freed_memory
+
+    keep_freed_memory()
     if Path("/dev/nvidia0").exists() or not hasattr(os, "sched_setaffinity"):
         return
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cores:])
     if importlib.util.find_spec("torch") is not None:
         import torch
 
-        torch.set_num_threads(1)
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
 def answer(spec: dict[str, Any], gpt2: Any = None) -> dict[str, Any]:
@@ -161,43 +176,66 @@ def answer(spec: dict[str, Any], gpt2: Any = None) -> dict[str, Any]:
       See `measure`; "losses" of the first steps; with "only" also "memory": the bytes of the
       "process" and its "growth".
     """
-    from experiments.benchmark import config, finetune, peers
-    from experiments.benchmark import measure as timing
+    from experiments.benchmark import config, finetune
 
-    work, seed, only = spec["work"], spec["seed"], spec.get("only")
-    sizes = gpt2 or config.gpt2(spec["gpt2"])
-    absent = missing(work)
-    losses: list[float] = []
-    if not absent and (only is None or not only.startswith("shatter")):
-        import transformers
-
-        if work != "generation":
-            import trl  # noqa: F401
-        transformers.utils.logging.set_verbosity_error()
-    before = peers.resident_peak() if only else 0
+    work, only = spec["work"], spec.get("only")
+    sizes, lacking = gpt2 or config.gpt2(spec["gpt2"]), missing(work)
+    is_ours = only is not None and only.startswith("shatter")
+    import_peers(() if is_ours else PACKAGES[work], lacking)
     if work == "generation":
-        ways, notes = _generation(finetune.with_room_to_generate(sizes), seed, only, bool(absent))
+        sizes = finetune.with_room_to_generate(sizes)
+        make = partial(compare_generation, sizes, spec["seed"], only, bool(lacking))
     else:
-        ways, notes, losses = _finetune(sizes, work, seed, only, bool(absent))
-    if absent:
+        make = partial(_finetune, sizes, work, spec["seed"], only, bool(lacking))
+    return timed(spec, lacking, make)
+
+
+def import_peers(packages: Iterable[str], lacking: list[str]) -> None:
+    """Imports the packages that the other ways of a work need, if all of them are installed."""
+    if lacking:
+        return
+    for name in packages:
+        importlib.import_module(name)
+    if "transformers" in packages:
+        importlib.import_module("transformers").utils.logging.set_verbosity_error()
+
+
+def timed(spec: dict[str, Any], lacking: list[str], make: Callable[[], "Made"]) -> dict[str, Any]:
+    """Makes the ways of a work and times them in turn.
+
+    Args:
+      spec: has "repeats"; with "only" there is one way, and the memory of this process is measured.
+      lacking: the packages of the other ways that are not installed.
+      make: makes the ways and compares what they compute.
+
+    Returns:
+      See `measure`; "losses" of the first steps; with "only" also "memory": the bytes of the
+      "process" and its "growth".
+    """
+    from experiments.benchmark import measure as timing
+    from experiments.benchmark import peers
+
+    only = spec.get("only")
+    before = peers.resident_peak() if only else 0
+    made = make()
+    notes = made.notes
+    if lacking:
         notes.append(
-            f"{', '.join(absent)} not installed, so their rows are left out: "
+            f"{', '.join(lacking)} not installed, so their rows are left out: "
             "pip install 'shatter-lm[benchmark]'"
         )
-    ways, exhausted = timing.warm_up(ways)
+    ways, exhausted = timing.warm_up(made.ways)
     notes.extend(f"{name} ran out of memory" for name in exhausted)
     seconds = timing.time_in_turn(ways, spec["repeats"]).tolist()
     rows = [{k: v for k, v in way._asdict().items() if k != "run"} for way in ways]
-    result = {"ways": rows, "seconds": seconds, "notes": notes, "losses": losses}
+    result = {"ways": rows, "seconds": seconds, "notes": notes, "losses": list(made.losses)}
     if only:
         peak = peers.resident_peak()
         result["memory"] = {"process": peak, "growth": peak - before}
     return result
 
 
-def _finetune(
-    sizes: Any, work: str, seed: int, only: str | None, alone: bool
-) -> tuple[list["Way"], list[str], list[float]]:
+def _finetune(sizes: Any, work: str, seed: int, only: str | None, alone: bool) -> "Made":
     from experiments.benchmark import finetune, peers
 
     params = finetune.init(sizes, seed)
@@ -216,6 +254,29 @@ def _finetune(
         makers["TRL, reference every step"] = lambda: peers.trl_trainer(
             sizes, work, params, batch, seed, precompute=False
         )
+    return compare_trainers(makers, sizes, only)
+
+
+def compare_trainers(
+    makers: dict[str, Callable[[], Any]], sizes: Any, only: str | None, steps: int | None = None
+) -> "Made":
+    """Makes trainers and checks that their first losses are the same.
+
+    Args:
+      makers: what makes each trainer, by its name.
+      sizes: the sizes of the model and the batch.
+      only: the one that is made; None = all.
+      steps: the number of steps in a call of a way; None = that of the sizes.
+
+    Returns:
+      The ways, sentences on what was checked, and the first losses of the first trainer.
+
+    Raises:
+      ValueError: if the losses differ.
+    """
+    from experiments.benchmark import finetune
+    from experiments.benchmark.ways import Made
+
     made = [make() for name, make in makers.items() if only in (None, name)]
     losses = [finetune.first_losses(trainer, sizes.steps).tolist() for trainer in made]
     notes, tolerance = [], HALF_TOLERANCE if sizes.half else TOLERANCE
@@ -224,17 +285,24 @@ def _finetune(
         notes.append(
             f"losses of {sizes.steps} steps, {trainer.name}: within {apart:.1e} of shatter's"
         )
-    return (
-        [finetune.way(trainer, sizes.num_pairs, sizes.steps) for trainer in made],
-        notes,
-        losses[0],
-    )
+    ways = [finetune.way(trainer, sizes.num_pairs, steps or sizes.steps) for trainer in made]
+    return Made(ways, notes, losses[0])
 
 
-def _generation(
-    sizes: Any, seed: int, only: str | None, alone: bool
-) -> tuple[list["Way"], list[str]]:
+def compare_generation(sizes: Any, seed: int, only: str | None, alone: bool) -> "Made":
+    """Makes the ways to generate, and compares their greedy continuations.
+
+    Args:
+      sizes: the sizes, with room for what is generated.
+      seed: seed of weights and prompts.
+      only: the name of the one way that is wanted; None = all.
+      alone: whether transformers is missing.
+
+    Returns:
+      The ways, and sentences on what was checked.
+    """
     from experiments.benchmark import finetune, peers
+    from experiments.benchmark.ways import Made
 
     params = finetune.init(sizes, seed)
     prompts = finetune.draw_prompts(sizes, seed)
@@ -243,9 +311,9 @@ def _generation(
         makers["transformers"] = lambda: peers.generation_way(sizes, params, prompts)
     ways = [make() for name, make in makers.items() if only in (None, name)]
     if len(ways) < 2:
-        return ways, []
+        return Made(ways, [])
     same = finetune.greedy(sizes, params, prompts) == peers.greedy(sizes, params, prompts)
-    return ways, [f"greedy continuations: {same.mean():.2%} of the tokens are equal"]
+    return Made(ways, [f"greedy continuations: {same.mean():.2%} of the tokens are equal"])
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +13,19 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.benchmark import accelerator, measure, members, others, pinned, plot, ways, work
+from experiments.benchmark import (
+    accelerator,
+    checkpoint,
+    measure,
+    members,
+    others,
+    pinned,
+    plot,
+    ways,
+    work,
+)
 from experiments.benchmark.config import (
+    CHECKPOINT,
     GPT2S,
     ON_DEMAND,
     SECTIONS,
@@ -39,6 +51,11 @@ def check(config: Config) -> None:
     binary.choose("section", config.sections, (*SECTIONS, *ON_DEMAND))
     binary.choose("work", config.works, WORKS)
     binary.choose("gpt2", config.gpt2s, GPT2S)
+    if CHECKPOINT in config.sections and not Path(config.checkpoint or "").is_dir():
+        raise UsageError(
+            f"--sections {CHECKPOINT} needs --checkpoint, the folder of a pretrained model, found "
+            f"{config.checkpoint}"
+        )
     for name in ("repeats", "num_rounds", "num_members", "num_seeds", "seeds_per_call", "depths"):
         value = getattr(config, name)
         for number in value if isinstance(value, tuple) else (value,):
@@ -78,6 +95,7 @@ PINNED = (
 )
 ADAPTERS = 8
 ADAPTER_SECONDS = {"small": 8.0, "wide": 10.0, "gpt2": 120.0}  # of one group with 5 repeats
+CHECKPOINT_SECONDS = 8.0  # to import, load and compile a way
 PINNED_SECONDS = 12.0  # of one way: two processes that import and build it
 
 
@@ -122,10 +140,22 @@ def plan(config: Config) -> list[Part]:
             make = partial(members.member_ways, members.sizes(name), utility, ADAPTERS, config.seed)
             title = f"adapters, {utility}, {name}"
             parts.append(Part(title, "step", make, members.num_ways(name), ADAPTER_SECONDS[name]))
+    if CHECKPOINT in config.sections:
+        parts += [_checkpoint_part(config, *place) for place in checkpoint.places()]
     if "accelerator" in config.sections:
         chosen, rounds = accelerator.PLANS[config.accelerator_size], sizes(config, "tabular")
         parts += [Part(*part) for part in accelerator.parts(chosen, rounds, config.seed)]
     return parts
+
+
+def _checkpoint_part(config: Config, name: str, cores: int) -> Part:
+    """Returns the group of a work with the pretrained model on some cores."""
+    work, folder = checkpoint.WORKS[name], str(config.checkpoint)
+    args = (name, folder, cores, config.seed, config.repeats)
+    run, num_ways = partial(checkpoint.measure, *args), checkpoint.num_ways(name)
+    seconds = num_ways * CHECKPOINT_SECONDS + (config.repeats + 2) * work.seconds / cores
+    cost = seconds * (2 if work.memory and cores == 1 else 1)
+    return Part(f"{name}, {cores} core{'s' * (cores > 1)}", work.unit, list, num_ways, cost, run)
 
 
 @cache

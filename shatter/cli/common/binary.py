@@ -13,6 +13,8 @@ import tyro
 from absl import app, flags, logging
 from rich.console import Console
 
+from shatter.cli.common.memory import keep_freed_memory
+
 Config = TypeVar("Config")
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -69,6 +71,7 @@ def main(
         show_error(message)
         sys.exit(1)
 
+    keep_freed_memory()
     parsed: list[Config] = []
     program = None if argv is None else argv[0]
     app.run(run, argv=argv, flags_parser=parse)
