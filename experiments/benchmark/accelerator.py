@@ -105,8 +105,9 @@ def model_flops(sizes: Gpt2, params: Params) -> int:
 def training_step(sizes: Gpt2, seed: int) -> list[Way]:
     """Returns the DPO step with given reference log-probs, and that of a plain PyTorch loop.
 
-    PyTorch runs transformers' model under autocast with its own attention kernel and the fused
-    AdamW.
+    On a GPU ours has fused attention and unrolled blocks, as `shatter finetune --bf16
+    --fused_attention`. PyTorch runs transformers' model under autocast with its own attention
+    kernel and the fused AdamW.
 
     Returns:
       The ways, in units of floating-point operations of the model.
