@@ -162,7 +162,6 @@ def as_array(logits: Array | FactoredLogits) -> Array:
     return multiply(*logits) if isinstance(logits, FactoredLogits) else logits
 
 
-@jax.custom_vjp
 def target_log_probs(logits: FactoredLogits, targets: Array) -> Array:
     """Returns the log-probs of given tokens: `logits_target - logsumexp logits`.
 
@@ -173,6 +172,16 @@ def target_log_probs(logits: FactoredLogits, targets: Array) -> Array:
     Returns:
       `[...]`, nats. Logits of -inf count as `shatter.numerics.LOG_ZERO`.
     """
+    return _target_log_probs(_flat(logits), targets.ravel()).reshape(targets.shape)
+
+
+def _flat(logits: FactoredLogits) -> FactoredLogits:
+    """Flattens tokens to rows, because XLA on CPUs otherwise copies them for the gradient."""
+    return logits.map_rows(lambda leaf: leaf.reshape(-1, leaf.shape[-1]))
+
+
+@jax.custom_vjp
+def _target_log_probs(logits: FactoredLogits, targets: Array) -> Array:
     return _log_probs_forward(logits, targets)[0]
 
 
@@ -201,10 +210,9 @@ def _log_probs_backward(residuals: Any, cotangent: Array) -> tuple[FactoredLogit
     return _pull_back((logits,), slopes, cotangent)[0], None
 
 
-target_log_probs.defvjp(_log_probs_forward, _log_probs_backward)
+_target_log_probs.defvjp(_log_probs_forward, _log_probs_backward)
 
 
-@jax.custom_vjp
 def kl_divergence(ref: FactoredLogits, own: FactoredLogits) -> Array:
     """Returns KL(ref || own) of the laws that two models' logits l and m define.
 
@@ -217,6 +225,11 @@ def kl_divergence(ref: FactoredLogits, own: FactoredLogits) -> Array:
     Returns:
       `[...]`, nats. Logits of -inf count as `shatter.numerics.LOG_ZERO`.
     """
+    return _kl_divergence(_flat(ref), _flat(own)).reshape(ref.shape[:-1])
+
+
+@jax.custom_vjp
+def _kl_divergence(ref: FactoredLogits, own: FactoredLogits) -> Array:
     return _kl_forward(ref, own)[0]
 
 
@@ -251,7 +264,7 @@ def _kl_backward(residuals: Any, cotangent: Array) -> tuple[FactoredLogits, ...]
     return _pull_back((ref, own), slopes, cotangent)
 
 
-kl_divergence.defvjp(_kl_forward, _kl_backward)
+_kl_divergence.defvjp(_kl_forward, _kl_backward)
 
 
 class _Slice(NamedTuple):

@@ -3,14 +3,16 @@
 import inspect
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import chex
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from shatter import factored
-from shatter.factored import FactoredLogits, as_array
+from shatter.factored import FactoredLogits
 from shatter.types import Array, Key, Params
 
 
@@ -66,9 +68,10 @@ def lazy_logits(
     """
     if lm.factored is None:
         return lm.apply(params, tokens, valid=valid)
-    logits = lm.factored(params, tokens, valid=valid)
-    is_large = copies * math.prod(logits.shape) > factored.MULTIPLIED_OUT_UP_TO
-    return logits if is_large else as_array(logits)
+    make = partial(lm.factored, valid=valid)
+    shape = jax.eval_shape(make, params, tokens).shape
+    is_large = copies * math.prod(shape) > factored.MULTIPLIED_OUT_UP_TO
+    return make(params, tokens) if is_large else lm.apply(params, tokens, valid=valid)
 
 
 def from_flax(module: nn.Module, *, length: int = 1) -> LanguageModel:
