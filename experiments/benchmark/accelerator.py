@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from experiments.benchmark.config import Gpt2, Sizes
 from experiments.benchmark.ways import Way, compile_program
 from shatter.types import Array, Params
 
-UTILITIES = ("scores", "log-probs, mlp_out alone")
+UTILITY = "log-probs, mlp_out alone"
 NUM_ADAPTERS = (8, 64)
 PRODUCTS = 8  # matrix products in a call of the ceiling
 CPU_SEEDS = 8  # seeds of the run on a CPU, which is slower; a seed's time is what counts
@@ -170,13 +171,12 @@ def _on_a_cpu(sizes: Sizes, frozen: work.Frozen, keys: Array) -> Way:
     return way._replace(name=f"{len(keys)} seeds in one call on a CPU")
 
 
-def adapters(sizes: Gpt2, utility: str, seed: int) -> list[Way]:
+def adapters(sizes: Gpt2, seed: int) -> list[Way]:
     """Returns the step of one adapter, and those of 8 and of 64 on the same base, all vmapped."""
     base = members.make_base(sizes, seed)
-    return [
-        members.shared_way(sizes, utility, base, f"adapters: {num}", num, num)
-        for num in (1, *NUM_ADAPTERS)
-    ]
+    make = lambda num: members.shared_way(sizes, UTILITY, base, f"adapters: {num}", num, num)
+    with ThreadPoolExecutor() as pool:  # because each takes long to compile
+        return list(pool.map(make, (1, *NUM_ADAPTERS)))
 
 
 def parts(
@@ -202,7 +202,6 @@ def parts(
         groups.append((f"generation, {name}", "token", sample, 1 + has_peer, 60.0))
     run = partial(seeds, tabular, plan.num_seeds, seed)
     groups.append(("exploration, tabular", "seed-round", run, 3 + others.has_torch(), 60.0))
-    for utility in UTILITIES:
-        step = partial(adapters, plan.adapters, utility, seed)
-        groups.append((f"adapters, {utility}", "step", step, 1 + len(NUM_ADAPTERS), 60.0))
+    step = partial(adapters, plan.adapters, seed)
+    groups.append((f"adapters, {UTILITY}", "step", step, 1 + len(NUM_ADAPTERS), 60.0))
     return groups

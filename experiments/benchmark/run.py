@@ -227,6 +227,7 @@ def _measure(parts: list[Part], config: Config, console: Console) -> list[tuple[
             if part.pinned:
                 advance(part.name, 0)
                 results.append(_pinned(part, console))
+                _print(*results[-1], console)
                 advance(part.name, config.repeats * part.num_ways)
                 continue
             advance(f"{part.name}: compiling", 0)
@@ -238,8 +239,17 @@ def _measure(parts: list[Part], config: Config, console: Console) -> list[tuple[
                 seconds = measure.time_in_turn(fit, config.repeats, partial(advance, part.name))
                 timed = [way._replace(run=_nothing) for way in fit]  # frees the memory they hold
                 results.append((Group(part.name, part.unit, timed), seconds))
+                _print(*results[-1], console)
                 del fit
     return results
+
+
+def _print(group: Group, seconds: np.ndarray, console: Console) -> None:
+    """Prints a group's figures as soon as there are some, because a whole run may take long."""
+    for row in measure.summarise(group, seconds):
+        ratio = f"{row['ratio']:.3g} [{row['ratio_low']:.3g}, {row['ratio_high']:.3g}]"
+        speed = f"{1 / row['seconds_a_unit']:.3g} {group.unit}s/s"
+        console.print(f"{group.name}: {row['way']}: {speed}, time {ratio}", markup=False)
 
 
 def _nothing() -> None:

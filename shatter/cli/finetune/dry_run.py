@@ -38,7 +38,7 @@ def describe(config: Config, task: Task, console: Console) -> None:
     num_slots = max(len(row.completions) for row in rows)
     longest = max(row.length for row in rows)
     logits = size * num_slots * longest * task.model.config.vocab_size
-    held_logits = factored.SLICE_SIZE if logits > factored.MULTIPLIED_OUT_UP_TO else logits
+    held_logits = factored.slice_size() if logits > factored.MULTIPLIED_OUT_UP_TO else logits
     base, own = (places.count_bytes(config, tree) for tree in (task.model.params, trained))
     memory = base + 4 * own + 3 * 4 * held_logits / mesh.size
     of_each = " of each" if mesh.size > 1 else ""
