@@ -22,7 +22,7 @@ _ACTIVATIONS = {
     "silu": ("silu", "swish"),
 }
 _TOKENS = ("bos", "eos")
-_NOT_IN_FOLDER = ("dtype", "remat", *_TOKENS)
+_NOT_IN_FOLDER = ("dtype", "fused_attention", "remat", "unrolled_layers", *_TOKENS)
 _IDS = Field("ids", optional=True)  # may be negative, because some files write -1 for no token
 _OWN_FIELDS = FIELDS | {"activation": Field("text"), "bos": _IDS, "eos": _IDS}
 """Types and ranges in config.json of the fields that `TransformerConfig` has."""
