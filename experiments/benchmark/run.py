@@ -51,10 +51,11 @@ def check(config: Config) -> None:
     binary.choose("section", config.sections, (*SECTIONS, *ON_DEMAND))
     binary.choose("work", config.works, WORKS)
     binary.choose("gpt2", config.gpt2s, GPT2S)
-    if CHECKPOINT in config.sections and not Path(config.checkpoint or "").is_dir():
+    folder = config.checkpoint
+    if CHECKPOINT in config.sections and (folder is None or not Path(folder).is_dir()):
         raise UsageError(
             f"--sections {CHECKPOINT} needs --checkpoint, the folder of a pretrained model, found "
-            f"{config.checkpoint}"
+            f"{folder}"
         )
     for name in ("repeats", "num_rounds", "num_members", "num_seeds", "seeds_per_call", "depths"):
         value = getattr(config, name)
