@@ -106,9 +106,8 @@ def model_flops(sizes: Gpt2, params: Params) -> int:
 def training_step(sizes: Gpt2, seed: int) -> list[Way]:
     """Returns the DPO step with given reference log-probs, and that of a plain PyTorch loop.
 
-    On a GPU ours has fused attention and unrolled blocks, as `shatter finetune --bf16
-    --fused_attention`. PyTorch runs transformers' model under autocast with its own attention
-    kernel and the fused AdamW.
+    Ours is that of `shatter finetune --bf16 --fused_attention` with all blocks unrolled. PyTorch
+    runs transformers' model under autocast with its own attention kernel and the fused AdamW.
 
     Returns:
       The ways, in units of floating-point operations of the model.
@@ -118,7 +117,7 @@ def training_step(sizes: Gpt2, seed: int) -> list[Way]:
     """
     params = finetune.init(sizes, seed)
     batch = finetune.make_batch(sizes, params, seed)
-    made = [finetune.trainer(sizes, "dpo", params, batch)]
+    made = [finetune.trainer(dataclasses.replace(sizes, unrolled=True), "dpo", params, batch)]
     if not pinned.missing("generation"):
         from experiments.benchmark import peers
 

@@ -77,7 +77,7 @@ def way(trainer: Trainer, units: int, steps: int = 3) -> Way:
 def transformer_config(sizes: Gpt2) -> models.TransformerConfig:
     """Returns the config of a GPT-2 of these sizes, of a llama, or that of a pretrained model.
 
-    On a GPU blocks are unrolled, and attention in bfloat16 is fused.
+    On a GPU attention in bfloat16 is fused.
     """
     if sizes.folder is not None:
         return load(sizes.folder)[0]
@@ -98,7 +98,7 @@ def transformer_config(sizes: Gpt2) -> models.TransformerConfig:
         head_bias=False,
         dtype="bfloat16" if sizes.half else None,
         fused_attention=sizes.half and jax.default_backend() == "gpu",
-        unrolled_layers=sizes.num_layers if jax.default_backend() == "gpu" else 8,
+        unrolled_layers=sizes.num_layers if sizes.unrolled else 8,
         bos=EOS,
         eos=(EOS,),
         **llama,

@@ -72,15 +72,14 @@ def load_model(config: Config) -> Pretrained:
             date=_template_date(config),
         )
     _check_lengths(config, transformer.max_length)
-    settings: dict[str, Any] = {"remat": config.gradient_checkpointing}
-    is_gpu = jax.default_backend() == "gpu"
-    if config.fused_attention and not is_gpu:
+    settings: dict[str, Any] = {
+        "remat": config.gradient_checkpointing,
+        "unrolled_layers": config.unrolled_layers,
+    }
+    if config.fused_attention and jax.default_backend() != "gpu":
         raise UsageError(
             f"--fused_attention needs an NVIDIA GPU, found devices of kind {jax.default_backend()}"
         )
-    if is_gpu:
-        # Measured at 12 and 30 layers: a step takes a quarter less time than if they are scanned.
-        settings["unrolled_layers"] = transformer.num_layers
     if config.bf16:
         settings |= {"dtype": "bfloat16", "fused_attention": config.fused_attention}
     transformer = dataclasses.replace(transformer, **settings)
