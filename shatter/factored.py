@@ -43,7 +43,11 @@ logits take 100 MB, as in a small step of GPT-2 small (504 x 50,257).
 
 
 def slice_size() -> int:
-    """Returns the largest number of logits that are held at once on the devices in use."""
+    """Returns the largest number of logits that are held at once on the devices in use.
+
+    Returns:
+      `SLICE_SIZE`, or `ACCELERATOR_SLICE_SIZE` if jax's default devices are no CPUs.
+    """
     return SLICE_SIZE if jax.default_backend() == "cpu" else ACCELERATOR_SLICE_SIZE
 
 
