@@ -232,6 +232,7 @@ def test_logits_are_lazy_only_where_they_are_many(monkeypatch: pytest.MonkeyPatc
     assert isinstance(logits, jax.Array)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [{"head_bias": True}, {"tied": True}, {"head_bias": True, "dtype": "bfloat16"}],

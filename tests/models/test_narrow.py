@@ -115,6 +115,7 @@ def test_logits_are_those_of_the_weights_that_it_stands_for(config, dtype):
     assert 0 < float(jnp.max(jnp.abs(wide - expected))) < 0.5 * float(jnp.std(wide))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
 @pytest.mark.parametrize("is_lazy", [False, True])
 def test_adapters_have_the_gradient_of_the_base_that_it_stands_for(monkeypatch, dtype, is_lazy):

@@ -42,6 +42,7 @@ def test_every_matrix_of_every_family_is_cut_and_nothing_else():
                     assert used == ({"fsdp", "tensor"} if is_matrix else set()), (family, keys)
 
 
+@pytest.mark.slow
 def test_a_model_in_parts_is_the_whole_model(float64):
     """Loss and gradient agree on data=2, fsdp=2, tensor=2; and no device holds a matrix whole."""
     config = models.TransformerConfig(**SMALL, **LLAMA, tied=True)
