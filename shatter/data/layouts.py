@@ -278,7 +278,8 @@ def _assert_completion(completion: Text, field: str, prompt: Text) -> None:
         if roles[0] not in ("assistant", "tool"):
             mend = "do not repeat the prompt's messages in the completion, or leave prompt out"
             raise BadRow(f"{field}[0].role", "assistant or tool", roles[0], mend)
-        last = completion[-1]["content"] or completion[-1].get("tool_calls")
+        content = completion[-1]["content"]
+        last = content or completion[-1].get("tool_calls") or content
     if not last or not str(last).strip():
         raise BadRow(field, "a completion with something in it", shown(last))
 

@@ -127,6 +127,12 @@ def ranked(*ranks):
             "a conversation, as the prompt is",
             "a text; a text",
         ),
+        (
+            TALK | {"chosen": [ANSWER | {"content": ""}]},
+            "chosen",
+            "a completion with some",
+            "str ''",
+        ),
         (PAIR | {"chosen": [ANSWER]}, "chosen", "a text, as the prompt is", "a conversation"),
         (
             {"prompt": "other", "chosen": [USER, ANSWER], "rejected": [USER, OTHER]},
