@@ -54,7 +54,13 @@ def test_there_is_an_example(name: str):
     assert name in EXAMPLES
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+SLOW = ("ensembles.adapters", "training.interaction")  # they compile most
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in EXAMPLES],
+)
 def test_example_runs_as_it_stands(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """In a folder of its own, and with nothing but its own imports."""
     monkeypatch.chdir(tmp_path)

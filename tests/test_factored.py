@@ -83,6 +83,7 @@ def test_forward_kl_and_both_gradients_equal_those_of_whole_logits(float64: None
     assert_close(total(both[0], as_array(both[1])), found[0])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slices")
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_masked_does_no_harm(float64: None, kind: str):
@@ -214,6 +215,7 @@ def test_nothing_as_large_as_the_logits_is_held(monkeypatch: pytest.MonkeyPatch,
     assert allowed < 4 * rows * vocab or trained
 
 
+@pytest.mark.slow
 def test_logits_are_lazy_only_where_they_are_many(monkeypatch: pytest.MonkeyPatch):
     lm = models.transformer(
         models.TransformerConfig(vocab_size=11, max_length=4, width=4, num_layers=1, num_heads=1)

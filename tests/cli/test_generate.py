@@ -95,6 +95,7 @@ def test_greedy_decoding_draws_without_chance(config: Config):
         assert max(row["log_probs"]) < 0
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(config: Config):
     generate.experiment(config)
     file = Path(config.output_dir) / generate.RESPONSES

@@ -232,6 +232,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients_at_extreme_log_ratios(name):
     function, right = CASES[name]

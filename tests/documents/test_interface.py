@@ -131,6 +131,7 @@ def test_posterior_does_not_move_with_a_constant(solved):
         np.testing.assert_allclose(shifted_policy[t][i], policy[t][i], atol=1e-12)
 
 
+@pytest.mark.slow
 @both_ends
 def test_posterior_policy_of_a_language_model_after_a_prompt(float64: None, eos: int | None):
     """As a law over documents it is `posterior_optimum`, for any length of the prompt."""
@@ -373,6 +374,7 @@ def test_faces_take_any_leading_axes(float64: None):
         faces.transition(tokens, length, jnp.array(2))
 
 
+@pytest.mark.slow
 def test_half_precision_stops_at_the_logits():
     """The log-probs and soft values of a bfloat16 model are float32 and normalised as such."""
 

@@ -129,6 +129,7 @@ def chi_square(samples: Samples, law: dict[tuple[int, ...], float]) -> float:
     )
 
 
+@pytest.mark.slow
 @every_filter
 def test_filters(filters: Filters):
     """At temperature 0.7, frequencies and log-probs are those of the filtered law."""
@@ -570,6 +571,7 @@ def test_checkify_finds_bad_values(kind: str):
     assert "logits hold a NaN" in checked(spoilt, jnp.array([1]))[0].get()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_half_precision_logits_are_drawn_and_scored_in_float32(dtype):
     """The log-probs are those of scoring the same logits; a sum in float16 is off by 1e-3."""

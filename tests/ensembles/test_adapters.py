@@ -47,6 +47,7 @@ def log_probs(shared, own):
     return jax.vmap(score)(logits(shared, own))
 
 
+@pytest.mark.slow
 def test_a_member_is_the_base_with_its_own_update(float64):
     shared, own = build()
     found = logits(shared, own)
@@ -55,6 +56,7 @@ def test_a_member_is_the_base_with_its_own_update(float64):
         np.testing.assert_allclose(found[m], alone, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_prior_is_as_documented(float64):
     _, own = build(0.3, 3000)
     pair = own["blocks"]["qkv"]["adapters"]["query"]

@@ -3,6 +3,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from shatter.exploration import double_thompson, double_thompson_sampled, greedy
 
@@ -47,6 +48,7 @@ def test_the_best_of_a_member_has_the_law_of_being_best():
     assert_law(actual, np.outer(best, best), 20_000)
 
 
+@pytest.mark.slow
 def test_a_response_is_redrawn_thirty_times():
     # One of 20 members prefers 1, the others 0: after 0 the second response is 1 unless every
     # draw was 0 again, and then it is 1, 2 or 3.

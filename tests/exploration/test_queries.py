@@ -333,6 +333,7 @@ def test_double_thompson_takes_the_largest_sum_of_its_members(num_slots):
         assert_law(lifted(double_thompson_queries, table, num_keys=20_000, **arguments), law)
 
 
+@pytest.mark.slow
 @every_arm
 def test_batches_differ_can_be_asked_and_follow_the_key(arm):
     log_probs = GARBAGE.copy()

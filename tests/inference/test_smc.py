@@ -205,6 +205,7 @@ def test_any_twist_leaves_the_evidence_unbiased(eos: int | None, twisted: bool):
     assert particles.num_resamplings[1].mean() > 0.5
 
 
+@pytest.mark.slow
 @both_ends
 @both_proposals
 def test_weighted_particles_have_the_law_of_the_target(eos: int | None, twisted: bool):

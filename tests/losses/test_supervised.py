@@ -150,6 +150,7 @@ def test_the_reward_learned_is_the_log_density_plus_a_constant():
 # --- what Luce's rule makes of near-duplicates ----------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "gap"), [(2, -0.405), (3, 0.288), (4, 0.693), (8, 1.540)])
 @pytest.mark.parametrize("loss", [ilhf_loss, reward_model_loss])
 def test_the_minority_wins_by_duplicates_of_the_other_side(loss, size, gap):

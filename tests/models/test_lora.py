@@ -83,6 +83,7 @@ def alone(adapters, target: str):
     return jax.tree_util.tree_map_with_path(keep, adapters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_the_model_begins_as_the_base(float64: None, name: str):
     lora = LoraConfig(rank=3, alpha=5.0, targets=TARGETS[name])

@@ -73,6 +73,7 @@ def widened(params):
     return {**params, "params": weights}
 
 
+@pytest.mark.slow
 @both_configs
 @pytest.mark.parametrize(("dtype", "bound"), [("int8", 1 / 254), ("bfloat16", 2**-8)])
 def test_every_matrix_is_within_its_bound(config, dtype, bound):

@@ -213,6 +213,7 @@ def test_logits_are_those_of_the_definition(float64: None, name: str):
         np.testing.assert_allclose(logits, expected, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_slopes_are_those_of_the_definition(float64: None):
     """In a random direction, by differences of the definition."""
     params, direction = random_params(GEMMA3), random_params(GEMMA3, seed=1)
@@ -416,6 +417,7 @@ def test_layers_scanned_and_unrolled_agree(params):
     np.testing.assert_allclose(logits[:2, :6], apply(params, DOCUMENTS)[:2], atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "remat"), [("llama", False), ("llama", True), ("gemma3", False)])
 def test_programs_do_not_grow_with_depth(name: str, remat: bool):
     """So the time to compile them does not grow either; up to eight layers are unrolled."""

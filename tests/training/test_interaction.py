@@ -161,6 +161,7 @@ def assert_same(actual, expected):
     )
 
 
+@pytest.mark.slow
 def test_a_run_cut_into_chunks_is_the_uncut_run_to_the_bit(float64):
     state, metrics = uncut()
     assert metrics["kl"].shape == metrics["loss"].shape == (SEEDS, ROUNDS)
@@ -174,6 +175,7 @@ def test_a_run_cut_into_chunks_is_the_uncut_run_to_the_bit(float64):
     assert len(np.unique(metrics["kl"])) == SEEDS * ROUNDS  # neither seeds nor chunks repeat
 
 
+@pytest.mark.slow
 def test_halves_driven_by_a_host_seed_by_seed_are_the_vmapped_scan(float64):
     init, propose, learn = halves()
     draw = jax.jit(jax.vmap(jax.random.uniform))

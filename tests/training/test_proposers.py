@@ -53,6 +53,7 @@ def members_utilities(shared, own, queries):
     return jax.vmap(score, in_axes=(None, 0, None))(shared, own, queries)
 
 
+@pytest.mark.slow
 def test_asked_marks_what_the_store_holds():
     np.testing.assert_array_equal(asked(store_of([2, 6]), POOL), np.isin(np.arange(POOL), [2, 6]))
     blank = jax.tree.map(lambda leaf: leaf[0], store_of([2]).comparisons)
@@ -62,6 +63,7 @@ def test_asked_marks_what_the_store_holds():
     np.testing.assert_array_equal(asked(full, POOL), np.isin(np.arange(POOL), [0, 1, 2, 3, 4]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [[1], [3, 0, 5, 7]])
 def test_whole_queries_are_those_that_the_arm_likes_and_were_not_asked(before, float64):
     propose = jax.jit(
@@ -145,6 +147,7 @@ def test_the_store_needs_a_query_where_the_proposer_reads_it():
         jax.eval_shape(process(propose).init, jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_keys_of_learn_are_the_states_own_unless_given():
     everything = lambda *_: item_query(PAIRS[:BATCH])
     halves = process(everything, batch_size=2)

@@ -68,6 +68,7 @@ def test_a_full_disk_has_no_traceback():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "said"),
     [

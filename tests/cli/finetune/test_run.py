@@ -112,6 +112,7 @@ def test_a_run_writes_its_folder(
 ALIKE = [pytest.param(name, marks=pytest.mark.slow) for name in ("ipo", "slic", "sft")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["dpo", "reward_model", *ALIKE])
 def test_every_objective_runs(tiny: Config, objective: str):
     config = dataclasses.replace(
@@ -408,6 +409,7 @@ def test_flags_that_cannot_be_are_refused(tiny: Config, changes: dict, message: 
         check(dataclasses.replace(tiny, **changes))
 
 
+@pytest.mark.slow
 def test_resumption_can_be_refused_or_begin_earlier(tiny: Config, tmp_path: Path):
     never = dataclasses.replace(
         tiny, resume_from_checkpoint="never", max_steps=1, objective="reward_model"
@@ -422,6 +424,7 @@ def test_resumption_can_be_refused_or_begin_earlier(tiny: Config, tmp_path: Path
         finetune(fresh)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_astray_says_so(tiny: Config, monkeypatch: pytest.MonkeyPatch):
     def step_batch(batch, *args, original=batches.step_batch):
         found = original(batch, *args)

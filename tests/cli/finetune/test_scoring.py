@@ -195,6 +195,7 @@ def task(config: Config) -> Task:
     return load_task(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_tokens", [1, 5, 9, 40])
 def test_samples_begin_with_bos_and_stay_within_the_positions(task: Task, num_tokens: int):
     """Prompts that leave no room for the response lose the tokens after BOS."""

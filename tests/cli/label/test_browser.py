@@ -17,6 +17,8 @@ from shatter.cli.label.queries import TextQuery
 from shatter.cli.label.server import open_server
 from shatter.cli.label.writer import open_writer
 
+pytestmark = pytest.mark.slow  # each starts a browser
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = (
     "--no-sandbox",

@@ -37,6 +37,7 @@ from tests.cli.label.projects import POOL, answer_all, assert_a_cycle_works, wri
 ROOT = Path(__file__).resolve().parents[3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["heads", pytest.param("epinet", marks=pytest.mark.slow)])
 def test_a_cycle_of_each_kind(config: ProposeConfig, kind: str):
     assert_a_cycle_works(dataclasses.replace(config, ensemble=kind))
@@ -109,6 +110,7 @@ def test_exported_answers_read_as_preferences(config: ProposeConfig, tmp_path: P
         run.experiment(ExportConfig(project=config.project, model=str(tmp_path / "model")))
 
 
+@pytest.mark.slow
 def test_imported_answers_teach_too(config: ProposeConfig, tmp_path: Path):
     run.experiment(config)
     others = write(tmp_path / "others.jsonl", [{"prompt": "h", "chosen": "g", "rejected": "f f"}])
@@ -161,6 +163,7 @@ def test_queries_are_drawn_from_all_that_can_be_asked(config: ProposeConfig, tmp
     assert set(few) <= set(every)
 
 
+@pytest.mark.slow
 def test_conversations_go_through_by_a_chat_template(config: ProposeConfig, tmp_path: Path):
     template = tmp_path / "template.jinja"
     template.write_text(

@@ -29,6 +29,7 @@ KINDS = {"binary": b"\xff\x00\xfe", "null": b"null", "list": b"[]", "empty": b""
 FILES = ("config.json", "paths.json", "queries/round_0001.jsonl", "answers.jsonl.confirmed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_file_is_named_with_a_way_on(learned, name, kind):

@@ -56,6 +56,7 @@ def every_answer(answer: str, size: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([first, last]), np.repeat([P, 1 - P], len(orders)) / len(orders)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", summary.RANKED[:3])
 @pytest.mark.parametrize("answer", exact.ANSWERS)
 def test_no_message_would_leave_its_type(name, answer):
