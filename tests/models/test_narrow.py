@@ -92,6 +92,7 @@ def test_every_matrix_is_within_its_bound(config, dtype, bound):
     assert size(held) < {"int8": 0.5, "bfloat16": 0.65}[dtype] * size(params)
 
 
+@pytest.mark.slow
 @both_configs
 @pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
 def test_logits_are_those_of_the_weights_that_it_stands_for(config, dtype):

@@ -25,6 +25,8 @@ from shatter.cli.label.queries import read_queries
 from shatter.cli.label.records import read_project, with_known_paths
 from tests.cli.label.projects import VOTES, answer_all, write
 
+pytestmark = pytest.mark.slow  # its fixture learns a project
+
 KINDS = {"binary": b"\xff\x00\xfe", "null": b"null", "list": b"[]", "empty": b"", "cut": None}
 FILES = ("config.json", "paths.json", "queries/round_0001.jsonl", "answers.jsonl.confirmed")
 
