@@ -132,6 +132,28 @@ def training_step(sizes: Gpt2, seed: int) -> list[Way]:
     return [finetune.way(trainer, model_flops(sizes, params)) for trainer in made]
 
 
+def step_variants(sizes: Gpt2, seed: int) -> list[Way]:
+    """Returns our DPO step, and that with one after the other of its accelerations left out."""
+    params = finetune.init(sizes, seed)
+    batch = finetune.make_batch(sizes, params, seed)
+    flops = model_flops(sizes, params)
+    unrolled = dataclasses.replace(sizes, unrolled=True)
+    variants = {
+        "shatter": (unrolled, False),
+        "logits held whole": (unrolled, True),
+        "and blocks scanned": (sizes, True),
+        "and plain attention": (dataclasses.replace(sizes, fused=False), True),
+    }
+
+    def make(name: str) -> Way:
+        changed, whole = variants[name]
+        trainer = finetune.trainer(changed, "dpo", params, batch, whole_logits=whole)
+        return finetune.way(trainer._replace(name=name), flops)
+
+    with ThreadPoolExecutor() as pool:  # because each takes long to compile
+        return list(pool.map(make, variants))
+
+
 def generation(sizes: Gpt2, seed: int) -> list[Way]:
     """Returns sampling with a cache, and that of transformers if it is installed."""
     params = finetune.init(sizes, seed)
@@ -198,6 +220,8 @@ def parts(
     for name, sizes in plan.models.items():
         step, sample = partial(training_step, sizes, seed), partial(generation, sizes, seed)
         groups.append((f"DPO step, {name}", "operation", step, 1 + has_peer, 60.0))
+        variants = partial(step_variants, sizes, seed)
+        groups.append((f"DPO step in other ways, {name}", "operation", variants, 4, 60.0))
         groups.append((f"generation, {name}", "token", sample, 1 + has_peer, 60.0))
     run = partial(seeds, tabular, plan.num_seeds, seed)
     groups.append(("exploration, tabular", "seed-round", run, 3 + others.has_torch(), 60.0))

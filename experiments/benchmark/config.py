@@ -132,6 +132,7 @@ class Gpt2:
     num_new_tokens: int = 128
     half: bool = False  # bfloat16
     unrolled: bool = False  # whether all blocks are unrolled
+    fused: bool = True  # whether attention in bfloat16 is fused on a GPU
     num_kv_heads: int | None = None  # of a llama
     mlp_width: int | None = None  # 4 times the width if None
     steps: int = 3  # in a call of a way; also the number of losses that are compared

@@ -97,7 +97,7 @@ def transformer_config(sizes: Gpt2) -> models.TransformerConfig:
         tied=True,
         head_bias=False,
         dtype="bfloat16" if sizes.half else None,
-        fused_attention=sizes.half and jax.default_backend() == "gpu",
+        fused_attention=sizes.half and sizes.fused and jax.default_backend() == "gpu",
         unrolled_layers=sizes.num_layers if sizes.unrolled else 8,
         bos=EOS,
         eos=(EOS,),
