@@ -115,6 +115,8 @@ def _interface(results: Results) -> Any:
     axes[0].set_ylabel("E log pi, nats")
     axes[0].legend(frameon=False)
     axes[1].set_xscale("log")
+    axes[1].set_xticks(temperatures, [f"{t:g}" for t in temperatures])
+    axes[1].minorticks_off()
     axes[1].set_xlabel("temperature")
     axes[1].set_ylabel("V(root) - E log pi - temperature * entropy, nats")
     return figure
