@@ -1,16 +1,19 @@
 """Which query to ask: where candidates come from, how much they would tell, how arms choose."""
 
 from shatter.exploration.arms import PairArm, QueryArm
+from shatter.exploration.beliefs import Belief, linear_belief, members_belief, shrinkage
 from shatter.exploration.candidates import (
     distinct,
     drawn_candidates,
     pool_candidates,
     sampled_candidates,
 )
+from shatter.exploration.pair_design import v_optimal, v_optimal_batch
 from shatter.exploration.pair_information import infomax, log_ratio_variance, variance
 from shatter.exploration.pair_optimism import ucb
 from shatter.exploration.pair_sampling import boltzmann, greedy, uniform
 from shatter.exploration.pair_thompson import double_thompson, double_thompson_sampled, thompson
+from shatter.exploration.query_design import v_optimal_choices, v_optimal_queries
 from shatter.exploration.query_information import (
     infomax_queries,
     joint_infomax_queries,
@@ -31,6 +34,7 @@ from shatter.exploration.scores import (
 )
 
 __all__ = [
+    "Belief",
     "PairArm",
     "QueryArm",
     "boltzmann",
@@ -47,16 +51,23 @@ __all__ = [
     "information_gain",
     "joint_infomax_queries",
     "joint_information_gain",
+    "linear_belief",
     "log_ratio_variance",
+    "members_belief",
     "pool_candidates",
     "query_information_gain",
     "query_variance",
     "sampled_candidates",
+    "shrinkage",
     "thompson",
     "thompson_queries",
     "ucb",
     "uniform",
     "uniform_queries",
+    "v_optimal",
+    "v_optimal_batch",
+    "v_optimal_choices",
+    "v_optimal_queries",
     "variance",
     "variance_queries",
 ]

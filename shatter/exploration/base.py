@@ -154,6 +154,11 @@ def _largest(scores: Array, count: int) -> Array:
     return jnp.argsort(scores, descending=True)[:count]
 
 
+def without_rounding(scores: Array) -> Array:
+    """Returns scores of order 1 in units of their rounding, so that those within it are tied."""
+    return jnp.round(scores / (32.0 * jnp.finfo(scores.dtype).eps))
+
+
 def _best(key: Key, scores: Array, allowed: Array) -> Array:
     best = jnp.max(scores, where=allowed, initial=-jnp.inf)
     tolerance = 8.0 * jnp.finfo(scores.dtype).eps * jnp.maximum(jnp.abs(best), 1.0)

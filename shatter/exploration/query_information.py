@@ -7,7 +7,13 @@ and query.
 import jax
 import jax.numpy as jnp
 
-from shatter.exploration.base import prepare_queries, scan_keys, top, without_empty_slots
+from shatter.exploration.base import (
+    prepare_queries,
+    scan_keys,
+    top,
+    without_empty_slots,
+    without_rounding,
+)
 from shatter.exploration.scores import (
     choice_log_probs,
     conditional_information_gain,
@@ -26,7 +32,7 @@ def infomax_queries(
     result and errors are those of `QueryArm`.
     """
     log_probs, valid, usable = prepare_queries(log_probs, valid, num_queries)
-    scores = _without_rounding(query_information_gain(log_probs, valid=valid))
+    scores = without_rounding(query_information_gain(log_probs, valid=valid))
     return top(key, scores, usable, num_queries, distinct=True)
 
 
@@ -38,7 +44,7 @@ def variance_queries(
     Arguments, result and errors are those of `QueryArm`.
     """
     log_probs, valid, usable = prepare_queries(log_probs, valid, num_queries)
-    scores = _without_rounding(query_variance(log_probs, valid=valid))
+    scores = without_rounding(query_variance(log_probs, valid=valid))
     return top(key, scores, usable, num_queries, distinct=True)
 
 
@@ -92,7 +98,7 @@ def joint_infomax_queries(
         tie_key, answer_key = jax.random.split(key)
         posteriors = jax.nn.softmax(evidence, axis=1)
         gains = conditional_information_gain(log_probs, posteriors, valid=valid)
-        query = top(tie_key, _without_rounding(gains), free, 1, distinct=True)[0]
+        query = top(tie_key, without_rounding(gains), free, 1, distinct=True)[0]
         laws = log_p[:, query]
         answers = jax.random.categorical(answer_key, laws[truth])
         return (evidence + laws[:, answers].T, free & (jnp.arange(len(free)) != query)), query
@@ -100,8 +106,3 @@ def joint_infomax_queries(
     nothing = jnp.zeros((truth.shape[0], num_members), log_p.dtype)
     queries = scan_keys(ask, (nothing, usable), key, num_queries)
     return without_empty_slots(queries, usable)
-
-
-def _without_rounding(scores: Array) -> Array:
-    """Returns scores of order 1 in units of their rounding, so that those within it are tied."""
-    return jnp.round(scores / (32.0 * jnp.finfo(scores.dtype).eps))

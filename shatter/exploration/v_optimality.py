@@ -1,0 +1,118 @@
+"""V-optimal design: asking what is expected to lower the variance of what the model says.
+
+To second order KL(q || pi) is half the q-weighted variance of log pi. So a query is worth how much
+its answer lowers the variance of the scores, weighted by a law over the texts. An answer is taken
+as linear in the scores: with p the predicted choice, and the contrasts of a query
+`z_k = sqrt(p_k) (L_k - sum_j p_j L_j) / s`,
+
+    drop(query) = sum_x w(x) sum_k Cov(L(x), z_k)^2,     s^2 = 1 + pi v / 8,
+
+v the largest variance of a difference of two of its scores, p = softmax(mean / s). For a pair it is
+`(p (1 - p) / s^2) sum_x w(x) (C(x, i) - C(x, j))^2`. After a query every covariance loses what the
+answer will teach, whatever it is: `C <- C - sum_k c_k c_k'`, `c_k(x) = Cov(L(x), z_k)`.
+
+Source: Cohn, Neural Network Exploration Using Optimal Experiment Design (1994), for the design;
+MacKay, The Evidence Framework Applied to Classification Networks (1992), for s. Their combination
+for choices, and the weights, are ours.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from shatter.exploration.beliefs import Belief
+from shatter.numerics import at_least_float32
+from shatter.types import Array
+
+_EXACT = jax.lax.Precision.HIGHEST
+
+
+def law_weights(log_law: Array) -> Array:
+    """Returns the weights of a law given by log-probs up to a shift; all 0 where none is finite."""
+    weights = jax.nn.softmax(at_least_float32(log_law))
+    return jnp.where(jnp.isfinite(weights), weights, 0.0)
+
+
+def centre(belief: Belief, weights: Array) -> Belief:
+    """Returns the belief about scores relative to their weighted mean, free of a common shift.
+
+    Args:
+      belief: about N texts.
+      weights: `[N]`, of sum 1.
+
+    Returns:
+      The belief about `L(x) - sum_y w(y) L(y)`.
+    """
+    rows = jnp.einsum("xy,y->x", belief.covariance, weights, precision=_EXACT)
+    common = jnp.sum(weights * rows)
+    covariance = belief.covariance - rows[:, None] - rows[None, :] + common
+    return Belief(belief.mean - jnp.sum(weights * belief.mean), covariance)
+
+
+def pair_drops(belief: Belief, weights: Array, candidates: Array) -> Array:
+    """Returns the expected drop of the weighted variance by every pair of candidates.
+
+    Args:
+      belief: about T texts.
+      weights: `[T]`, >= 0, the law over the texts.
+      candidates: int `[N]`, texts that may be asked about.
+
+    Returns:
+      `[N, N]`, nats squared, symmetric, >= 0, 0 on the diagonal.
+    """
+    mean = belief.mean[candidates]
+    columns = belief.covariance[:, candidates]
+    own = columns[candidates]
+    variances = jnp.diagonal(own)
+    spread = jnp.maximum(variances[:, None] + variances[None, :] - 2.0 * own, 0.0)
+    rate = _answer_rate(mean[:, None] - mean[None, :], spread)
+    products = jnp.einsum("x,xi,xj->ij", weights, columns, columns, precision=_EXACT)
+    squares = jnp.diagonal(products)
+    total = jnp.maximum(squares[:, None] + squares[None, :] - 2.0 * products, 0.0)
+    return jnp.where(jnp.eye(len(candidates), dtype=bool), 0.0, rate * total)
+
+
+def query_contrasts(mean: Array, covariance: Array, valid: Array) -> tuple[Array, Array]:
+    """Returns the contrasts of a query as weights on its K scores, and s^2.
+
+    Args:
+      mean: `[K]`, nats.
+      covariance: `[K, K]`.
+      valid: bool `[K]`, false on empty slots.
+
+    Returns:
+      `[R, K]`, 0 with fewer than two responses, and `[]`. R is K, or 1 for a pair, whose two
+      contrasts are alike.
+    """
+    variances = jnp.diagonal(covariance)
+    gaps = variances[:, None] + variances[None, :] - 2.0 * covariance
+    both = valid[:, None] & valid[None, :]
+    square = 1.0 + jnp.pi / 8.0 * jnp.max(gaps, where=both, initial=0.0)
+    usable = jnp.sum(valid) >= 2
+    utilities = jnp.where(valid, mean / jnp.sqrt(square), -jnp.inf)
+    law = jax.nn.softmax(jnp.where(usable, utilities, 0.0)) * usable
+    if len(mean) == 2:
+        return jnp.sqrt(law[0] * law[1] / square) * jnp.array([[1.0, -1.0]], law.dtype), square
+    rows = jnp.eye(len(mean), dtype=law.dtype) - law[None, :]
+    return jnp.sqrt(law / square)[:, None] * rows, square
+
+
+def learn(covariance: Array, slots: Array, contrasts: Array) -> Array:
+    """Returns the covariance that the answer to a query leaves, whatever the answer is.
+
+    Args:
+      covariance: `[T, T]`, of all texts.
+      slots: int `[K]`, the texts of the query.
+      contrasts: `[R, K]`, of `query_contrasts`.
+
+    Returns:
+      `[T, T]`.
+    """
+    columns = jnp.einsum("xj,rj->rx", covariance[:, slots], contrasts, precision=_EXACT)
+    return covariance - jnp.einsum("rx,ry->xy", columns, columns, precision=_EXACT)
+
+
+def _answer_rate(difference: Array, spread: Array) -> Array:
+    """Returns `p (1 - p) / s^2` of pairs, from the mean and the variance of their log-odds."""
+    square = 1.0 + jnp.pi / 8.0 * spread
+    odds = difference / jnp.sqrt(square)
+    return jax.nn.sigmoid(odds) * jax.nn.sigmoid(-odds) / square
