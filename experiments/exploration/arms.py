@@ -43,7 +43,7 @@ ARMS = {
     "v_optimal_samples": Arm(None, temperature=2.0, targets="samples"),
     "v_optimal_all": Arm(None, temperature=2.0, targets="all"),
     "v_optimal_pair": Arm(exploration.v_optimal, temperature=2.0),
-    "laplace": Arm(None, asker="laplace", source="point", temperature=2.0),
+    "laplace": Arm(None, asker="laplace", source="mixture", temperature=2.0),
     "passive": Arm(exploration.uniform, source="pretrained"),
     "uniform": Arm(exploration.uniform, source="all"),
     "greedy": Arm(exploration.greedy, asker="point", source="all"),

@@ -57,9 +57,10 @@ def ask(
 
 
 def _law(arm: Arm, known: Known) -> Array:
-    if arm.asker == "members":
-        return ensembles.mixture_log_probs(known.members)
-    return known.point
+    """Returns the law that candidates are drawn from, and that weighs the targets."""
+    if arm.source == "point" or arm.asker == "point":
+        return known.point
+    return ensembles.mixture_log_probs(known.members)
 
 
 def _candidates(
