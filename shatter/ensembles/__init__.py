@@ -15,18 +15,23 @@ from shatter.ensembles.independent import (
     point_estimate,
     prior_functions,
 )
+from shatter.ensembles.laplace import Laplace, draw_members, fit_laplace, laplace_covariance
 from shatter.types import Ensemble
 
 __all__ = [
     "Ensemble",
     "EpinetMember",
+    "Laplace",
     "PriorFunction",
     "adapters",
     "anchor_penalty",
     "anchored",
+    "draw_members",
     "epinet",
+    "fit_laplace",
     "gaussian_draws",
     "heads",
+    "laplace_covariance",
     "mean_adapters",
     "mixture_log_probs",
     "point_estimate",
