@@ -139,11 +139,12 @@ def possible_in(scores: Array | Belief) -> Array:
     return jnp.any(scores_of(scores) > LOG_ZERO, axis=0)
 
 
-def restrict(belief: Belief, known: Array) -> Belief:
+def restrict(belief: Belief, known: Array, *, mean: float = -_HIGHEST) -> Belief:
     """Returns a belief about N texts in which those that are not known, bool `[N]`, tell nothing.
 
-    Their covariances are 0, and their mean is so low that nobody chooses them over a known text.
+    Their covariances are 0. Their mean, unless another is given, is so low that nobody chooses them
+    over a known text.
     """
     both = known[:, None] & known[None, :]
-    mean = jnp.where(known, jnp.clip(belief.mean, -_HIGHEST, _HIGHEST), -_HIGHEST)
-    return Belief(mean, jnp.where(both, belief.covariance, 0.0))
+    means = jnp.clip(at_least_float32(belief.mean), -_HIGHEST, _HIGHEST)
+    return Belief(jnp.where(known, means, mean), jnp.where(both, belief.covariance, 0.0))

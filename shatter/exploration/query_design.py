@@ -100,15 +100,15 @@ def v_optimal_choices(
     targets = usable * 1.0 if targets is None else jnp.where(targets > 0, targets, 0.0)
     known = (valid & possible_in(log_probs)).reshape(-1)
     if isinstance(log_probs, Belief):
-        belief = finite(_flat(log_probs))
+        belief = _flat(log_probs)
     else:
         flat = possible(jnp.where(valid[None], scores, -jnp.inf).reshape(scores.shape[0], -1))
         values = flat.reshape(scores.shape)
         values -= masked_mean(values, valid[None])[..., None]
         query = jnp.arange(valid.size) // valid.shape[1]
-        values = jnp.where(known, values.reshape(flat.shape), 0.0)
+        values = jnp.where(known[None], values.reshape(flat.shape), 0.0)
         belief = members_belief(values, same=query[:, None] == query[None, :])
-    belief = restrict(belief, known)
+    belief = finite(restrict(belief, known))
 
     def drops(columns: Array, contrasts: Array, squares: Array) -> Array:
         by_query = columns.reshape(*valid.shape, *columns.shape[1:])

@@ -62,9 +62,10 @@ def law_belief(
     """
     known = relevant & possible_in(scores)
     if isinstance(scores, Belief):
-        return restrict(centre(restrict(finite(scores), known), weights), known)
+        belief = finite(restrict(scores, known, mean=0.0))
+        return restrict(centre(belief, weights), known)
     values = possible(jnp.where(relevant[None], scores, -jnp.inf))
-    values -= jnp.sum(weights * values, axis=1, keepdims=True)
+    values -= jnp.sum(weights[None] * values, axis=1, keepdims=True)
     return restrict(members_belief(jnp.where(known[None], values, 0.0), same=same), known)
 
 
