@@ -197,7 +197,9 @@ def _learner(
     law: Callable[[Params, Params], Array],
 ) -> training.Interaction:
     num_responses = config.num_responses or 2
-    shown = exploration.pool_candidates(world.space[0][:num_responses], world.space[1][:num_responses])
+    shown = exploration.pool_candidates(
+        world.space[0][:num_responses], world.space[1][:num_responses]
+    )
 
     def propose(*_: Any) -> Query:
         raise NotImplementedError("queries are proposed from both learners together")
