@@ -111,7 +111,9 @@ def make_learner(
         )
         utility = partial(adapter_utility, upper, setting)
     else:
-        make = {"heads": ensembles.heads, "epinet": ensembles.epinet}[setting.kind]
+        kinds: dict[str, Callable[..., ensembles.Ensemble]]
+        kinds = {"heads": ensembles.heads, "epinet": ensembles.epinet}
+        make = kinds[setting.kind]
         ensemble = make(num_features, num_members=num_members, prior_scale=prior_scale)
         utility = lambda shared, own, rows: ensemble.apply(shared, own, rows["features"])
 
