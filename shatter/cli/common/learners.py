@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from shatter import documents, ensembles, evaluation, losses, models, training
+from shatter import documents, ensembles, losses, models, training
 from shatter.cli.common.frozen import Table, mean_log_prob
 from shatter.types import Array, Comparison, Key, Params, Query, item_query
 
@@ -102,6 +102,7 @@ def make_learner(
       The learner.
     """
     num_members = setting.num_members
+    is_cut_last = setting.adapted_layers == LAST_MLP_OUT
     utility: Callable[[Any, Params, Table], Array]
     if setting.kind == "adapters":
         assert transformer is not None
@@ -116,7 +117,10 @@ def make_learner(
         utility = lambda shared, own, rows: ensemble.apply(shared, own, rows["features"])
 
     def score(shared: Any, own: Params, query: Query) -> Array:
-        return utility(shared[0], own, _rows(shared[1], query.item_ids))
+        items, table = query.item_ids, shared[1]
+        if items.size < len(jax.tree.leaves(table)[0]):
+            return utility(shared[0], own, _rows(table, items))
+        return utility(shared[0], own, table)[items]  # each text once, however often it is drawn
 
     def utilities(shared: Any, own: Params, items: Array) -> Array:
         if setting.kind != "adapters":
@@ -125,15 +129,17 @@ def make_learner(
 
         at_once = max(1, min(items.size, TEXTS_AT_ONCE))
         batches = jnp.pad(items.ravel(), (0, -items.size % at_once)).reshape(-1, at_once)
-
-        def of_member(own: Params) -> Array:
-            of_batch = lambda items: utility(shared[0], own, _rows(shared[1], items))
-            return jax.lax.map(of_batch, batches).ravel()[: items.size]
-
-        return jax.lax.map(of_member, own).reshape(num_members, *items.shape)
+        of_one = lambda own, items: utility(shared[0], own, _rows(shared[1], items))
+        if is_cut_last:  # members that are vmapped share the product with the vocabulary
+            of_all = lambda items: jax.vmap(of_one, in_axes=(0, None))(own, items)
+            values = jnp.swapaxes(jax.lax.map(of_all, batches), 0, 1)
+        else:
+            of_member = lambda own: jax.lax.map(partial(of_one, own), batches)
+            values = jax.lax.map(of_member, own)
+        return values.reshape(num_members, -1)[:, : items.size].reshape(-1, *items.shape)
 
     is_cpu = jax.default_backend() == "cpu"
-    in_turn = setting.kind == "adapters" and is_cpu and setting.adapted_layers != LAST_MLP_OUT
+    in_turn = setting.kind == "adapters" and is_cpu and not is_cut_last
     how: dict[str, Any] = {
         "score": score,
         "loss": losses.ilhf_ranking_loss,
@@ -199,40 +205,6 @@ def adapter_utility(
         return documents.log_prob(logits, rows["tokens"], rows["mask"])
     mean = mean_log_prob(logits, rows["tokens"], rows["mask"])
     return setting.utility_scale * (mean - rows["log_prob"])
-
-
-def adapter_prior_scale(
-    key: Key,
-    setting: Setting,
-    transformer: models.TransformerConfig,
-    base: Params,
-    table: Table,
-    pairs: Array,
-) -> Array:
-    """Finds the scale of the adapters' prior at which members spread as `setting` says.
-
-    Their log-odds of pairs of texts then have the standard deviation sqrt(2) times
-    `setting.prior_scale`, as those of heads on features of unit variance have.
-
-    Args:
-      key: a typed key; draws the members.
-      setting: a setting of adapters.
-      transformer: the config of the frozen model.
-      base: its parameters above the table's hidden states.
-      table: the table of the texts.
-      pairs: int `[P, 2]`, pairs of texts.
-
-    Returns:
-      `[]`, the scale.
-    """
-
-    def spread(prior_scale: Array) -> Array:
-        learner = make_learner(setting, transformer, base, num_features=0, prior_scale=prior_scale)
-        shared, own = learner.ensemble.init(key)
-        return evaluation.disagreement(learner.utilities((shared, table), own, pairs))
-
-    target = 2**0.5 * setting.prior_scale
-    return ensembles.prior_scale_for(spread, target, low=1e-3, high=1e2, num_steps=14)
 
 
 def table_comparisons(items: Array, ranks: Array, weight: Array) -> Comparison:

@@ -22,7 +22,7 @@ from shatter.cli.label.config import setting_of
 from shatter.cli.label.folder import answer_file, import_command, known_queries
 from shatter.cli.label.keys import Use, project_key
 from shatter.cli.label.measures import measures_of, write_scores
-from shatter.cli.label.project import Project, item_key, utilities
+from shatter.cli.label.project import Project, item_key, power_of_two, utilities
 from shatter.cli.label.queries import TextQuery
 from shatter.types import Array, Comparison, Key
 
@@ -84,26 +84,29 @@ def _updated_members(
 ) -> training.Members:
     """Returns the members after they have learned from all answers."""
     config, key = project.config, project_key(project.config.seed, Use.LEARNING)
-    comparisons = _comparisons(project, queries, answers)
+    comparisons, numbers = _comparisons(project, queries, answers)
     weights = _weights(key, answers, config.num_members)
-    # A power of two, so that few sizes are compiled.
-    capacity = 1 << max(len(answers) - 1, 63).bit_length()
+    capacity = power_of_two(len(answers), 64)  # so that few sizes are compiled
     blank = jax.tree.map(lambda leaf: leaf[0], comparisons)
     store = training.empty_store(blank, num_members=config.num_members, capacity=capacity)
     store = training.add_comparisons(store, comparisons, weights)
     run = programs(setting_of(config), project.inputs.model.config).learn
     members = project.state.members
     batch_key = jax.random.fold_in(key, project.state.num_updates + 1)
-    states = run(
-        project.prior_scale, members.shared, members.anchors, members.states, store, batch_key
-    )
+    base, table = members.shared
+    shared = (base, {name: values[numbers] for name, values in table.items()})
+    states = run(project.prior_scale, shared, members.anchors, members.states, store, batch_key)
     return members._replace(states=states)
 
 
 def _comparisons(
     project: Project, queries: dict[str, TextQuery], answers: Sequence[Answer]
-) -> Comparison:
-    """Returns the answers as comparisons of numbered texts, `[B, K]`."""
+) -> tuple[Comparison, np.ndarray]:
+    """Returns the answers as comparisons of texts, and the numbers of these texts in the project.
+
+    The comparisons `[B, K]` number the texts by their places among the numbers `[N]`, of which
+    there are a power of two, the last ones repeated, so that few sizes are compiled.
+    """
     num_slots = max(len(query.completions) for query in queries.values())
     items = np.full((len(answers), num_slots), -1)
     ranks = np.full((len(answers), num_slots), -1)
@@ -112,7 +115,10 @@ def _comparisons(
         numbers = [project.item_numbers[item_key((query.prompt, t))] for t in query.completions]
         items[n, : len(numbers)], ranks[n, : len(numbers)] = numbers, answer.ranks
     weight = jnp.asarray([answer.weight for answer in answers])
-    return table_comparisons(jnp.asarray(items), jnp.asarray(ranks), weight)
+    numbers = np.unique(items[items >= 0])
+    places = np.where(items >= 0, np.searchsorted(numbers, items), -1)
+    numbers = np.pad(numbers, (0, power_of_two(numbers.size, 16) - numbers.size), mode="edge")
+    return table_comparisons(jnp.asarray(places), jnp.asarray(ranks), weight), numbers
 
 
 def _weights(key: Key, answers: Sequence[Answer], num_members: int) -> Array:
