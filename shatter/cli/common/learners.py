@@ -7,10 +7,12 @@ from typing import Any, Final, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from shatter import documents, ensembles, losses, models, training
-from shatter.cli.common.frozen import Table, mean_log_prob
+from shatter import data, documents, ensembles, losses, models, training
+from shatter.cli.common.frozen import Table
+from shatter.factored import FactoredLogits, target_log_probs
 from shatter.types import Array, Comparison, Key, Params, Query, item_query
 
 Kind = Literal["heads", "epinet", "adapters"]
@@ -118,9 +120,9 @@ def make_learner(
 
     def score(shared: Any, own: Params, query: Query) -> Array:
         items, table = query.item_ids, shared[1]
-        if items.size < len(jax.tree.leaves(table)[0]):
-            return utility(shared[0], own, _rows(table, items))
-        return utility(shared[0], own, table)[items]  # each text once, however often it is drawn
+        if "places" in table:  # each text once, however often it is drawn
+            return utility(shared[0], own, table)[items]
+        return utility(shared[0], own, _rows(table, items))
 
     def utilities(shared: Any, own: Params, items: Array) -> Array:
         if setting.kind != "adapters":
@@ -189,7 +191,8 @@ def adapter_utility(
       setting: has the utility and its scale.
       shared: the base.
       own: the adapters of one member.
-      rows: rows of `hidden_table`.
+      rows: rows of `hidden_table`, or all of a table with the `places` of `response_places`: only
+        the logits there are then multiplied out.
 
     Returns:
       `[...]`, nats.
@@ -198,13 +201,40 @@ def adapter_utility(
     # Above the last mlp_out as factors at every size, so that members share slices of the
     # vocabulary while they are vmapped.
     make: Callable[..., Any] = partial(models.lazy_logits, upper)
-    if setting.adapted_layers == LAST_MLP_OUT and upper.factored is not None:
+    if (setting.adapted_layers == LAST_MLP_OUT or "places" in rows) and upper.factored is not None:
         make = upper.factored
     logits = make(member, rows["hidden"], valid=rows["valid"])
+    if "places" in rows:
+        log_prob = _log_prob_of_places(logits, rows["tokens"], rows["places"])
+    else:
+        log_prob = documents.log_prob(logits, rows["tokens"], rows["mask"])
     if setting.utility == "sum":
-        return documents.log_prob(logits, rows["tokens"], rows["mask"])
-    mean = mean_log_prob(logits, rows["tokens"], rows["mask"])
+        return log_prob
+    mean = log_prob / jnp.sum(rows["mask"], axis=-1)
     return setting.utility_scale * (mean - rows["log_prob"])
+
+
+def _log_prob_of_places(logits: FactoredLogits, tokens: Array, places: Array) -> Array:
+    """Returns the log-probs of texts `[N]` from the logits before their responses' tokens alone."""
+    flat = lambda leaf: leaf.reshape(-1, leaf.shape[-1])
+    before = logits.map_rows(lambda leaf: jnp.take(flat(leaf), places - 1, axis=0, mode="clip"))
+    values = target_log_probs(before, jnp.take(tokens.ravel(), places, mode="clip"))
+    sums = jnp.zeros(len(tokens), values.dtype)
+    return sums.at[places // tokens.shape[1]].add(values, mode="drop")
+
+
+def response_places(mask: np.ndarray) -> np.ndarray:
+    """Returns where the tokens of responses are among all tokens of a table.
+
+    Args:
+      mask: bool `[N, T]`, true on them.
+
+    Returns:
+      int `[P]`, the places in the flat mask, filled with N T to one of few sizes.
+    """
+    places = np.flatnonzero(mask)
+    size = min(bucket for bucket in data.length_buckets(mask.size) if bucket >= places.size)
+    return np.pad(places, (0, size - places.size), constant_values=mask.size)
 
 
 def table_comparisons(items: Array, ranks: Array, weight: Array) -> Comparison:

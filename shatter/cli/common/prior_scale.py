@@ -1,6 +1,7 @@
 """The scale of the prior of an ensemble of adapters, in the adapters' own units."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from shatter import ensembles, evaluation, models
@@ -44,7 +45,7 @@ def adapter_prior_scale(
                 setting, transformer, base, num_features=0, prior_scale=prior_scale
             )
             shared, own = learner.ensemble.init(key)
-            utilities = learner.utilities((shared, table), own, np.arange(numbers.size))
+            utilities = learner.utilities((shared, table), own, jnp.arange(numbers.size))
             return evaluation.disagreement(utilities[:, places])
 
         return ensembles.prior_scale_for(spread, target, low=1e-3, high=1e2, num_steps=14)

@@ -13,7 +13,8 @@ from shatter import training
 from shatter.cli.common import run_folder
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.checkpoints import assert_same_software
-from shatter.cli.common.learners import table_comparisons
+from shatter.cli.common.frozen import Table
+from shatter.cli.common.learners import response_places, table_comparisons
 from shatter.cli.label import plot
 from shatter.cli.label.answers import Answer, check_known, current_answers
 from shatter.cli.label.checkpoints import EnsembleState, checkpoint_folder, save
@@ -94,9 +95,26 @@ def _updated_members(
     members = project.state.members
     batch_key = jax.random.fold_in(key, project.state.num_updates + 1)
     base, table = members.shared
-    shared = (base, {name: values[numbers] for name, values in table.items()})
+    shared = (base, _answered(table, numbers, config.batch_size * comparisons.ranks.shape[1]))
     states = run(project.prior_scale, shared, members.anchors, members.states, store, batch_key)
     return members._replace(states=states)
+
+
+def _answered(table: Table, numbers: np.ndarray, at_once: int) -> Table:
+    """Returns the rows of some texts of a table, with `response_places` where they take less time.
+
+    Args:
+      table: the table of the project.
+      numbers: of the texts in it.
+      at_once: the number of texts in a batch.
+    """
+    rows = {name: values[numbers] for name, values in table.items()}
+    if "mask" in rows:
+        is_first = np.arange(numbers.size) < np.unique(numbers).size  # the others repeat these
+        places = response_places(np.asarray(rows["mask"]) & is_first[:, None])
+        if places.size <= at_once * rows["mask"].shape[1]:
+            rows["places"] = jnp.asarray(places)
+    return rows
 
 
 def _comparisons(
@@ -105,7 +123,7 @@ def _comparisons(
     """Returns the answers as comparisons of texts, and the numbers of these texts in the project.
 
     The comparisons `[B, K]` number the texts by their places among the numbers `[N]`, of which
-    there are a power of two, the last ones repeated, so that few sizes are compiled.
+    there are a power of two, some of them twice, so that few sizes are compiled.
     """
     num_slots = max(len(query.completions) for query in queries.values())
     items = np.full((len(answers), num_slots), -1)
@@ -115,10 +133,10 @@ def _comparisons(
         numbers = [project.item_numbers[item_key((query.prompt, t))] for t in query.completions]
         items[n, : len(numbers)], ranks[n, : len(numbers)] = numbers, answer.ranks
     weight = jnp.asarray([answer.weight for answer in answers])
-    numbers = np.unique(items[items >= 0])
-    places = np.where(items >= 0, np.searchsorted(numbers, items), -1)
-    numbers = np.pad(numbers, (0, power_of_two(numbers.size, 16) - numbers.size), mode="edge")
-    return table_comparisons(jnp.asarray(places), jnp.asarray(ranks), weight), numbers
+    texts = np.unique(items[items >= 0])
+    places = np.where(items >= 0, np.searchsorted(texts, items), -1)
+    comparisons = table_comparisons(jnp.asarray(places), jnp.asarray(ranks), weight)
+    return comparisons, np.resize(texts, power_of_two(texts.size, 16))
 
 
 def _weights(key: Key, answers: Sequence[Answer], num_members: int) -> Array:
