@@ -11,10 +11,11 @@ import pytest
 from experiments.benchmark import checkpoint, checkpoint_ways, config, finetune, lora, pinned, run
 from shatter import models
 from shatter.cli.common.binary import UsageError
+from tests.models.tiny import llama
 
 pytestmark = pytest.mark.slow  # whole runs of an experiment
 
-LLAMA = models.TransformerConfig(
+LLAMA = llama(
     vocab_size=131,
     max_length=32,
     width=8,
@@ -22,15 +23,8 @@ LLAMA = models.TransformerConfig(
     num_heads=4,
     num_kv_heads=2,
     mlp_width=12,
-    norm="rms",
-    activation="silu",
-    gated=True,
     rope=models.Rope(theta=100.0),
-    qkv_bias=False,
-    attention_out_bias=False,
-    mlp_bias=False,
     tied=True,
-    head_bias=False,
     bos=1,
     eos=(2,),
 )
