@@ -138,7 +138,7 @@ def _draw_problem(key: Key, setting: Setting, world: World) -> Problem:
     ).log_probs
     params = world.table.init(table_key)
     shape = (config.num_segments, *params.shape)
-    targets = params + config.spread * jax.random.normal(target_key, shape)
+    targets = params[None] + config.spread * jax.random.normal(target_key, shape)
     log_p0, segments = of_table(params), jax.vmap(of_table)(targets)
     log_q = ensembles.mixture_log_probs(segments)
     if setting.learner == "transformer":

@@ -85,8 +85,13 @@ def ran(setting, arm):
     return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 2))
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_every_arm_asks_about_two_different_documents(tmp_path, arm):
+# One arm of every way to ask.
+WAYS = ["v_optimal", "v_optimal_samples", "v_optimal_all", "v_optimal_pair", "laplace", "passive"]
+WAYS += ["boltzmann", "boltzmann_point", "infomax"]
+
+
+@pytest.mark.parametrize("arm", WAYS)
+def test_an_arm_asks_about_two_different_documents(tmp_path, arm):
     (setting,) = settings(tiny(tmp_path, figure="arms", num_seeds=2), (arm,))
     (_, state, _), metrics = ran(setting, arm)
     shown = np.asarray(state.members.store.comparisons.query.item_ids)[:, :4]
@@ -100,7 +105,7 @@ def test_every_arm_asks_about_two_different_documents(tmp_path, arm):
 
 def test_the_posterior_of_a_table_is_the_inverse_of_its_curvature(tmp_path, float64):
     (setting,) = settings(tiny(tmp_path, figure="arms"), ("uniform",))
-    (problem, state, _), _ = ran(setting, "uniform")
+    (_, state, _), _ = ran(setting, "uniform")
     state = jax.tree.map(lambda leaf: leaf[0], state)
     world = process.make_world("tabular", vocab_size=3, max_length=2)
     jacobian, covariance = process.posterior(setting, world, state.point)
