@@ -172,7 +172,7 @@ def as_sets(queries):
     return [set(query) for query in np.asarray(queries).tolist()]
 
 
-@pytest.mark.parametrize("num_responses", [2, 3])
+@pytest.mark.parametrize("num_responses", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_batch_is_chosen_one_by_one_from_conditioned_covariances(num_responses, float64):
     rng = np.random.default_rng(1)
     texts = 9
@@ -291,6 +291,7 @@ def choices_told(targets, valid):
     return score
 
 
+@pytest.mark.slow
 def test_queries_for_choices_are_those_that_tell_most_of_the_targets(float64):
     mean, covariance, beliefs = random_pool(4, VALID)
     for targets in (None, np.array([0.0, 2.0, 1.0, 0.0, 0.3, np.nan])):
@@ -332,6 +333,7 @@ def test_a_shift_of_a_member_changes_no_score(float64):
     assert np.any(np.asarray(law(by_query)) != law(pools))
 
 
+@pytest.mark.slow
 def test_a_pair_that_nobody_says_tells_nothing(float64):
     """The members disagree most about two texts without mass, independently of all others."""
     signs = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) * 1.0
@@ -350,6 +352,7 @@ def test_a_pair_that_nobody_says_tells_nothing(float64):
     assert scores[3, 4] < 1e-30 < 1e-6 < scores[0, 1]
 
 
+@pytest.mark.slow
 def test_pairs_are_queries_of_the_pool_of_all_pairs(float64):
     rng = np.random.default_rng(7)
     pairs = np.array([*combinations(range(T), 2)])
@@ -372,6 +375,7 @@ def test_pairs_are_queries_of_the_pool_of_all_pairs(float64):
             assert as_sets(batch) == as_sets(pairs[np.asarray(queries)])
 
 
+@pytest.mark.slow
 def test_all_documents_as_candidates_are_all_documents_as_texts(float64):
     rng = np.random.default_rng(8)
     scores = jnp.asarray(rng.normal(size=(10, M, T)))
