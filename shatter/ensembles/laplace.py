@@ -40,8 +40,8 @@ def fit_laplace(
     """Fits a linear utility to choices, and says how sure the fit is.
 
     The mean minimises `sum_n w_n sum_k -s_nk log p_nk + |theta|^2 / (2 sigma^2)`, with p_n Luce's
-    choice by the utilities `x_nk . theta`; the covariance is `laplace_covariance` there. The loss is
-    convex and has one minimum, found by Newton steps that stop at the minimum on their line, so
+    choice by the utilities `x_nk . theta`; the covariance is `laplace_covariance` there. The loss
+    is convex and has one minimum, found by Newton steps that stop at the minimum on their line, so
     that every step goes down. A fit to a few more choices needs fewer steps from the fit before.
 
     Source: MacKay, The Evidence Framework Applied to Classification Networks (1992).

@@ -13,7 +13,8 @@ from shatter import training
 from shatter.cli.common import run_folder
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.checkpoints import assert_same_software
-from shatter.cli.common.learners import table_comparisons
+from shatter.cli.common.frozen import Table
+from shatter.cli.common.learners import response_places, table_comparisons
 from shatter.cli.label import plot
 from shatter.cli.label.answers import Answer, check_known, current_answers
 from shatter.cli.label.checkpoints import EnsembleState, checkpoint_folder, save
@@ -22,7 +23,7 @@ from shatter.cli.label.config import setting_of
 from shatter.cli.label.folder import answer_file, import_command, known_queries
 from shatter.cli.label.keys import Use, project_key
 from shatter.cli.label.measures import measures_of, write_scores
-from shatter.cli.label.project import Project, item_key, utilities
+from shatter.cli.label.project import Project, item_key, power_of_two, utilities
 from shatter.cli.label.queries import TextQuery
 from shatter.types import Array, Comparison, Key
 
@@ -84,26 +85,46 @@ def _updated_members(
 ) -> training.Members:
     """Returns the members after they have learned from all answers."""
     config, key = project.config, project_key(project.config.seed, Use.LEARNING)
-    comparisons = _comparisons(project, queries, answers)
+    comparisons, numbers = _comparisons(project, queries, answers)
     weights = _weights(key, answers, config.num_members)
-    # A power of two, so that few sizes are compiled.
-    capacity = 1 << max(len(answers) - 1, 63).bit_length()
+    capacity = power_of_two(len(answers), 64)  # so that few sizes are compiled
     blank = jax.tree.map(lambda leaf: leaf[0], comparisons)
     store = training.empty_store(blank, num_members=config.num_members, capacity=capacity)
     store = training.add_comparisons(store, comparisons, weights)
     run = programs(setting_of(config), project.inputs.model.config).learn
     members = project.state.members
     batch_key = jax.random.fold_in(key, project.state.num_updates + 1)
-    states = run(
-        project.prior_scale, members.shared, members.anchors, members.states, store, batch_key
-    )
+    base, table = members.shared
+    shared = (base, _answered(table, numbers, config.batch_size * comparisons.ranks.shape[1]))
+    states = run(project.prior_scale, shared, members.anchors, members.states, store, batch_key)
     return members._replace(states=states)
+
+
+def _answered(table: Table, numbers: np.ndarray, at_once: int) -> Table:
+    """Returns the rows of some texts of a table, with `response_places` where they take less time.
+
+    Args:
+      table: the table of the project.
+      numbers: of the texts in it.
+      at_once: the number of texts in a batch.
+    """
+    rows = {name: values[numbers] for name, values in table.items()}
+    if "mask" in rows:
+        is_first = np.arange(numbers.size) < np.unique(numbers).size  # the others repeat these
+        places = response_places(np.asarray(rows["mask"]) & is_first[:, None])
+        if places.size <= at_once * rows["mask"].shape[1]:
+            rows["places"] = jnp.asarray(places)
+    return rows
 
 
 def _comparisons(
     project: Project, queries: dict[str, TextQuery], answers: Sequence[Answer]
-) -> Comparison:
-    """Returns the answers as comparisons of numbered texts, `[B, K]`."""
+) -> tuple[Comparison, np.ndarray]:
+    """Returns the answers as comparisons of texts, and the numbers of these texts in the project.
+
+    The comparisons `[B, K]` number the texts by their places among the numbers `[N]`, of which
+    there are a power of two, some of them twice, so that few sizes are compiled.
+    """
     num_slots = max(len(query.completions) for query in queries.values())
     items = np.full((len(answers), num_slots), -1)
     ranks = np.full((len(answers), num_slots), -1)
@@ -112,7 +133,10 @@ def _comparisons(
         numbers = [project.item_numbers[item_key((query.prompt, t))] for t in query.completions]
         items[n, : len(numbers)], ranks[n, : len(numbers)] = numbers, answer.ranks
     weight = jnp.asarray([answer.weight for answer in answers])
-    return table_comparisons(jnp.asarray(items), jnp.asarray(ranks), weight)
+    texts = np.unique(items[items >= 0])
+    places = np.where(items >= 0, np.searchsorted(texts, items), -1)
+    comparisons = table_comparisons(jnp.asarray(places), jnp.asarray(ranks), weight)
+    return comparisons, np.resize(texts, power_of_two(texts.size, 16))
 
 
 def _weights(key: Key, answers: Sequence[Answer], num_members: int) -> Array:
