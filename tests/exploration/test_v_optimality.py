@@ -359,20 +359,33 @@ def test_pairs_are_queries_of_the_pool_of_all_pairs(float64):
     features = rng.normal(size=(10, T, 3))
     mean = rng.normal(size=(10, T))
 
+    same = jnp.asarray(pairs[:, :, None, None] == pairs[None, None, :, :])
+    rows = jnp.broadcast_to(jnp.arange(T), (3, T))
+
     @jax.jit
     @jax.vmap
-    def both(mean, features):
+    def of_beliefs(mean, features):
         belief = linear_belief(mean, features, jnp.eye(3))
         pool = linear_belief(mean[pairs], features[pairs], jnp.eye(3))
-        rows = jnp.broadcast_to(jnp.arange(T), (3, T))
         in_turn = ask(v_optimal_queries, pool, num_queries=3)
         return ask(v_optimal, belief), ask(v_optimal_batch, belief, rows), in_turn
 
-    for pair, batch, queries in zip(*both(mean, features), strict=True):
-        assert {*pair.tolist()} == {*pairs[queries[0]].tolist()}
-        # A batch may ask a pair again, the arm of queries may not.
-        if len({*map(frozenset, as_sets(batch))}) == 3:
-            assert as_sets(batch) == as_sets(pairs[np.asarray(queries)])
+    @jax.jit
+    @jax.vmap
+    def of_members(scores):
+        in_turn = ask(v_optimal_queries, scores[:, pairs], num_queries=3, same=same)
+        return ask(v_optimal, scores), ask(v_optimal_batch, scores, rows), in_turn
+
+    members = rng.normal(size=(10, M, T))
+    for found in (of_beliefs(mean, features), of_members(members)):
+        compared = 0
+        for pair, batch, queries in zip(*found, strict=True):
+            assert {*pair.tolist()} == {*pairs[queries[0]].tolist()}
+            # A batch may ask a pair again, the arm of queries may not.
+            if len({*map(frozenset, as_sets(batch))}) == 3:
+                assert as_sets(batch) == as_sets(pairs[np.asarray(queries)])
+                compared += 1
+        assert compared > 2
 
 
 @pytest.mark.slow
@@ -390,9 +403,22 @@ def test_all_documents_as_candidates_are_all_documents_as_texts(float64):
             ask(v_optimal, scores, law=mixture),
             ask(v_optimal_batch, scores, rows, law=mixture),
         )
-        return alone, by_law
+        # Every document twice as a text, with half the weight.
+        twice = jnp.concatenate([scores, scores], axis=1)
+        documents = jnp.arange(2 * T) % T
+        copies = ask(
+            v_optimal_batch,
+            twice,
+            jnp.where(jnp.arange(3)[:, None] == 1, rows + T, rows),
+            law=jnp.concatenate([mixture, mixture]),
+            same=documents[:, None] == documents[None, :],
+        )
+        return alone, by_law, (alone[0], copies)
 
-    jax.tree.map(np.testing.assert_array_equal, *both(scores))
+    alone, by_law, by_copies = both(scores)
+    for other in (by_law, by_copies):
+        for found, expected in zip(other, alone, strict=True):
+            np.testing.assert_array_equal(np.sort(found, axis=-1), np.sort(expected, axis=-1))
 
 
 def test_a_linear_belief_is_that_of_many_members(float64):
