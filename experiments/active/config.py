@@ -20,7 +20,7 @@ class Config:
     """
 
     dataset: str = "ukp_humour"
-    """Known: ukp_humour, newyorker_captions, ukp_convarg."""
+    """Known: ukp_humour, newyorker_captions, ukp_convarg, pandalm, survey_opinions, polis."""
 
     ensembles: tuple[Kind, ...] = ("laplace",)
     """What learns. laplace: a linear utility of frozen features with its exact Laplace posterior;

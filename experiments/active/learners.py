@@ -12,7 +12,7 @@ from shatter import choice, ensembles, exploration, models, training
 from shatter.cli.common import learners
 from shatter.cli.common.frozen import Table
 from shatter.training import Interaction, InteractionState, TrainState
-from shatter.types import Array, Comparison, Key, Metrics, Params, Query
+from shatter.types import Array, Comparison, Key, Metrics, Params, Query, item_query
 
 NUM_NODES = 32  # of the quadrature over a Gaussian log-odds
 
@@ -159,6 +159,11 @@ def laplace_learner(
         return integrated_choices(gaps @ own.mean, jnp.maximum(variances, 0.0))
 
     return Learner(interaction, utilities, belief, choices)
+
+
+def blank_query() -> Query:
+    """Returns a query of two texts, by which stores are laid out."""
+    return item_query(jnp.zeros(2, int))
 
 
 def shares(ranks: Array) -> Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from experiments.active.arms import ARMS, Arm
 from experiments.active.config import Setting
-from experiments.active.learners import Learner, make_learner
+from experiments.active.learners import Learner, blank_query, make_learner
 from experiments.active.measures import measures
 from experiments.active.splits import AnyArray, Division, Votes
 from experiments.common.chunks import Chunk, Process
@@ -140,8 +140,7 @@ def _interaction(
         arm.bound(setting.config),
         num_queries=num_queries,
     )
-    query = item_query(jnp.zeros(2, int), prompt_id=jnp.zeros((), int))
-    process = learner.interaction(table, propose, query=query, capacity=setting.budget)
+    process = learner.interaction(table, propose, query=blank_query(), capacity=setting.budget)
 
     def learn(state: InteractionState, comparisons: Comparison) -> tuple[InteractionState, Metrics]:
         _, _, *keys = jax.random.split(jax.random.fold_in(state.key, state.step), 4)
