@@ -95,6 +95,10 @@ def _own_gradient(gradient: Params) -> Params:
     return gradient
 
 
+def _at_anchor(anchor: Params) -> Params:
+    return anchor
+
+
 class Ensemble(NamedTuple):
     """The protocol of ensembles: functions from an index to a plausible language model.
 
@@ -113,6 +117,8 @@ class Ensemble(NamedTuple):
       combine_gradients: `(gradient of one member) -> gradient`, applied under a vmap over the axis
         `MEMBER_AXIS`, between the gradient and the optimiser: for members that hold parameters in
         common that are trained. By default the member's own.
+      start: `(anchor_of_one) -> own_of_one`, where a member's training starts. By default at its
+        anchor, what `init` drew; the anchor stays what it is wherever the member starts.
     """
 
     init: Callable[[Key], tuple[Params, Params]]
@@ -120,6 +126,7 @@ class Ensemble(NamedTuple):
     penalty: Callable[[Params, Params], Array] = _flat_prior
     observation_weights: Callable[[Key, tuple[int, ...]], Array] = _unit_weights
     combine_gradients: Callable[[Params], Params] = _own_gradient
+    start: Callable[[Params], Params] = _at_anchor
 
 
 __all__ = [

@@ -1,46 +1,64 @@
-"""The arms of the exploration experiment: who learns, and how it is chosen what to ask."""
+"""The arms of the exploration experiment: who asks, about which candidates, by which score.
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import NamedTuple
+All arms share the learner: every run keeps a point estimate and an ensemble on the same answers.
+"""
+
+from typing import Literal, NamedTuple
 
 from shatter import exploration
+from shatter.exploration import PairArm
 
 PASSIVE_CANDIDATES = 4  # two of them nearly always differ, and their frequencies stay p0's
 
+Asker = Literal["members", "point", "laplace"]
+Source = Literal["mixture", "point", "pretrained", "all"]
+Targets = Literal["candidates", "samples", "all"]
+
 
 class Arm(NamedTuple):
-    """A learner, a source of candidates, and how a pair is chosen among them.
+    """Who asks, where candidates come from, and how a pair is chosen among them.
 
     Attributes:
-      learner: "ensemble" or "map", the point estimate.
-      candidates: "all" documents, samples of the "pretrained" model, or of the "members".
-      explore: chooses the pair.
-      settings: arguments of `explore` that the config sets: argument -> field of the config.
+      explore: chooses the pairs; `v_optimal_batch` a whole round of them together.
+      asker: whose log-probs it sees: the "members", the "point" estimate, or the Gaussian belief of
+        the point estimate by "laplace".
+      source: candidates are drawn from the members' "mixture", the "point" estimate's law, the
+        "pretrained" model, or are "all" documents.
+      temperature: of the law that candidates are drawn from, or that the arm itself draws from.
+      targets: of a V-optimal batch, the texts whose variance counts: its "candidates", "samples" of
+        the mixture with them, or "all" documents.
+      by_temperature: whether the temperature is an argument of `explore`.
     """
 
-    learner: str
-    candidates: str
-    explore: exploration.PairArm
-    settings: Mapping[str, str] = MappingProxyType({})
+    explore: PairArm | None
+    asker: Asker = "members"
+    source: Source = "mixture"
+    temperature: float = 1.0
+    targets: Targets = "candidates"
+    by_temperature: bool = False
 
 
 ARMS = {
-    "uniform": Arm("ensemble", "all", exploration.uniform),
-    "passive": Arm("ensemble", "pretrained", exploration.uniform),
-    "passive_map": Arm("map", "pretrained", exploration.uniform),
-    "greedy": Arm("map", "all", exploration.greedy),
-    "boltzmann": Arm("map", "all", exploration.boltzmann, {"temperature": "boltzmann_temperature"}),
-    "thompson": Arm("ensemble", "all", exploration.thompson),
-    "double_thompson": Arm("ensemble", "members", exploration.double_thompson),
-    "double_thompson_sampled": Arm("ensemble", "all", exploration.double_thompson_sampled),
-    "infomax": Arm("ensemble", "members", exploration.infomax),
-    "variance": Arm("ensemble", "members", exploration.variance),
-    "log_ratio_variance": Arm("ensemble", "members", exploration.log_ratio_variance),
-    "ucb": Arm("ensemble", "members", exploration.ucb),
+    "v_optimal": Arm(None, temperature=2.0),
+    "v_optimal_samples": Arm(None, temperature=2.0, targets="samples"),
+    "v_optimal_all": Arm(None, temperature=2.0, targets="all"),
+    "v_optimal_pair": Arm(exploration.v_optimal, temperature=2.0),
+    "laplace": Arm(None, asker="laplace", source="point", temperature=2.0),
+    "passive": Arm(exploration.uniform, source="pretrained"),
+    "uniform": Arm(exploration.uniform, source="all"),
+    "greedy": Arm(exploration.greedy, asker="point", source="all"),
+    "boltzmann": Arm(exploration.boltzmann, source="all", temperature=2.0, by_temperature=True),
+    "boltzmann_point": Arm(
+        exploration.boltzmann, asker="point", source="all", temperature=2.0, by_temperature=True
+    ),
+    "thompson": Arm(exploration.thompson, source="all"),
+    "double_thompson": Arm(exploration.double_thompson),
+    "infomax": Arm(exploration.infomax),
+    "variance": Arm(exploration.variance),
+    "log_ratio_variance": Arm(exploration.log_ratio_variance),
+    "ucb": Arm(exploration.ucb),
 }
+"""The arms by name. The first is the claim, named before the run."""
 
-
-def baseline_of(arm: str) -> str:
-    """Returns the name of the passive arm with the same learner."""
-    return "passive" if ARMS[arm].learner == "ensemble" else "passive_map"
+CLAIM = next(iter(ARMS))
+BASELINES = ("passive", "boltzmann", "infomax")

@@ -63,7 +63,11 @@ class Config:
     num_candidates: int = 8
     """Candidates drawn afresh for every query by the arms that draw candidates."""
 
-    num_steps: int = 4
+    num_segments: int = 1
+    """Segments of the population, with hidden laws of their own; every query goes to one of them.
+    Above 1 no Luce model fits the answers."""
+
+    num_steps: int = 16
     """Adam steps a round."""
 
     learning_rate: float = 0.2

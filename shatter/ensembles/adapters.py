@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from shatter.ensembles.independent import check_members, exponential_weights
+from shatter.ensembles.independent import Start, check_members, exponential_weights, start_at
 from shatter.models import LanguageModel, LoraConfig, init_lora, with_lora
 from shatter.numerics import at_least_float32
 from shatter.types import Array, Ensemble, Key, Params
@@ -19,12 +19,13 @@ def adapters(
     *,
     num_members: int,
     prior_scale: float | Array,
+    start: Start = "draw",
 ) -> Ensemble:
     """Returns an ensemble of low-rank adapters on one frozen base.
 
     A member is the base plus an update of its own.
 
-    A member starts at a prior draw of its own, around a zero update, and is pulled to it:
+    A member has a prior draw of its own, around a zero update, and is pulled to it:
     `a_m ~ U(-1, 1) / sqrt(inputs)`, `b_m ~ sigma N(0, 1) / sqrt(rank)`. Its penalty is
     `3 inputs |a - a_m|^2 / 2 + rank |b - b_m|^2 / (2 sigma^2)`, its data weights are Exp(1). The
     spread of members as functions grows with sigma; `prior_scale_for` finds the sigma at which they
@@ -43,12 +44,14 @@ def adapters(
       lora: targets and rank.
       num_members: M.
       prior_scale: sigma > 0.
+      start: where training starts: "draw", at a_m and b_m, or "centre", at a_m and b = 0, so that
+        the members are the base until there is data.
 
     Returns:
       An ensemble; `own` are M adapters, `shared` is the base.
 
     Raises:
-      ValueError: if there is no member, or the targets do not fit the base.
+      ValueError: if there is no member, no such start, or the targets do not fit the base.
 
     Example:
       >>> import jax
@@ -70,8 +73,7 @@ def adapters(
 
     def draw(key: Key) -> Params:
         start_key, noise_key = jax.random.split(key)
-        start = init_lora(start_key, params, lora)
-        leaves, treedef = jax.tree.flatten_with_path(start)
+        leaves, treedef = jax.tree.flatten_with_path(init_lora(start_key, params, lora))
         keys = jax.random.split(noise_key, len(leaves))
         drawn = [
             prior_scale * lora.rank**-0.5 * jax.random.normal(k, leaf.shape, leaf.dtype)
@@ -88,15 +90,25 @@ def adapters(
         return lm.apply(with_lora(shared, own, lora), tokens, valid=valid)
 
     def penalty(own: Params, anchor: Params) -> Array:
-        def of_leaf(path: Any, leaf: Array, start: Array) -> Array:
+        def of_leaf(path: Any, leaf: Array, drawn: Array) -> Array:
             precision = lora.rank / prior_scale**2 if _is_b(path) else 3.0 * leaf.shape[-2]
-            gap = at_least_float32(leaf) - at_least_float32(start)
+            gap = at_least_float32(leaf) - at_least_float32(drawn)
             return 0.5 * precision * jnp.sum(jnp.square(gap))
 
         terms = jax.tree.map_with_path(of_leaf, own, anchor)
         return jax.tree.reduce(jnp.add, terms)
 
-    return Ensemble(init, apply, penalty, exponential_weights(num_members))
+    def centre(anchor: Params) -> Params:
+        without_b = lambda path, leaf: jnp.zeros_like(leaf) if _is_b(path) else leaf
+        return jax.tree.map_with_path(without_b, anchor)
+
+    return Ensemble(
+        init=init,
+        apply=apply,
+        penalty=penalty,
+        observation_weights=exponential_weights(num_members),
+        start=start_at(start, centre),
+    )
 
 
 def mean_adapters(own: Params, lora: LoraConfig) -> tuple[Params, LoraConfig]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from shatter.ensembles.base import anchor_penalty, gaussian_draws
-from shatter.ensembles.independent import check_members, exponential_weights
+from shatter.ensembles.independent import Start, check_members, exponential_weights, start_at
 from shatter.types import Array, Ensemble, Key, Params
 
 
@@ -17,6 +17,7 @@ def heads(
     num_members: int,
     prior_scale: float | Array,
     hidden: Sequence[int] = (),
+    start: Start = "draw",
 ) -> Ensemble:
     """Returns M heads that score features, each with its own prior draw and its own data weights.
 
@@ -36,6 +37,8 @@ def heads(
       num_members: M.
       prior_scale: c > 0, nats.
       hidden: the widths of the hidden layers.
+      start: where training starts: "draw", at theta_m, or "centre", there but with a last layer of
+        0, so that all scores are 0 until there is data.
 
     Returns:
       An ensemble of scores: its `apply` takes features `[..., D]`, best of mean square 1, and
@@ -43,7 +46,7 @@ def heads(
       `own` are M networks, `shared` is empty.
 
     Raises:
-      ValueError: if there is no member, no feature, or a layer of no width.
+      ValueError: if there is no member, no feature, a layer of no width, or no such start.
     """
     check_members(num_members)
     check_widths(num_features, *hidden)
@@ -60,6 +63,9 @@ def heads(
         apply=apply,
         penalty=lambda own, anchor: anchor_penalty(own, anchor, 1.0),
         observation_weights=exponential_weights(num_members),
+        start=start_at(
+            start, lambda anchor: [*anchor[:-1], jax.tree.map(jnp.zeros_like, anchor[-1])]
+        ),
     )
 
 

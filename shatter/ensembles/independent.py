@@ -1,7 +1,7 @@
 """Stacked members: anchored, with prior functions, and the point estimate as an ensemble of one."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 
@@ -9,9 +9,17 @@ from shatter.ensembles.base import anchor_penalty, gaussian_draws
 from shatter.models import LanguageModel
 from shatter.types import Array, Ensemble, Key, Params
 
+Start = Literal["draw", "centre"]
+"""Where the training of a member starts: at its own prior draw, or at the centre of the prior."""
+
 
 def anchored(
-    lm: LanguageModel, params: Params, *, num_members: int, prior_scale: float | Array
+    lm: LanguageModel,
+    params: Params,
+    *,
+    num_members: int,
+    prior_scale: float | Array,
+    start: Start = "draw",
 ) -> Ensemble:
     """Returns M stacked members, each with its own prior draw as anchor and its own data weights.
 
@@ -28,12 +36,14 @@ def anchored(
       params: theta_0, the pretrained parameters.
       num_members: M.
       prior_scale: sigma > 0.
+      start: where training starts: "draw", at theta_m, or "centre", at theta_0, so that the members
+        predict like the pretrained model until there is data. The minimiser is the same.
 
     Returns:
       An ensemble; `own` are M copies of the parameters, `shared` is empty.
 
     Raises:
-      ValueError: if there is no member.
+      ValueError: if there is no member, or no such start.
 
     Example:
       >>> import jax
@@ -57,6 +67,7 @@ def anchored(
         apply=_apply_own(lm),
         penalty=lambda own, anchor: anchor_penalty(own, anchor, prior_scale),
         observation_weights=exponential_weights(num_members),
+        start=start_at(start, lambda anchor: params),
     )
 
 
@@ -161,6 +172,24 @@ def exponential_weights(num_members: int) -> Callable[[Key, tuple[int, ...]], Ar
         return jax.random.exponential(key, (num_members, *shape))
 
     return observation_weights
+
+
+def start_at(start: Start, centre: Callable[[Params], Params]) -> Callable[[Params], Params]:
+    """Returns `(anchor_of_one) -> own_of_one`: the anchor itself, or the centre of its prior.
+
+    Args:
+      start: "draw" or "centre".
+      centre: `(anchor_of_one) -> own_of_one`, the centre.
+
+    Returns:
+      The function.
+
+    Raises:
+      ValueError: if there is no such start.
+    """
+    if start not in get_args(Start):
+        raise ValueError(f'start must be "draw" or "centre", found {start!r}')
+    return centre if start == "centre" else lambda anchor: anchor
 
 
 def check_members(num_members: int) -> None:

@@ -9,8 +9,14 @@ from shatter.exploration.candidates import (
     sampled_candidates,
 )
 from shatter.exploration.pair_design import v_optimal, v_optimal_batch
-from shatter.exploration.pair_information import infomax, log_ratio_variance, variance
-from shatter.exploration.pair_optimism import ucb
+from shatter.exploration.pair_information import (
+    infomax,
+    law_infomax,
+    log_ratio_variance,
+    mass_weighted_variance,
+    variance,
+)
+from shatter.exploration.pair_optimism import delta_ucb, information_directed, ucb
 from shatter.exploration.pair_sampling import boltzmann, greedy, uniform
 from shatter.exploration.pair_thompson import double_thompson, double_thompson_sampled, thompson
 from shatter.exploration.query_design import v_optimal_choices, v_optimal_queries
@@ -19,6 +25,7 @@ from shatter.exploration.query_information import (
     joint_infomax_queries,
     variance_queries,
 )
+from shatter.exploration.query_optimism import delta_ucb_queries, information_directed_queries
 from shatter.exploration.query_sampling import (
     boltzmann_queries,
     double_thompson_queries,
@@ -29,6 +36,7 @@ from shatter.exploration.scores import (
     conditional_information_gain,
     information_gain,
     joint_information_gain,
+    law_information_gain,
     query_information_gain,
     query_variance,
 )
@@ -40,6 +48,8 @@ __all__ = [
     "boltzmann",
     "boltzmann_queries",
     "conditional_information_gain",
+    "delta_ucb",
+    "delta_ucb_queries",
     "distinct",
     "double_thompson",
     "double_thompson_queries",
@@ -48,11 +58,16 @@ __all__ = [
     "greedy",
     "infomax",
     "infomax_queries",
+    "information_directed",
+    "information_directed_queries",
     "information_gain",
     "joint_infomax_queries",
     "joint_information_gain",
+    "law_infomax",
+    "law_information_gain",
     "linear_belief",
     "log_ratio_variance",
+    "mass_weighted_variance",
     "members_belief",
     "pool_candidates",
     "query_information_gain",

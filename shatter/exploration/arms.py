@@ -9,8 +9,8 @@ class PairArm(Protocol):
     """An arm that chooses the responses of one query, a pair by default, among N candidates.
 
     The module `pair_sampling` has the arms that draw from one law, `pair_thompson` those that draw
-    members, `pair_information` and `pair_optimism` those that take the best under a score. An arm
-    may have further keyword arguments with defaults, for example a temperature.
+    members, `pair_information`, `pair_optimism` and `pair_design` those that take the best under a
+    score. An arm may have further keyword arguments with defaults, for example a temperature.
     """
 
     def __call__(
@@ -50,10 +50,11 @@ class PairArm(Protocol):
 class QueryArm(Protocol):
     """An arm that chooses B of Q whole queries, about one prompt or about many.
 
-    The module `query_sampling` has the arms that go by how much the members like the responses; it
-    compares utilities across queries, so that each member may have one shift only. The arms of
-    `query_information` see a member's choice within each query alone, so that a shift a member and
-    query is free. An arm may have further keyword arguments with defaults.
+    The modules `query_sampling` and `query_optimism` have the arms that go by how much the members
+    like the responses; they compare utilities across queries, so that each member may have one
+    shift only. The arms of `query_information` see a member's choice within each query alone, so
+    that a shift a member and query is free. `query_design` has one arm of either kind. An arm may
+    have further keyword arguments with defaults.
     """
 
     def __call__(

@@ -38,7 +38,7 @@ def prepare(
         f"{num_responses} responses are wanted, found {{valid}} valid candidates",
         valid=jnp.sum(valid),
     )
-    return jnp.where(valid[None, :], _finite(log_probs), -jnp.inf), valid
+    return jnp.where(valid[None, :], finite_scores(log_probs), -jnp.inf), valid
 
 
 def prepare_queries(
@@ -73,10 +73,10 @@ def check_queries(log_probs: Array, valid: Array | None) -> tuple[Array, Array]:
     chex.assert_shape(valid, log_probs.shape[1:])
     unknown = jnp.isnan(log_probs) & valid[None]
     checkify.debug_check(~jnp.any(unknown), "the queries' log-probs hold a NaN")
-    return jnp.where(valid[None], _finite(log_probs), LOG_ZERO), valid
+    return jnp.where(valid[None], finite_scores(log_probs), LOG_ZERO), valid
 
 
-def _finite(log_probs: Array) -> Array:
+def finite_scores(log_probs: Array) -> Array:
     """Returns finite log-probs in float32 at least; NaN counts as impossible.
 
     No score made of them is then NaN. A NaN is neither above nor below another score and would make

@@ -5,11 +5,13 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+from jax.experimental import checkify
 
 from shatter.numerics import LOG_ZERO, at_least_float32
 from shatter.types import Array
 
 _HALF_SHRUNK = 16  # members whose covariances are trusted half
+_HIGHEST = 1e8  # nats; sums of the fourth powers of such scores are still float32
 
 
 class Belief(NamedTuple):
@@ -49,7 +51,8 @@ def members_belief(
 
     `C(x, y) = (1 - s) Cov_m(L_m(x), L_m(y))` for x other than y, and the variance for x = y. With
     one member all covariances are 0. Where a text is impossible to a member (-inf, or NaN), the
-    member's least log-prob of the other texts stands for it.
+    member's least log-prob of the other texts stands for it. Log-probs count to 1e8 nats either
+    way.
 
     Args:
       log_probs: floating `[M, N]`, nats, in one unit across texts: shift each member first where
@@ -71,7 +74,7 @@ def members_belief(
     shrink = shrinkage(num_members) if shrink is None else shrink
     # Relative to the first member, so that members that agree have the covariance 0 at any size.
     gaps = scores - scores[:1]
-    gaps -= jnp.mean(gaps, axis=0)
+    gaps -= jnp.mean(gaps, axis=0, keepdims=True)
     precision = jax.lax.Precision.HIGHEST
     raw = jnp.einsum("mx,my->xy", gaps, gaps, precision=precision) / max(num_members - 1, 1)
     kept = jnp.eye(num_texts, dtype=bool) if same is None else same
@@ -116,4 +119,32 @@ def possible(log_probs: Array) -> Array:
     is_possible = log_probs > LOG_ZERO
     least = jnp.min(log_probs, axis=1, keepdims=True, where=is_possible, initial=jnp.inf)
     least = jnp.where(jnp.isfinite(least), least, 0.0)
-    return jnp.where(is_possible, jnp.minimum(log_probs, -LOG_ZERO), least)
+    return jnp.clip(jnp.where(is_possible, log_probs, least), -_HIGHEST, _HIGHEST)
+
+
+def finite(belief: Belief) -> Belief:
+    """Returns a belief in float32 at least whose covariances are finite.
+
+    Covariances that are not are errors under checkify, and count as 0.
+    """
+    covariance = at_least_float32(belief.covariance)
+    known = jnp.isfinite(covariance)
+    checkify.debug_check(jnp.all(known), "the belief's covariance holds what is not finite")
+    covariance = jnp.clip(jnp.where(known, covariance, 0.0), -(_HIGHEST**2), _HIGHEST**2)
+    return Belief(at_least_float32(belief.mean), covariance)
+
+
+def possible_in(scores: Array | Belief) -> Array:
+    """Marks the texts `[...]` that at least one member, or the mean of a belief, finds possible."""
+    return jnp.any(scores_of(scores) > LOG_ZERO, axis=0)
+
+
+def restrict(belief: Belief, known: Array, *, mean: float = -_HIGHEST) -> Belief:
+    """Returns a belief about N texts in which those that are not known, bool `[N]`, tell nothing.
+
+    Their covariances are 0. Their mean, unless another is given, is so low that nobody chooses them
+    over a known text.
+    """
+    both = known[:, None] & known[None, :]
+    means = jnp.clip(at_least_float32(belief.mean), -_HIGHEST, _HIGHEST)
+    return Belief(jnp.where(known, means, mean), jnp.where(both, belief.covariance, 0.0))

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from shatter.numerics import at_least_float32
+from shatter.numerics import LOG_ZERO, assert_positive, at_least_float32
 from shatter.types import Array, Key, Query
 
 
@@ -50,31 +50,60 @@ def pool_candidates(
 
 
 def drawn_candidates(
-    key: Key, log_probs: Array, tokens: Array, mask: Array, *, num_candidates: int
+    key: Key,
+    log_probs: Array,
+    tokens: Array,
+    mask: Array,
+    *,
+    num_candidates: int,
+    temperature: float | Array = 1.0,
+    distinct: bool = False,
 ) -> Query:
-    """Draws documents of an enumerated space from a law, the proposal; repetitions are not valid.
+    """Draws documents of an enumerated space from a law, the proposal, tempered or not.
 
-    An arm that then chooses by a law w over the candidates chooses, roughly, by proposal x w, not
-    by w. For passive learning the proposal is the pretrained model's law, for samples of the
-    members it is their mixture.
+    The draws have the law `P(x)^(1 / temperature)`. They are independent, and repetitions are not
+    valid; or, if `distinct`, they are drawn in turn among the documents that are left, by the
+    largest of Gumbel-perturbed log-probs. An arm that then chooses by a law w over the candidates
+    chooses, roughly, by proposal x w, not by w. For passive learning the proposal is the pretrained
+    model's law, for samples of the members it is their mixture.
+
+    Source: Kool et al., Stochastic Beams and Where to Find Them, https://arxiv.org/abs/1903.06059,
+    for drawing without replacement by Gumbel noise.
 
     Args:
       key: a typed key.
-      log_probs: `[D]`, log-probs of the proposal over all documents, nats, normalised or not.
+      log_probs: `[D]`, log-probs of the proposal P over all documents, nats, normalised or not;
+        -inf or NaN = impossible.
       tokens: int `[D, T]`, all documents.
       mask: bool `[D, T]`, true on the response's tokens.
       num_candidates: N, how many draws.
+      temperature: above 0, else a ValueError; infinity is uniform over what is possible.
+      distinct: whether the candidates differ. Where the law has fewer possible documents than N,
+        the slots that are left are not valid.
 
     Returns:
-      The N candidates as one query; an item is its row among all documents.
+      The N candidates as one query; an item is its row among all documents. None is valid where no
+      document is possible.
 
     Raises:
       AssertionError: if the shapes do not fit.
     """
     chex.assert_equal_shape([log_probs, tokens[:, 0]])
-    items = jax.random.categorical(key, at_least_float32(log_probs), shape=(num_candidates,))
-    first = jnp.argmax(items[:, None] == items[None, :], axis=1) == jnp.arange(num_candidates)
-    return Query(jnp.zeros((), int), tokens[items], mask[items], items, first)
+    assert_positive(temperature=temperature)
+    log_probs = at_least_float32(log_probs)
+    possible = log_probs > LOG_ZERO
+    utilities = jnp.where(possible, log_probs / temperature, -jnp.inf)
+    if distinct:
+        noisy = utilities + jax.random.gumbel(key, utilities.shape, utilities.dtype)
+        best = jnp.argsort(noisy, descending=True)
+        slots = jnp.arange(num_candidates)
+        valid = slots < jnp.sum(possible)
+        items = best[jnp.where(valid, slots, 0)]
+    else:
+        items = jax.random.categorical(key, utilities, shape=(num_candidates,))
+        first = jnp.argmax(items[:, None] == items[None, :], axis=1) == jnp.arange(num_candidates)
+        valid = first & possible[items]
+    return Query(jnp.zeros((), int), tokens[items], mask[items], items, valid)
 
 
 def sampled_candidates(tokens: Array, mask: Array, *, prompt_id: Array | int = 0) -> Query:

@@ -3,15 +3,17 @@
 import chex
 import jax
 import jax.numpy as jnp
+from jax.experimental import checkify
 
 from shatter.exploration.base import best_set, mixture, prepare
-from shatter.exploration.beliefs import Belief, members_belief, possible, scores_of
+from shatter.exploration.beliefs import Belief, scores_of
 from shatter.exploration.v_optimality import (
-    centre,
+    law_belief,
     law_weights,
     learn,
     pair_drops,
     query_contrasts,
+    relative,
 )
 from shatter.types import Array, Key
 
@@ -34,14 +36,16 @@ def v_optimal(
     candidate with the largest summed score. Draw the candidates from the mixture at temperature 2:
     it is the allocation that the weighted variance asks for, and untempered the law's mass counts
     twice. Where all scores are 0, as with one member, the pair is uniform among the valid
-    candidates. Other arguments, result and errors are those of `PairArm`.
+    candidates. Covariances of a belief that are not finite count as 0 and are errors under
+    checkify. Other arguments, result and errors are those of `PairArm`.
 
     Source: see `shatter.exploration.v_optimality`.
 
     Args:
       log_probs: `[M, N]` of members, or a `Belief` about N texts, for example by Laplace.
       law: `[N]`, log-probs of w, normalised or not; if None, what is predicted of the valid
-        candidates: the members' mixture, or the softmax of the belief's mean.
+        candidates: the members' mixture, or the softmax of the belief's mean. Texts of NaN or -inf
+        have no weight.
 
     Example:
       >>> import jax
@@ -54,6 +58,7 @@ def v_optimal(
     """
     belief, weights, valid = _believe(log_probs, valid, law, num_responses, distinct)
     scores = pair_drops(belief, weights, jnp.arange(weights.shape[0]))
+    scores = relative(scores, valid[:, None] & valid[None, :])
     return best_set(key, scores, valid, num_responses, distinct)
 
 
@@ -81,11 +86,13 @@ def v_optimal_batch(
       valid: bool `[B, N]`, false on empty slots; none is empty if None.
       num_responses: K, how many responses a query has; they differ.
       law: `[T]`, log-probs of the law w over the texts, -inf on texts that are only asked about; if
-        None, what is predicted of the texts.
+        None, what is predicted of the texts that are valid candidates of any query. So for all
+        documents pass the members' mixture, for samples of the mixture 0 on the samples.
       same: bool `[T, T]`, where two texts are one document; see `members_belief`.
 
     Returns:
-      int `[B, K]`, positions in the rows of `candidates`.
+      int `[B, K]`, positions in the rows of `candidates`. In a row with fewer than K valid
+      candidates, which is an error under checkify, some repeat.
 
     Raises:
       AssertionError: if the shapes or types do not fit.
@@ -99,6 +106,11 @@ def v_optimal_batch(
         )
     valid = jnp.ones(candidates.shape, bool) if valid is None else jnp.asarray(valid)
     chex.assert_equal_shape([candidates, valid])
+    checkify.debug_check(
+        jnp.all(jnp.sum(valid, axis=1) >= num_responses),
+        f"{num_responses} responses are wanted of every row, found {{valid}} valid candidates",
+        valid=jnp.min(jnp.sum(valid, axis=1)),
+    )
     num_texts = scores_of(log_probs).shape[1]
     askable = jnp.zeros(num_texts, bool).at[candidates].max(valid)
     belief, weights, _ = _believe(log_probs, askable, law, 2, False, same)
@@ -106,7 +118,7 @@ def v_optimal_batch(
 
     def ask(belief: Belief, row: tuple[Array, Array, Array]) -> tuple[Belief, Array]:
         number, texts, free = row
-        scores = pair_drops(belief, weights, texts)
+        scores = relative(pair_drops(belief, weights, texts), free[:, None] & free[None, :])
         chosen = best_set(jax.random.fold_in(key, number), scores, free, num_responses, True)
         slots = texts[chosen]
         own = belief.covariance[slots[:, None], slots[None, :]]
@@ -125,18 +137,10 @@ def _believe(
     distinct: bool,
     same: Array | None = None,
 ) -> tuple[Belief, Array, Array]:
-    """Checks the arguments of an arm; returns the centred belief, the weights, `valid`.
-
-    Texts that are neither valid nor weighted have the mean and the covariances 0.
-    """
+    """Checks the arguments of an arm; returns the centred belief, the weights, `valid`."""
+    if isinstance(log_probs, Belief):
+        chex.assert_shape(log_probs.covariance, (log_probs.mean.shape[0],) * 2)
     usable, valid = prepare(scores_of(log_probs), valid, num_responses, distinct)
     weights = law_weights(mixture(usable) if law is None else law)
-    relevant = valid | (weights > 0)
-    if not isinstance(log_probs, Belief):
-        known = possible(jnp.where(relevant[None], log_probs, -jnp.inf))
-        known -= jnp.sum(weights * known, axis=1, keepdims=True)
-        return members_belief(jnp.where(relevant[None], known, 0.0), same=same), weights, valid
-    both = relevant[:, None] & relevant[None, :]
-    mean = jnp.where(relevant, log_probs.mean, 0.0)
-    belief = Belief(mean, jnp.where(both, log_probs.covariance, 0.0))
-    return centre(belief, weights), weights, valid
+    chex.assert_shape(weights, valid.shape)
+    return law_belief(log_probs, valid | (weights > 0), weights, same), weights, valid

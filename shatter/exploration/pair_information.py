@@ -1,4 +1,4 @@
-"""Pair arms that ask where the members disagree: information gain and two variances.
+"""Pair arms that ask where the members disagree: information gains and variances.
 
 Only ties are random. Give each query of a batch its own candidates, or the same pair is asked again
 and again.
@@ -7,8 +7,8 @@ and again.
 import jax
 import jax.numpy as jnp
 
-from shatter.exploration.base import best_set, prepare
-from shatter.exploration.scores import information_gain, log_odds
+from shatter.exploration.base import best_set, finite_scores, mixture, prepare
+from shatter.exploration.scores import information_gain, law_information_gain, log_odds
 from shatter.types import Array, Key
 
 
@@ -39,6 +39,31 @@ def infomax(
     """
     log_probs, valid = prepare(log_probs, valid, num_responses, distinct)
     return best_set(key, information_gain(log_probs), valid, num_responses, distinct)
+
+
+def law_infomax(
+    key: Key,
+    log_probs: Array,
+    *,
+    valid: Array | None = None,
+    num_responses: int = 2,
+    distinct: bool = True,
+    laws: Array | None = None,
+) -> Array:
+    """Returns the pair whose answer tells most of a document drawn from the members' mixture.
+
+    The score is `law_information_gain`. Above two responses the best pair grows by the candidate
+    with the largest summed score. It is here for comparison: with few members, what an answer seems
+    to tell of most documents is a chance covariance. Other arguments, result and errors are those
+    of `PairArm`.
+
+    Args:
+      laws: `[M, X]`, each member's log-probs of the documents, for example of all, up to a shift a
+        member; the valid candidates' if None. NaN counts as impossible.
+    """
+    log_probs, valid = prepare(log_probs, valid, num_responses, distinct)
+    scores = law_information_gain(log_probs, log_probs if laws is None else finite_scores(laws))
+    return best_set(key, scores, valid, num_responses, distinct)
 
 
 def variance(
@@ -79,4 +104,33 @@ def log_ratio_variance(
     # Relative to the first member, so that members that agree have the variance 0 at any size of
     # the odds.
     scores = jnp.var(odds - odds[:1], axis=0)
+    return best_set(key, scores, valid, num_responses, distinct)
+
+
+def mass_weighted_variance(
+    key: Key,
+    log_probs: Array,
+    *,
+    valid: Array | None = None,
+    num_responses: int = 2,
+    distinct: bool = True,
+) -> Array:
+    """Returns the pair of largest log-ratio variance, weighted by p (1 - p) and by its mass.
+
+    By `Var_m(log pi_m(x) - log pi_m(y)) p (1 - p) (P(x) P(y))^(1/4)`, p the mean over members of
+    the probability that the first is chosen, P the members' mixture over the candidates: a cheap
+    relative of `v_optimal` that sums over no texts. Above two responses the best pair grows by the
+    candidate with the largest summed score. Arguments, result and errors are those of `PairArm`.
+    The score is ours.
+    """
+    log_probs, valid = prepare(log_probs, valid, num_responses, distinct)
+    odds = log_odds(log_probs)
+    wins = jnp.mean(jax.nn.sigmoid(odds), axis=0)
+    law = mixture(log_probs)
+    # Relative to the likeliest, so that the rounding of the score does not depend on how many
+    # documents there are.
+    root = jnp.exp(0.25 * (law - jnp.max(law, where=valid, initial=-jnp.inf)))
+    root = jnp.where(valid, root, 0.0)
+    spread = jnp.minimum(jnp.var(odds - odds[:1], axis=0), jnp.finfo(odds.dtype).max)
+    scores = spread * wins * wins.T * root[:, None] * root[None, :]
     return best_set(key, scores, valid, num_responses, distinct)

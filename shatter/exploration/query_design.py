@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -13,8 +14,22 @@ from shatter.exploration.base import (
     without_empty_slots,
     without_rounding,
 )
-from shatter.exploration.beliefs import Belief, members_belief, possible, scores_of
-from shatter.exploration.v_optimality import centre, law_weights, learn, query_contrasts
+from shatter.exploration.beliefs import (
+    Belief,
+    finite,
+    members_belief,
+    possible,
+    possible_in,
+    restrict,
+    scores_of,
+)
+from shatter.exploration.v_optimality import (
+    law_belief,
+    law_weights,
+    learn,
+    query_contrasts,
+    relative,
+)
 from shatter.numerics import masked_mean
 from shatter.types import Array, Key
 
@@ -41,18 +56,14 @@ def v_optimal_queries(
     Args:
       log_probs: `[M, Q, K]` of members, or a `Belief` about `[Q, K]` responses.
       law: `[Q, K]`, log-probs of w, normalised or not; if None, what is predicted of the pool's
-        responses.
+        responses. It has no weight on empty slots.
     """
-    usable_scores, valid, usable = prepare_queries(scores_of(log_probs), valid, num_queries)
-    flat = jnp.where(valid[None], usable_scores, -jnp.inf).reshape(usable_scores.shape[0], -1)
-    weights = law_weights(mixture(flat) if law is None else law.reshape(-1))
-    weights = jnp.where(valid.reshape(-1), weights, 0.0)
-    if isinstance(log_probs, Belief):
-        belief = centre(_flat(log_probs, valid), weights)
-    else:
-        known = possible(flat)
-        known -= jnp.sum(weights * known, axis=1, keepdims=True)
-        belief = members_belief(jnp.where(valid.reshape(-1)[None], known, 0.0))
+    scores, valid, usable = prepare_queries(scores_of(log_probs), valid, num_queries)
+    slots = valid.reshape(-1)
+    flat = jnp.where(slots[None], scores.reshape(scores.shape[0], -1), -jnp.inf)
+    law = mixture(flat) if law is None else jnp.where(slots, law.reshape(-1), -jnp.inf)
+    weights = law_weights(law)
+    belief = law_belief(_flat(log_probs) if isinstance(log_probs, Belief) else flat, slots, weights)
 
     def drops(columns: Array, contrasts: Array, squares: Array) -> Array:
         del contrasts, squares
@@ -86,16 +97,18 @@ def v_optimal_choices(
         responses, equally, if None.
     """
     scores, valid, usable = prepare_queries(scores_of(log_probs), valid, num_queries)
-    targets = jnp.where(usable, 1.0, 0.0) if targets is None else targets
+    targets = usable * 1.0 if targets is None else jnp.where(targets > 0, targets, 0.0)
+    known = (valid & possible_in(log_probs)).reshape(-1)
     if isinstance(log_probs, Belief):
-        belief = _flat(log_probs, valid)
+        belief = _flat(log_probs)
     else:
-        known = possible(jnp.where(valid[None], scores, -jnp.inf).reshape(scores.shape[0], -1))
-        known = known.reshape(scores.shape)
-        known = jnp.where(valid[None], known - masked_mean(known, valid[None])[..., None], 0.0)
+        flat = possible(jnp.where(valid[None], scores, -jnp.inf).reshape(scores.shape[0], -1))
+        values = flat.reshape(scores.shape)
+        values -= masked_mean(values, valid[None])[..., None]
         query = jnp.arange(valid.size) // valid.shape[1]
-        flat = known.reshape(scores.shape[0], -1)
-        belief = members_belief(flat, same=query[:, None] == query[None, :])
+        values = jnp.where(known[None], values.reshape(flat.shape), 0.0)
+        belief = members_belief(values, same=query[:, None] == query[None, :])
+    belief = finite(restrict(belief, known))
 
     def drops(columns: Array, contrasts: Array, squares: Array) -> Array:
         by_query = columns.reshape(*valid.shape, *columns.shape[1:])
@@ -105,14 +118,10 @@ def v_optimal_choices(
     return _in_turn(key, belief, valid, usable, drops, num_queries)
 
 
-def _flat(belief: Belief, valid: Array) -> Belief:
-    """Returns the belief about `[Q K]` responses, mean and covariances 0 on empty slots."""
-    flat = valid.reshape(-1)
-    covariance = belief.covariance.reshape(valid.size, valid.size)
-    return Belief(
-        jnp.where(flat, belief.mean.reshape(-1), 0.0),
-        jnp.where(flat[:, None] & flat[None, :], covariance, 0.0),
-    )
+def _flat(belief: Belief) -> Belief:
+    """Returns the belief about `[Q K]` responses."""
+    chex.assert_shape(belief.covariance, belief.mean.shape * 2)
+    return Belief(belief.mean.reshape(-1), belief.covariance.reshape((belief.mean.size,) * 2))
 
 
 def _in_turn(
@@ -136,8 +145,7 @@ def _in_turn(
         by_query = covariance.reshape(valid.size, pool, num_slots)
         columns = jnp.einsum("xqj,qrj->xqr", by_query, contrasts, precision=_EXACT)
         scores = drops(columns, contrasts, squares)
-        unit = jnp.maximum(jnp.max(scores, where=free, initial=0.0), jnp.finfo(scores.dtype).tiny)
-        query = top(key, without_rounding(scores / unit), free, 1, distinct=True)[0]
+        query = top(key, without_rounding(relative(scores, free)), free, 1, distinct=True)[0]
         left = learn(covariance, slots[query], contrasts[query])
         return (left, free & (jnp.arange(pool) != query)), query
 

@@ -7,7 +7,7 @@ user can by their own rule, for example across prompts.
 import chex
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import entr
+from jax.scipy.special import entr, rel_entr
 
 from shatter.choice import luce_log_probs
 from shatter.exploration.base import check_queries
@@ -40,6 +40,43 @@ def information_gain(log_probs: Array) -> Array:
     odds = log_odds(log_probs)
     log_p, log_not_p = jax.nn.log_sigmoid(odds), jax.nn.log_sigmoid(-odds)
     return jnp.maximum(jnp.mean(_surprise(log_p) + _surprise(log_not_p), axis=0), 0.0)
+
+
+def law_information_gain(log_probs: Array, laws: Array) -> Array:
+    """Returns what every pair's answer is expected to tell of a document drawn from the mixture.
+
+    It is the mutual information of the answer and the document, in nats. With w_m(x) the
+    probability of member m given that it said x,
+
+        I_ij = sum_x P(x) KL(p(i | x) || mean_m p_m),   p(i | x) = sum_m w_m(x) p_m,
+
+    `p_m = sigmoid(log pi_m(x_i) - log pi_m(x_j))`, P the members' mixture. By the chain of answer,
+    member and document it is at most `information_gain`. Memory: N^2 X.
+
+    Source: Lindley, On a Measure of the Information Provided by an Experiment (1956); its target,
+    the law, is ours.
+
+    Args:
+      log_probs: `[M, N]`, nats, each member's up to a shift; -inf = impossible to that member.
+      laws: `[M, X]`, nats, each member's log-probs of the documents, up to a shift a member.
+
+    Returns:
+      `[N, N]`, nats, symmetric, 0 on the diagonal, >= 0.
+
+    Raises:
+      AssertionError: if the shapes do not fit.
+    """
+    chex.assert_shape(laws, (log_probs.shape[0], None))
+    wins = jax.nn.sigmoid(log_odds(log_probs))
+    log_laws = jax.nn.log_softmax(finite_logs(laws), axis=1)
+    documents = jnp.exp(log_mean_exp(log_laws, axis=0))
+    members = jax.nn.softmax(log_laws, axis=0)
+    highest = jax.lax.Precision.HIGHEST
+    told = jnp.einsum("mx,mij->ijx", members, wins, precision=highest)
+    expected = jnp.mean(wins, axis=0)[..., None]
+    surprise = rel_entr(told, jnp.maximum(expected, jnp.finfo(told.dtype).tiny))
+    first = jnp.einsum("x,ijx->ij", documents, surprise, precision=highest)
+    return jnp.maximum(first + first.T, 0.0)
 
 
 def query_information_gain(log_probs: Array, *, valid: Array | None = None) -> Array:

@@ -19,17 +19,59 @@ for choices, and the weights, are ours.
 import jax
 import jax.numpy as jnp
 
-from shatter.exploration.beliefs import Belief
+from shatter.exploration.beliefs import (
+    Belief,
+    finite,
+    members_belief,
+    possible,
+    possible_in,
+    restrict,
+)
 from shatter.numerics import at_least_float32
 from shatter.types import Array
 
 _EXACT = jax.lax.Precision.HIGHEST
+_NOTHING = 1e-12  # nats squared; drops of this size come from rounding
 
 
 def law_weights(log_law: Array) -> Array:
-    """Returns the weights of a law given by log-probs up to a shift; all 0 where none is finite."""
-    weights = jax.nn.softmax(at_least_float32(log_law))
+    """Returns the weights of a law given by log-probs up to a shift; all 0 where none is finite.
+
+    NaN counts as impossible.
+    """
+    log_law = at_least_float32(log_law)
+    weights = jax.nn.softmax(jnp.where(jnp.isnan(log_law), -jnp.inf, log_law))
     return jnp.where(jnp.isfinite(weights), weights, 0.0)
+
+
+def law_belief(
+    scores: Array | Belief, relevant: Array, weights: Array, same: Array | None = None
+) -> Belief:
+    """Returns the belief about scores relative to their mean under a law.
+
+    Texts that are not relevant, and texts that are impossible to all members, tell nothing.
+
+    Args:
+      scores: `[M, T]` of members, or a belief about T texts.
+      relevant: bool `[T]`, true at least where the weights are above 0.
+      weights: `[T]`, of sum 1, or all 0.
+      same: see `members_belief`.
+
+    Returns:
+      The belief.
+    """
+    known = relevant & possible_in(scores)
+    if isinstance(scores, Belief):
+        belief = finite(restrict(scores, known, mean=0.0))
+        return restrict(centre(belief, weights), known)
+    values = possible(jnp.where(relevant[None], scores, -jnp.inf))
+    values -= jnp.sum(weights[None] * values, axis=1, keepdims=True)
+    return restrict(members_belief(jnp.where(known[None], values, 0.0), same=same), known)
+
+
+def relative(drops: Array, allowed: Array) -> Array:
+    """Returns drops in units of the largest that is allowed, so that ties do not depend on size."""
+    return drops / jnp.maximum(jnp.max(drops, where=allowed, initial=0.0), _NOTHING)
 
 
 def centre(belief: Belief, weights: Array) -> Belief:

@@ -2,7 +2,14 @@
 
 from shatter.training.interaction import Interaction, InteractionState, interaction
 from shatter.training.members import Members, MembersLearner, members_learner
-from shatter.training.proposers import Propose, asked, pair_proposer, query_proposer
+from shatter.training.proposers import (
+    Propose,
+    asked,
+    batch_proposer,
+    pair_proposer,
+    query_proposer,
+    take_responses,
+)
 from shatter.training.rounds import ask, ask_together, run_rounds
 from shatter.training.sharding import (
     axis_size,
@@ -33,6 +40,7 @@ __all__ = [
     "ask_together",
     "asked",
     "axis_size",
+    "batch_proposer",
     "empty_store",
     "interaction",
     "learner",
@@ -48,4 +56,5 @@ __all__ = [
     "run_rounds",
     "sample_comparisons",
     "shardings_of",
+    "take_responses",
 ]

@@ -25,7 +25,7 @@ class InteractionState(NamedTuple):
 
     Attributes:
       shared: what the members hold in common.
-      anchors: what each member was at the start, `[M]` on every leaf.
+      anchors: what `ensemble.init` drew of each member, `[M]` on every leaf.
       members: the members' learners, `[M]` on every leaf; `members.params` are the members.
       store: the comparisons so far.
       key: a typed key; call t of `learn` uses `fold_in(key, t)`.

@@ -17,7 +17,8 @@ class Members(NamedTuple):
 
     Attributes:
       shared: what the members hold in common and never train.
-      anchors: what each member was at the start, `[M]` on every leaf.
+      anchors: what `ensemble.init` drew of each member, `[M]` on every leaf; its penalty pulls to
+        it. Training starts at `ensemble.start` of it.
       states: their learners, `[M]` on every leaf; `states.params` are the members.
     """
 
@@ -93,7 +94,8 @@ def members_learner(
 
     def init(shared: Params, own: Params, key: Key) -> Members:
         num_members = jax.tree.leaves(own)[0].shape[0]
-        states = jax.vmap(member.init)(own, jax.random.split(key, num_members))
+        starts = jax.vmap(ensemble.start)(own)
+        states = jax.vmap(member.init)(starts, jax.random.split(key, num_members))
         return Members(shared, own, states)
 
     def learn(members: Members, store: Store, key: Key) -> tuple[Members, Metrics]:

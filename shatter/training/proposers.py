@@ -1,7 +1,8 @@
 """How a round's queries come about: `(key, shared, own[M], store) -> queries[B]`.
 
-Two builders give such a function, one from candidates and an arm that chooses the responses of one
-query, one from whole queries and an arm that chooses among them. Any other will do as well.
+Three builders give such a function: from candidates and an arm that chooses the responses of one
+query, from candidates and a choice for all queries together, and from whole queries and an arm that
+chooses among them. Any other will do as well.
 """
 
 from collections.abc import Callable
@@ -43,20 +44,46 @@ def pair_proposer(
       `(key, shared, own[M], store) -> queries[B]`.
     """
 
-    def propose(key: Key, shared: Params, own: Params, store: Store) -> Query:
+    def choose(key: Key, shared: Params, own: Params, store: Store, pools: Query) -> Array:
         del store
-        candidate_key, explore_key = jax.random.split(key)
-        pools = jax.vmap(candidates, in_axes=(0, None, None))(
-            jax.random.split(candidate_key, num_queries), shared, own
-        )
         log_probs = jax.vmap(score, in_axes=(None, 0, None))(shared, own, pools)
-        indices = jax.vmap(
+        return jax.vmap(
             lambda key, log_probs, valid: explore(
                 key, log_probs, valid=valid, num_responses=num_responses
             ),
             in_axes=(0, 1, 0),
-        )(jax.random.split(explore_key, num_queries), log_probs, pools.valid)
-        return jax.vmap(_without_repetition)(pools, indices)
+        )(jax.random.split(key, num_queries), log_probs, pools.valid)
+
+    return batch_proposer(candidates, choose, num_queries=num_queries)
+
+
+def batch_proposer(
+    candidates: Callable[[Key, Params, Params], Query],
+    choose: Callable[[Key, Params, Params, Store, Query], Array],
+    *,
+    num_queries: int = 8,
+) -> Propose:
+    """Proposes queries whose responses are chosen for all of them together.
+
+    Every query has candidates of its own. A candidate that is repeated leaves its slot empty.
+
+    Args:
+      candidates: `(key, shared, own[M]) -> candidates[N]`, as in `pair_proposer`.
+      choose: `(key, shared, own[M], store, candidates[B, N]) -> indices[B, K]`, for example by
+        `shatter.exploration.v_optimal_batch`.
+      num_queries: B, queries a round.
+
+    Returns:
+      `(key, shared, own[M], store) -> queries[B]`.
+    """
+
+    def propose(key: Key, shared: Params, own: Params, store: Store) -> Query:
+        candidate_key, explore_key = jax.random.split(key)
+        pools = jax.vmap(candidates, in_axes=(0, None, None))(
+            jax.random.split(candidate_key, num_queries), shared, own
+        )
+        indices = choose(explore_key, shared, own, store, pools)
+        return jax.vmap(take_responses)(pools, indices)
 
     return propose
 
@@ -108,8 +135,16 @@ def asked(store: Store, num_queries: int) -> Array:
     return jnp.zeros(num_queries, bool).at[numbers].max(is_in_use)
 
 
-def _without_repetition(candidates: Query, indices: Array) -> Query:
-    """Returns the chosen candidates as a query; a repeated one leaves its slot empty."""
+def take_responses(candidates: Query, indices: Array) -> Query:
+    """Returns the chosen candidates as a query; a repeated one leaves its slot empty.
+
+    Args:
+      candidates: N responses.
+      indices: int `[K]`, among them.
+
+    Returns:
+      The query of K slots.
+    """
     is_first = jnp.argmax(indices[:, None] == indices[None, :], axis=1) == jnp.arange(len(indices))
     return Query(
         candidates.prompt_id,

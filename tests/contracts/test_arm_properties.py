@@ -17,10 +17,13 @@ from shatter import exploration
 
 pytestmark = pytest.mark.slow  # takes long to compile
 
-OTHERS = ("PairArm", "QueryArm", "distinct", "query_variance")
+OTHERS = ("Belief", "PairArm", "QueryArm", "distinct", "query_variance", "shrinkage")
+OTHERS += ("v_optimal_batch",)  # a case of its own, below
 NAMES = [name for name in exploration.__all__ if name not in OTHERS]
-NAMES = [name for name in NAMES if not name.endswith(("_candidates", "information_gain"))]
-QUERY_ARMS = [name for name in NAMES if name.endswith("_queries")]
+NAMES = [
+    name for name in NAMES if not name.endswith(("_candidates", "information_gain", "_belief"))
+]
+QUERY_ARMS = [name for name in NAMES if name.endswith(("_queries", "_choices"))]
 ARMS = [name for name in NAMES if name not in QUERY_ARMS]
 
 # Of an arm: members, candidates, responses; of a pool: members, queries, slots, queries to ask.
@@ -54,6 +57,11 @@ def all_arms(num_responses, dtype):
         ask = {"valid": valid, "num_responses": num_responses}
         seen = log_probs.astype(dtype)
         chosen = {name: getattr(exploration, name)(key, seen, **ask) for name in ARMS}
+        rows = jnp.arange(log_probs.shape[1])[None]
+        batch = exploration.v_optimal_batch(
+            key, seen, rows, valid=valid[None], num_responses=num_responses
+        )
+        chosen["v_optimal_batch"] = batch[0]
         chosen["ucb 0"] = exploration.ucb(key, seen, **ask, coefficient=0.0)
         chosen["boltzmann 1e-30"] = exploration.boltzmann(key, seen, **ask, temperature=1e-30)
         return chosen
@@ -116,6 +124,20 @@ def test_queries_can_be_asked_and_differ(pool):
 
 
 information_gain = jax.jit(exploration.information_gain)
+
+
+@jax.jit
+def gains_of_pairs(log_probs):
+    return exploration.law_information_gain(log_probs, log_probs), information_gain(log_probs)
+
+
+@few
+@given(log_probs((3, 5), EDGES))
+def test_the_gain_about_the_law_is_at_most_that_about_the_member(log_probs):
+    about_law, about_member = map(np.asarray, gains_of_pairs(log_probs))
+    np.testing.assert_allclose(about_law, about_law.T, atol=1e-6)
+    assert about_law.min() >= 0.0
+    assert np.all(about_law <= about_member + 1e-5)
 
 
 @few

@@ -28,8 +28,16 @@ SAMPLING = [
     "double_thompson",
     "double_thompson_sampled",
 ]
-PAIR_SCORES = ["infomax", "variance", "log_ratio_variance"]
-DETERMINISTIC = [*PAIR_SCORES, "ucb"]
+PAIR_SCORES = [
+    "infomax",
+    "information_directed",
+    "law_infomax",
+    "log_ratio_variance",
+    "mass_weighted_variance",
+    "v_optimal",
+    "variance",
+]
+DETERMINISTIC = [*PAIR_SCORES, "delta_ucb", "ucb"]
 every_arm = pytest.mark.parametrize("arm", [*SAMPLING, *DETERMINISTIC])
 
 # Multiples of 1/8, so that shifting a member by an integer is exact; no ties, not even in sums.
@@ -181,6 +189,8 @@ def test_members_that_agree(arm):
     assert_valid_and_different(responses)
     if arm == "ucb":  # the two best
         np.testing.assert_array_equal(responses, [[3, 1]] * NUM_KEYS)
+    elif arm == "delta_ucb":  # the best and the worst
+        np.testing.assert_array_equal(np.sort(responses, axis=1), [[3, 4]] * NUM_KEYS)
     else:  # no pair tells anything, so that all are tied
         like = "uniform" if arm in PAIR_SCORES else arm
         assert_law(responses, exact_law(like, log_probs, VALID, 2))
@@ -234,7 +244,7 @@ def test_impossible_candidates_are_chosen_last(arm):
     log_probs[:, 4:] = [-np.inf, -1e30]
     responses = ask(arm, log_probs, seed=9)
     assert_valid_and_different(responses)
-    if arm not in ["uniform", "infomax", "variance"]:
+    if arm not in ["uniform", "infomax", "variance", "delta_ucb"]:
         assert possible[responses].all()
     # With one possible candidate among the valid the responses still differ.
     alone = np.where(np.arange(CANDIDATES) == 3, -1.0, -np.inf)
@@ -279,6 +289,7 @@ def test_wrong_arguments_at_trace_time(arm):
 
 def test_the_contract_is_about_every_arm():
     others = {
+        "Belief",
         "PairArm",
         "QueryArm",
         "conditional_information_gain",
@@ -286,10 +297,16 @@ def test_the_contract_is_about_every_arm():
         "drawn_candidates",
         "information_gain",
         "joint_information_gain",
+        "law_information_gain",
+        "linear_belief",
+        "members_belief",
         "pool_candidates",
         "query_information_gain",
         "query_variance",
         "sampled_candidates",
+        "shrinkage",
+        "v_optimal_batch",
     }
-    whole_queries = {name for name in exploration.__all__ if name.endswith("_queries")}
+    whole = ("_queries", "_choices")
+    whole_queries = {name for name in exploration.__all__ if name.endswith(whole)}
     assert {*SAMPLING, *DETERMINISTIC} == {*exploration.__all__} - others - whole_queries

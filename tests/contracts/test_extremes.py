@@ -204,6 +204,15 @@ CASES = {
         )(x - FAR),
         lambda r: (math.log(2.0) - entropy_of(r)[0], -entropy_of(r)[1]),
     ),
+    "law_information_gain": (  # the document gives the member away
+        lambda x: jax.vmap(
+            lambda y: exploration.law_information_gain(
+                jnp.stack([jnp.stack([y, 0.0 * y]), jnp.stack([-y, 0.0 * y])]),
+                jnp.array([[0.0, -jnp.inf, -1e30], [-1e5, 0.0, 0.0]]),
+            )[0, 1]
+        )(x - FAR),
+        lambda r: (math.log(2.0) - entropy_of(r)[0], -entropy_of(r)[1]),
+    ),
     "query_information_gain": (
         lambda x: exploration.query_information_gain(
             jnp.stack([pair(x - FAR, 0.0), pair(FAR - x, 0.0)])

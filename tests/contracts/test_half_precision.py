@@ -90,10 +90,12 @@ def arm(name, **arguments):
     return lambda log_probs: getattr(exploration, name)(KEY, log_probs, **arguments)
 
 
-ARMS = ["boltzmann", "double_thompson", "double_thompson_sampled", "greedy", "infomax"]
-ARMS += ["log_ratio_variance", "thompson", "ucb", "uniform", "variance"]
-QUERY_ARMS = ["boltzmann", "double_thompson", "infomax", "joint_infomax", "thompson", "uniform"]
-QUERY_ARMS = [f"{name}_queries" for name in [*QUERY_ARMS, "variance"]]
+ARMS = ["boltzmann", "delta_ucb", "double_thompson", "double_thompson_sampled", "greedy"]
+ARMS += ["infomax", "information_directed", "law_infomax", "log_ratio_variance"]
+ARMS += ["mass_weighted_variance", "thompson", "ucb", "uniform", "v_optimal", "variance"]
+QUERY_ARMS = ["boltzmann", "delta_ucb", "double_thompson", "infomax", "information_directed"]
+QUERY_ARMS += ["joint_infomax", "thompson", "uniform", "v_optimal", "variance"]
+QUERY_ARMS = [*(f"{name}_queries" for name in QUERY_ARMS), "v_optimal_choices"]
 SLOPES = ["forward_chi_squared", "forward_kl", "jensen_shannon", "reverse_chi_squared"]
 SLOPES = [f"{name}_slope" for name in [*SLOPES, "reverse_kl", "total_variation"]]
 
@@ -234,8 +236,20 @@ CASES = {
         ),
         "information_gain": (exploration.information_gain, [MEMBERS]),
         "joint_information_gain": (exploration.joint_information_gain, [QUERIES]),
+        "law_information_gain": (exploration.law_information_gain, [MEMBERS, MEMBERS[:, ::-1]]),
+        "linear_belief": (
+            exploration.linear_belief,
+            [A[:2], np.stack([B, C])[:, :3], np.diag(np.exp(A[:3]))],
+        ),
+        "members_belief": (exploration.members_belief, [MEMBERS]),
         "query_information_gain": (exploration.query_information_gain, [QUERIES]),
         "query_variance": (exploration.query_variance, [QUERIES]),
+        "v_optimal_batch": (
+            lambda x: exploration.v_optimal_batch(
+                KEY, x, jnp.array([[0, 1, 2, 3]]), num_responses=3
+            )[0],
+            [MEMBERS],
+        ),
     },
     "inference": {
         "effective_sample_size": (inference.effective_sample_size, [WITH_EMPTY]),
@@ -358,7 +372,7 @@ OTHERS = {
                   "point_estimate", "prior_functions", "prior_scale_for",
                   "whole_adapters"},
     "evaluation": {"bootstrap_interval", "dyadic_inputs", "queries_to_level"},
-    "exploration": {"distinct", "pool_candidates", "sampled_candidates"},
+    "exploration": {"distinct", "pool_candidates", "sampled_candidates", "shrinkage"},
     "inference": {"check_weights", "fit_moments"},
     "losses": {"adapt_proposal"},
     "numerics": {"assert_positive"},
@@ -375,7 +389,8 @@ def test_every_public_function_has_its_case(package):
     assert not set(CASES[package]) & OTHERS[package]
 
 
-WITHOUT_GRADIENT = {*ARMS, *QUERY_ARMS, "rejection_sample", "sample", "smc", "weighted_decoding"}
+WITHOUT_GRADIENT = {*ARMS, *QUERY_ARMS, "v_optimal_batch"}
+WITHOUT_GRADIENT |= {"rejection_sample", "sample", "smc", "weighted_decoding"}
 
 
 def is_float(leaf):
@@ -423,7 +438,7 @@ def test_half_precision_is_raised_to_float32(package, name):
         assert gradient.dtype == jnp.float16
         assert np.isfinite(slope).all()
         np.testing.assert_allclose(gradient, slope, rtol=1e-3, atol=1e-3)
-    if name in ARMS or name in QUERY_ARMS:
+    if name in {*ARMS, *QUERY_ARMS, "v_optimal_batch"}:
         assert len(set(np.asarray(out).tolist())) == 3
 
 

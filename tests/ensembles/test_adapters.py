@@ -170,3 +170,16 @@ def test_data_bring_members_together_where_they_are(float64):
     assert np.all(chosen(after) > 0.8)
     assert np.std(chosen(after)) < 0.5 * np.std(chosen(before))
     assert disagreement(after[:, 1:]) > 0.3 * disagreement(before[:, 1:])
+
+
+@pytest.mark.slow
+def test_adapters_at_the_centre_are_the_base(float64):
+    shared, anchors = build()
+    centre = adapters(LM, shared, LORA, num_members=MEMBERS, prior_scale=0.7, start="centre")
+    starts = jax.vmap(centre.start)(anchors)
+    found = logits(shared, starts)
+    np.testing.assert_allclose(found, np.stack([apply(shared, TOKENS)] * MEMBERS), rtol=1e-12)
+    leaves = jax.tree.leaves_with_path(starts)
+    for (path, leaf), drawn in zip(leaves, jax.tree.leaves(anchors), strict=True):
+        np.testing.assert_array_equal(leaf, 0.0 * drawn if path[-1].key == "b" else drawn)
+    jax.tree.map(np.testing.assert_array_equal, jax.vmap(make(shared).start)(anchors), anchors)

@@ -180,6 +180,23 @@ def test_data_make_members_agree_where_they_are(hidden):
         )
 
 
+@pytest.mark.parametrize("hidden", [(), (4,)])
+def test_heads_at_the_centre_score_nothing_and_keep_their_hidden_layers(hidden, float64):
+    make = partial(heads, 3, num_members=2, prior_scale=1.7, hidden=hidden)
+    shared, anchors = start(make())
+    jax.tree.map(np.testing.assert_array_equal, jax.vmap(make().start)(anchors), anchors)
+    starts = jax.jit(jax.vmap(make(start="centre").start))(anchors)
+    *inner, last = starts
+    jax.tree.map(np.testing.assert_array_equal, inner, anchors[:-1])
+    assert not np.any(last["kernel"])
+    np.testing.assert_array_equal(lift(make())(shared, starts, features(0, 5, 3)), 0.0)
+    penalties = jax.vmap(make().penalty)(starts, anchors)
+    expected = 0.5 * np.sum(np.asarray(anchors[-1]["kernel"]) ** 2, axis=(1, 2))
+    np.testing.assert_allclose(penalties, expected, rtol=1e-12)
+    with pytest.raises(ValueError, match="start must be"):
+        make(start="zero")
+
+
 def test_sizes_are_checked():
     make = partial(heads, prior_scale=1.0)
     with pytest.raises(ValueError, match="num_members >= 1, found 0"):

@@ -8,7 +8,7 @@ import pytest
 from jax.test_util import check_grads
 
 from shatter.documents import document_log_probs, enumerate_documents, log_prob
-from shatter.ensembles import anchored, point_estimate, prior_functions
+from shatter.ensembles import anchored, mixture_log_probs, point_estimate, prior_functions
 from shatter.models import tabular
 
 LM = tabular(vocab_size=3, max_length=2)
@@ -104,6 +104,25 @@ def test_anchors_are_drawn_around_the_pretrained_model():
     noise = (np.asarray(jax.jit(ensemble.init)(jax.random.key(3))[1]) - PRETRAINED) / 0.7
     np.testing.assert_allclose(noise.mean(axis=0), 0, atol=4.5 / np.sqrt(2000))
     np.testing.assert_allclose(noise.std(axis=0), 1, atol=4.5 / np.sqrt(4000))
+
+
+def test_members_start_at_their_draws_or_at_the_pretrained_model(float64):
+    make = partial(anchored, LM, jnp.asarray(PRETRAINED), num_members=4, prior_scale=0.7)
+    anchors = jax.jit(make().init)(jax.random.key(0))[1]
+    np.testing.assert_array_equal(jax.vmap(make().start)(anchors), anchors)
+    centre = make(start="centre")
+    np.testing.assert_array_equal(jax.jit(centre.init)(jax.random.key(0))[1], anchors)
+    starts = jax.jit(jax.vmap(centre.start))(anchors)
+    np.testing.assert_array_equal(starts, np.stack([PRETRAINED] * 4))
+    # Their mixture is the pretrained model, and their penalty that of the distance to the anchors.
+    laws = jax.vmap(partial(document_log_probs, LM), (0, None, None))(starts, TOKENS, MASK)
+    expected = document_log_probs(LM, jnp.asarray(PRETRAINED), TOKENS, MASK)
+    np.testing.assert_allclose(mixture_log_probs(laws), expected, rtol=1e-13)
+    distance = np.sum((np.asarray(anchors) - PRETRAINED) ** 2, axis=(1, 2, 3))
+    found = jax.vmap(centre.penalty)(starts, anchors)
+    np.testing.assert_allclose(found, distance / (2 * 0.7**2), rtol=1e-12)
+    with pytest.raises(ValueError, match='start must be "draw" or "centre", found \'zero\''):
+        make(start="zero")
 
 
 @pytest.mark.parametrize("make", [anchored, prior_functions])

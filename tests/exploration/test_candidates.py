@@ -89,6 +89,86 @@ def test_drawn_candidates_follow_the_proposal():
     np.testing.assert_array_equal(valid, same)
 
 
+SPACE = enumerate_documents(vocab_size=3, max_length=2, eos=EOS)  # 7 documents
+
+
+@pytest.fixture(scope="module")
+def draw_three():
+    """`(keys, log_probs, temperature, distinct) -> (items[S, 3], valid[S, 3])`, compiled once."""
+
+    def one(key, log_probs, temperature, distinct):
+        drawn = drawn_candidates(
+            key, log_probs, *SPACE, num_candidates=3, temperature=temperature, distinct=distinct
+        )
+        return drawn.item_ids, drawn.valid
+
+    return jax.jit(jax.vmap(one, in_axes=(0, None, None, None)), static_argnums=3)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, np.inf])
+def test_tempered_and_distinct_candidates_have_their_enumerated_law(draw_three, temperature):
+    law = np.array([0.3, 0.0, 0.25, 0.2, 0.14, 0.1, 0.01])
+    tempered = np.where(law > 0, law ** (1 / temperature), 0)
+    tempered /= tempered.sum()
+    with np.errstate(divide="ignore"):
+        log_probs = np.log(law).astype(np.float32) - 7
+    keys = jax.random.split(jax.random.key(0), 8_000)
+
+    def close(found, p):  # 4.5 standard deviations; what is rarer than 1 in 8,000 may come thrice
+        spread = 4.5 * np.sqrt(p * (1 - p) / 8_000) + 3 / 8_000 * (p > 0)
+        return np.all(np.abs(found - p) <= spread + 1e-12)
+
+    # Independent draws.
+    items, valid = map(np.asarray, draw_three(keys, log_probs, np.float32(temperature), False))
+    table = np.zeros((7, 7))
+    np.add.at(table, (items[:, 0], items[:, 2]), 1 / 8_000)
+    assert close(table, np.outer(tempered, tempered))
+    repeats = (items[:, 1] == items[:, 0]) | (items[:, 1] == items[:, 2])
+    np.testing.assert_array_equal(valid[:, 0], True)
+    np.testing.assert_array_equal(valid[:, 1], items[:, 1] != items[:, 0])
+    assert repeats.any()
+    # Draws in turn among what is left: the law of every ordered triple.
+    items, valid = map(
+        np.asarray, draw_three(jax.random.clone(keys), log_probs, np.float32(temperature), True)
+    )
+    assert valid.all()
+    table, expected = np.zeros((7, 7, 7)), np.zeros((7, 7, 7))
+    np.add.at(table, tuple(items.T), 1 / 8_000)
+    for a, b, c in np.ndindex(expected.shape):
+        if len({a, b, c}) == 3 and min(law[[a, b, c]]) > 0:
+            rest = 1 - tempered[a]
+            expected[a, b, c] = tempered[a] * tempered[b] / rest * tempered[c]
+            expected[a, b, c] /= rest - tempered[b]
+    np.testing.assert_allclose(expected.sum(), 1)
+    assert close(table, expected)
+
+
+def test_distinct_candidates_are_fewer_where_the_law_has_fewer_documents(draw_three):
+    keys = jax.random.split(jax.random.key(0), 200)
+    two = np.where(np.isin(np.arange(7), [2, 5]), 0.0, -np.inf).astype(np.float32)
+    two[0] = np.nan  # counts as impossible
+    items, valid = map(np.asarray, draw_three(keys, two, np.float32(1), True))
+    np.testing.assert_array_equal(valid, np.tile([True, True, False], (200, 1)))
+    np.testing.assert_array_equal(np.sort(items[:, :2]), np.tile([2, 5], (200, 1)))
+    np.testing.assert_array_equal(items[:, 2], items[:, 0])  # an empty slot holds the first
+    nothing = np.full(7, -np.inf, np.float32)
+    for distinct_only in (False, True):
+        _, valid = draw_three(jax.random.clone(keys), nothing, np.float32(1), distinct_only)
+        assert not valid.any()
+    # More slots than documents.
+    many = drawn_candidates(
+        jax.random.key(1), jnp.zeros(7), *SPACE, num_candidates=9, distinct=True
+    )
+    np.testing.assert_array_equal(np.sort(many.item_ids[:7]), np.arange(7))
+    np.testing.assert_array_equal(many.valid, np.arange(9) < 7)
+    np.testing.assert_array_equal(many.tokens, np.asarray(SPACE[0])[many.item_ids])
+
+
+def test_a_temperature_is_above_zero():
+    with pytest.raises(ValueError, match="temperature must be above 0"):
+        drawn_candidates(jax.random.key(0), jnp.zeros(7), *SPACE, num_candidates=2, temperature=0.0)
+
+
 def test_a_pool_is_its_rows():
     tokens, mask = enumerate_documents(vocab_size=3, max_length=2)
     pool = pool_candidates(tokens, mask, prompt_id=5)

@@ -18,9 +18,11 @@ from shatter import exploration
 from shatter.exploration import (
     boltzmann_queries,
     conditional_information_gain,
+    delta_ucb_queries,
     double_thompson_queries,
     infomax,
     infomax_queries,
+    information_directed_queries,
     information_gain,
     joint_infomax_queries,
     joint_information_gain,
@@ -28,6 +30,8 @@ from shatter.exploration import (
     query_variance,
     thompson_queries,
     uniform_queries,
+    v_optimal_choices,
+    v_optimal_queries,
     variance,
     variance_queries,
 )
@@ -39,6 +43,10 @@ ARMS = [
     double_thompson_queries,
     infomax_queries,
     variance_queries,
+    delta_ucb_queries,
+    information_directed_queries,
+    v_optimal_queries,
+    v_optimal_choices,
     partial(joint_infomax_queries, num_outcomes=16),
 ]
 NAMES = [getattr(arm, "func", arm).__name__ for arm in ARMS]
@@ -353,7 +361,8 @@ def test_batches_differ_can_be_asked_and_follow_the_key(arm):
 def test_members_that_agree_leave_it_to_the_key(arm):
     agree = np.broadcast_to(LOG_PROBS[:1], (M, Q, K))
     valid = np.ones((Q, K), bool)
-    if "thompson" in str(arm) or "boltzmann" in str(arm):  # these prefer what the members like
+    by_liking = ("thompson", "boltzmann", "delta_ucb")
+    if any(name in str(arm) for name in by_liking):  # these prefer what the members like
         agree = np.broadcast_to(agree[:, :1], (M, Q, K))
     assert_law(ask(arm, agree, valid, num_batches=2), (1 - np.eye(Q)) / (Q * (Q - 1)))
 
@@ -406,4 +415,5 @@ def test_wrong_hyper_parameters():
 
 
 def test_every_arm_is_here():
-    assert {*NAMES} == {name for name in exploration.__all__ if name.endswith("_queries")}
+    whole = ("_queries", "_choices")
+    assert {*NAMES} == {name for name in exploration.__all__ if name.endswith(whole)}

@@ -16,8 +16,9 @@ MEMBERS, ITEMS = 3, 4
 class Scores:
     """An ensemble whose members are a score an item, by the protocol."""
 
-    def __init__(self, combine_gradients):
+    def __init__(self, combine_gradients, start=lambda anchor: anchor):
         self.combine_gradients = combine_gradients
+        self.start = start
 
     def init(self, key):
         return (), jax.random.normal(key, (MEMBERS, ITEMS))
@@ -39,8 +40,8 @@ def store():
     return add_comparisons(empty_store(blank, num_members=MEMBERS, capacity=4), rows, weights)
 
 
-def learned(*, combine=lambda gradient: gradient, **arguments):
-    ensemble = Scores(combine)
+def learned(*, combine=lambda gradient: gradient, start=lambda anchor: anchor, **arguments):
+    ensemble = Scores(combine, start)
     learner = members_learner(
         ensemble, score=score, loss=ilhf_ranking_loss, optimizer=optax.sgd(0.3), **arguments
     )
@@ -81,3 +82,18 @@ def test_gradients_are_combined_over_the_members(float64):
     _, tied = learned(num_steps=1, combine=lambda gradient: jax.lax.pmean(gradient, MEMBER_AXIS))
     mean = np.mean(np.asarray(alone - start), axis=0)
     np.testing.assert_allclose(tied - start, np.broadcast_to(mean, tied.shape), rtol=1e-12)
+
+
+def test_members_start_where_the_ensemble_says_and_are_pulled_to_their_anchors(float64):
+    """The objective is convex, so that the start does not matter in the end."""
+    halfway = lambda anchor: 0.5 * anchor + 1.0
+    learner = members_learner(
+        Scores(None, halfway), score=score, loss=ilhf_ranking_loss, optimizer=optax.sgd(0.3)
+    )
+    anchors = jax.random.normal(jax.random.key(0), (MEMBERS, ITEMS))
+    begun = learner.init((), anchors, jax.random.key(2))
+    np.testing.assert_array_equal(begun.anchors, anchors)
+    np.testing.assert_array_equal(begun.states.params, halfway(anchors))
+    _, at_draws = learned(num_steps=400)
+    _, elsewhere = learned(num_steps=400, start=halfway)
+    np.testing.assert_allclose(elsewhere, at_draws, atol=1e-9)
