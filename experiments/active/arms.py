@@ -58,6 +58,8 @@ ARMS = {
     ),
     "thompson": Arm("members", exploration.thompson_queries),
     "double_thompson": Arm("members", exploration.double_thompson_queries),
+    "quality_gap": Arm("members", exploration.delta_ucb_queries),
+    "information_directed": Arm("members", exploration.information_directed_queries),
     "entropy": Arm("members", entropy_queries),
     "infomax": Arm("members", exploration.infomax_queries),
     "variance": Arm("members", exploration.variance_queries),

@@ -29,7 +29,8 @@ class Config:
 
     arms: tuple[str, ...] = ()
     """Arms to run; if not given, all. The arm random always runs. Known: random, passive,
-    boltzmann, thompson, double_thompson, entropy, infomax, variance, joint_infomax, v_optimal."""
+    boltzmann, thompson, double_thompson, quality_gap, information_directed, entropy, infomax,
+    variance, joint_infomax, v_optimal."""
 
     run_dir: str = "runs/active"
     """Run folder, with a subfolder a data set. A run that exists is resumed if the flags are the

@@ -22,6 +22,8 @@ STYLE: dict[str, dict[str, Any]] = {
     "infomax": {"color": "tab:green"},
     "variance": {"color": "tab:olive"},
     "joint_infomax": {"color": "tab:purple"},
+    "quality_gap": {"color": "tab:pink", "linestyle": "--"},
+    "information_directed": {"color": "tab:gray", "linestyle": "--"},
     "entropy": {"color": "tab:brown", "linestyle": ":"},
     "v_optimal": {"color": "tab:red", "linewidth": 2.2},
 }
