@@ -4,20 +4,26 @@ import functools
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from experiments.active.config import Config
 from shatter import exploration
+from shatter.numerics import entropy
+from shatter.types import Array, Key
 
 
 class Arm(NamedTuple):
     """How queries are chosen.
 
     Attributes:
-      by: whose utilities it sees: those of the "members", those of the "frozen" model, or "none".
+      by: whose utilities it sees: those of the "members", the learner's "belief" about them (or
+        the members again, where there is none), those of the "frozen" model, or "none".
       explore: chooses whole queries; an arm of `shatter.exploration`.
       settings: the config's field for each keyword argument of `explore` that a flag sets.
     """
 
-    by: Literal["members", "frozen", "none"]
+    by: Literal["members", "belief", "frozen", "none"]
     explore: exploration.QueryArm
     settings: Mapping[str, str] = {}
 
@@ -25,6 +31,23 @@ class Arm(NamedTuple):
         """Returns `explore` with its keyword arguments from the config."""
         values = {name: getattr(config, field) for name, field in self.settings.items()}
         return functools.partial(self.explore, **values)
+
+
+def entropy_queries(
+    key: Key, log_probs: Array, *, valid: Array | None = None, num_queries: int
+) -> Array:
+    """Returns the queries whose choice is the least certain under the members' mixture.
+
+    Uncertainty sampling: it asks where people differ as gladly as where the members do. Arguments
+    and result are those of `shatter.exploration.QueryArm`.
+    """
+    valid = jnp.ones(log_probs.shape[1:], bool) if valid is None else valid
+    laws = jax.nn.softmax(jnp.where(valid[None], log_probs, -1e30), axis=-1)
+    scores = entropy(jnp.log(jnp.mean(laws, axis=0)))
+    order = jax.random.permutation(key, len(scores))
+    usable = jnp.sum(valid, axis=-1) >= 2
+    shuffled = jnp.where(usable, scores, -1.0)[order]
+    return order[jnp.argsort(shuffled, descending=True)[:num_queries]]
 
 
 ARMS = {
@@ -35,9 +58,13 @@ ARMS = {
     ),
     "thompson": Arm("members", exploration.thompson_queries),
     "double_thompson": Arm("members", exploration.double_thompson_queries),
+    "quality_gap": Arm("members", exploration.delta_ucb_queries),
+    "information_directed": Arm("members", exploration.information_directed_queries),
+    "entropy": Arm("members", entropy_queries),
     "infomax": Arm("members", exploration.infomax_queries),
     "variance": Arm("members", exploration.variance_queries),
     "joint_infomax": Arm(
         "members", exploration.joint_infomax_queries, {"num_outcomes": "num_outcomes"}
     ),
+    "v_optimal": Arm("belief", exploration.v_optimal_choices),
 }

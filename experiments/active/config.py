@@ -1,11 +1,13 @@
 """The config of `experiments.active.run`, and the settings of each kind of ensemble."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from experiments.common.chunks import Chunk
 from shatter.cli.common import binary, learners
 from shatter.cli.common.binary import UsageError
+
+Kind = learners.Kind | Literal["laplace"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,15 +20,17 @@ class Config:
     """
 
     dataset: str = "ukp_humour"
-    """Known: ukp_humour, newyorker_captions, ukp_convarg."""
+    """Known: ukp_humour, newyorker_captions, ukp_convarg, pandalm, survey_opinions, polis."""
 
-    ensembles: tuple[learners.Kind, ...] = ("heads", "epinet")
-    """The ensembles that learn. heads: linear heads on frozen features; epinet: an epinet on the
-    same; adapters: low-rank adapters on the last block."""
+    ensembles: tuple[Kind, ...] = ("laplace",)
+    """What learns. laplace: a linear utility of frozen features with its exact Laplace posterior;
+    heads: an ensemble of linear heads on the same; epinet: an epinet on the same; adapters:
+    low-rank adapters on the last block."""
 
     arms: tuple[str, ...] = ()
     """Arms to run; if not given, all. The arm random always runs. Known: random, passive,
-    boltzmann, thompson, double_thompson, infomax, variance, joint_infomax."""
+    boltzmann, thompson, double_thompson, quality_gap, information_directed, entropy, infomax,
+    variance, joint_infomax, v_optimal."""
 
     run_dir: str = "runs/active"
     """Run folder, with a subfolder a data set. A run that exists is resumed if the flags are the
@@ -35,9 +39,16 @@ class Config:
     data_dir: str | None = None
     """Folder with the human judgements and stories260k; SHATTER_DATA_DIR if not given."""
 
-    model_name_or_path: str = "stories260k"
-    """The frozen model: a folder, a GGUF file or a name on the hub. "stories260k" is the folder
-    of that name in the data folder; "smollm2-135m" is SmolLM2-135M-Instruct, fetched once."""
+    model_name_or_path: str = "smollm2-135m"
+    """The frozen model: a folder, a GGUF file or a name on the hub. "smollm2-135m" is
+    SmolLM2-135M-Instruct, fetched once; "stories260k" is the folder of that name in the data
+    folder."""
+
+    num_depths: int = 4
+    """Of how many of the frozen model's blocks, evenly spaced, the features are made."""
+
+    num_components: int = 100
+    """Principal components of the features, found on the pool's texts; 0 = all features."""
 
     seed: int = 0
     """The first seed. A seed divides the data into pool and held-out pairs, and gives all keys."""
@@ -46,7 +57,7 @@ class Config:
     """Number of seeds, each with its own division; if not given, 16, for adapters 8."""
 
     num_members: int | None = None
-    """Members of the ensemble; if not given, 16, for adapters 8."""
+    """Members of the ensemble, or drawn from the posterior; if not given, each kind has its own."""
 
     prior_scale: float | None = None
     """Standard deviation of a member's utility of a text before there is data, nats (for adapters
@@ -56,7 +67,7 @@ class Config:
     """Adam's learning rate; if not given, tuned for each kind."""
 
     num_steps: int | None = None
-    """Adam steps a round; if not given, tuned for each kind."""
+    """Adam steps a round, of laplace Newton's; if not given, each kind has its own."""
 
     batch_size: int | None = None
     """Comparisons a step; 0 = all; if not given, each kind has its own."""
@@ -70,6 +81,10 @@ class Config:
     num_candidates: int | None = None
     """Queries among which the arm chooses: every round so many are drawn at random from those of
     the pool that were not asked yet; if not given, 2000, for adapters 200."""
+
+    num_design: int | None = None
+    """The same for the arm v_optimal, whose time and memory go by its square; they are its targets
+    too; if not given, 400, for adapters 100."""
 
     held_out_pairs: int | None = None
     """The largest number of held-out pairs of new items to judge by, and of known items a quarter
@@ -101,23 +116,25 @@ class Config:
 class Setting:
     """The settings of one kind of ensemble: the config's values, or else the kind's own."""
 
-    kind: learners.Kind
+    kind: Kind
     config: Config
     num_seeds: int
     num_members: int
     prior_scale: float
-    learning_rate: float
     num_steps: int
-    batch_size: int
     batches: tuple[int, ...]
     until: tuple[int, ...]
     num_candidates: int
+    num_design: int
     held_out_pairs: int
     seeds_at_once: int
+    learning_rate: float = 0.0  # laplace has none
+    batch_size: int = 0
 
     @property
     def learner(self) -> learners.Setting:
-        """The settings by which the members learn."""
+        """The settings by which the members of an ensemble learn."""
+        assert self.kind != "laplace"
         return learners.Setting(
             kind=self.kind,
             num_members=self.num_members,
@@ -159,9 +176,17 @@ _ON_FEATURES: dict[str, Any] = {
     "batches": (10, 25, 50),
     "until": (100, 400, 1600),
     "num_candidates": 2000,
+    "num_design": 400,
     "held_out_pairs": 0,
 }
 KINDS: dict[str, dict[str, Any]] = {
+    "laplace": {
+        **_ON_FEATURES,
+        "num_members": 64,
+        "prior_scale": 0.5,
+        "num_steps": 5,
+        "seeds_at_once": 16,
+    },
     "heads": {
         **_ON_FEATURES,
         "prior_scale": 0.5,
@@ -184,6 +209,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "batches": (40,),
         "until": (400,),
         "num_candidates": 200,
+        "num_design": 100,
         "held_out_pairs": 250,
         "prior_scale": 0.2,
         "learning_rate": 0.003,

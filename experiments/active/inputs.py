@@ -7,10 +7,11 @@ import jax
 import numpy as np
 
 from experiments.active.config import Setting
+from experiments.active.features import components, text_features
 from experiments.active.process import Problem
 from experiments.active.splits import Division, load_divisions
 from shatter.cli.common.binary import UsageError
-from shatter.cli.common.frozen import Frozen, feature_table, hidden_table, standardised
+from shatter.cli.common.frozen import Frozen, hidden_table
 from shatter.cli.common.learners import layers_of
 from shatter.cli.common.prior_scale import adapter_prior_scale
 from shatter.cli.common.votes import Item
@@ -25,10 +26,10 @@ def make_inputs(setting: Setting, model: Frozen, folder: Path) -> Problem:
     Args:
       setting: of the ensemble that learns.
       model: the frozen model.
-      folder: of the run, which keeps the features.
+      folder: of the run, which keeps the hidden states of adapters.
 
     Returns:
-      Problems with a leading axis S on every leaf; features have mean 0 and variance 1 over the
+      Problems with a leading axis S on every leaf; features have mean 0 and mean square 1 over the
       texts of the seed's pool.
 
     Raises:
@@ -45,8 +46,8 @@ def make_inputs(setting: Setting, model: Frozen, folder: Path) -> Problem:
             f"--until ends at {setting.budget} queries, and a pool of {config.dataset} has "
             f"{smallest}: lower --until"
         )
-    features = feature_table(
-        model, items, max_length=config.max_length, file=folder / "features.npz"
+    features = text_features(
+        model, items, num_depths=config.num_depths, max_length=config.max_length
     )
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(0)))(np.array(seeds))
     division = _with_int32(division)
@@ -56,7 +57,11 @@ def make_inputs(setting: Setting, model: Frozen, folder: Path) -> Problem:
     if setting.kind == "adapters":
         table, base, scale = _adapter_inputs(setting, model, items, division, folder)
     else:
-        table = {"features": _standardised(features["features"], division)}
+        of_seeds = [
+            components(features["features"][texts], in_pool, config.num_components)
+            for texts, in_pool in zip(division.texts, division.in_pool, strict=True)
+        ]
+        table = {"features": np.stack(of_seeds)}
     return Problem(keys, table, log_prob, division, base, scale)
 
 
@@ -64,14 +69,6 @@ def _with_int32(division: Division) -> Division:
     """Returns the division with int64 arrays cast to int32, which is what JAX makes of them."""
     cast = lambda a: a.astype(np.int32) if a.dtype == np.int64 else a
     return jax.tree.map(cast, division)
-
-
-def _standardised(features: np.ndarray, division: Division) -> np.ndarray:
-    of_seeds = [
-        standardised(features[texts], features[texts][in_pool])
-        for texts, in_pool in zip(division.texts, division.in_pool, strict=True)
-    ]
-    return np.stack(of_seeds).astype(np.float32)
 
 
 def _adapter_inputs(

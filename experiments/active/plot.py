@@ -21,9 +21,13 @@ STYLE: dict[str, dict[str, Any]] = {
     "double_thompson": {"color": "tab:cyan", "linestyle": "--"},
     "infomax": {"color": "tab:green"},
     "variance": {"color": "tab:olive"},
-    "joint_infomax": {"color": "tab:red"},
+    "joint_infomax": {"color": "tab:purple"},
+    "quality_gap": {"color": "tab:pink", "linestyle": "--"},
+    "information_directed": {"color": "tab:gray", "linestyle": "--"},
+    "entropy": {"color": "tab:brown", "linestyle": ":"},
+    "v_optimal": {"color": "tab:red", "linewidth": 2.2},
 }
-BANDS = ("random", "joint_infomax")  # bands of all arms would hide each other
+BANDS = ("random", "v_optimal")  # bands of all arms would hide each other
 
 
 def draw(config: Config, results: Results, folder: Path) -> Path:

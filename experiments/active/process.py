@@ -2,19 +2,19 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from experiments.active.arms import ARMS, Arm
 from experiments.active.config import Setting
+from experiments.active.learners import Learner, blank_query, make_learner
 from experiments.active.measures import measures
 from experiments.active.splits import AnyArray, Division, Votes
 from experiments.common.chunks import Chunk, Process
 from shatter import choice, training
 from shatter.cli.common.frozen import Table
-from shatter.cli.common.learners import Learner, make_learner
 from shatter.models import TransformerConfig
 from shatter.training import Interaction, InteractionState, Store
 from shatter.types import Array, Comparison, Key, Metrics, Params, Query, item_query
@@ -112,7 +112,7 @@ def _learner(
     setting: Setting, transformer: TransformerConfig | None, problem: Problem, table: Table
 ) -> Learner:
     return make_learner(
-        setting.learner,
+        setting,
         transformer,
         problem.base,
         num_features=table["features"].shape[-1] if "features" in table else 0,
@@ -133,15 +133,14 @@ def _interaction(
     A round's key splits into four: `run_rounds` proposes by the first and answers by the second;
     `learn` draws the members' weights by the third and the batches by the fourth.
     """
+    num_candidates = setting.num_design if arm.by == "belief" else setting.num_candidates
     propose = training.query_proposer(
-        functools.partial(candidates, setting.num_candidates, problem.division.pool),
+        functools.partial(candidates, num_candidates, problem.division.pool),
         functools.partial(_utilities, arm, learner, problem),
         arm.bound(setting.config),
         num_queries=num_queries,
     )
-    process = learner.interaction(
-        table, propose, query=item_query(jnp.zeros(2, int)), capacity=setting.budget
-    )
+    process = learner.interaction(table, propose, query=blank_query(), capacity=setting.budget)
 
     def learn(state: InteractionState, comparisons: Comparison) -> tuple[InteractionState, Metrics]:
         _, _, *keys = jax.random.split(jax.random.fold_in(state.key, state.step), 4)
@@ -177,21 +176,32 @@ def candidates(
 
 def _utilities(
     arm: Arm, learner: Learner, problem: Problem, shared: Params, own: Params, queries: Query
-) -> Array:
-    """Returns the utilities `[M, Q, 2]` that the arm sees, nats; M = 1 unless they are members'."""
+) -> Any:
+    """Returns what the arm sees: utilities `[M, Q, 2]`, nats, or a belief about them.
+
+    M = 1 where the utilities are not the members'.
+    """
     if arm.by == "members":
         return learner.utilities(shared, own, queries.item_ids)
+    if arm.by == "belief":
+        return learner.belief(shared, own, queries.item_ids)
     if arm.by == "frozen":
         return problem.log_prob[queries.item_ids][None]
     return jnp.zeros((1, *queries.item_ids.shape))
 
 
 def _evaluate(learner: Learner, problem: Problem, state: InteractionState) -> Metrics:
-    division = problem.division
-    utilities = learner.utilities(state.shared, state.members.params, division.judged)
+    division, own = problem.division, state.members.params
     key = jax.random.fold_in(problem.key, 2)
     ranks = state.store.comparisons.ranks
     return {
-        **measures(key, utilities, division.known, division.new, division.joint),
+        **measures(
+            key,
+            lambda pairs: learner.choices(state.shared, own, division.judged[pairs]),
+            lambda pairs: learner.utilities(state.shared, own, division.judged[pairs]),
+            division.known,
+            division.new,
+            division.joint,
+        ),
         "decided": jnp.sum(ranks[:, 0] != ranks[:, 1]).astype(float),
     }

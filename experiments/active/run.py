@@ -24,7 +24,12 @@ from shatter.cli.common.frozen import Frozen, load_frozen
 from shatter.cli.common.progress import open_console, progress_bar
 
 FREE = ("run_dir", "mesh", "data_dir", "ensembles", "arms")
-SECONDS = {"heads": 5.0, "epinet": 9.0, "adapters": 45.0}  # of one seed of an arm, at full size
+SECONDS = {
+    "laplace": 2.0,
+    "heads": 5.0,
+    "epinet": 9.0,
+    "adapters": 45.0,
+}  # of one seed of an arm, at full size
 
 
 def check(config: Config) -> list[Setting]:
@@ -43,6 +48,7 @@ def check(config: Config) -> list[Setting]:
     binary.choose("arm", config.arms, tuple(ARMS))
     binary.positive(config, "boltzmann_temperature", "utility_scale")
     binary.at_least(config, seed=0, num_outcomes=1, max_length=8, adapter_length=8, lora_r=1)
+    binary.at_least(config, num_depths=1, num_components=0)
     plan = settings(config)
     for setting in plan:
         binary.at_least(
@@ -53,8 +59,11 @@ def check(config: Config) -> list[Setting]:
             batch_size=0,
             held_out_pairs=0,
             num_candidates=max(setting.batches),
+            num_design=max(setting.batches),
         )
-        binary.positive(setting, "prior_scale", "learning_rate")
+        binary.positive(setting, "prior_scale")
+        if setting.kind != "laplace":
+            binary.positive(setting, "learning_rate")
         _mesh(setting)
     return plan
 

@@ -8,9 +8,9 @@ from experiments.active.config import Setting
 from experiments.common.intervals import mean_interval
 from shatter.evaluation import bootstrap_interval, queries_to_level
 
-LEVELS = {"sixteenth": 1 / 16, "quarter": 1 / 4, "all": 1.0}
-"""Parts of the budget. A level is the log-loss that random reaches with a part, the mean over
-seeds."""
+PARTS = {"sixteenth": 1 / 16, "eighth": 1 / 8, "quarter": 1 / 4, "all": 1.0}
+"""Parts of the budget at which the arms are compared. A level is the log-loss that random reaches
+with a part, the least so far of its mean over seeds."""
 
 Results = dict[tuple[Setting, str], dict[str, np.ndarray]]
 
@@ -25,7 +25,8 @@ def summarise(setting: Setting, arm: str, results: Results) -> dict[str, Any]:
 
     Returns:
       A JSON-ready row. Differences are the arm's log-loss on new items minus random's, paired by
-      seed: at the end, and averaged over the labels of the run.
+      seed: at parts of the budget, and averaged over the labels of the run. calibration has the
+      differences of the Brier score and of the calibration error at the end.
     """
     metrics, random = results[setting, arm], results[setting, "random"]
     queries = np.array(setting.queries())
@@ -40,10 +41,26 @@ def summarise(setting: Setting, arm: str, results: Results) -> dict[str, Any]:
         "budget": int(queries[-1]),
         "before": {name: mean_interval(values[:, 0]) for name, values in scalars.items()},
         "after": {name: mean_interval(values[:, -1]) for name, values in scalars.items()},
-        "end_difference": mean_interval(gap[:, -1]),
+        "at": {
+            name: {
+                "labels": int(queries[column_of(queries, share)]),
+                "log_loss": mean_interval(curves[:, column_of(queries, share)]),
+                "difference": mean_interval(gap[:, column_of(queries, share)]),
+            }
+            for name, share in PARTS.items()
+        },
         "mean_difference": mean_interval(over_labels),
-        "levels": {name: level(curves, baseline, queries, share) for name, share in LEVELS.items()},
+        "calibration": {
+            name: mean_interval(metrics[f"new_{name}"][:, -1] - random[f"new_{name}"][:, -1])
+            for name in ("brier", "calibration_error")
+        },
+        "levels": {name: level(curves, baseline, queries, share) for name, share in PARTS.items()},
     }
+
+
+def column_of(queries: np.ndarray, share: float) -> int:
+    """Returns the first column with at least a part of the budget."""
+    return int(np.searchsorted(queries, share * queries[-1]))
 
 
 def level(
@@ -51,8 +68,9 @@ def level(
 ) -> dict[str, Any]:
     """Returns the labels that an arm needs for what random reaches with a part of the budget.
 
-    Labels are read off the mean curves, because seeds differ by their division more than arms do;
-    the ratio is random's labels over the arm's. The ratio's interval resamples seeds, and finds the
+    Labels are read off the mean curves, because seeds differ by their division more than arms do,
+    and random's is made monotone by its least so far, so that no level is a chance rise of it. The
+    ratio is random's labels over the arm's. The ratio's interval resamples seeds, and finds the
     level and the labels anew each time. An arm that does not reach the level within the budget is
     right-censored: its labels are the budget, a lower bound, and the ratio is an upper bound.
 
@@ -65,11 +83,12 @@ def level(
     Returns:
       A JSON-ready description.
     """
-    column = int(np.searchsorted(queries, share * queries[-1]))
+    column = column_of(queries, share)
 
     def by_means(seeds: np.ndarray) -> tuple[float, float, bool]:
         rows = np.asarray(seeds, int)
-        mine, theirs = curves[rows].mean(axis=0), baseline[rows].mean(axis=0)
+        mine = curves[rows].mean(axis=0)
+        theirs = np.minimum.accumulate(baseline[rows].mean(axis=0))
         means = np.stack([mine, theirs])
         (asked, random), (censored, _) = queries_to_level(means, queries, theirs[column])
         return max(asked, 1.0), max(random, 1.0), bool(censored)
@@ -82,7 +101,7 @@ def level(
         return theirs / mine
 
     low, high = bootstrap_interval(ratio, seeds, rng=np.random.default_rng(0))
-    value = float(baseline.mean(axis=0)[column])
+    value = float(baseline.mean(axis=0)[: column + 1].min())
     _, never = queries_to_level(curves, queries, value)
     bound = "<" if censored else ""
     return {

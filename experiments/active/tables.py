@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from experiments.active.config import Config
-from experiments.active.summary import LEVELS
+from experiments.active.summary import PARTS
 from experiments.common.intervals import Interval
 
 MEASURES = (
@@ -11,6 +11,7 @@ MEASURES = (
     "new_accuracy",
     "known_log_loss",
     "known_accuracy",
+    "new_brier",
     "new_calibration_error",
     "joint_log_loss",
     "disagreement",
@@ -36,16 +37,19 @@ def _labels(config: Config, rows: list[dict]) -> Table:
         "that never reach it); how many times fewer than random, of means over seeds [95%, "
         "paired]; nats a vote",
     )
-    for title in ("arm", "log-loss at the end", "less random", "on average over the run"):
-        table.add_column(title)
-    for name in LEVELS:
-        level = first["levels"][name]
-        table.add_column(f"to {level['level']:.4f} (n = {level['random_labels']})")
+    table.add_column("arm")
+    for part in PARTS:
+        table.add_column(f"at {first['at'][part]['labels']}")
+        table.add_column("less random")
+    table.add_column("over the run, less random")
+    for part in PARTS:
+        level = first["levels"][part]
+        table.add_column(f"to {level['level']:.4f} (n = {first['at'][part]['labels']})")
         table.add_column("times fewer")
     for row in rows:
-        differences = [_four(row[name]) for name in ("end_difference", "mean_difference")]
-        cells = [row["levels"][name][key] for name in LEVELS for key in ("text", "ratio_text")]
-        table.add_row(row["arm"], _four(row["after"]["new_log_loss"]), *differences, *cells)
+        at = [text for part in PARTS for text in compared(row["at"][part])]
+        levels = [row["levels"][part][key] for part in PARTS for key in ("text", "ratio_text")]
+        table.add_row(row["arm"], *at, four(row["mean_difference"]), *levels)
     return table
 
 
@@ -55,12 +59,18 @@ def _quality(config: Config, rows: list[dict]) -> Table:
     for title in ("arm", *MEASURES, "answers that decided"):
         table.add_column(title)
     for row in rows:
-        after = [_four(row["after"][name]) for name in MEASURES]
+        after = [four(row["after"][name]) for name in MEASURES]
         table.add_row(row["arm"], *after, f"{row['after']['decided']['mean']:.0f}")
     before = [f"{first['before'][name]['mean']:.4f}" for name in MEASURES]
     table.add_row("(before)", *before, "0")
     return table
 
 
-def _four(value: Interval) -> str:
+def compared(at: dict) -> tuple[str, str]:
+    """Returns a log-loss and its difference from random's as text."""
+    return f"{at['log_loss']['mean']:.4f}", four(at["difference"])
+
+
+def four(value: Interval) -> str:
+    """Returns a mean with its interval in four decimals."""
     return f"{value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"

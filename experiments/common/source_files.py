@@ -7,6 +7,11 @@ _CC_BY = "CC BY 4.0"
 _HUMOUR = "Simpson et al., ACL 2019"
 _CAPTIONS = "The New Yorker caption contest / NEXT, caption-contest-data-api"
 _CONVARG = "Habernal and Gurevych, ACL 2016"
+_PANDALM = "PandaLM, Wang et al., ICLR 2024, the human-labelled test set"
+_POLIS = (
+    "data gathered using the Polis software (compdemocracy.org/polis), sub-licensed under CC BY "
+    "4.0 with attribution to The Computational Democracy Project"
+)
 _STORIES = "Andrej Karpathy, llama2.c / tinyllamas, 2023"
 
 
@@ -128,6 +133,38 @@ SOURCES: dict[str, Source] = {
         "2f1c0d7e043ebb1df997af52f107cd310129f66989cc6205a353b6e509cbecd5",
         _CC_BY,
         _CONVARG,
+    ),
+    "pandalm": Source(
+        "pandalm",
+        "pairs.jsonl",
+        None,
+        "0961df456f268cf41c7375611afbcdc3dc29989ff32cff903f256fb0497dc833",
+        "Apache-2.0",
+        _PANDALM,
+    ),
+    "polis_statements": Source(
+        "polis",
+        "statements.jsonl",
+        None,
+        "3561c2826e2c43e6aaa4a9c64fc47f44192b9fecc7baccae632f8eb7c9abfdaf",
+        _CC_BY,
+        _POLIS,
+    ),
+    "polis_shares": Source(
+        "polis",
+        "shares.jsonl",
+        None,
+        "a3004c5c8bc9521735de420cab27a8a82eaf5b1927005f39ab1063cdf9d4bd9c",
+        _CC_BY,
+        _POLIS,
+    ),
+    "polis_conversations": Source(
+        "polis",
+        "conversations.json",
+        None,
+        "c6ed3e86d842fafce148b7f75ac12211eb020d3efee869c4bdbe3725443b5d58",
+        _CC_BY,
+        _POLIS,
     ),
     "stories260k_config": Source(
         "stories260k",

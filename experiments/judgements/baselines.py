@@ -207,8 +207,9 @@ def baseline_scores(
 class Config:
     """Score baselines on the human judgements: mean and standard deviation over random splits."""
 
-    dataset: tuple[str, ...] = DATASETS
-    """Data sets. Known: ukp_humour, newyorker_captions, ukp_convarg."""
+    dataset: tuple[str, ...] = ("ukp_humour", "newyorker_captions", "ukp_convarg")
+    """Data sets. Known: ukp_humour, newyorker_captions, ukp_convarg, pandalm, survey_opinions,
+    polis."""
 
     data_dir: str | None = None
     """Folder with the human judgements; SHATTER_DATA_DIR if not given."""

@@ -31,7 +31,8 @@ class Config:
     """
 
     dataset_name: str = "ukp_humour"
-    """Known: ukp_humour, newyorker_captions, ukp_convarg."""
+    """Known: ukp_humour, newyorker_captions, ukp_convarg, pandalm, survey_opinions,
+    polis."""
 
     methods: tuple[str, ...] = tuple(METHODS)
     """Known: ilhf_mean (utility: a scaled mean log-prob of a token), ilhf_sum (the literal log-prob

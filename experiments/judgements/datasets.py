@@ -1,4 +1,4 @@
-"""Three data sets of human judgements of texts, as rows to learn from and rows to evaluate by.
+"""Data sets of human judgements of texts, as rows to learn from and rows to evaluate by.
 
 `python -m experiments.judgements.datasets --dataset=ukp_humour --folder=FOLDER` writes the files.
 
@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import json
 from collections.abc import Callable, Iterable
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,6 +62,16 @@ def load_judgements(name: str, *, seed: int = 0, data_dir: str | Path | None = N
     have expected votes (`captions.caption_votes`). The ratings of a caption are dealt at random to
     its pairs, and no rating is used twice; so pairs are independent, and those of `known` tell
     nothing about the pairs to learn from.
+
+    `pandalm`: which of two answers of instruction-tuned models to a prompt is better, by three
+    annotators each of whom could say that neither is. A fifth of the prompts is new.
+
+    `survey_opinions`: which of two answers to a question of a survey more people gave. The votes
+    are the people who gave one of the two, by the weighted shares. A fifth of the questions is new.
+
+    `polis`: whether people agree with a citizen's statement; those who passed are votes for
+    neither. The prompt holds the conversation's topic and the statement, and the texts are "agree"
+    and "disagree". A fifth of the statements is new, and no pair is known.
 
     A tenth of the pairs of old items is known, but a pair stays in `train` if its item would
     otherwise vanish from there. Pairs of a new and an old item are in no part.
@@ -171,10 +182,63 @@ def _captions(rng: np.random.Generator, data_dir: str | Path | None) -> Parts:
     return parts
 
 
+def _pandalm(rng: np.random.Generator, data_dir: str | Path | None) -> Parts:
+    path = sources.locate("pandalm", data_dir)
+    pairs = []
+    for number, record in enumerate(_json_lines(path), start=1):
+        first, second = (f" {str(text).strip()}" for text in record["completions"])
+        votes = tuple(record["answers"].count(answer) for answer in (1, 2, 0))
+        pairs.append(
+            Pair(f"{record['prompt']}\nAnswer:", (first, second), votes, f"{path.name}:{number}")
+        )
+    return split_pairs(_merged(pairs), rng, by_prompt=True)
+
+
+def _survey(rng: np.random.Generator, data_dir: str | Path | None) -> Parts:
+    path = sources.locate("shares", data_dir)
+    pairs = [
+        Pair(
+            f"{record['question']}\nAnswer:",
+            (f" {record['options'][first]}", f" {record['options'][second]}"),
+            tuple(record["n_eff"] * record["distribution"][option] for option in (first, second)),
+            f"{path.name}:{number}",
+        )
+        for number, record in enumerate(_json_lines(path), start=1)
+        if record["group"]["attribute"] == "all"
+        for first, second in combinations(range(len(record["options"])), 2)
+    ]
+    return split_pairs(_merged(pairs), rng, by_prompt=True)
+
+
+def _polis(rng: np.random.Generator, data_dir: str | Path | None) -> Parts:
+    about = sources.locate("polis_conversations", data_dir).read_text(encoding="utf-8")
+    topics = {name: record["topic"] for name, record in json.loads(about).items()}
+    texts = {
+        (record["conversation"], record["id"]): record["text"].strip()
+        for record in _json_lines(sources.locate("polis_statements", data_dir))
+    }
+    path = sources.locate("polis_shares", data_dir)
+    pairs = [
+        Pair(
+            f"{topics[record['conversation']]}\nStatement: "
+            f"{texts[record['conversation'], record['id']]}\nI",
+            (" agree", " disagree"),
+            tuple(record["n"] * share for share in record["distribution"]),
+            f"{path.name}:{number}",
+        )
+        for number, record in enumerate(_json_lines(path), start=1)
+        if record["group"] == "all"
+    ]
+    return split_pairs(_merged(pairs), rng, by_prompt=True)
+
+
 _LOADERS: dict[str, Loader] = {
     "ukp_humour": _humour,
     "newyorker_captions": _captions,
     "ukp_convarg": _convarg,
+    "pandalm": _pandalm,
+    "survey_opinions": _survey,
+    "polis": _polis,
 }
 DATASETS = tuple(_LOADERS)
 
@@ -214,7 +278,7 @@ class Config:
     """Write a data set of human judgements as train.jsonl, known.jsonl and new.jsonl."""
 
     dataset: str = "ukp_humour"
-    """Known: ukp_humour, newyorker_captions, ukp_convarg."""
+    """Known: ukp_humour, newyorker_captions, ukp_convarg, pandalm, survey_opinions, polis."""
 
     folder: str = "runs/judgements"
     """Folder for the files."""

@@ -16,7 +16,7 @@ from experiments.active.process import Problem, make_process
 from experiments.active.splits import Division, Votes
 from experiments.common.chunks import run_seeds
 from experiments.judgements import baselines
-from shatter import choice, training
+from shatter import choice, ensembles, training
 from shatter.data import Row
 from shatter.types import item_query
 
@@ -36,6 +36,7 @@ TINY = Setting(
     batches=(4,),
     until=(24,),
     num_candidates=12,
+    num_design=12,
     held_out_pairs=0,
     seeds_at_once=2,
 )
@@ -73,6 +74,9 @@ def problems(seeds, num_empty=3):
 def asked(state):
     """Returns which pairs of the pool were asked."""
     return training.asked(state.store, NUM_PAIRS)
+
+
+LAPLACE = dataclasses.replace(TINY, kind="laplace", num_members=6, num_steps=8)
 
 
 def whole(arm, setting=TINY):
@@ -128,11 +132,12 @@ def test_all_arms_start_alike_and_go_apart(all_arms):
     assert len(ends) >= len(ARMS) - 1  # infomax and variance may ask the same
 
 
-def test_seeds_at_once_are_seeds_alone(all_arms):
-    inputs, found = all_arms
+@pytest.mark.parametrize(("setting", "arm"), [(TINY, "joint_infomax"), (LAPLACE, "v_optimal")])
+def test_seeds_at_once_are_seeds_alone(setting, arm):
+    inputs = problems((0, 1))
     one = jax.tree.map(lambda leaf: leaf[1], inputs)
-    _, state, metrics = jax.jit(whole("joint_infomax"))(one)
-    _, both, both_metrics = found["joint_infomax"]
+    _, state, metrics = jax.jit(whole(arm, setting))(one)
+    _, both, both_metrics = jax.jit(jax.vmap(whole(arm, setting)))(inputs)
     np.testing.assert_array_equal(asked(state), jax.vmap(asked)(both)[1])
     for name, values in metrics.items():
         np.testing.assert_allclose(values, both_metrics[name][1], rtol=1e-4, atol=1e-4)
@@ -177,13 +182,13 @@ def test_passive_asks_in_proportion_to_the_frozen_models_likings():
     assert np.all(np.abs(times - law) <= 4.5 * np.sqrt(law * (1 - law) / num) + 1e-9)
 
 
-@pytest.mark.slow
-def test_a_killed_run_ends_in_the_same_numbers(tmp_path):
-    setting = dataclasses.replace(TINY, batches=(1,), until=(2 * CHUNK_ROUNDS,))
+@pytest.mark.parametrize(("learns", "arm"), [(TINY, "infomax"), (LAPLACE, "v_optimal")])
+def test_a_killed_run_ends_in_the_same_numbers(learns, arm, tmp_path):
+    setting = dataclasses.replace(learns, batches=(1,), until=(2 * CHUNK_ROUNDS,))
     inputs = problems((0, 1))
 
     def run(folder, **kwargs):
-        made = make_process(setting, "infomax")
+        made = make_process(setting, arm)
         return run_seeds(made, inputs, tmp_path / folder, setting.plan(), **kwargs)
 
     def kill(rounds):
@@ -199,12 +204,20 @@ def test_a_killed_run_ends_in_the_same_numbers(tmp_path):
     assert np.ptp(uncut["new_log_loss"], axis=1).min() > 0  # something was learned
 
 
+@jax.jit
+def measures_of(key, utilities, known, new, joint):
+    """Returns the measures of members with utilities `[M, E]`."""
+    members = lambda pairs: utilities[:, pairs]
+    choices = lambda pairs: ensembles.mixture_log_probs(choice.luce_log_probs(members(pairs)))
+    return measures(key, choices, members, known, new, joint)
+
+
 def test_measures_are_those_of_a_direct_computation(float64):
     rng = np.random.default_rng(0)
     utilities = rng.normal(size=(4, 8))
     known, new = votes_of(rng, 8, 12), votes_of(rng, 8, 15)
     joint = Votes(new.items[:3], np.maximum(new.votes[:3], 1))
-    found = jax.jit(measures)(jax.random.key(0), utilities, known, new, joint)
+    found = measures_of(jax.random.key(0), jnp.asarray(utilities), known, new, joint)
     for name, part in {"known": known, "new": new}.items():
         gaps = utilities[:, part.items[:, 0]] - utilities[:, part.items[:, 1]]
         p = expit(gaps).mean(axis=0)
@@ -218,6 +231,9 @@ def test_measures_are_those_of_a_direct_computation(float64):
         expected = baselines.score(rows, odds)
         for measure in ("log_loss", "accuracy", "calibration_error"):
             np.testing.assert_allclose(found[f"{name}_{measure}"], expected[measure], rtol=1e-9)
+        first, second = part.votes[:, :2].T
+        brier = (first @ (1 - p) ** 2 + second @ p**2) / (first + second).sum()
+        np.testing.assert_allclose(found[f"{name}_brier"], brier, rtol=1e-9)
     decided = new.votes[:, :2].sum()
     np.testing.assert_allclose(found["new_count"].sum(), decided)
     np.testing.assert_allclose(found["new_observed"].sum(), new.votes[:, 0].sum())
@@ -232,8 +248,8 @@ def test_the_joint_loss_is_an_average_over_dyadic_labels(float64):
     utilities = np.stack([2 * rng.normal(size=3), np.zeros(3)], axis=1)
     pair = Votes(np.array([[0, 1]]), np.array([[3.0, 1.0, 2.0]]))
     keys = jax.random.split(jax.random.key(0), 40)
-    loss = lambda key: measures(key, utilities, pair, pair, pair)["joint_log_loss"]
     utilities = jnp.asarray(utilities)
+    loss = lambda key: measures_of(key, utilities, pair, pair, pair)["joint_log_loss"]
     draws = jax.jit(jax.vmap(loss))(keys)
     gaps = np.asarray(utilities[:, 0])
     expected = square = 0.0

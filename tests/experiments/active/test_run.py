@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments.active import run
+from experiments.active import run, together
 from experiments.active.config import Config, settings
 from experiments.active.summary import level, summarise
 from shatter.cli.common.binary import UsageError
@@ -44,6 +44,7 @@ def results_of(config, names=("random", "infomax")):
                     "new_accuracy",
                     "known_log_loss",
                     "known_accuracy",
+                    "new_brier",
                     "new_calibration_error",
                     "joint_log_loss",
                     "disagreement",
@@ -56,27 +57,51 @@ def results_of(config, names=("random", "infomax")):
 
 
 def test_a_report_holds_tables_and_figures(tmp_path, capsys):
-    config = Config(num_seeds=3, batches=(5, 10), until=(20, 60))
+    config = Config(
+        num_seeds=3, batches=(5, 10), until=(20, 60), ensembles=("laplace", "heads", "epinet")
+    )
     results = results_of(config)
-    (heads, _), *_ = results
-    assert heads.queries() == [0, 5, 10, 15, 20, 30, 40, 50, 60]
+    (laplace, _), *_ = results
+    assert laplace.queries() == [0, 5, 10, 15, 20, 30, 40, 50, 60]
     run.report(config, results, tmp_path, open_console())
     with (tmp_path / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {row["setting"] for row in rows} == {"heads", "epinet"}
+    assert {row["setting"] for row in rows} == {"laplace", "heads", "epinet"}
     assert "new_predicted" not in {row["metric"] for row in rows}
     table = json.loads((tmp_path / "summary.json").read_text())
     assert [(row["ensemble"], row["arm"]) for row in table] == [
         (setting.kind, arm) for setting, arm in results
     ]
-    random = summarise(heads, "random", results)
-    assert random["end_difference"] == {"mean": 0, "low": 0, "high": 0}
-    gap = results[heads, "infomax"]["new_log_loss"] - results[heads, "random"]["new_log_loss"]
-    found = summarise(heads, "infomax", results)
-    assert found["end_difference"]["mean"] == pytest.approx(gap[:, -1].mean())
+    random = summarise(laplace, "random", results)
+    assert random["at"]["all"]["difference"] == {"mean": 0, "low": 0, "high": 0}
+    gap = results[laplace, "infomax"]["new_log_loss"] - results[laplace, "random"]["new_log_loss"]
+    found = summarise(laplace, "infomax", results)
+    assert found["at"]["all"]["labels"] == 60 and found["at"]["quarter"]["labels"] == 15
+    assert found["at"]["all"]["difference"]["mean"] == pytest.approx(gap[:, -1].mean())
+    assert found["at"]["quarter"]["difference"]["mean"] == pytest.approx(gap[:, 3].mean())
     for name in ("active", "calibration"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     assert "times fewer" in capsys.readouterr().out
+    folder = tmp_path / "runs" / "ukp_humour"
+    folder.mkdir(parents=True)
+    (tmp_path / "summary.json").rename(folder / "summary.json")
+    titles, *rows = together.rows_of(tmp_path / "runs")
+    assert [row[:5] for row in rows[:2]] == [
+        ["ukp_humour", "laplace", arm, "3", "60"] for arm in ("random", "infomax")
+    ]
+    assert {len(row) for row in rows} == {len(titles)}
+    assert rows[0][titles.index("less random")] == "0.0000 [0.0000, 0.0000]"
+    with pytest.raises(UsageError, match=r"no subfolder with a summary.json: run experiments"):
+        together.rows_of(tmp_path / "nothing")
+
+
+def test_the_level_is_of_randoms_curve_made_monotone():
+    queries = np.array([0, 10, 20, 40])
+    random = np.array([[0.70, 0.66, 0.68, 0.64]] * 2)
+    own = level(random, random, queries, 0.5)
+    assert (own["level"], own["labels"], own["random_labels"]) == (0.66, 10, 20)
+    slow = random + np.array([0.0, 0.03, 0.0, 0.0])
+    assert level(slow, random, queries, 0.5)["labels"] == 40  # .68 is not yet the level
 
 
 def test_bad_flags(tmp_path):
@@ -90,7 +115,13 @@ def test_bad_flags(tmp_path):
             "until": (100,),
         },
         r"--num_candidates must be at least 50, found 40": {"num_candidates": 40},
-        r"--learning_rate must be positive, found nan": {"learning_rate": float("nan")},
+        r"--learning_rate must be positive, found nan": {
+            "learning_rate": float("nan"),
+            "ensembles": ("heads",),
+        },
+        r"--prior_scale must be positive, found 0": {"prior_scale": 0.0},
+        r"--num_design must be at least 50, found 49": {"num_design": 49},
+        r"--num_depths must be at least 1, found 0": {"num_depths": 0},
     }
     for message, flags in bad.items():
         with pytest.raises(UsageError, match=message):
@@ -118,11 +149,14 @@ def test_a_whole_run(tmp_path, data_dir):
         "batches": (4,),
         "until": (12,),
         "num_candidates": 8,
+        "num_design": 8,
+        "num_components": 5,
+        "model_name_or_path": "stories260k",
         "held_out_pairs": 10,
         "max_length": 12,
         "adapter_length": 12,
-        "ensembles": ("heads", "adapters"),
-        "arms": ("infomax",),
+        "ensembles": ("laplace", "heads", "adapters"),
+        "arms": ("v_optimal",),
     }
     run.experiment(Config(**flags))
     folder = tmp_path / "ukp_humour"
@@ -132,7 +166,7 @@ def test_a_whole_run(tmp_path, data_dir):
     on_mesh = {"run_dir": str(tmp_path / "mesh"), "mesh": "seed=2,member=2"}
     run.experiment(Config(**{**flags, **on_mesh}))
     assert_same_numbers(folder, tmp_path / "mesh" / "ukp_humour")
-    for kind in ("heads", "adapters"):
-        assert {file.name for file in (folder / "arms" / kind).iterdir()} == {"random", "infomax"}
+    for kind in ("laplace", "heads", "adapters"):
+        assert {file.name for file in (folder / "arms" / kind).iterdir()} == {"random", "v_optimal"}
     with pytest.raises(UsageError, match=r"ends at 20000 queries, and a pool of ukp_humour has 10"):
         run.experiment(Config(**{**flags, "until": (20000,), "run_dir": str(tmp_path / "large")}))

@@ -51,6 +51,69 @@ def test_humour_is_read(humour: Path):
     assert got.attribution == "ukp_humour: Simpson et al., ACL 2019 (CC BY 4.0)"
 
 
+def all_votes(got: datasets.Judgements) -> dict[tuple[object, object], tuple[float, ...]]:
+    """Returns the votes on every pair of a data set."""
+    rows = [*got.train, *got.known, *got.new]
+    return {(row.prompt, row.completions): tuple(row.votes) for row in rows}
+
+
+def test_three_annotators_and_their_ties_are_read(publish: Callable[[str, str], Path]):
+    answers = ([1, 2, 0], [2, 2, 2], [0, 0, 1], [1, 1, 1], [0, 0, 0])
+    records = [
+        {"id": n, "prompt": f"Say {n}", "completions": [f"yes {n}", True], "answers": answers[n]}
+        for n in range(5)
+    ]
+    folder = publish("pandalm", json_lines(records))
+    got = load_judgements("pandalm", data_dir=folder)
+    assert all_votes(got) == {
+        (f"Say {n}\nAnswer:", (f" yes {n}", " True")): votes
+        for n, votes in enumerate([(1, 1, 1), (0, 3, 0), (1, 0, 2), (3, 0, 0), (0, 0, 3)])
+    }
+    assert len(couples(got.new)) == 1  # a fifth of the prompts
+    assert got.attribution.endswith("(Apache-2.0)")
+
+
+def test_a_surveys_options_are_compared_by_shares(publish: Callable[[str, str], Path]):
+    records = [
+        {
+            "question": f"Q{number}?",
+            "options": ["a", "b", "c"],
+            "group": {"attribute": attribute, "value": "all"},
+            "distribution": [0.5, 0.3, 0.2],
+            "n_eff": 100.0,
+        }
+        for number in range(5)
+        for attribute in ("all", "party")
+    ]
+    got = load_judgements("survey_opinions", data_dir=publish("shares", json_lines(records)))
+    assert all_votes(got) == {
+        (f"Q{number}?\nAnswer:", texts): votes
+        for number in range(5)
+        for texts, votes in {
+            (" a", " b"): (50, 30),
+            (" a", " c"): (50, 20),
+            (" b", " c"): (30, 20),
+        }.items()
+    }
+    assert {row.prompt for row in got.new}.isdisjoint(row.prompt for row in got.train)
+
+
+def test_agreement_with_statements_is_read(publish: Callable[[str, str], Path]):
+    publish("polis_conversations", '{"town": {"topic": "Our town"}}')
+    statements = [{"conversation": "town", "id": n, "text": f"Cars {n}."} for n in range(5)]
+    publish("polis_statements", json_lines(statements))
+    shares = [
+        {"conversation": "town", "id": n, "group": group, "distribution": law, "n": 10}
+        for n in range(5)
+        for group, law in {"all": [0.5, 0.3, 0.2], "0": [1.0, 0.0, 0.0]}.items()
+    ]
+    got = load_judgements("polis", data_dir=publish("polis_shares", json_lines(shares)))
+    assert all_votes(got) == {
+        (f"Our town\nStatement: Cars {n}.\nI", (" agree", " disagree")): (5, 3, 2) for n in range(5)
+    }
+    assert [len(couples(part)) for part in got[:3]] == [4, 0, 1]
+
+
 def test_the_seed_decides_the_split(humour: Path):
     one, again, other = (load_judgements("ukp_humour", seed=s, data_dir=humour) for s in (0, 0, 1))
     assert one == again
@@ -193,6 +256,9 @@ def test_missing_data_says_what_to_pass(tmp_path: Path, monkeypatch: pytest.Monk
         ("ukp_humour", 3627, range(600, 726), range(11_000, 13_000)),
         ("newyorker_captions", 5963, range(1191, 1194), range(11_900, 11_927)),
         ("ukp_convarg", 847, range(100, 250), range(10_892, 10_893)),  # 26 sides, 5 of them new
+        ("pandalm", 722, range(100, 190), range(700, 999)),
+        ("survey_opinions", 389, range(60, 100), range(700, 720)),
+        ("polis", 2380, range(476, 477), range(1190, 1191)),
     ],
 )
 def test_the_real_files(
@@ -208,4 +274,5 @@ def test_the_real_files(
     for row in [*got.train, *got.known, *got.new]:
         assert row.weight > 0
         assert all(text.startswith(" ") == bool(row.prompt) for text in row.completions)
-    assert ((1, 1) in {row.ranks for row in got.train}) == (name != "ukp_humour")
+    ties = (1, 1) in {row.ranks for row in got.train}
+    assert ties == (name not in ("ukp_humour", "survey_opinions"))
