@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float64]
 LEAST_AUDITS = 10
 """Audits below which nothing is said."""
 
-SHARE_PRIOR = (1.0, 0.5)
+SHARE_PRIOR = (1.0, 0.75)
 """Mean and standard deviation of the real share of large claims, before any audit."""
 
 CHANCE = 0.008
