@@ -41,6 +41,7 @@ KAPPA_PRIOR = (3.0, 1.0)
 JITTER_PRIOR = (0.002, 4.0)
 """How far the loss of a time lies from its curve, nats, and how many times this is worth."""
 
+_LEAST = -700.0  # log-probs below have no exponential
 _TRUST = 20.0  # audits that the members' own variance is worth
 _OFFSETS = np.geomspace(10.0, 1e4, 19)
 _POWERS = np.array([0.25, 0.5, 0.75, 1.0])
@@ -97,12 +98,12 @@ def claims(log_probs: npt.ArrayLike) -> Claims:
     """Returns what the members claim about queries.
 
     Args:
-      log_probs: `[M, ..., K]`, each member's log-probs of the choices, nats, finite.
+      log_probs: `[M, ..., K]`, each member's log-probs of the choices, nats.
 
     Returns:
       The claims, `[...]`.
     """
-    log_probs = np.asarray(log_probs, np.float64)
+    log_probs = np.maximum(np.asarray(log_probs, np.float64), _LEAST)
     probs = np.exp(log_probs)
     mean = probs.mean(axis=0)
     mixture = np.log(mean)
@@ -116,9 +117,9 @@ def real_share(losses: npt.ArrayLike, audits: Claims) -> Share:
     """Estimates the share of the members' claims that is real.
 
     With `y = coin - loss` and `x = coin - expected` of every audit, the estimate of s is
-    `sum y / sum x`, of variance `phi sum variance / (sum x)^2`; phi is 1 where the losses vary as
-    the members expect, and is estimated with the weight of 20 audits at 1. The prior is
-    `SHARE_PRIOR`.
+    `sum y / sum x`, of variance `phi sum variance / (sum x)^2`. phi is 1 where the losses vary as
+    the members expect; it is estimated, with the weight of 20 audits at 1. The prior of s is normal
+    with the mean and variance of `SHARE_PRIOR` and `CHANCE / mean x` more variance.
 
     Args:
       losses: `[A]`, the log-loss of every audit, the mean over its answers, nats.
@@ -144,7 +145,8 @@ def real_share(losses: npt.ArrayLike, audits: Claims) -> Share:
         total = precision + deviation**-2
         found = claimed.sum() * real.sum() / (phi * variances.sum())
         share = (found + mean * deviation**-2) / total
-        phi = (_TRUST + (np.square(real - share * claimed) / variances).sum()) / freedom
+        spread = np.square(real - share * claimed).sum() / variances.mean()
+        phi = (_TRUST + spread) / freedom
     return Share(float(share), float(total**-0.5), float(freedom))
 
 
@@ -181,35 +183,38 @@ def learning_curves(
       ValueError: if the shapes do not fit, or there is no label yet.
     """
     labels, coins, expectations = (np.asarray(x, np.float64) for x in (labels, coins, expectations))
+    if len({labels.shape, coins.shape, expectations.shape}) > 1 or labels.ndim != 1:
+        raise ValueError(
+            "expected labels, coins and expectations [T] of one length, found "
+            f"{labels.shape}, {coins.shape} and {expectations.shape}"
+        )
+    if len(labels) < 2 or labels[0] != 0 or (np.diff(labels) <= 0).any():
+        raise ValueError(f"expected labels that rise from 0, found {labels.tolist()}")
     shares = share.mean + share.scale * rng.standard_t(share.freedom, num_draws)
     losses = coins - shares[:, None] * (coins - expectations)
     losses[:, 0] = coins[0]
-    now = labels[-1]
-    kappa, offset, power = (
-        axis.ravel()
-        for axis in np.meshgrid(
-            KAPPA_PRIOR[0] * np.exp(KAPPA_PRIOR[1] * _KAPPA_STEPS), _OFFSETS, _POWERS, indexing="ij"
-        )
+    steps, offsets, powers = (
+        axis.ravel() for axis in np.meshgrid(_KAPPA_STEPS, _OFFSETS, _POWERS, indexing="ij")
     )
-    prior = np.repeat(-0.5 * np.square(_KAPPA_STEPS), len(_OFFSETS) * len(_POWERS))
-    above = (kappa * regret)[:, None] * (
-        ((offset + now)[:, None] / (offset[:, None] + labels)) ** power[:, None] - 1.0
-    )
-    # Residuals about their mean, because the level of a curve is free.
-    shape = above - above.mean(axis=1, keepdims=True)
-    target = losses - losses.mean(axis=1, keepdims=True)
-    squares = np.square(target).sum(1)[:, None] - 2 * target @ shape.T + np.square(shape).sum(1)
+    left = KAPPA_PRIOR[0] * np.exp(KAPPA_PRIOR[1] * steps) * regret
+    ratios = (offsets[:, None] + labels[-1]) / (offsets[:, None] + labels)
+    squares = _misfits(losses, left[:, None] * (ratios ** powers[:, None] - 1.0))
     scale, weight = JITTER_PRIOR
     freedom = weight + len(labels) - 1
-    total = weight * scale**2 + np.maximum(squares, 0.0)
-    log_weight = prior - 0.5 * freedom * np.log(total)
-    noisy = log_weight + rng.gumbel(size=log_weight.shape)
-    pick = noisy.argmax(axis=1)
-    rows = np.arange(num_draws)
-    jitter = np.sqrt(total[rows, pick] / rng.chisquare(freedom, num_draws))
-    return Curves(
-        float(now), shares, losses[:, -1], kappa[pick] * regret, offset[pick], power[pick], jitter
-    )
+    totals = weight * scale**2 + squares
+    log_weights = -0.5 * np.square(steps) - 0.5 * freedom * np.log(totals)
+    pick = (log_weights + rng.gumbel(size=log_weights.shape)).argmax(axis=1)
+    jitter = np.sqrt(totals[np.arange(num_draws), pick] / rng.chisquare(freedom, num_draws))
+    form = left[pick], offsets[pick], powers[pick]
+    return Curves(float(labels[-1]), shares, losses[:, -1], *form, jitter)
+
+
+def _misfits(losses: Floats, curves: Floats) -> Floats:
+    """Returns squared distances `[D, G]` of losses `[D, T]` from curves `[G, T]` of free level."""
+    losses = losses - losses.mean(axis=1, keepdims=True)
+    curves = curves - curves.mean(axis=1, keepdims=True)
+    own = np.square(losses).sum(axis=1)[:, None] + np.square(curves).sum(axis=1)
+    return np.maximum(own - 2.0 * losses @ curves.T, 0.0)
 
 
 def loss_after(curves: Curves, more: float) -> Floats:
@@ -220,9 +225,8 @@ def loss_after(curves: Curves, more: float) -> Floats:
 
 def labels_to(curves: Curves, level: float | Floats) -> Floats:
     """Returns how many more labels each curve needs to a loss, `[D]`; 0 at it, inf for never."""
-    part = (curves.loss - level) / curves.left
+    above = curves.loss - level
     with np.errstate(divide="ignore", invalid="ignore"):
-        factor = np.where(
-            part < 1.0, (1.0 - np.minimum(part, 1.0)) ** (-1.0 / curves.power), np.inf
-        )
-    return np.where(part <= 0.0, 0.0, (curves.offset + curves.labels) * (factor - 1.0))
+        left = np.maximum(1.0 - above / curves.left, 0.0)  # as a part of all that is left
+        more = (curves.offset + curves.labels) * (left ** (-1.0 / curves.power) - 1.0)
+    return np.where(above <= 0.0, 0.0, np.where(left > 0.0, more, np.inf))

@@ -71,7 +71,7 @@ def members_belief(
     shrink = shrinkage(num_members) if shrink is None else shrink
     # Relative to the first member, so that members that agree have the covariance 0 at any size.
     gaps = scores - scores[:1]
-    gaps -= jnp.mean(gaps, axis=0)
+    gaps -= jnp.mean(gaps, axis=0, keepdims=True)
     precision = jax.lax.Precision.HIGHEST
     raw = jnp.einsum("mx,my->xy", gaps, gaps, precision=precision) / max(num_members - 1, 1)
     kept = jnp.eye(num_texts, dtype=bool) if same is None else same

@@ -16,7 +16,7 @@ from shatter.cli.label.project import Project
 from shatter.cli.label.queries import TextQuery, is_audit
 
 HORIZON = 10  # times the labels so far: nothing is forecast beyond
-NUM_DRAWS = 4000
+NUM_DRAWS = 2000
 COVERAGES = (80, 95)
 """The intervals of an estimate, per cent."""
 
