@@ -218,13 +218,29 @@ def _misfits(losses: Floats, curves: Floats) -> Floats:
 
 
 def loss_after(curves: Curves, more: float) -> Floats:
-    """Returns the loss after so many more labels, `[D]`, nats."""
+    """Returns the loss that each curve has after more labels.
+
+    Args:
+      curves: draws of curves.
+      more: the number of further labels.
+
+    Returns:
+      `[D]`, nats.
+    """
     ratio = (curves.offset + curves.labels) / (curves.offset + curves.labels + more)
     return curves.loss - curves.left * (1.0 - ratio**curves.power)
 
 
 def labels_to(curves: Curves, level: float | Floats) -> Floats:
-    """Returns how many more labels each curve needs to a loss, `[D]`; 0 at it, inf for never."""
+    """Returns how many more labels each curve needs to a loss.
+
+    Args:
+      curves: draws of curves.
+      level: the loss, or `[D]`, one a curve, nats.
+
+    Returns:
+      `[D]`, 0 where the loss is there already, inf where it never will be.
+    """
     above = curves.loss - level
     with np.errstate(divide="ignore", invalid="ignore"):
         left = np.maximum(1.0 - above / curves.left, 0.0)  # as a part of all that is left
