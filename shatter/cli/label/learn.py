@@ -22,9 +22,15 @@ from shatter.cli.label.compiled import programs
 from shatter.cli.label.config import setting_of
 from shatter.cli.label.folder import answer_file, import_command, known_queries
 from shatter.cli.label.keys import Use, project_key
+<<<<<<< HEAD
 from shatter.cli.label.measures import measures_of, write_scores
 from shatter.cli.label.project import Project, item_key, power_of_two, utilities
 from shatter.cli.label.queries import TextQuery
+=======
+from shatter.cli.label.measures import claim_measures, measures_of, write_scores
+from shatter.cli.label.project import Project, item_key, utilities
+from shatter.cli.label.queries import TextQuery, is_audit
+>>>>>>> stop16
 from shatter.types import Array, Comparison, Key
 
 
@@ -38,8 +44,9 @@ def learn(project: Project) -> Project:
 def update(project: Project) -> Project:
     """Updates the ensemble by all answers that stand, and saves it.
 
-    Without a new answer nothing changes. If every answer was taken back, the members are those of
-    the start again. A call that is killed leaves no trace; the next one does the whole update.
+    Answers to audits are kept apart. Without a new answer nothing changes. If every answer was
+    taken back, the members are those of the start again. A call that is killed leaves no trace; the
+    next one does the whole update.
 
     Args:
       project: the project.
@@ -50,9 +57,10 @@ def update(project: Project) -> Project:
     Raises:
       UsageError: if there is no answer, or one is about an unknown query.
     """
-    queries, answers = standing_answers(project.folder)
+    queries, standing = standing_answers(project.folder)
+    answers = [answer for answer in standing if not is_audit(queries[answer.query_id])]
     if not project.state.history:
-        if not answers:
+        if not standing:
             raise UsageError(
                 f"{answer_file(project.folder)} has no answer that stands: answer some queries "
                 "first"
@@ -166,13 +174,16 @@ def _saved(project: Project, answers: Sequence[Answer]) -> Project:
 
 
 def measure(project: Project, answers: Sequence[Answer]) -> dict[str, Any]:
-    """Returns one row of the metrics: the counts of the answers, and `measures_of` the members."""
+    """Returns one row of the metrics.
+
+    It has the counts of the answers, `measures_of` the members, and `claim_measures`.
+    """
     row: dict[str, Any] = {
         "answers": len(answers),
         "annotators": len({answer.annotator for answer in answers}),
         "answers_sha256": _digest(answers),
     }
-    return row | measures_of(project)
+    return row | measures_of(project) | claim_measures(project)
 
 
 def report(project: Project) -> None:
