@@ -107,11 +107,12 @@ def v_optimal_choices(
     if isinstance(log_probs, Belief):
         belief = _flat(log_probs)
     else:
-        flat = possible(jnp.where(valid[None], scores, -jnp.inf).reshape(scores.shape[0], -1))
-        values = flat.reshape(scores.shape)
+        # An impossible response is like the member's least likely of the same query.
+        values = possible(jnp.where(valid[None], scores, -jnp.inf).reshape(-1, valid.shape[1]))
+        values = values.reshape(scores.shape)
         values -= masked_mean(values, valid[None])[..., None]
+        values = jnp.where(known[None], values.reshape(scores.shape[0], -1), 0.0)
         query = jnp.arange(valid.size) // valid.shape[1]
-        values = jnp.where(known[None], values.reshape(flat.shape), 0.0)
         belief = members_belief(values, same=query[:, None] == query[None, :])
     belief = finite(restrict(belief, known))
 

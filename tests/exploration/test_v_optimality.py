@@ -330,7 +330,14 @@ def test_a_shift_of_a_member_changes_no_score(float64):
     law, choices = lift(v_optimal_queries), lift(v_optimal_choices)
     np.testing.assert_array_equal(law(by_member), law(pools))
     np.testing.assert_array_equal(choices(by_query), choices(pools))
+    holes = np.where(rng.random(pools.shape) < 0.1, -np.inf, 0.0)  # impossible to a member
+    np.testing.assert_array_equal(law(by_member + holes), law(pools + holes))
+    np.testing.assert_array_equal(choices(by_query + holes), choices(pools + holes))
     assert np.any(np.asarray(law(by_query)) != law(pools))
+    # In float32 a large shift is taken off before anything is squared.
+    coarse = np.float32(np.round(pools * 16) / 16)
+    far = coarse + np.float32(rng.integers(-4000, 4000, (20, M, 6, 1)))
+    np.testing.assert_array_equal(choices(far), choices(coarse))
 
 
 @pytest.mark.slow
