@@ -110,7 +110,7 @@ def _arrivals(
 
 
 def _curve_saving(curves: np.ndarray, passive: np.ndarray, queries: np.ndarray) -> dict[str, float]:
-    """Returns the budget over the labels to passive's mean at the end; 1 where it is not reached."""
+    """Returns the budget over the labels to passive's mean at the end, 1 if never reached."""
 
     def saving(seeds: np.ndarray) -> float:
         rows = seeds.astype(int)
