@@ -19,7 +19,9 @@ def summarise(setting: Setting, arm: str, results: Results, queries: np.ndarray)
     The levels "half" and "quarter" are of the pretrained model's KL(q || p0), "passive" is where
     the passive arm ends, all seed by seed; "absolute" is one number. A level that is not reached
     within the budget is right-censored: the number of labels is the budget, a lower bound. So means
-    are restricted means, and their ratio to passive's is a bound where either is censored.
+    are restricted means, and their ratio to passive's is a bound where either is censored. "saving"
+    is read off the mean curves: the budget over the labels with which the arm's mean KL is where
+    passive's mean KL ends.
 
     Args:
       setting: the setting.
@@ -57,6 +59,7 @@ def summarise(setting: Setting, arm: str, results: Results, queries: np.ndarray)
         if (setting, baseline) in results:
             other = results[setting, baseline]["kl"][:, -1]
             row[f"less_{baseline}"] = _interval(_mean_difference, end, other)
+    row["saving"] = _curve_saving(metrics["kl"], results[setting, "passive"]["kl"], queries)
     for name, level in _levels(setting, results).items():
         row[name] = _arrivals(metrics["kl"], results[setting, "passive"]["kl"], queries, level)
     return row
@@ -104,6 +107,18 @@ def _arrivals(
         "saving": _interval(_saving, asked, others),
         "arrived": [float(np.mean(~censored & (asked <= count))) for count in queries],
     }
+
+
+def _curve_saving(curves: np.ndarray, passive: np.ndarray, queries: np.ndarray) -> dict[str, float]:
+    """Returns the budget over the labels to passive's mean at the end, 1 if never reached."""
+
+    def saving(seeds: np.ndarray) -> float:
+        rows = seeds.astype(int)
+        mean, level = curves[rows].mean(axis=0), passive[rows, -1].mean()
+        (asked,), _ = queries_to_level(mean[None], queries, level)
+        return float(queries[-1] / max(asked, 1.0))
+
+    return _interval(saving, np.arange(len(curves)))
 
 
 def _interval(statistic: Any, *samples: np.ndarray, **options: Any) -> dict[str, float]:

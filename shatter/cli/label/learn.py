@@ -22,15 +22,9 @@ from shatter.cli.label.compiled import programs
 from shatter.cli.label.config import setting_of
 from shatter.cli.label.folder import answer_file, import_command, known_queries
 from shatter.cli.label.keys import Use, project_key
-<<<<<<< HEAD
-from shatter.cli.label.measures import measures_of, write_scores
-from shatter.cli.label.project import Project, item_key, power_of_two, utilities
-from shatter.cli.label.queries import TextQuery
-=======
 from shatter.cli.label.measures import claim_measures, measures_of, write_scores
-from shatter.cli.label.project import Project, item_key, utilities
+from shatter.cli.label.project import Project, item_key, power_of_two, utilities
 from shatter.cli.label.queries import TextQuery, is_audit
->>>>>>> stop16
 from shatter.types import Array, Comparison, Key
 
 

@@ -190,6 +190,8 @@ def test_levels_savings_and_the_claim(tmp_path):
     assert claim["half"]["saving"]["mean"] == 2.0
     # It ends at 1.6 after 8 labels; the claim is there after 2.
     assert claim["passive"]["saving"]["mean"] == 4.0
+    assert claim["saving"] == {"mean": 4.0, "low": 4.0, "high": 4.0}
+    assert passive["saving"]["mean"] == 1.0
     assert infomax["less_claim"] == pytest.approx({"mean": -0.1, "low": -0.1, "high": -0.1})
     assert infomax["times_claim"]["mean"] == pytest.approx(0.5)
     assert claim["less_passive"]["mean"] == pytest.approx(-1.4)
