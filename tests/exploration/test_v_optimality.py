@@ -312,6 +312,7 @@ def test_queries_for_choices_are_those_that_tell_most_of_the_targets(float64):
         assert query[0] == scores.argmax()
 
 
+@pytest.mark.slow
 def test_a_shift_of_a_member_changes_no_score(float64):
     rng = np.random.default_rng(6)
     shifted = SCORES + rng.normal(scale=20, size=(M, 1))
