@@ -176,10 +176,8 @@ def test_a_member_that_excludes_a_text_and_a_text_that_all_exclude():
     log_probs[:, 4] = -np.inf
     log_probs[:, 5] = -1e30
     log_probs[1, 0] = -np.inf
-    pair = jax.jit(partial(ask, v_optimal))(log_probs)
-    assert not {4, 5} & {*pair.tolist()}
     order = jax.jit(partial(ask, v_optimal, num_responses=6))(log_probs)
-    assert {*order[-2:].tolist()} == {4, 5}
+    assert {*order[:4].tolist()} == {0, 1, 2, 3}
 
 
 def checked(arm, *arguments, **options):
