@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
@@ -42,7 +41,6 @@ ARMS: dict[str, QueryArm] = {
 }
 assert tuple(ARMS) == get_args(ArmName)
 TEMPERED = ("boltzmann",)  # arms with a temperature
-DEFAULT_ARM: ArmName = "v_optimal"
 MOST_RESPONSES = {"v_optimal": 2000}  # of all candidates, for arms that hold their covariance
 
 
@@ -64,7 +62,6 @@ def propose(project: Project, config: ProposeConfig, *, recorded: bool = False) 
         that is in no file.
     """
     queries = known_queries(project.folder)
-    config = replace(config, arm=config.arm or _arm_before(queries))
     rounds = [query.round for query in proposed(queries).values()]
     newest = max((number for number in rounds if isinstance(number, int)), default=-1)
     digest = members_hash(project)
@@ -84,7 +81,7 @@ def propose(project: Project, config: ProposeConfig, *, recorded: bool = False) 
             prompt_id=(prompt_id := project.pool.prompt_ids[choices[q][0]]),
             item_ids=tuple(choices[q]),
             round=number,
-            arm=AUDIT if q in audits else config.arm or DEFAULT_ARM,
+            arm=AUDIT if q in audits else config.arm,
             score=float(gains[q]),
             model=digest,
             seed=config.seed,
@@ -95,12 +92,6 @@ def propose(project: Project, config: ProposeConfig, *, recorded: bool = False) 
     ]
     write_queries(query_folder(project.folder) / f"round_{number:04}.jsonl", batch)
     return batch
-
-
-def _arm_before(queries: dict[str, TextQuery]) -> ArmName:
-    """Returns the arm of the newest batch, by which a project goes on; the default if it is new."""
-    arms = [query.arm for query in proposed(queries).values() if query.arm in ARMS]
-    return next((arm for arm in get_args(ArmName) if arms and arm == arms[-1]), DEFAULT_ARM)
 
 
 def _is_open(project: Project, queries: dict[str, TextQuery], batch: list[TextQuery]) -> bool:
@@ -170,7 +161,7 @@ def _draw(
 
 def num_candidates(config: ProposeConfig) -> int:
     """Returns among how many comparisons a batch is chosen."""
-    most = MOST_RESPONSES.get(config.arm or DEFAULT_ARM)
+    most = MOST_RESPONSES.get(config.arm)
     if most is None:
         return config.num_candidates
     return min(config.num_candidates, max(most // config.num_responses, config.num_queries))
@@ -202,7 +193,7 @@ def _choose(
     if num_chosen := config.num_queries - len(audits):
         free = queries.valid.at[np.array(audits, int)].set(False)
         is_law = project.config.ensemble == "adapters" and project.config.utility == "sum"
-        arm = _compiled(config.arm or DEFAULT_ARM, is_law, config.temperature)
+        arm = _compiled(config.arm, is_law, config.temperature)
         chosen = [int(q) for q in arm(key, log_probs, valid=free, num_queries=num_chosen)]
     return with_audits(config, number, chosen, audits), gains
 

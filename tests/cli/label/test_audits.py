@@ -207,21 +207,15 @@ def test_quantiles_next_to_infinity():
     assert found["median"] == 3.0 and found["low80"] == 1.0 and np.isinf(found["high80"])
 
 
-def test_an_arm_is_kept_until_another_is_given(config):
-    """A project that an older version began goes on by the default that was its own."""
-    old = dataclasses.replace(config, arm="joint_infomax")
-    assert {query.arm for query in propose(open_project(old), old)} == {"joint_infomax"}
-    assert propose(open_project(config), config)[0].round == 0  # the same batch
-    answer_all(config)
-    assert {query.arm for query in propose(open_project(config), config)} == {"joint_infomax"}
-    other = dataclasses.replace(config, arm="random", audit_share=0.5)
-    assert {query.arm for query in propose(open_project(other), other)} == {"random", "audit"}
-    answer_all(config)
-    assert {query.arm for query in propose(open_project(config), config)} >= {"random"}
+def test_v_optimal_asks_a_whole_batch(config):
+    config = dataclasses.replace(config, arm="v_optimal", num_queries=6)
+    assert len({query.item_ids for query in propose(open_project(config), config)}) == 6
 
 
-def test_the_default_draws_as_many_candidates_as_its_covariance_may_hold(config):
-    num = lambda **changes: num_candidates(dataclasses.replace(config, **changes))
+def test_v_optimal_draws_as_many_candidates_as_its_covariance_may_hold(config):
+    num = lambda arm="v_optimal", **flags: num_candidates(
+        dataclasses.replace(config, arm=arm, **flags)
+    )
     assert [num(num_candidates=c) for c in (40, 2000)] == [40, 1000]
     assert num(num_candidates=2000, num_responses=4) == 500
     assert num(num_candidates=2000, num_queries=1500) == 1500
@@ -230,7 +224,9 @@ def test_the_default_draws_as_many_candidates_as_its_covariance_may_hold(config)
 
 @pytest.mark.slow
 def test_v_optimal_is_about_the_law_where_utilities_are_log_probs(config):
-    config = dataclasses.replace(config, ensemble="adapters", utility="sum", num_queries=6)
+    config = dataclasses.replace(
+        config, arm="v_optimal", ensemble="adapters", utility="sum", num_queries=6
+    )
     batch = propose(open_project(config), config)
     assert len({query.item_ids for query in batch}) == 6
     assert {query.arm for query in batch} == {"v_optimal"}
