@@ -81,7 +81,8 @@ def read_rounds(folder: Path) -> Rounds:
 def checks_of(seeds: Sequence[Rounds], until: float | None) -> dict[str, list[Check]]:
     """Returns every estimate with what was found later, by what it is about.
 
-    The gain is compared with its mean over the seeds, because a single round's is mostly chance.
+    The gain is compared with its mean over the seeds and over the rounds before, then and after,
+    because a single one is mostly chance.
     """
     found: dict[str, list[Check]] = {}
     losses = np.array([[row["pool_loss"] for row in rounds] for rounds in seeds])
@@ -90,15 +91,16 @@ def checks_of(seeds: Sequence[Rounds], until: float | None) -> dict[str, list[Ch
             estimates = row["estimates"]
             truths = {"loss": Check(estimates.get("loss", {}), own[number])}
             if number + 1 < len(rounds):
-                gain = float(np.mean(losses[:, number] - losses[:, number + 1]))
+                first, last = max(number - 1, 0), min(number + 2, len(rounds) - 1)
+                gain = float(np.mean(losses[:, first] - losses[:, last])) / (last - first)
                 truths["next_loss"] = Check(estimates.get("next_loss", {}), own[number + 1])
                 truths["gain"] = Check(estimates.get("gain", {}), gain)
             name = f"labels to a log-loss of {until or 0:g}"
             if until is not None and own[number] > until:
                 later = [r["labels"] for r, loss in zip(rounds, own, strict=True) if loss <= until]
                 is_later = [labels for labels in later if labels > row["labels"]]
-                last = (is_later or [rounds[-1]["labels"]])[0]
-                truths[name] = Check(estimates.get(name, {}), last - row["labels"], not is_later)
+                reached = (is_later or [rounds[-1]["labels"]])[0]
+                truths[name] = Check(estimates.get(name, {}), reached - row["labels"], not is_later)
             for name, check in truths.items():
                 found.setdefault(name, []).extend([check] if check.estimate else [])
     return found
@@ -127,7 +129,8 @@ def table(checks: dict[str, list[Check]], title: str) -> Table:
             continue
         held = [np.mean([is_held(check, coverage) for check in some]) for coverage in COVERAGES]
         errors = np.array([check.estimate["median"] - check.truth for check in some])
-        width = np.median([check.estimate["high80"] - check.estimate["low80"] for check in some])
+        ends = [np.array([check.estimate[f"{end}80"] for check in some]) for end in ("low", "high")]
+        width = np.median(np.where(np.isinf(ends[1]), np.inf, ends[1] - ends[0]))
         form = "{:,.0f}".format if name.startswith("labels") else "{:.4f}".format
         off = [form(np.median(errors)), form(np.median(np.abs(errors)))]
         made.add_row(name, str(len(some)), *(f"{h:.2f}" for h in held), form(width), *off)

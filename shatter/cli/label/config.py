@@ -120,7 +120,7 @@ class ProposeConfig(ProjectConfig):
 
     arm: ArmName = "joint_infomax"
     """How queries are chosen. joint_infomax: so that the batch as a whole tells most about the
-    members."""
+    members; v_optimal: so that it lowers most the variance of all choices in question."""
 
     num_queries: int = 20
     """Queries of a batch."""

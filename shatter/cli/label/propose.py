@@ -41,7 +41,7 @@ ARMS: dict[str, QueryArm] = {
 }
 assert tuple(ARMS) == get_args(ArmName)
 TEMPERED = ("boltzmann",)  # arms with a temperature
-MOST_QUERIES = {"v_optimal": 1000}  # candidates of arms that hold a covariance of all of them
+MOST_RESPONSES = {"v_optimal": 2000}  # of all candidates, for arms that hold their covariance
 
 
 def propose(project: Project, config: ProposeConfig, *, recorded: bool = False) -> list[TextQuery]:
@@ -143,7 +143,7 @@ def _draw(
     choices = draw_queries(
         project.pool,
         np.random.default_rng([config.seed, number]),
-        num=_num_candidates(config),
+        num=num_candidates(config),
         num_responses=config.num_responses,
         asked=asked,
         recorded=recorded,
@@ -159,10 +159,12 @@ def _draw(
     return choices
 
 
-def _num_candidates(config: ProposeConfig) -> int:
+def num_candidates(config: ProposeConfig) -> int:
     """Returns among how many comparisons a batch is chosen."""
-    most = MOST_QUERIES.get(config.arm, config.num_candidates)
-    return min(config.num_candidates, max(most, config.num_queries))
+    most = MOST_RESPONSES.get(config.arm)
+    if most is None:
+        return config.num_candidates
+    return min(config.num_candidates, max(most // config.num_responses, config.num_queries))
 
 
 def _choose(
@@ -177,7 +179,7 @@ def _choose(
     The audits are at random places among those that the arm chooses, which are in its order.
     """
     num_slots = max(map(len, choices))
-    items = np.full((_num_candidates(config), num_slots), -1)
+    items = np.full((num_candidates(config), num_slots), -1)
     for q, choice in enumerate(choices):
         items[q, : len(choice)] = choice
     queries = item_query(jnp.asarray(items))

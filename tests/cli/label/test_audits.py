@@ -18,7 +18,7 @@ from shatter.cli.label.folder import answer_file, known_queries
 from shatter.cli.label.forecasts import NoForecast, advice, estimate, make_forecast, record_forecast
 from shatter.cli.label.learn import learn, standing_answers
 from shatter.cli.label.project import item_key, open_project, utilities
-from shatter.cli.label.propose import propose
+from shatter.cli.label.propose import num_candidates, propose
 from shatter.cli.label.queries import is_audit
 from shatter.cli.label.writer import open_writer
 from tests.cli.label.conftest import copied
@@ -209,5 +209,24 @@ def test_quantiles_next_to_infinity():
 
 def test_v_optimal_asks_a_whole_batch(config):
     config = dataclasses.replace(config, arm="v_optimal", num_queries=6)
+    assert len({query.item_ids for query in propose(open_project(config), config)}) == 6
+
+
+def test_v_optimal_draws_as_many_candidates_as_its_covariance_may_hold(config):
+    num = lambda arm="v_optimal", **flags: num_candidates(
+        dataclasses.replace(config, arm=arm, **flags)
+    )
+    assert [num(num_candidates=c) for c in (40, 2000)] == [40, 1000]
+    assert num(num_candidates=2000, num_responses=4) == 500
+    assert num(num_candidates=2000, num_queries=1500) == 1500
+    assert num(num_candidates=2000, arm="joint_infomax") == 2000
+
+
+@pytest.mark.slow
+def test_v_optimal_is_about_the_law_where_utilities_are_log_probs(config):
+    config = dataclasses.replace(
+        config, arm="v_optimal", ensemble="adapters", utility="sum", num_queries=6
+    )
     batch = propose(open_project(config), config)
     assert len({query.item_ids for query in batch}) == 6
+    assert {query.arm for query in batch} == {"v_optimal"}
