@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.active.config import Config
+from experiments.active.design import v_optimal
 from shatter import exploration
 from shatter.numerics import entropy
 from shatter.types import Array, Key
@@ -66,5 +67,5 @@ ARMS = {
     "joint_infomax": Arm(
         "members", exploration.joint_infomax_queries, {"num_outcomes": "num_outcomes"}
     ),
-    "v_optimal": Arm("belief", exploration.v_optimal_choices),
+    "v_optimal": Arm("belief", v_optimal),
 }

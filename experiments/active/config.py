@@ -83,8 +83,8 @@ class Config:
     the pool that were not asked yet; if not given, 2000, for adapters 200."""
 
     num_design: int | None = None
-    """The same for the arm v_optimal, whose time and memory go by its square; they are its targets
-    too; if not given, 400, for adapters 100."""
+    """The same for the arm v_optimal with members, whose time and memory go by its square; if not
+    given, 400, for adapters 100. With laplace it has --num_candidates as the others."""
 
     held_out_pairs: int | None = None
     """The largest number of held-out pairs of new items to judge by, and of known items a quarter

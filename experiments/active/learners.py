@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.active.config import Setting
-from shatter import choice, ensembles, exploration, models, training
+from experiments.active.design import LinearBelief
+from shatter import choice, ensembles, models, training
 from shatter.cli.common import learners
 from shatter.cli.common.frozen import Table
 from shatter.training import Interaction, InteractionState, TrainState
@@ -23,14 +24,14 @@ class Learner(NamedTuple):
     Attributes:
       interaction: `(table, propose, *, query, capacity) -> interaction`.
       utilities: `(shared, own, items[...]) -> [M, ...]`, the members' utilities, nats.
-      belief: `(shared, own, items[Q, K])`, what arms of V-optimal design see: a `Belief` about
-        `[Q, K]`, or the members' utilities `[M, Q, K]`.
+      belief: `(shared, own, items[Q, 2])`, what V-optimal design sees: a `LinearBelief`, or the
+        members' utilities `[M, Q, 2]`.
       choices: `(shared, own, pairs[P, 2]) -> [P, 2]`, the predicted log-probs of both texts.
     """
 
     interaction: Callable[..., Interaction]
     utilities: Callable[[Any, Params, Array], Array]
-    belief: Callable[[Any, Params, Array], Array | exploration.Belief]
+    belief: Callable[[Any, Params, Array], Array | LinearBelief]
     choices: Callable[[Any, Params, Array], Array]
 
 
@@ -148,9 +149,9 @@ def laplace_learner(
     def utilities(shared: Any, own: Posterior, items: Array) -> Array:
         return jnp.moveaxis(rows(shared, items) @ own.members.T, -1, 0)
 
-    def belief(shared: Any, own: Posterior, items: Array) -> exploration.Belief:
+    def belief(shared: Any, own: Posterior, items: Array) -> LinearBelief:
         features = rows(shared, items)
-        return exploration.linear_belief(features @ own.mean, features, own.covariance)
+        return LinearBelief(features @ own.mean, features, own.covariance)
 
     def choices(shared: Any, own: Posterior, pairs: Array) -> Array:
         features = rows(shared, pairs)

@@ -82,7 +82,9 @@ def test_arms_see_the_belief_and_members_drawn_from_it():
     belief = learner.belief(state.shared, own, pairs)
     features = np.asarray(table["features"])[np.asarray(pairs)].reshape(4, 3)
     covariance = 0.49 * features @ features.T / 3
-    np.testing.assert_allclose(belief.covariance.reshape(4, 4), covariance, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(belief.features.reshape(4, 3), features / 3**0.5, rtol=1e-6)
+    np.testing.assert_allclose(belief.covariance, 0.49 * np.eye(3), rtol=1e-6)
+    np.testing.assert_array_equal(belief.mean, np.zeros((2, 2)))
     utilities = np.asarray(learner.utilities(state.shared, own, pairs)).reshape(num_members, 4)
     error = 5 * np.abs(covariance).max() * (2 / num_members) ** 0.5
     np.testing.assert_allclose(np.cov(utilities.T), covariance, atol=error)

@@ -1,0 +1,100 @@
+"""V-optimal design for choices that are linear in features: `v_optimal_choices`, only cheaper.
+
+`shatter.exploration.v_optimal_choices` holds the covariance of all responses of a pool, whose size
+goes by the square. Where the utilities are `x . theta` with a Gaussian theta, everything that it
+needs of a pair is its difference of features, so that a whole pool costs what its features cost.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from shatter import exploration
+from shatter.exploration.base import scan_keys, top, without_empty_slots, without_rounding
+from shatter.types import Array, Key
+
+_EXACT = jax.lax.Precision.HIGHEST
+
+
+class LinearBelief(NamedTuple):
+    """A belief about utilities that are linear in Gaussian parameters.
+
+    Attributes:
+      mean: `[Q, 2]`, of the utilities of pairs, nats.
+      features: `[Q, 2, P]`.
+      covariance: `[P, P]`, of the parameters.
+    """
+
+    mean: Array
+    features: Array
+    covariance: Array
+
+
+class _State(NamedTuple):
+    """What the queries so far leave: S, `x' S x` and `x' S T S x` of all pairs, who is free."""
+
+    covariance: Array
+    spread: Array
+    drop: Array
+    free: Array
+
+
+def v_optimal(
+    key: Key, log_probs: Array | LinearBelief, *, valid: Array | None = None, num_queries: int
+) -> Array:
+    """Returns the pairs whose answers are expected to tell most about the choices of the pool.
+
+    With x the difference of a pair's features, S the covariance of the parameters, p the predicted
+    choice and `s^2 = 1 + pi x' S x / 8`, the score is `(p (1 - p) / s^2) x' S T S x`, with
+    `T = sum_t p_t (1 - p_t) x_t x_t'` over the pairs of the pool before the batch. After a query
+    S loses what its answer will teach: `S <- S - (p (1 - p) / s^2) S x x' S`.
+
+    Args:
+      key: a typed key, which breaks ties.
+      log_probs: a linear belief about the pool's pairs; of members' utilities `[M, Q, 2]` the
+        result is that of `shatter.exploration.v_optimal_choices`.
+      valid: bool `[Q, 2]`; a pair with an empty slot is neither asked nor a target.
+      num_queries: B.
+
+    Returns:
+      int `[B]`, the pairs, in the order of choice.
+    """
+    if not isinstance(log_probs, LinearBelief):
+        return exploration.v_optimal_choices(key, log_probs, valid=valid, num_queries=num_queries)
+    mean = log_probs.mean[:, 0] - log_probs.mean[:, 1]
+    gaps = log_probs.features[:, 0] - log_probs.features[:, 1]
+    usable = jnp.ones(len(mean), bool) if valid is None else jnp.all(valid, axis=-1)
+    product = lambda *factors: jnp.linalg.multi_dot(factors, precision=_EXACT)
+    seen = product(gaps, log_probs.covariance)
+    spread = jnp.sum(seen * gaps, axis=-1)
+    chances, _ = _answers(mean, spread)
+    targets = product(gaps.T * jnp.where(usable, chances, 0.0)[None], gaps)
+    drop = jnp.sum(product(seen, targets) * seen, axis=-1)
+
+    def ask(state: _State, key: Key) -> tuple[_State, Array]:
+        _, rates = _answers(mean, state.spread)
+        scores = rates * jnp.maximum(state.drop, 0.0)
+        unit = jnp.maximum(jnp.max(scores, where=state.free, initial=0.0), 1e-30)
+        query = top(key, without_rounding(scores / unit), state.free, 1, distinct=True)[0]
+        rate, column = rates[query], state.covariance @ gaps[query]
+        pulled = targets @ column
+        along, across = gaps @ column, gaps @ (state.covariance @ pulled)
+        learned = rate * jnp.square(along)
+        return _State(
+            state.covariance - rate * jnp.outer(column, column),
+            jnp.maximum(state.spread - learned, 0.0),
+            state.drop - 2.0 * rate * along * across + rate * learned * (column @ pulled),
+            state.free & (jnp.arange(len(mean)) != query),
+        ), query
+
+    start = _State(log_probs.covariance, spread, drop, usable)
+    return without_empty_slots(scan_keys(ask, start, key, num_queries), usable)
+
+
+def _answers(mean: Array, spread: Array) -> tuple[Array, Array]:
+    """Returns `p (1 - p)` and `p (1 - p) / s^2` of pairs."""
+    square = 1.0 + jnp.pi / 8.0 * jnp.maximum(spread, 0.0)
+    odds = mean / jnp.sqrt(square)
+    chances = jax.nn.sigmoid(odds) * jax.nn.sigmoid(-odds)
+    return chances, chances / square

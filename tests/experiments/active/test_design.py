@@ -1,0 +1,60 @@
+"""V-optimal design of pairs by their differences of features."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.special import expit
+
+from experiments.active.design import LinearBelief, v_optimal
+from shatter import exploration
+
+NUM_PAIRS, WIDTH = 12, 5
+
+
+def belief():
+    rng = np.random.default_rng(0)
+    features = jnp.asarray(rng.normal(size=(NUM_PAIRS, 2, WIDTH)))
+    root = rng.normal(size=(WIDTH, WIDTH))
+    covariance = jnp.asarray(root @ root.T)
+    return LinearBelief(features @ jnp.asarray(rng.normal(size=WIDTH)), features, covariance)
+
+
+def by_hand(given, usable, num_queries):
+    """Returns the greedy batch, each score from the covariances of all log-odds."""
+    gaps = np.asarray(given.features[:, 0] - given.features[:, 1])
+    mean = np.asarray(given.mean[:, 0] - given.mean[:, 1])
+    covariance = gaps @ np.asarray(given.covariance) @ gaps.T
+    weights, batch = None, []
+    for _ in range(num_queries):
+        square = 1 + np.pi / 8 * np.diag(covariance)
+        p = expit(mean / np.sqrt(square))
+        weights = p * (1 - p) * usable if weights is None else weights
+        scores = p * (1 - p) / square * (weights @ covariance**2)
+        scores[~usable | np.isin(np.arange(NUM_PAIRS), batch)] = -1
+        query = int(np.argmax(scores))
+        batch.append(query)
+        column = covariance[:, query]
+        covariance = covariance - (p * (1 - p) / square)[query] * np.outer(column, column)
+    return batch
+
+
+def test_a_batch_is_that_of_the_covariances_of_all_pairs(float64):
+    given = belief()
+    valid = np.ones((NUM_PAIRS, 2), bool)
+    valid[[1, 4], 1] = False
+    choose = jax.jit(v_optimal, static_argnames="num_queries")
+    found = choose(jax.random.key(0), given, valid=valid, num_queries=8)
+    assert found.tolist() == by_hand(given, valid.all(axis=1), 8)
+
+
+def test_the_first_query_and_members_are_those_of_the_library(float64):
+    given = belief()
+    key = jax.random.key(0)
+    dense = exploration.linear_belief(given.mean, given.features, given.covariance)
+    first = v_optimal(key, given, num_queries=1)
+    assert first.tolist() == exploration.v_optimal_choices(key, dense, num_queries=1).tolist()
+    members = jnp.asarray(np.random.default_rng(1).normal(size=(6, NUM_PAIRS, 2)))
+    np.testing.assert_array_equal(
+        v_optimal(key, members, num_queries=4),
+        exploration.v_optimal_choices(key, members, num_queries=4),
+    )
