@@ -101,6 +101,10 @@ def _robustness(axis: Any, summary: list[dict]) -> None:
         xlabel="ratio (geometric mean, 95%); right of 1 is worse",
         xscale="log",
     )
+    low, high = axis.get_xlim()
+    ticks = [tick for tick in (0.25, 0.5, 0.7, 1, 1.5, 2, 3, 5, 8, 16, 32) if low < tick < high]
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
 
 
 def _style(arm: str) -> dict[str, Any]:

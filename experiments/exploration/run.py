@@ -110,8 +110,7 @@ def experiment(config: Config) -> None:
         for table in _tables(summary):
             console.print(table)
         for name, better in claim_holds(summary).items():
-            verdict = "is clearly better: " + ", ".join(better) if better else "is clearly better"
-            console.print(f"{name}: {'' if better else 'no arm '}{verdict} than {CLAIM}")
+            console.print(f"{name}: clearly better than {CLAIM}: {', '.join(better) or 'no arm'}")
         console.print(
             f"{time.perf_counter() - began:.0f} s. Results in {folder}: metrics.csv, summary.json, "
             f"{figure.name}"

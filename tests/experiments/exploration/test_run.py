@@ -60,7 +60,7 @@ def test_a_run_writes_its_folder_and_is_resumed(tmp_path, capsys):
     (folder / "arms" / "arms" / "infomax" / "metrics.npz").unlink()
     run.experiment(config)
     assert (folder / "metrics.csv").read_text() == before
-    assert "better than v_optimal" in capsys.readouterr().out
+    assert "clearly better than v_optimal: " in capsys.readouterr().out
 
 
 def test_the_default_figure_has_harder_settings(tmp_path):
