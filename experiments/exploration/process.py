@@ -205,13 +205,18 @@ def _learner(
         world.space[0][:num_responses], world.space[1][:num_responses]
     )
 
+    def score(shared: Params, own: Params, responses: Query) -> Array:
+        log_probs, items = law(shared, own), responses.item_ids
+        # One look-up a response: the gradient of a look-up of pairs takes three times as long.
+        return jnp.stack([log_probs[items[..., k]] for k in range(items.shape[-1])], axis=-1)
+
     def propose(*_: Any) -> Query:
         raise NotImplementedError("queries are proposed from both learners together")
 
     return training.interaction(
         ensemble,
         propose=propose,
-        score=lambda shared, own, responses: law(shared, own)[responses.item_ids],
+        score=score,
         loss=losses.ilhf_ranking_loss,
         optimizer=optax.adam(config.learning_rate * (1.0 if is_table else LEARNING_RATE_RATIO)),
         query=shown,
