@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.experimental import checkify
 
-from shatter import documents, factored, losses, models
+from shatter import documents, losses, models
 from shatter.factored import Columns, FactoredLogits, Rows, as_array
 
 BATCH, LENGTH, WIDTH, VOCAB, RANK = 2, 5, 4, 23, 2
@@ -17,12 +17,12 @@ MASK = jnp.array([[False, True, True, True, False], [False, False, True, True, T
 @pytest.fixture(params=[8, 23])
 def slices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slices of 8 columns, of which the last two overlap, or all columns in one."""
-    monkeypatch.setattr(factored, "SLICE_SIZE", request.param * BATCH * (LENGTH - 1))
+    monkeypatch.setattr("shatter.factored.sizes.SLICE_SIZE", request.param * BATCH * (LENGTH - 1))
 
 
 @pytest.fixture
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(factored, "SLICE_SIZE", 8 * BATCH * (LENGTH - 1))
+    monkeypatch.setattr("shatter.factored.sizes.SLICE_SIZE", 8 * BATCH * (LENGTH - 1))
 
 
 def make(kind: str, seed: int = 0, dtype: str = "float64") -> FactoredLogits:
@@ -194,7 +194,7 @@ def test_debug_checks_see_through_factors():
 @pytest.mark.parametrize("trained", [False, True])
 def test_nothing_as_large_as_the_logits_is_held(monkeypatch: pytest.MonkeyPatch, trained: bool):
     """The compiler plans a few slices, and the gradient for the vocabulary only if it is asked."""
-    monkeypatch.setattr(factored, "SLICE_SIZE", 2**12)
+    monkeypatch.setattr("shatter.factored.sizes.SLICE_SIZE", 2**12)
     rows, width, vocab = 64, 16, 8192
     logits = FactoredLogits(
         Rows(jnp.zeros((rows, width))), Columns(embedding=jnp.zeros((vocab, width)))
@@ -221,7 +221,7 @@ def test_logits_are_lazy_only_where_they_are_many(monkeypatch: pytest.MonkeyPatc
         models.TransformerConfig(vocab_size=11, max_length=4, width=4, num_layers=1, num_heads=1)
     )
     params, tokens = jax.jit(lm.init)(jax.random.key(0)), jnp.zeros((2, 3), int)
-    monkeypatch.setattr("shatter.factored.MULTIPLIED_OUT_UP_TO", 66)
+    monkeypatch.setattr("shatter.factored.sizes.MULTIPLIED_OUT_UP_TO", 66)
     form = lambda tokens, **how: jax.eval_shape(
         lambda params: models.lazy_logits(lm, params, tokens, **how), params
     )

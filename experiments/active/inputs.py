@@ -11,9 +11,9 @@ from experiments.active.features import components, text_features
 from experiments.active.process import Problem
 from experiments.active.splits import Division, load_divisions
 from shatter.cli.common.binary import UsageError
-from shatter.cli.common.compiling import compiler_options
 from shatter.cli.common.frozen import Frozen, hidden_table
-from shatter.cli.common.learners import adapter_prior_scale, layers_of
+from shatter.cli.common.learners import layers_of
+from shatter.cli.common.prior_scale import adapter_prior_scale
 from shatter.cli.common.votes import Item
 from shatter.types import Params
 
@@ -85,15 +85,8 @@ def _adapter_inputs(
     )
     base = layers_of(setting.learner, model.config).upper_params(model.params)
     pairs = division.texts[0][division.pool.items[0, :SCALE_PAIRS]]
-    numbers, pairs = np.unique(pairs, return_inverse=True)
-    of_pairs = {name: values[numbers] for name, values in hidden.items()}
-    prior_scale = jax.jit(
-        lambda key, base, table, pairs: adapter_prior_scale(
-            key, setting.learner, model.config, base, table, pairs
-        ),
-        compiler_options=compiler_options(),
-    )
-    scale = prior_scale(jax.random.key(setting.config.seed), base, of_pairs, pairs.reshape(-1, 2))
+    key = jax.random.key(setting.config.seed)
+    scale = adapter_prior_scale(key, setting.learner, model.config, base, hidden, pairs)
     table = {name: values[division.texts] for name, values in hidden.items()}
     copies = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (num_seeds, *leaf.shape)), base)
     return table, copies, np.full(num_seeds, scale, np.float32)

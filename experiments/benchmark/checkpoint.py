@@ -1,12 +1,17 @@
 """The section of a pretrained model: what a user does with it, beside the usual libraries.
 
-`python -m experiments.benchmark.checkpoint '{"work": ...}'` measures one work in a process of its
-own, on as many cores as asked for, and prints one line of JSON; `measure` calls it.
+`python -m experiments.benchmark.checkpoint 1` reads lines of JSON such as `{"work": ...}`, measures
+each of these works on one core, and prints one line of JSON for each; `measure` calls it. The
+libraries, the model and the pairs are then loaded once for all works.
 """
 
+import dataclasses
+import gc
 import json
 import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,6 +33,7 @@ class Work(NamedTuple):
       num_ways: the number of ways if they are installed, and if they are not.
       seconds: a rough cost of one turn of all ways on one idle core, beside compiling.
       memory: whether the memory of each way is measured in a process of its own.
+      apart: whether every way starts processes of its own, so that this one imports nothing.
     """
 
     unit: str
@@ -35,21 +41,23 @@ class Work(NamedTuple):
     num_ways: tuple[int, int]
     seconds: float
     memory: bool = False
+    apart: bool = False
 
 
 _TRL = ("torch", "transformers", "trl")
 _PEFT = (*_TRL, "peft")
 WORKS = {
     "matrix product": Work("product", ("torch",), (2, 1), 1.0),
-    "score": Work("text", ("torch", "transformers"), (2, 1), 18.0),
+    "score": Work("text", ("torch", "transformers"), (2, 1), 9.0),
     "LoRA DPO": Work("pair", _PEFT, (2, 1), 6.0, memory=True),
-    "LoRA DPO, last quarter": Work("pair", _PEFT, (2, 1), 4.0, memory=True),
-    "DPO": Work("pair", _TRL, (2, 1), 9.0, memory=True),
+    "LoRA DPO, last quarter": Work("pair", _PEFT, (2, 1), 3.5, memory=True),
+    "DPO": Work("pair", _TRL, (2, 1), 8.0, memory=True),
     "ILHF": Work("pair", _TRL, (2, 1), 9.0),
-    "sample 8": Work("token", ("torch", "transformers"), (2, 1), 12.0),
-    "sample 1": Work("token", ("torch", "transformers"), (2, 1), 8.0),
-    "8 adapters": Work("step", _PEFT, (4, 2), 15.0),
-    "first token": Work("start", ("torch", "transformers"), (2, 1), 15.0),
+    "sample 8": Work("token", ("torch", "transformers"), (2, 1), 10.0),
+    "sample 1": Work("token", ("torch", "transformers"), (2, 1), 5.0),
+    "8 adapters": Work("step", _PEFT, (3, 2), 11.5),
+    "first token": Work("start", ("torch", "transformers"), (2, 1), 8.0, apart=True),
+    "import": Work("start", ("transformers", "trl"), (6, 2), 12.0, apart=True),
 }
 
 
@@ -77,12 +85,15 @@ def sizes(folder: str, *, num_samples: int = 8) -> Gpt2:
         max_length=config.max_length,
         num_samples=num_samples,
         num_new_tokens=min(64, config.max_length // 2),
+        steps=2,
         folder=folder,
     )
 
 
 def measure(work: str, folder: str, cores: int, seed: int, repeats: int) -> dict[str, Any]:
-    """Measures the ways of one work in a fresh process.
+    """Measures the ways of one work, in the process that measures all works on so many cores.
+
+    Where the memory is measured, each way also runs in a fresh process.
 
     Args:
       work: a name in `WORKS`.
@@ -95,18 +106,83 @@ def measure(work: str, folder: str, cores: int, seed: int, repeats: int) -> dict
       As `pinned.measure`.
     """
     spec = {"work": work, "folder": folder, "cores": cores, "seed": seed, "repeats": repeats}
-    run = partial(pinned.run_apart, module="experiments.benchmark.checkpoint")
-    answer = run(spec)
+    answer = _ask(_worker(cores), spec)
     for way in answer["ways"] if WORKS[work].memory and cores == 1 else ():
-        memory = run(spec | {"only": way["name"], "repeats": 1})["memory"]
+        worker = _start(cores)
+        memory = _ask(worker, spec | {"only": way["name"], "repeats": 0})["memory"]
         way["process_bytes"] = memory["process"]
+        _end(worker)
     return answer
 
 
+class Worker(NamedTuple):
+    """A process that measures works, and the file of its messages."""
+
+    process: subprocess.Popen[str]
+    messages: Any
+
+
+_workers: dict[int, Worker] = {}  # at most one, by its number of cores
+
+
+def _worker(cores: int) -> Worker:
+    """Returns the process for so many cores, and ends the one for another number."""
+    if cores not in _workers:
+        while _workers:
+            _end(_workers.popitem()[1])
+        _workers[cores] = _start(cores)
+    return _workers[cores]
+
+
+def _start(cores: int) -> Worker:
+    path = os.pathsep.join(filter(None, [str(pinned.ROOT), os.environ.get("PYTHONPATH")]))
+    messages = tempfile.TemporaryFile("w+")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.benchmark.checkpoint", str(cores)],
+        env=os.environ | {"PYTHONPATH": path},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=messages,
+        text=True,
+    )
+    return Worker(process, messages)
+
+
+def _ask(worker: Worker, spec: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a process answers.
+
+    Raises:
+      RuntimeError: with the end of its messages, if the process ends instead.
+    """
+    process = worker.process
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(json.dumps(spec) + "\n")
+    process.stdin.flush()
+    line = process.stdout.readline()
+    if not line:
+        worker.messages.seek(0)
+        raise RuntimeError(f"measuring {spec} failed:\n{worker.messages.read()[-4000:]}")
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+def _end(worker: Worker) -> None:
+    worker.process.communicate()  # closes its input, at whose end it ends
+    worker.messages.close()
+
+
 def places() -> list[tuple[str, int]]:
-    """Returns every work with a number of cores, of those that the process may use."""
+    """Returns every work with a number of cores, of those that the process may use.
+
+    Imports, which hardly use a second core, are measured on one.
+    """
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    return [(work, cores) for work in WORKS for cores in CORES if cores <= max(available, 1)]
+    return [
+        (work, cores)
+        for cores in CORES
+        for work in WORKS
+        if cores <= max(available, 1) and (cores == 1 or work != "import")
+    ]
 
 
 def num_ways(work: str) -> int:
@@ -129,8 +205,11 @@ def answer(spec: dict[str, Any], only_sizes: Gpt2 | None = None) -> dict[str, An
 
     work, only = spec["work"], spec.get("only")
     missing = pinned.absent(WORKS[work].packages)
-    pinned.import_peers(() if only == "shatter" else WORKS[work].packages, missing)
+    skipped = only == "shatter" or WORKS[work].apart
+    pinned.import_peers(() if skipped else WORKS[work].packages, missing)
     chosen = only_sizes or sizes(spec["folder"], num_samples=1 if work == "sample 1" else 8)
+    if spec["cores"] > 1:  # the second steps were compared on one core
+        chosen = dataclasses.replace(chosen, steps=1)
     makers: dict[str, Callable[..., Any]] = {
         "matrix product": checkpoint_ways.product,
         "score": checkpoint_ways.score,
@@ -142,12 +221,21 @@ def answer(spec: dict[str, Any], only_sizes: Gpt2 | None = None) -> dict[str, An
         "sample 1": checkpoint_ways.sample,
         "8 adapters": checkpoint_ways.members,
         "first token": checkpoint_ways.first_token,
+        "import": checkpoint_ways.imports,
     }
     make = partial(makers[work], chosen, spec["seed"], only, alone=bool(missing))
     return pinned.timed(spec, missing, make)
 
 
+def _serve(cores: int) -> None:
+    """Answers every line of the input; what libraries print goes to the messages."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    pinned.pin(cores)
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), file=answers, flush=True)
+        gc.collect()  # a trainer of TRL is a cycle
+
+
 if __name__ == "__main__":
-    asked = json.loads(sys.argv[1])
-    pinned.pin(asked["cores"])
-    print(json.dumps(answer(asked)))
+    _serve(int(sys.argv[1]))

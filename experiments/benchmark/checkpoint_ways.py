@@ -9,24 +9,31 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmark import finetune, lora, pinned
+from experiments.benchmark import finetune, lora, others, pinned
 from experiments.benchmark.checkpoint import MEMBERS, TOLERANCE
 from experiments.benchmark.config import Gpt2
+from experiments.benchmark.finetune import Batch
 from experiments.benchmark.lora import MembersTrainer
 from experiments.benchmark.ways import Made, Way, call_way, compile_program
 from shatter import documents, models
 from shatter.types import Array, Params
 
-TEXTS, TEXTS_AT_ONCE = 64, 16  # a larger batch is not faster in either library
+TEXTS, TEXTS_AT_ONCE = 32, 16  # in a call; a larger batch is not faster in either library
 ROWS = 1024  # tokens in a product
 PRODUCTS = 20  # in a call
+IMPORTS = (
+    "import transformers",
+    "import trl",
+    "from transformers import AutoModelForCausalLM",
+    "from trl import DPOTrainer",
+)
 
 
 def product(sizes: Gpt2, seed: int, only: str | None, *, alone: bool) -> Made:
@@ -60,7 +67,7 @@ def product(sizes: Gpt2, seed: int, only: str | None, *, alone: bool) -> Made:
 
 
 def score(sizes: Gpt2, seed: int, only: str | None, *, alone: bool) -> Made:
-    """Scores 64 texts: the log-prob of all their tokens but the first."""
+    """Scores 32 texts: the log-prob of all their tokens but the first."""
     params = finetune.init(sizes, seed)
     generator = np.random.default_rng(seed)
     tokens = generator.integers(1, sizes.vocab_size, size=(TEXTS, sizes.length))
@@ -84,13 +91,19 @@ def score(sizes: Gpt2, seed: int, only: str | None, *, alone: bool) -> Made:
         return Made(_chosen(ways, only), [])
     apart = np.abs(np.ravel(program.call(params, batches)) - other()) / (sizes.length - 1)
     _require(apart.max() < TOLERANCE, "mean log-probs of a token", apart.max())
-    return Made(ways, [f"mean log-probs of a token: within {apart.max():.1e} nats"])
+    note = f"mean log-probs of a token: within {apart.max():.1e} nats"
+    return Made(ways, [note], is_warm=True)
+
+
+@cache
+def _params_and_batch(sizes: Gpt2, seed: int) -> tuple[Params, Batch]:
+    params = finetune.init(sizes, seed)
+    return params, finetune.make_batch(sizes, params, seed)
 
 
 def train(work: str, sizes: Gpt2, seed: int, only: str | None, *, alone: bool) -> Made:
     """Takes a step of DPO on adapters, of DPO or of ILHF."""
-    params = finetune.init(sizes, seed)
-    batch = finetune.make_batch(sizes, params, seed)
+    params, batch = _params_and_batch(sizes, seed)
     ours: Any = partial(finetune.trainer, sizes, work.lower(), params, batch)
     other, name = None, "TRL"
     if not alone:
@@ -117,29 +130,27 @@ def sample(sizes: Gpt2, seed: int, only: str | None, *, alone: bool) -> Made:
 
 def members(sizes: Gpt2, seed: int, only: str | None, *, alone: bool) -> Made:
     """Takes a step of one adapter, of 8 in one program, and of as many in a loop by peft."""
-    params = finetune.init(sizes, seed)
-    batch = finetune.make_batch(sizes, params, seed)
+    params, batch = _params_and_batch(sizes, seed)
     adapted = lora.draw_members(sizes, params, seed, MEMBERS)
     first = adapted._replace(adapters=jax.tree.map(lambda leaf: leaf[:1], adapted.adapters))
-    groups = (("1 adapter", first), (f"{MEMBERS} adapters", adapted))
+    many = f"{MEMBERS} adapters"
     made = [
         lora.members_trainer(sizes, params, batch, group, f"shatter, {name}")
-        for name, group in groups
+        for name, group in (("1 adapter", first), (many, adapted))
     ]
     if not alone:
         from experiments.benchmark import peft_models
 
-        made += [
-            peft_models.members_trainer(sizes, params, batch, group, f"peft, {name}")
-            for name, group in groups
-        ]
-    losses = {trainer.name: [trainer.step() for _ in range(2)] for trainer in made}
+        other = peft_models.members_trainer(sizes, params, batch, adapted, f"peft, {many}")
+        made.append(other)
+    losses = {trainer.name: [trainer.step() for _ in range(sizes.steps)] for trainer in made}
     notes = []
-    for name, _ in groups if not alone else ():
-        apart = np.abs(np.subtract(losses[f"shatter, {name}"], losses[f"peft, {name}"])).max()
-        _require(apart < TOLERANCE, f"losses of {name}", apart)
-        notes.append(f"losses of 2 steps, {name}: within {apart:.1e}")
-    return Made(_chosen([_members_way(trainer) for trainer in made], only), notes)
+    if not alone:
+        apart = np.abs(np.subtract(losses[f"shatter, {many}"], losses[f"peft, {many}"])).max()
+        _require(apart < TOLERANCE, f"losses of {many}", apart)
+        notes.append(f"losses of {sizes.steps} steps, {many}: within {apart:.1e}")
+    ways = _chosen([_members_way(trainer) for trainer in made], only)
+    return Made(ways, notes, is_warm=True)
 
 
 def _members_way(trainer: MembersTrainer) -> Way:
@@ -161,7 +172,18 @@ def first_token(sizes: Gpt2, seed: int, only: str | None, *, alone: bool) -> Mad
         f"{each['run']:.1f} s"
         for name, each in found.items()
     ]
-    return Made(_chosen([Way(name, start, 1) for name, start in starts.items()], only), notes)
+    ways = _chosen([Way(name, start, 1) for name, start in starts.items()], only)
+    return Made(ways, notes, is_warm=True)
+
+
+def imports(sizes: Gpt2, seed: int, only: str | None, *, alone: bool) -> Made:
+    """Starts a process that imports a library, or shows the help of the command."""
+    del sizes, seed
+    ways = [*others.imports(["import shatter"]), others.show_help()]
+    if not alone:
+        ways += others.imports(IMPORTS)
+    note = "transformers and TRL import what a name needs only when the name is asked for"
+    return Made(_chosen(ways, only), [note])
 
 
 def _start(name: str, folder: str) -> dict[str, float]:

@@ -27,9 +27,9 @@ class Config:
     layers (looped or scanned), imports, finetune (DPO and ILHF, and TRL), generation (and
     transformers), adapters (8 on one base, a single one, and 8 whole models). Not among the
     defaults: vocabulary (memory of a DPO step with 262,144 tokens, for which it needs 12 GB),
-    checkpoint (scoring, training, sampling and loading the model of `--checkpoint` beside
-    transformers, TRL and peft, on one core and on two), accelerator (for a GPU: training steps as a
-    share of the matrix products' ceiling, generation, 1,000 seeds, and adapters)."""
+    checkpoint (scoring, training, sampling and loading the model of `--checkpoint`, and imports,
+    beside transformers, TRL and peft, on one core and on two), accelerator (for a GPU: training
+    steps as a share of the matrix products' ceiling, generation, 1,000 seeds, and adapters)."""
 
     works: tuple[str, ...] = WORKS
     """Language models of the rounds and seeds sections, both of vocabulary 4 and length 4. Known:

@@ -145,8 +145,8 @@ def make_batch(sizes: Gpt2, params: Params, seed: int) -> Batch:
     tokens = jnp.asarray(np.stack(rows))
     mask = documents.response_mask(tokens, prompt_length=sizes.prompt_length, eos=EOS)
     lm = models.transformer(transformer_config(sizes))
-    score = jax.jit(partial(documents.document_log_probs, lm))
-    return Batch(tokens, mask, score(params, tokens, mask))
+    score = compile_program(partial(documents.document_log_probs, lm), params, tokens, mask)
+    return Batch(tokens, mask, score.call(params, tokens, mask))
 
 
 def objective(sizes: Gpt2, name: str, *, whole_logits: bool = False) -> training.Objective:

@@ -65,7 +65,8 @@ def trainer(sizes: Gpt2, params: Params, batch: Batch, adapted: Adapted) -> Trai
     def loss(adapters: Params, frozen: Any, key: Key, batch: Batch) -> tuple[Array, Metrics]:
         del key
         base, inputs = frozen
-        logits = lm.apply(models.with_lora(base, adapters, adapted.lora), inputs)
+        params = models.with_lora(base, adapters, adapted.lora)
+        logits = models.lazy_logits(lm, params, inputs)
         log_probs = documents.log_prob(logits, batch.tokens, batch.mask)
         return finetune.loss_and_metrics("dpo", log_probs, batch)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -100,12 +101,18 @@ def layers(sizes: Sizes, depth: int) -> list[Way]:
     return ways
 
 
-def imports() -> list[Way]:
-    """Returns the ways that start an interpreter and import jax, or shatter."""
-    return [
-        Way(f"import {name}", partial(_python, "-c", f"import {name}"), 1)
-        for name in ("jax", "shatter")
-    ]
+def imports(statements: Sequence[str] = ("import jax", "import shatter")) -> list[Way]:
+    """Returns the ways that start an interpreter and run an import statement.
+
+    Args:
+      statements: the statements.
+    """
+    return [Way(statement, partial(_python, "-c", statement), 1) for statement in statements]
+
+
+def show_help() -> Way:
+    """Returns the way that starts an interpreter and runs `shatter --help`."""
+    return Way("shatter --help", partial(_python, "-m", "shatter.cli", "--help"), 1)
 
 
 def imports_tensorflow_probability() -> bool:

@@ -224,7 +224,7 @@ def timed(spec: dict[str, Any], lacking: list[str], make: Callable[[], "Made"]) 
             f"{', '.join(lacking)} not installed, so their rows are left out: "
             "pip install 'shatter-lm[benchmark]'"
         )
-    ways, exhausted = timing.warm_up(made.ways)
+    ways, exhausted = (made.ways, []) if made.is_warm else timing.warm_up(made.ways)
     notes.extend(f"{name} ran out of memory" for name in exhausted)
     seconds = timing.time_in_turn(ways, spec["repeats"]).tolist()
     rows = [{k: v for k, v in way._asdict().items() if k != "run"} for way in ways]
@@ -286,7 +286,7 @@ def compare_trainers(
             f"losses of {sizes.steps} steps, {trainer.name}: within {apart:.1e} of shatter's"
         )
     ways = [finetune.way(trainer, sizes.num_pairs, steps or sizes.steps) for trainer in made]
-    return Made(ways, notes, losses[0])
+    return Made(ways, notes, losses[0], is_warm=True)
 
 
 def compare_generation(sizes: Any, seed: int, only: str | None, alone: bool) -> "Made":

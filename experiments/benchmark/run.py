@@ -96,7 +96,7 @@ PINNED = (
 )
 ADAPTERS = 8
 ADAPTER_SECONDS = {"small": 8.0, "wide": 10.0, "gpt2": 120.0}  # of one group with 5 repeats
-CHECKPOINT_SECONDS = 8.0  # to import, load and compile a way
+CHECKPOINT_SECONDS = 5.0  # to compile a way, or to load its model; twice that in a fresh process
 PINNED_SECONDS = 12.0  # of one way: two processes that import and build it
 
 
@@ -155,7 +155,8 @@ def _checkpoint_part(config: Config, name: str, cores: int) -> Part:
     args = (name, folder, cores, config.seed, config.repeats)
     run, num_ways = partial(checkpoint.measure, *args), checkpoint.num_ways(name)
     seconds = num_ways * CHECKPOINT_SECONDS + (config.repeats + 2) * work.seconds / cores
-    cost = seconds * (2 if work.memory and cores == 1 else 1)
+    alone = num_ways * 2 * CHECKPOINT_SECONDS + 2 * work.seconds  # the memory of each way
+    cost = seconds + alone * (work.memory and cores == 1)
     return Part(f"{name}, {cores} core{'s' * (cores > 1)}", work.unit, list, num_ways, cost, run)
 
 

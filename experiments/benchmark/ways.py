@@ -45,11 +45,13 @@ class Made(NamedTuple):
       ways: the ways.
       notes: sentences on what was checked.
       losses: the losses of the first way's first steps, if it has any.
+      is_warm: whether the comparison has run all ways already, so that they need no warm-up.
     """
 
     ways: list[Way]
     notes: list[str]
     losses: Sequence[float] = ()
+    is_warm: bool = False
 
 
 class Program(NamedTuple):

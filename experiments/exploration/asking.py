@@ -47,19 +47,18 @@ def ask(
     """
     candidate_key, choice_key = jax.random.split(key)
     keys = jax.random.split(candidate_key, config.queries_per_round)
-    law, temperature = _law(arm, known), arm.temperature if not arm.by_temperature else 1.0
-    pools = jax.vmap(lambda key: _candidates(arm, config, key, law / temperature, log_p0, space))(
-        keys
-    )
+    law = _law(arm, known)
+    pools = jax.vmap(lambda key: _candidates(arm, config, key, law, log_p0, space))(keys)
     choose = _together if arm.explore is None else _one_by_one
     chosen = choose(arm, config, choice_key, known, law, pools)
     return jax.vmap(training.take_responses)(pools, chosen)
 
 
 def _law(arm: Arm, known: Known) -> Array:
-    if arm.asker == "members":
-        return ensembles.mixture_log_probs(known.members)
-    return known.point
+    """Returns the law that candidates are drawn from, and that weighs the targets."""
+    if arm.source == "point" or arm.asker == "point":
+        return known.point
+    return ensembles.mixture_log_probs(known.members)
 
 
 def _candidates(
@@ -73,7 +72,12 @@ def _candidates(
                 key, log_p0, *space, num_candidates=PASSIVE_CANDIDATES
             )
     return exploration.drawn_candidates(
-        key, law, *space, num_candidates=config.num_candidates, distinct=True
+        key,
+        law,
+        *space,
+        num_candidates=config.num_candidates,
+        temperature=1.0 if arm.by_temperature else arm.temperature,
+        distinct=True,
     )
 
 
@@ -108,6 +112,7 @@ def _together(arm: Arm, config: Config, key: Key, known: Known, law: Array, pool
             weights = jnp.where(jnp.arange(len(texts)) < len(items), -jnp.inf, 0.0)
         case "all":
             texts, weights, candidates = jnp.arange(len(law)), law, pools.item_ids
+    scores: Array | exploration.Belief
     if arm.asker == "laplace":
         jacobian, covariance = known.posterior()
         scores = exploration.linear_belief(known.point[texts], jacobian[texts], covariance)

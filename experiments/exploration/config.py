@@ -4,8 +4,19 @@ import dataclasses
 from typing import Literal
 
 from experiments.common.didactic import ModelKind
+from experiments.exploration.arms import BASELINES, CLAIM, Source
 
-Figure = Literal["default", "difficulty", "ensemble_size", "prior_scale", "transformer"]
+Figure = Literal[
+    "default",
+    "arms",
+    "temperature",
+    "length",
+    "prior_scale",
+    "members",
+    "steps",
+    "segments",
+    "transformer",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,18 +25,29 @@ class Config:
 
     A population with a hidden law q over documents answers which of two documents it prefers
     (Luce). Arms differ in how they choose what to ask; all learn inclusively (ILHF) from equally
-    many answers. The measure is KL(q || prediction), exact over all documents. The process is a
-    didactic one, of our own.
+    many answers, with the same learner: a point estimate and an ensemble. The measure is
+    KL(q || prediction), exact over all documents. The process is a didactic one, of our own.
     """
 
     figure: Figure = "default"
-    """default: all arms, tabular, length 4. difficulty: lengths 3 to 6. ensemble_size: 2 to 32
-    members. prior_scale: half, matched, double. transformer: a transformer learner."""
+    """default: the claim beside its baselines at length 4, and in harder settings. arms: every arm.
+    temperature: arms by the temperature of their candidates. length: 3 to 7 tokens. prior_scale:
+    half, matched, double. members: 4 to 64. steps: of learning a round. segments: 1, 2, 4.
+    transformer: a transformer learner."""
 
     arms: tuple[str, ...] = ()
-    """Arms to run; not given = the figure's own. Known: uniform, passive, passive_map, greedy,
-    boltzmann, thompson, double_thompson, double_thompson_sampled, infomax, variance,
-    log_ratio_variance, ucb."""
+    """Arms to run; not given = the figure's own. Known: v_optimal, v_optimal_samples,
+    v_optimal_all, v_optimal_pair, laplace, passive, uniform, greedy, boltzmann, boltzmann_point,
+    thompson, double_thompson, infomax, variance, log_ratio_variance, mass_weighted_variance,
+    law_infomax, information_directed, ucb, delta_ucb."""
+
+    candidates: Source | None = None
+    """Source of candidates of every arm but passive: mixture, point, pretrained, all; not given =
+    the arm's own."""
+
+    temperature: float | None = None
+    """Temperature of the law that candidates are drawn from (boltzmann: pairs); not given = the
+    arm's own, tuned on other seeds."""
 
     run_dir: str = "runs/exploration"
     """Run folder, with a subfolder a figure; one that exists is resumed, given the same flags."""
@@ -33,7 +55,7 @@ class Config:
     seed: int = 0
     """Root of all random keys."""
 
-    num_seeds: int = 30
+    num_seeds: int = 100
     """Seeds, all in one vmapped call an arm."""
 
     num_members: int = 16
@@ -51,8 +73,16 @@ class Config:
     prior_scale: float = 1.0
     """The learner's prior scale over `spread`; 1 is a matched prior, the easy case."""
 
+    start: Literal["draw", "centre"] = "centre"
+    """Where members start: at draws of their prior, or at the pretrained model."""
+
+    num_segments: int = 1
+    """Segments of the population, with hidden laws of their own; every query goes to one of them.
+    Above 1 no Luce model fits the answers."""
+
     num_rounds: int = 45
-    """Rounds of asking and learning; difficulty takes twice as many, transformer half."""
+    """Rounds of asking and learning; figure length takes twice as many above length 4, transformer
+    half."""
 
     queries_per_round: int = 8
     """Comparisons asked a round."""
@@ -63,18 +93,11 @@ class Config:
     num_candidates: int = 8
     """Candidates drawn afresh for every query by the arms that draw candidates."""
 
-    num_segments: int = 1
-    """Segments of the population, with hidden laws of their own; every query goes to one of them.
-    Above 1 no Luce model fits the answers."""
-
     num_steps: int = 16
     """Adam steps a round."""
 
     learning_rate: float = 0.2
     """Adam's, on logits; a transformer's is a twentieth of it."""
-
-    boltzmann_temperature: float = 2.0
-    """Sequence temperature of the boltzmann arm."""
 
     level: float = 0.3
     """Absolute KL level, nats, beside half and a quarter of the pretrained model's."""
@@ -106,25 +129,37 @@ def settings(config: Config, all_arms: tuple[str, ...]) -> list[Setting]:
     Returns:
       The settings in order.
     """
-    core = config.arms or ("passive", "passive_map", "greedy", "thompson", "infomax")
-    ensemble = config.arms or ("passive", "thompson", "infomax")
+    few = config.arms or (CLAIM, *BASELINES)
+    core = config.arms or (CLAIM, *BASELINES, "thompson")
 
     def vary(arms: tuple[str, ...], field: str, values: tuple) -> list[Setting]:
+        configs = [dataclasses.replace(config, **{field: value}) for value in values]
         return [
-            Setting(f"{field}={value}", dataclasses.replace(config, **{field: value}), arms)
-            for value in values
+            Setting(f"{field}={value}", _with_budget(c), arms)
+            for value, c in zip(values, configs, strict=True)
         ]
 
     match config.figure:
         case "default":
-            return [Setting("default", config, config.arms or all_arms)]
-        case "difficulty":
-            config = dataclasses.replace(config, num_rounds=2 * config.num_rounds)
-            return vary(core, "max_length", (3, 4, 5, 6))
-        case "ensemble_size":
-            return vary(ensemble, "num_members", (2, 4, 8, 16, 32))
+            return [
+                Setting("default", config, core),
+                *vary(few, "prior_scale", (0.5, 2.0)),
+                *vary(few, "num_segments", (2,)),
+            ]
+        case "arms":
+            return [Setting("arms", config, config.arms or all_arms)]
+        case "temperature":
+            return vary(config.arms or _drawn(all_arms), "temperature", (1.0, 1.5, 2.0, 3.0))
+        case "length":
+            return vary(few, "max_length", (3, 4, 5, 6, 7))
         case "prior_scale":
             return vary(core, "prior_scale", (0.5, 1.0, 2.0))
+        case "members":
+            return vary(few, "num_members", (4, 8, 16, 64))
+        case "steps":
+            return vary(few, "num_steps", (4, 16, 64))
+        case "segments":
+            return vary(few, "num_segments", (1, 2, 4))
         case "transformer":
             config = dataclasses.replace(
                 config,
@@ -132,3 +167,15 @@ def settings(config: Config, all_arms: tuple[str, ...]) -> list[Setting]:
                 chunk_rounds=max(config.chunk_rounds // 4, 1),
             )
             return [Setting("transformer", config, core, "transformer")]
+
+
+def _with_budget(config: Config) -> Config:
+    """Returns the config with twice the rounds at lengths above 4."""
+    longer = config.max_length > 4
+    return dataclasses.replace(config, num_rounds=config.num_rounds * (2 if longer else 1))
+
+
+def _drawn(arms: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the arms that a temperature changes."""
+    fixed = ("passive", "uniform", "greedy", "thompson")
+    return tuple(arm for arm in arms if arm not in fixed)

@@ -1,4 +1,4 @@
-"""The figures of the exploration experiment."""
+"""The figures of the exploration experiment: law against labels, arrivals, robustness."""
 
 from pathlib import Path
 from typing import Any
@@ -6,30 +6,26 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from experiments.exploration.config import Config
+from experiments.exploration.arms import ARMS, CLAIM
+from experiments.exploration.config import Config, Setting
 from experiments.exploration.summary import Results
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-STYLE: dict[str, dict[str, Any]] = {
-    "uniform": {"color": "0.6", "linestyle": ":"},
-    "passive": {"color": "black", "linestyle": "-"},
-    "passive_map": {"color": "black", "linestyle": "--"},
-    "greedy": {"color": "tab:red", "linestyle": "--"},
-    "boltzmann": {"color": "tab:orange", "linestyle": "--"},
-    "thompson": {"color": "tab:blue"},
-    "double_thompson": {"color": "tab:cyan"},
-    "double_thompson_sampled": {"color": "tab:purple"},
-    "infomax": {"color": "tab:green"},
-    "variance": {"color": "tab:olive"},
-    "log_ratio_variance": {"color": "tab:brown"},
-    "ucb": {"color": "tab:pink"},
+COLOURS = {
+    CLAIM: "tab:blue",
+    "passive": "black",
+    "boltzmann": "tab:orange",
+    "infomax": "tab:green",
+    "thompson": "tab:purple",
+    "laplace": "tab:red",
 }
+MOST_CURVES = 8
 
 
 def draw(config: Config, results: Results, summary: list[dict], folder: Path) -> Path:
-    """Draws KL curves, a panel for each setting, and queries to half and a quarter of the KL.
+    """Draws the law against labels, who has arrived at a level, and every arm over the claim.
 
     Args:
       config: the config.
@@ -40,72 +36,78 @@ def draw(config: Config, results: Results, summary: list[dict], folder: Path) ->
     Returns:
       The PNG's path.
     """
-    names = list(dict.fromkeys(setting.name for setting, _ in results))
-    columns = len(names) + 2
-    figure, axes = plt.subplots(
-        1, columns, figsize=(4.2 * columns + 1.6, 4.2), constrained_layout=True, squeeze=False
-    )
-    for axis, name in zip(axes[0], names, strict=False):
-        _curves(axis, {k: v for k, v in results.items() if k[0].name == name}, name)
-    limits = np.array([axis.get_ylim() for axis in axes[0, : len(names)]])
-    for axis in axes[0, : len(names)]:
-        axis.set_ylim(limits[:, 0].min(), limits[:, 1].max())
-    axes[0, 0].set_ylabel("KL(q || prediction), nats")
-    shown = {"half": "to half of the pretrained KL", "quarter": "to a quarter of it"}
-    for axis, (level, title) in zip(axes[0, -2:], shown.items(), strict=True):
-        axis.set_title(title)
-        if len(names) == 1:
-            _bars(axis, summary, level)
-        else:
-            _trend(axis, summary, names, level)
-    handles = {
-        text: handle
-        for axis in axes[0, : len(names)]
-        for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False)
+    first = next(setting for setting, _ in results)
+    curves = {arm: metrics for (setting, arm), metrics in results.items() if setting == first}
+    best = sorted(curves, key=lambda arm: curves[arm]["kl"][:, -1].mean())[:MOST_CURVES]
+    shown = [arm for arm in curves if arm in best or arm in (CLAIM, "passive")]
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.4), constrained_layout=True)
+    queries = np.arange(first.config.num_rounds + 1) * first.config.queries_per_round
+    _laws(axes[0], {arm: curves[arm] for arm in shown}, queries, first)
+    _arrived(axes[1], [row for row in summary if row["setting"] == first.name], shown, queries)
+    _robustness(axes[2], summary)
     path = folder / f"{config.figure}.png"
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
 
 
-def _curves(axis: Any, results: Results, title: str) -> None:
-    for (setting, arm), metrics in results.items():
-        curves = metrics["kl"]
-        queries = np.arange(curves.shape[1]) * setting.config.queries_per_round
-        mean, error = curves.mean(axis=0), 1.96 * curves.std(axis=0, ddof=1) / len(curves) ** 0.5
-        (line,) = axis.plot(queries, mean, label=arm, **STYLE[arm])
-        axis.fill_between(queries, mean - error, mean + error, color=line.get_color(), alpha=0.12)
-    start = next(iter(results.values()))["pretrained_kl"][:, 0].mean()
-    axis.axhline(start, color="0.7", linewidth=0.8)
-    axis.set(title=title, xlabel="comparisons asked", yscale="log")
-
-
-def _bars(axis: Any, summary: list[dict], level: str) -> None:
-    rows = sorted(summary, key=lambda row: row[level]["median_queries"], reverse=True)
-    for y, row in enumerate(rows):
-        axis.barh(
-            y,
-            row[level]["median_queries"],
-            color=STYLE[row["arm"]]["color"],
-            edgecolor="white",
-            hatch="//" if row[level]["censored"] >= 0.5 else None,
-        )
-    axis.set_yticks(range(len(rows)), [row["arm"] for row in rows])
-    axis.set(xlabel="comparisons (hatched: not reached)")
-
-
-def _trend(axis: Any, summary: list[dict], names: list[str], level: str) -> None:
-    for arm in dict.fromkeys(row["arm"] for row in summary):
-        rows = [row for row in summary if row["arm"] == arm]
-        positions = np.array([names.index(row["setting"]) for row in rows])
-        medians = np.array([row[level]["median_queries"] for row in rows])
-        censored = np.array([row[level]["censored"] >= 0.5 for row in rows])
-        axis.plot(positions, medians, marker=".", **STYLE[arm])
-        color = STYLE[arm]["color"]
-        axis.plot(positions[censored], medians[censored], "^", color=color, markersize=9)
-    axis.set_xticks(range(len(names)), [name.split("=")[1] for name in names])
+def _laws(
+    axis: Any, curves: dict[str, dict[str, np.ndarray]], queries: np.ndarray, setting: Setting
+) -> None:
+    for arm, metrics in curves.items():
+        kl = metrics["kl"]
+        mean, error = kl.mean(axis=0), 1.96 * kl.std(axis=0, ddof=1) / len(kl) ** 0.5
+        (line,) = axis.plot(queries, mean, label=arm, **_style(arm))
+        axis.fill_between(queries, mean - error, mean + error, color=line.get_color(), alpha=0.15)
     axis.set(
-        xlabel=names[0].split("=")[0], ylabel="comparisons (triangle: not reached)", yscale="log"
+        title=f"The law, {len(kl)} seeds ({setting.name})",
+        xlabel="comparisons asked",
+        ylabel="KL(population || prediction), nats, mean and 95%",
+        yscale="log",
     )
+    axis.legend(frameon=False, fontsize="small")
+
+
+def _arrived(axis: Any, rows: list[dict], shown: list[str], queries: np.ndarray) -> None:
+    for row in rows:
+        if row["arm"] in shown:
+            axis.step(queries, row["quarter"]["arrived"], where="post", **_style(row["arm"]))
+    axis.set(
+        title="Arrived at a quarter of the pretrained KL",
+        xlabel="comparisons asked",
+        ylabel="share of seeds",
+        ylim=(0, 1),
+    )
+
+
+def _robustness(axis: Any, summary: list[dict]) -> None:
+    """Draws each arm's final KL over the claim's, geometric mean over seeds, in every setting."""
+    names = list(dict.fromkeys(row["setting"] for row in summary))
+    arms = [arm for arm in ARMS if any(row["arm"] == arm for row in summary) and arm != CLAIM]
+    by_arm = len(names) == 1
+    for row in summary:
+        if row["arm"] == CLAIM:
+            continue
+        place = arms.index(row["arm"]) if by_arm else names.index(row["setting"])
+        offset = 0.0 if by_arm else 0.6 * (arms.index(row["arm"]) / max(len(arms) - 1, 1) - 0.5)
+        ratio = row["times_claim"]
+        axis.plot([ratio["low"], ratio["high"]], [place + offset] * 2, **_style(row["arm"]))
+        axis.plot(ratio["mean"], place + offset, "o", color=_style(row["arm"])["color"])
+    axis.axvline(1.0, color=COLOURS[CLAIM])
+    axis.set_yticks(*((range(len(arms)), arms) if by_arm else (range(len(names)), names)))
+    axis.invert_yaxis()
+    axis.set(
+        title=f"Final KL over {CLAIM}'s, same seeds",
+        xlabel="ratio (geometric mean, 95%); right of 1 is worse",
+        xscale="log",
+    )
+    low, high = axis.get_xlim()
+    ticks = [tick for tick in (0.25, 0.5, 0.7, 1, 1.5, 2, 3, 5, 8, 16, 32) if low < tick < high]
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
+
+
+def _style(arm: str) -> dict[str, Any]:
+    others = plt.get_cmap("tab20")
+    colour = COLOURS.get(arm, others(list(ARMS).index(arm) % 20))
+    return {"color": colour, "linewidth": 2.4 if arm == CLAIM else 1.4}

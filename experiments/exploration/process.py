@@ -11,7 +11,7 @@ import optax
 from experiments.common.chunks import Chunk, Process
 from experiments.common.didactic import World, fit_law, make_world, open_logits
 from experiments.exploration import asking
-from experiments.exploration.arms import ARMS, Arm
+from experiments.exploration.arms import Arm, arm_of
 from experiments.exploration.config import Config, Setting
 from shatter import (
     choice,
@@ -69,7 +69,9 @@ def make_process(setting: Setting, arm: str) -> Process:
       `start` and `rounds`. The pretrained model, the hidden law and the held-out queries depend on
       the key alone, so that they are the same for all arms; arms share `start`.
     """
-    return Process(_start(setting), _rounds(setting, ARMS[arm]))
+    config = setting.config
+    chosen = arm_of(arm, source=config.candidates, temperature=config.temperature)
+    return Process(_start(setting), _rounds(setting, chosen))
 
 
 @functools.cache
@@ -136,7 +138,7 @@ def _draw_problem(key: Key, setting: Setting, world: World) -> Problem:
     ).log_probs
     params = world.table.init(table_key)
     shape = (config.num_segments, *params.shape)
-    targets = params + config.spread * jax.random.normal(target_key, shape)
+    targets = params[None] + config.spread * jax.random.normal(target_key, shape)
     log_p0, segments = of_table(params), jax.vmap(of_table)(targets)
     log_q = ensembles.mixture_log_probs(segments)
     if setting.learner == "transformer":
@@ -166,6 +168,8 @@ def _learners(setting: Setting, world: World, params: Params) -> Learners:
     if not is_table:
         make = functools.partial(ensembles.prior_functions, prior_lm=world.table)
     members = make(world.lm, params, num_members=config.num_members, prior_scale=scale)
+    if is_table and config.start == "centre":
+        members = members._replace(start=lambda anchor: params)
     point = ensembles.point_estimate(world.lm, params, prior_scale=scale if is_table else 1.0)
     make_laws = functools.partial(_laws, world, is_table)
     learn = functools.partial(_learner, config, world, is_table)

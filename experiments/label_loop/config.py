@@ -43,6 +43,16 @@ class Config(ProposeConfig):
     num_seeds: int = 1
     """Number of runs, one after the other, with the seeds from --seed on."""
 
+    until: float | None = None
+    """As in `shatter label learn`."""
+
+    until_share_kl: float | None = None
+    """As in `shatter label learn`."""
+
+    coverage: bool = False
+    """With --rater=recorded: after every round compare the forecast with all votes of the pool, and
+    print how often its intervals hold."""
+
 
 RANGES = {
     "rater_scale": binary.POSITIVE,
@@ -65,6 +75,11 @@ def check(config: Config) -> None:
         raise UsageError(
             f"--seed={config.seed} and --num_seeds={config.num_seeds}: the last seed must be "
             f"at most {binary.LARGEST_WHOLE}, found {last}"
+        )
+    if config.coverage and (config.rater != "recorded" or not config.audit_share):
+        raise UsageError(
+            "--coverage: expected --rater=recorded, and --audit_share above 0, found "
+            f"--rater={config.rater} and --audit_share={config.audit_share:g}"
         )
     if config.rater == "model" and not config.rater_model:
         raise UsageError("--rater=model: expected --rater_model, a model folder; found none")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.label_loop.config import Config
+from experiments.label_loop.coverage import note_round
 from experiments.label_loop.raters import TextRater, model_rater, recorded_rater
 from shatter.cli.common.binary import UsageError
 from shatter.cli.label import asking
@@ -79,10 +80,14 @@ def _run_seed(
     for number in range(config.num_rounds):
         message = f"seed {config.seed}, round {number + 1}"
         progress(message, 0)
+        if config.coverage:
+            note_round(project, config.until)
         if project.state.num_updates <= number:
             _answer_round(project, config, rate)
             project = update(project)
         progress(message, 1)
+    if config.coverage:
+        note_round(project, config.until)
     report(project)
     return project
 

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from experiments.common.sources import model_folder
-from experiments.label_loop import loop, plot
+from experiments.label_loop import coverage, loop, plot
 from experiments.label_loop.config import Config, check
 from shatter.cli.common import binary
 from shatter.cli.common.binary import UsageError
@@ -12,6 +12,7 @@ from shatter.cli.common.locks import alone
 from shatter.cli.common.progress import open_console, progress_bar
 from shatter.cli.label import tables
 from shatter.cli.label.display import say
+from shatter.cli.label.run import show_forecast
 
 
 def experiment(config: Config) -> None:
@@ -28,9 +29,16 @@ def experiment(config: Config) -> None:
             projects = loop.run(config, advance)
         for project in projects:
             console.print(tables.metrics(project.folder, project.state.history))
+            levels = {"until": config.until, "until_share_kl": config.until_share_kl}
+            show_forecast(project, console, **levels)
         if len(projects) > 1:
             histories = [project.state.history for project in projects]
             plot.draw(histories, Path(config.project) / "label_loop.png")
+        if config.coverage:
+            seeds = [coverage.read_rounds(project.folder) for project in projects]
+            checks = coverage.checks_of(seeds, config.until)
+            title = f"{config.project}: how often the intervals held, {len(projects)} seeds"
+            console.print(coverage.table(checks, title))
         say(console, f"Results in {config.project}")
 
 

@@ -34,7 +34,7 @@ class Config:
 
     arms: tuple[str, ...] = ("passive", "double_thompson", "infomax")
     """Arms to run; passive is always among them. Known: passive, pool_infomax, sampled, thompson,
-    double_thompson, infomax."""
+    double_thompson, infomax, v_optimal."""
 
     model_name_or_path: str = "stories260k"
     """A pretrained model: a folder, a GGUF file or a name on the hub. "stories260k" is the folder

@@ -87,8 +87,15 @@ def member_samples(
     return Responses(jnp.arange(len(world.prompts)), *drawn)
 
 
-def make_candidates(world: World, source: str) -> Callable[[Key, Params, Params], Query]:
+def make_candidates(
+    world: World, source: str, temperature: float = 1.0
+) -> Callable[[Key, Params, Params], Query]:
     """Returns a source of candidates: samples of the "base", or equally many of all "members".
+
+    Args:
+      world: the world.
+      source: "base" or "members".
+      temperature: of every token.
 
     Returns:
       `(key, shared, own[M]) -> candidates`, responses to a random prompt.
@@ -100,10 +107,10 @@ def make_candidates(world: World, source: str) -> Callable[[Key, Params, Params]
         place = (world.prompts[prompt_id], world.valid[prompt_id])
         number = world.config.num_candidates
         if source == "base":
-            drawn = sample(world, shared, sample_key, *place, number)
+            drawn = sample(world, shared, sample_key, *place, number, temperature)
         else:
             draw = lambda own, key, prompt, valid, share: sample(
-                world, member_params(world, shared, own), key, prompt, valid, share
+                world, member_params(world, shared, own), key, prompt, valid, share, temperature
             )
             drawn = _shares(world, draw, own, sample_key, *place, number)
         return exploration.sampled_candidates(*drawn, prompt_id=prompt_id)

@@ -37,7 +37,8 @@ class Arm(NamedTuple):
     """A source of candidates, and how a pair is chosen among them."""
 
     candidates: str  # samples of the "base", or of the "members"
-    explore: exploration.PairArm
+    explore: Callable[..., Array]  # a `PairArm`
+    temperature: float = 1.0  # of every token of the samples
 
 
 ARMS = {
@@ -47,6 +48,7 @@ ARMS = {
     "thompson": Arm("members", exploration.thompson),
     "double_thompson": Arm("members", exploration.double_thompson),
     "infomax": Arm("members", exploration.infomax),
+    "v_optimal": Arm("members", exploration.v_optimal, temperature=2.0),
 }
 
 
@@ -160,7 +162,7 @@ def make_interaction(world: World, fixed: Fixed, arm: Arm) -> training.Interacti
     return training.interaction(
         ensemble,
         propose=training.pair_proposer(
-            make_candidates(world, arm.candidates),
+            make_candidates(world, arm.candidates, arm.temperature),
             score,
             arm.explore,
             num_queries=config.queries_per_round,

@@ -148,9 +148,15 @@ def all_responses(world: World, params: Params) -> Responses:
 
 
 def sample(
-    world: World, params: Params, key: Key, prompt: Array, valid: Array, num_samples: int
+    world: World,
+    params: Params,
+    key: Key,
+    prompt: Array,
+    valid: Array,
+    num_samples: int,
+    temperature: float = 1.0,
 ) -> tuple[Array, Array]:
-    """Draws responses to one prompt or to several at temperature 1: their tokens and mask."""
+    """Draws responses to one prompt or to several: their tokens and mask."""
     drawn = documents.sample(
         world.lm,
         params,
@@ -160,6 +166,7 @@ def sample(
         max_length=world.max_length,
         eos=world.ends or None,
         valid=valid,
+        temperature=temperature,
     )
     return drawn.tokens, drawn.mask
 

@@ -1,5 +1,16 @@
 """Measures of a model against the population, against held-out choices, and over time."""
 
+from shatter.evaluation.forecast import (
+    LEAST_AUDITS,
+    Claims,
+    Curves,
+    Share,
+    claims,
+    labels_to,
+    learning_curves,
+    loss_after,
+    real_share,
+)
 from shatter.evaluation.laws import prediction_metrics, segment_kl, win_rate
 from shatter.evaluation.optima import (
     best_of_n_log_probs,
@@ -19,18 +30,27 @@ from shatter.evaluation.predictions import (
 from shatter.evaluation.queries import bootstrap_interval, queries_to_level
 
 __all__ = [
+    "LEAST_AUDITS",
+    "Claims",
+    "Curves",
+    "Share",
     "best_of_n_log_probs",
     "bootstrap_interval",
+    "claims",
     "disagreement",
     "dpo_optimum",
     "dyadic_inputs",
     "dyadic_joint_log_loss",
     "ipo_optimum",
     "joint_log_loss",
+    "labels_to",
+    "learning_curves",
+    "loss_after",
     "marginal_log_loss",
     "posterior_optimum",
     "prediction_metrics",
     "queries_to_level",
+    "real_share",
     "reward_kl_frontier",
     "reward_optimum",
     "segment_kl",

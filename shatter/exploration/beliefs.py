@@ -136,7 +136,7 @@ def finite(belief: Belief) -> Belief:
 
 def possible_in(scores: Array | Belief) -> Array:
     """Marks the texts `[...]` that at least one member, or the mean of a belief, finds possible."""
-    return jnp.any(scores_of(scores) > LOG_ZERO, axis=0)
+    return jnp.any(at_least_float32(scores_of(scores)) > LOG_ZERO, axis=0)
 
 
 def restrict(belief: Belief, known: Array, *, mean: float = -_HIGHEST) -> Belief:

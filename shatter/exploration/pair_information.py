@@ -54,8 +54,7 @@ def law_infomax(
 
     The score is `law_information_gain`. Above two responses the best pair grows by the candidate
     with the largest summed score. It is here for comparison: with few members, what an answer seems
-    to tell of most documents is a chance covariance. Other arguments, result and errors are those
-    of `PairArm`.
+    to tell of most documents is chance. Other arguments, result and errors are those of `PairArm`.
 
     Args:
       laws: `[M, X]`, each member's log-probs of the documents, for example of all, up to a shift a

@@ -43,6 +43,7 @@ def v_optimal_queries(
     valid: Array | None = None,
     num_queries: int,
     law: Array | None = None,
+    same: Array | None = None,
 ) -> Array:
     """Returns the queries whose answers are expected to lower most the variance of the law.
 
@@ -57,13 +58,17 @@ def v_optimal_queries(
       log_probs: `[M, Q, K]` of members, or a `Belief` about `[Q, K]` responses.
       law: `[Q, K]`, log-probs of w, normalised or not; if None, what is predicted of the pool's
         responses. It has no weight on empty slots.
+      same: bool `[Q, K, Q, K]`, true where two responses are one document, whose covariance is not
+        shrunk; none are if None.
     """
     scores, valid, usable = prepare_queries(scores_of(log_probs), valid, num_queries)
     slots = valid.reshape(-1)
     flat = jnp.where(slots[None], scores.reshape(scores.shape[0], -1), -jnp.inf)
     law = mixture(flat) if law is None else jnp.where(slots, law.reshape(-1), -jnp.inf)
     weights = law_weights(law)
-    belief = law_belief(_flat(log_probs) if isinstance(log_probs, Belief) else flat, slots, weights)
+    known = _flat(log_probs) if isinstance(log_probs, Belief) else flat
+    same = None if same is None else same.reshape((slots.size,) * 2)
+    belief = law_belief(known, slots, weights, same)
 
     def drops(columns: Array, contrasts: Array, squares: Array) -> Array:
         del contrasts, squares
@@ -102,11 +107,12 @@ def v_optimal_choices(
     if isinstance(log_probs, Belief):
         belief = _flat(log_probs)
     else:
-        flat = possible(jnp.where(valid[None], scores, -jnp.inf).reshape(scores.shape[0], -1))
-        values = flat.reshape(scores.shape)
+        # An impossible response is like the member's least likely of the same query.
+        values = possible(jnp.where(valid[None], scores, -jnp.inf).reshape(-1, valid.shape[1]))
+        values = values.reshape(scores.shape)
         values -= masked_mean(values, valid[None])[..., None]
+        values = jnp.where(known[None], values.reshape(scores.shape[0], -1), 0.0)
         query = jnp.arange(valid.size) // valid.shape[1]
-        values = jnp.where(known[None], values.reshape(flat.shape), 0.0)
         belief = members_belief(values, same=query[:, None] == query[None, :])
     belief = finite(restrict(belief, known))
 

@@ -11,8 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from shatter import factored
-from shatter.factored import FactoredLogits
+from shatter.factored import FactoredLogits, sizes
 from shatter.types import Array, Key, Params
 
 
@@ -70,7 +69,7 @@ def lazy_logits(
         return lm.apply(params, tokens, valid=valid)
     make = partial(lm.factored, valid=valid)
     shape = jax.eval_shape(make, params, tokens).shape
-    is_large = copies * math.prod(shape) > factored.MULTIPLIED_OUT_UP_TO
+    is_large = copies * math.prod(shape) > sizes.MULTIPLIED_OUT_UP_TO
     return make(params, tokens) if is_large else lm.apply(params, tokens, valid=valid)
 
 

@@ -43,6 +43,9 @@ class InteractionState(NamedTuple):
 class Interaction(NamedTuple):
     """The halves of an interaction, and its start.
 
+    The state is an `InteractionState`, or any pytree of your own where the halves are: `run_rounds`
+    passes it on unseen.
+
     Attributes:
       init: `(key) -> state`.
       propose: `(state, key) -> queries[B]`.
@@ -51,9 +54,9 @@ class Interaction(NamedTuple):
         `fold_in(state.key, state.step)`.
     """
 
-    init: Callable[[Key], InteractionState]
-    propose: Callable[[InteractionState, Key], Query]
-    learn: Callable[..., tuple[InteractionState, Metrics]]
+    init: Callable[[Key], Any]
+    propose: Callable[[Any, Key], Query]
+    learn: Callable[..., tuple[Any, Metrics]]
 
 
 def interaction(

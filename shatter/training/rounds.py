@@ -1,11 +1,12 @@
 """Rounds of an interaction with a pure rater in place of people, as one scan."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from shatter.training.interaction import Interaction, InteractionState
+from shatter.training.interaction import Interaction
 from shatter.types import Array, Comparison, Key, Metrics, Query, Rater
 
 
@@ -42,14 +43,14 @@ def ask_together(rater: Rater, key: Key, queries: Query) -> Comparison:
 def run_rounds(
     process: Interaction,
     rater: Rater,
-    evaluate: Callable[[InteractionState], Metrics],
-    state: InteractionState,
+    evaluate: Callable[[Any], Metrics],
+    state: Any,
     key: Key,
     *,
     num_rounds: int,
     first_round: Array | int = 0,
     ask: Callable[[Rater, Key, Query], Comparison] = ask,
-) -> tuple[InteractionState, Metrics]:
+) -> tuple[Any, Metrics]:
     """Scans rounds of propose, ask, learn, evaluate.
 
     Round t draws from `fold_in(key, t)`, so that a run that is cut into chunks (pass the state on
@@ -70,7 +71,7 @@ def run_rounds(
       the state after the last round, and metrics with leaves `[num_rounds, ...]`.
     """
 
-    def one_round(state: InteractionState, t: Array) -> tuple[InteractionState, Metrics]:
+    def one_round(state: Any, t: Array) -> tuple[Any, Metrics]:
         propose_key, ask_key = jax.random.split(jax.random.fold_in(key, t))
         queries = process.propose(state, propose_key)
         state, learned = process.learn(state, ask(rater, ask_key, queries))

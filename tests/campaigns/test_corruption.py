@@ -257,6 +257,7 @@ def test_a_project_that_learns(
 def test_an_unfinished_experiment(tmp_path: Path, tally: Tally):
     """Killed in the second arm, between two chunks."""
     config = exploration_config.Config(
+        figure="arms",
         arms=("greedy", "infomax"),
         num_seeds=2,
         num_members=2,

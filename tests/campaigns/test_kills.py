@@ -178,8 +178,8 @@ def test_the_life_of_a_loop(model_folder: Path, files: Path, tmp_path: Path, tal
 
 
 def test_the_life_of_an_experiment(tmp_path: Path, tally: Tally):
-    flags = ["--arms", "greedy", "infomax", "--num_seeds=2", "--num_members=2", "--max_length=2"]
-    flags += ["--num_rounds=4", "--chunk_rounds=2"]
+    flags = ["--figure=arms", "--arms", "greedy", "infomax", "--num_seeds=2", "--num_members=2"]
+    flags += ["--max_length=2", "--num_rounds=4", "--chunk_rounds=2"]
     kill_all(
         tally,
         tmp_path,

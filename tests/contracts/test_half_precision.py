@@ -197,6 +197,18 @@ CASES = {
             lambda a, b: ensembles.anchor_penalty({"a": a}, {"a": b}, 0.3),
             [np.linspace(0.0, 1.0, 999), np.linspace(1.0, 3.0, 999)],
         ),
+        "draw_members": (
+            lambda mean, covariance: ensembles.draw_members(KEY, mean, covariance, 3),
+            [A[:2], np.diag(np.exp(A[:2]))],
+        ),
+        "fit_laplace": (
+            lambda x, shares: ensembles.fit_laplace(x, shares, prior_scale=1.3),
+            [np.stack([TWO_TOKENS, TWO_TOKENS[::-1]])[..., :3], np.array([[1.0, 0.0], [0.5, 0.5]])],
+        ),
+        "laplace_covariance": (
+            lambda x, u: ensembles.laplace_covariance(x, u, prior_scale=1.3),
+            [np.stack([TWO_TOKENS, TWO_TOKENS[::-1]])[..., :3], MEMBERS[[0, 0], :2]],
+        ),
         "mixture_log_probs": (ensembles.mixture_log_probs, [MEMBERS[:, :3]]),
     },
     "evaluation": {
@@ -371,7 +383,8 @@ OTHERS = {
     "ensembles": {"adapters", "anchored", "epinet", "gaussian_draws", "heads", "mean_adapters",
                   "point_estimate", "prior_functions", "prior_scale_for",
                   "whole_adapters"},
-    "evaluation": {"bootstrap_interval", "dyadic_inputs", "queries_to_level"},
+    "evaluation": {"bootstrap_interval", "claims", "dyadic_inputs", "labels_to", "learning_curves",
+                   "loss_after", "queries_to_level", "real_share"},
     "exploration": {"distinct", "pool_candidates", "sampled_candidates", "shrinkage"},
     "inference": {"check_weights", "fit_moments"},
     "losses": {"adapt_proposal"},

@@ -1,6 +1,7 @@
 """Samples against the exact law, with and without a cache, padding and temperature."""
 
 import functools
+import math
 import re
 
 import jax
@@ -592,3 +593,22 @@ def test_half_precision_logits_are_drawn_and_scored_in_float32(dtype):
     assert drawn.log_probs.dtype == drawn.raw_log_probs.dtype == jnp.float32
     np.testing.assert_allclose([drawn.log_probs, drawn.raw_log_probs], scores, rtol=2e-6)
     np.testing.assert_array_equal(drawn.tokens, exact.tokens)
+
+
+def test_the_logits_of_prompts_are_not_computed():
+    """The cache is all that is needed of a prompt, so a program has no product for its logits."""
+    lm = transformer(
+        TransformerConfig(vocab_size=499, max_length=40, width=8, num_layers=1, num_heads=2)
+    )
+    arguments = (
+        jax.eval_shape(lm.init, jax.random.key(0)),
+        jax.random.key(0),
+        jax.ShapeDtypeStruct((3, 32), int),
+        jax.ShapeDtypeStruct((3, 32), bool),
+    )
+    draw = lambda params, key, prompts, valid: sample(
+        lm, params, key, prompts, num_samples=1, max_length=2, valid=valid
+    )
+    program = jax.jit(draw).lower(*arguments).compile().as_text()
+    shapes = {tuple(map(int, text.split(","))) for text in re.findall(r"\[([\d,]+)\]", program)}
+    assert max(math.prod(shape) for shape in shapes if 499 in shape) < 3 * 31 * 499

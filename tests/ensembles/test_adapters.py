@@ -104,6 +104,29 @@ def test_prior_scale_for_ends_at_the_bounds_where_the_target_is_beyond():
         np.testing.assert_allclose(found, bound, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("spread", "scale", "most"),
+    [
+        (lambda scale: 3 * scale, 0.7, 2),
+        (lambda scale: 3 * scale / (1 + 2 * scale), 0.7, 7),
+        (lambda scale: 3 * scale**4, 0.7, 7),
+        (lambda scale: jnp.where(scale < 0.7, 0.0, 3 * scale), 0.8, 9),
+    ],
+    ids=["proportional", "flat above", "steep", "with a step"],
+)
+def test_prior_scale_for_computes_few_spreads(float64, spread, scale, most):
+    computed = []
+
+    def noted(prior_scale):
+        jax.debug.callback(computed.append, prior_scale)
+        return spread(prior_scale)
+
+    found = prior_scale_for(noted, spread(scale))
+    jax.effects_barrier()
+    np.testing.assert_allclose(spread(found), spread(scale), rtol=6e-4)
+    assert len(computed) <= most
+
+
 def test_the_mean_adapter_is_the_mean_of_the_updates(float64):
     shared, own = build()
     merged = [merge(shared, member(own, m), LORA) for m in range(MEMBERS)]

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from shatter.exploration import infomax, information_gain, log_ratio_variance, variance
+from shatter.exploration import (
+    infomax,
+    information_gain,
+    law_infomax,
+    law_information_gain,
+    log_ratio_variance,
+    mass_weighted_variance,
+    variance,
+)
 
 LOG_PROBS = np.random.default_rng(0).normal(scale=2.0, size=(5, 6))
 
@@ -89,10 +97,61 @@ def scores_of(arm, log_probs):
         return entropy(p.mean(axis=0), -1) - entropy(p, -1).mean(axis=0)
     if arm is variance:
         return p[..., 0].var(axis=0)
-    return (log_probs[:, :, None] - log_probs[:, None, :]).var(axis=0)
+    if arm is law_infomax:
+        return law_gain(log_probs, log_probs)
+    spread = (log_probs[:, :, None] - log_probs[:, None, :]).var(axis=0)
+    if arm is log_ratio_variance:
+        return spread
+    mixture, first = softmax(log_probs).mean(axis=0), p[..., 0].mean(axis=0)
+    return spread * first * (1 - first) * np.outer(mixture, mixture) ** 0.25
 
 
-@pytest.mark.parametrize("arm", [infomax, variance, log_ratio_variance])
+def softmax(log_probs):
+    weights = np.exp(log_probs)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def law_gain(log_probs, laws):
+    """Mutual information of answer and document, from the table of member, answer, document."""
+    told = choice_probs(log_probs)  # [M, N, N, 2]
+    table = told[..., None] * softmax(laws)[:, None, None, None, :] / len(laws)
+    joint = table.sum(axis=0)  # [N, N, 2, X]: the member is not seen
+    apart = joint.sum(axis=-1, keepdims=True) * joint.sum(axis=-2, keepdims=True)
+    return np.sum(joint * np.log(joint / apart), axis=(-2, -1))
+
+
+def test_information_about_the_law_is_the_mutual_information_of_answer_and_document(float64):
+    laws = np.random.default_rng(5).normal(scale=1.5, size=(5, 9))
+    gain = jax.jit(law_information_gain)
+    found = np.asarray(gain(LOG_PROBS, laws))
+    np.testing.assert_allclose(found, law_gain(LOG_PROBS, laws), atol=1e-14)
+    np.testing.assert_allclose(found, found.T, atol=1e-15)
+    assert np.all(found <= np.asarray(information_gain(LOG_PROBS)) + 1e-14)
+    shifts = np.random.default_rng(6).normal(scale=9, size=(2, 5, 1))
+    np.testing.assert_allclose(gain(LOG_PROBS + shifts[0], laws + shifts[1]), found, atol=1e-13)
+    # A document that gives the member away tells all, one that all say alike tells nothing.
+    sure = np.where(np.eye(5, 9) > 0, 0.0, -np.inf)
+    np.testing.assert_allclose(gain(LOG_PROBS, sure), information_gain(LOG_PROBS), atol=1e-14)
+    alike = np.broadcast_to(laws[:1], laws.shape)
+    np.testing.assert_allclose(gain(LOG_PROBS, alike), 0.0, atol=1e-14)
+    total = jax.jit(lambda u, v: jnp.sum(jnp.triu(law_information_gain(u, v), 1)))
+    check_grads(total, (LOG_PROBS[:3, :3], laws[:3, :4]), order=1, modes=["rev"])
+
+
+def test_the_document_may_be_any_of_all_documents(float64):
+    laws = np.random.default_rng(5).normal(scale=1.5, size=(5, 9))
+    ask = jax.jit(lambda key, laws: law_infomax(key, LOG_PROBS, laws=laws))
+    pair = ask(jax.random.key(0), laws)
+    scores = law_gain(LOG_PROBS, laws)
+    assert {*pair.tolist()} == {*np.unravel_index(scores.argmax(), scores.shape)}
+    pair = ask(jax.random.key(0), np.where(np.arange(9) == 4, np.nan, laws))
+    scores = law_gain(LOG_PROBS, np.delete(laws, 4, axis=1))
+    assert {*pair.tolist()} == {*np.unravel_index(scores.argmax(), scores.shape)}
+
+
+@pytest.mark.parametrize(
+    "arm", [infomax, law_infomax, log_ratio_variance, mass_weighted_variance, variance]
+)
 def test_the_arms_take_the_best_pair_and_then_the_largest_sum(arm, float64):
     tables = np.random.default_rng(1).normal(scale=2.0, size=(40, 5, 6))
     keys = jax.random.split(jax.random.key(0), 40)

@@ -13,10 +13,10 @@ from shatter.documents import log_prob, sample
 from shatter.models import TransformerConfig, transformer
 from shatter.models.lora import LoraConfig, init_lora, merge_lora, with_lora
 from shatter.models.lora_files import load_lora, save_lora
-from shatter.models.rope import Rope
+from tests.models.tiny import llama
 
 GPT2 = TransformerConfig(vocab_size=5, max_length=8, width=8, num_heads=2, mlp_width=12, tied=True)
-LLAMA = TransformerConfig(
+LLAMA = llama(
     vocab_size=5,
     max_length=8,
     width=8,
@@ -24,14 +24,6 @@ LLAMA = TransformerConfig(
     num_kv_heads=2,
     head_size=6,
     mlp_width=10,
-    norm="rms",
-    activation="silu",
-    gated=True,
-    rope=Rope(),
-    qkv_bias=False,
-    attention_out_bias=False,
-    mlp_bias=False,
-    head_bias=False,
 )
 DEEP = dataclasses.replace(LLAMA, num_layers=9)  # scanned
 CONFIGS = {"gpt2": GPT2, "llama": LLAMA, "deep": DEEP}

@@ -122,8 +122,8 @@ def test_logits_are_those_of_the_weights_that_it_stands_for(config, dtype):
 @pytest.mark.parametrize("is_lazy", [False, True])
 def test_adapters_have_the_gradient_of_the_base_that_it_stands_for(monkeypatch, dtype, is_lazy):
     if is_lazy:
-        monkeypatch.setattr("shatter.factored.MULTIPLIED_OUT_UP_TO", 0)
-        monkeypatch.setattr("shatter.factored.SLICE_SIZE", 100)
+        monkeypatch.setattr("shatter.factored.sizes.MULTIPLIED_OUT_UP_TO", 0)
+        monkeypatch.setattr("shatter.factored.sizes.SLICE_SIZE", 100)
     params = draw(GPT2)
     narrow_config, held = narrow(GPT2, params, dtype)
     adapters = init_lora(jax.random.key(0), params, LORA)

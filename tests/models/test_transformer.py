@@ -1,8 +1,6 @@
 """The transformer: compared with numpy, and with itself cached, padded, scanned and stacked."""
 
 import dataclasses
-import functools
-import itertools
 import math
 
 import jax
@@ -15,98 +13,28 @@ from shatter.models import TransformerConfig, transformer, transformer_module
 from shatter.models.rope import Rope, cos_sin
 from shatter.models.transformer import forward
 from shatter.models.transformer_block import Block
-
-CONFIG = TransformerConfig(
-    vocab_size=5, max_length=6, width=8, num_layers=2, num_heads=2, mlp_width=24
-)
-LLAMA = TransformerConfig(
-    vocab_size=5,
-    max_length=6,
-    width=8,
-    num_heads=4,
-    num_kv_heads=2,
-    head_size=6,
-    mlp_width=10,
-    norm="rms",
-    activation="silu",
-    gated=True,
-    # Of its three frequencies one is high, one between and one low.
-    rope=Rope(4.9, "llama3", 8.0, 1.0, 2.0, 16),
-    qkv_bias=False,
-    attention_out_bias=False,
-    mlp_bias=False,
-    head_bias=False,
-)
-QWEN3 = dataclasses.replace(
+from tests.models.tiny import (
+    CONFIG,
+    CONFIGS,
+    DOCUMENTS,
+    GEMMA3,
     LLAMA,
-    num_kv_heads=1,
-    rope=Rope(100.0, "linear", 3.0),
-    qkv_bias=True,
-    qk_norm=True,
-    tied=True,
-    norm_epsilon=0.1,
+    LM,
+    LMS,
+    apply,
+    jitted,
+    jitted_apply,
+    pad,
+    random_params,
+    shapes_of,
 )
-GEMMA3 = dataclasses.replace(
-    QWEN3,
-    activation="gelu",
-    post_norms=True,
-    norm_offset=True,
-    scaled_embedding=True,
-    attention_size=3,
-    window=2,
-    full_layers=(1,),
-    local_theta=7.0,
-)
-CONFIGS = {
-    "didactic": CONFIG,
-    "gpt2": dataclasses.replace(CONFIG, activation="gelu_exact", tied=True, norm_epsilon=0.1),
-    "llama": LLAMA,
-    "qwen3": QWEN3,
-    "gemma3": GEMMA3,
-}
+
 every_config = pytest.mark.parametrize("name", CONFIGS)
-LMS = {name: transformer(config) for name, config in CONFIGS.items()}
-LM = LMS["didactic"]
-DOCUMENTS = np.array([[0, 3, 1, 4, 2, 2], [4, 4, 0, 2, 1, 3], [2, 0, 1, 1, 3, 0]])
-# Compilation takes most of the time, so most tests share a program of three rows, eight columns.
-jitted = {name: jax.jit(lm.apply) for name, lm in LMS.items()}
-jitted_apply = jitted["didactic"]
-jitted_decode = {
-    name: jax.jit(lambda params, cache, x, valid, lm=lm: lm.decode(params, cache, x, valid=valid))
-    for name, lm in LMS.items()
-}
-
-
-@functools.cache
-def shapes_of(config: TransformerConfig):
-    return jax.eval_shape(transformer(config).init, jax.random.key(0))
-
-
-def random_params(config: TransformerConfig, seed: int = 0):
-    """Returns parameters without zeros and ones, so that biases and norms matter."""
-    shapes = shapes_of(config)
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.array(0.5 * rng.standard_normal(leaf.shape)), shapes)
 
 
 @pytest.fixture
 def params(float64: None):
     return random_params(CONFIG)
-
-
-def pad(columns: list[int], fill: int = 0) -> tuple[jax.Array, jax.Array]:
-    """Returns DOCUMENTS in eight columns, two of which are padding."""
-    valid = np.isin(np.arange(8), columns, invert=True)
-    tokens = np.full((3, 8), fill)
-    tokens[:, valid] = DOCUMENTS
-    return jnp.array(tokens), jnp.broadcast_to(valid, tokens.shape)
-
-
-def apply(params, documents: np.ndarray, name: str = "didactic") -> np.ndarray:
-    """Returns the logits `[3, 6, V]` of three documents of six tokens."""
-    tokens = jnp.pad(jnp.array(documents), ((0, 0), (0, 2)))
-    valid = jnp.broadcast_to(jnp.arange(8) < 6, (3, 8))
-    return np.asarray(jitted[name](params, tokens, valid=valid))[:, :6]
 
 
 ACTIVATIONS = {
@@ -321,57 +249,6 @@ def test_causality_by_perturbation(float64: None, name: str):
         after = apply(params, changed, name)
         np.testing.assert_allclose(after[:, :t], before[:, :t], atol=1e-13)
         assert np.abs(after[:, t] - before[:, t]).max() > 1e-3
-
-
-@pytest.mark.parametrize(
-    ("name", "slots", "pieces"),
-    [
-        ("didactic", 8, [4, 4]),
-        ("didactic", 8, [1] * 8),
-        ("didactic", 8, [1, 1, 1, 1, 4]),
-        ("didactic", 11, [8]),
-        ("gpt2", 8, [4, 4]),
-        ("llama", 8, [4, 4]),
-        ("llama", 8, [1] * 8),
-        ("qwen3", 8, [4, 4]),
-        ("gemma3", 8, [4, 4]),
-        ("gemma3", 11, [3, 1, 1, 1, 1, 1]),
-    ],
-    ids=str,
-)
-def test_cached_decoding_is_the_full_forward_pass(
-    float64: None, name: str, slots: int, pieces: list[int]
-):
-    """With padding on the left of a row, on both sides, and on the right."""
-    params = random_params(CONFIGS[name])
-    tokens, valid = np.full((3, 8), 4), np.zeros((3, 8), bool)
-    for row, start in enumerate([2, 1, 0]):
-        tokens[row, start : start + 6] = DOCUMENTS[row]
-        valid[row, start : start + 6] = True
-    full = np.asarray(jitted[name](params, jnp.array(tokens), valid=jnp.array(valid)))
-    cache, found = LMS[name].init_cache(3, slots), []
-    for start, size in zip(itertools.accumulate(pieces, initial=0), pieces, strict=False):
-        piece = (jnp.array(array[:, start : start + size]) for array in (tokens, valid))
-        logits, cache = jitted_decode[name](params, cache, *piece)
-        found.append(logits)
-    np.testing.assert_allclose(np.concatenate(found, axis=1)[valid], full[valid], atol=1e-12)
-    expected = apply(params, DOCUMENTS, name).reshape(18, 5)
-    np.testing.assert_allclose(full[valid], expected, atol=1e-12)
-
-
-def test_a_repeated_cache_is_that_of_repeated_rows(float64: None):
-    """The copies of a row follow each other: the first row's, then the second's."""
-    params, (tokens, valid) = random_params(LLAMA), pad([0, 7])
-    prefill = jitted_decode["llama"]
-    lm = LMS["llama"]
-    _, cache = prefill(params, lm.init_cache(3, 8), tokens[:, :4], valid[:, :4])
-    rows = jnp.array([0, 0, 1, 1, 2, 2])
-    _, expected = prefill(params, lm.init_cache(6, 8), tokens[rows, :4], valid[rows, :4])
-    found = lm.repeat_cache(cache, 2)
-    for one, other in zip(found, expected, strict=True):
-        assert one.dtype == other.dtype
-        np.testing.assert_allclose(one, other, atol=1e-13)
-    assert not np.array_equal(found.keys[:, 0], found.keys[:, 2])
 
 
 @pytest.mark.parametrize("columns", [[0, 1], [6, 7], [0, 7], [3, 4]], ids=str)
@@ -660,20 +537,3 @@ def test_checkify_finds_bad_values(params):
     assert "expected 0 <= token < 5, found between 0 and 9" in message(0, 9, 2, 3, 4, 0, 0, valid=6)
     assert "found between -1 and 4" in message(0, -1, 2, 3, 4, 0, 0, valid=6)
     assert "a document has 7 tokens, over max_length 6" in message(0, 1, 2, 3, 4, 0, 1)
-
-
-def test_checkify_finds_a_full_cache_and_a_document_too_long(params):
-    checked = jax.jit(checkify.checkify(LM.decode))
-
-    def decode(cache, *tokens: int):
-        error, (_, cache) = checked(params, cache, jnp.array([tokens]))
-        return error.get(), cache
-
-    error, cache = decode(LM.init_cache(1, 8), 0, 1, 2, 3)
-    assert error is None
-    error, cache = decode(cache, 0, 1, 2, 3)
-    assert "a document has 8 tokens, over max_length 6" in error
-    error, cache = decode(cache, 0, 1, 2, 3)
-    assert "the cache of 8 slots is full: found 8 in use and 4 more" in error
-    error, _ = decode(LM.init_cache(1, 8), 0, 1, 5, 3)
-    assert "expected 0 <= token < 5, found between 0 and 5" in error

@@ -14,7 +14,6 @@ import pytest
 from shatter.documents import response_mask, sample
 from shatter.models import (
     LoraConfig,
-    Rope,
     TransformerConfig,
     init_lora,
     load_tokenizer,
@@ -23,6 +22,7 @@ from shatter.models import (
     save_pretrained,
     transformer,
 )
+from tests.models.tiny import llama
 
 torch = pytest.importorskip("torch", reason="parity with transformers needs torch")
 transformers = pytest.importorskip("transformers", reason="parity needs transformers")
@@ -32,7 +32,7 @@ tokenizers = pytest.importorskip("tokenizers", reason="parity needs tokenizers")
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 
 VOCAB, NEW = 61, 24
-CONFIG = TransformerConfig(
+CONFIG = llama(
     vocab_size=VOCAB,
     max_length=48,
     width=32,
@@ -40,14 +40,6 @@ CONFIG = TransformerConfig(
     num_kv_heads=2,
     head_size=8,
     mlp_width=40,
-    norm="rms",
-    activation="silu",
-    gated=True,
-    rope=Rope(),
-    qkv_bias=False,
-    attention_out_bias=False,
-    mlp_bias=False,
-    head_bias=False,
     bos=1,
 )
 LORA = LoraConfig(rank=2, alpha=4.0, targets=("query", "value", "up"))

@@ -11,7 +11,7 @@ from shatter.models import TransformerConfig, transformer
 from shatter.models.lora import LoraConfig, init_lora, with_lora
 from shatter.models.lora_files import load_lora, save_lora
 from shatter.models.pretrained import save_pretrained
-from shatter.models.rope import Rope
+from tests.models.tiny import llama
 
 torch = pytest.importorskip("torch", reason="parity with peft needs torch")
 transformers = pytest.importorskip("transformers", reason="parity with peft needs transformers")
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 GPT2 = TransformerConfig(
     vocab_size=17, max_length=16, width=8, num_heads=2, norm_epsilon=1e-5, tied=True
 )
-LLAMA = TransformerConfig(
+LLAMA = llama(
     vocab_size=17,
     max_length=16,
     width=8,
@@ -30,14 +30,6 @@ LLAMA = TransformerConfig(
     num_kv_heads=2,
     head_size=6,
     mlp_width=12,
-    norm="rms",
-    activation="silu",
-    gated=True,
-    rope=Rope(),
-    qkv_bias=False,
-    attention_out_bias=False,
-    mlp_bias=False,
-    head_bias=False,
 )
 GEMMA3 = dataclasses.replace(
     LLAMA,

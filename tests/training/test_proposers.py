@@ -11,6 +11,7 @@ from shatter.losses import ilhf_ranking_loss
 from shatter.training import (
     add_comparisons,
     asked,
+    batch_proposer,
     empty_store,
     interaction,
     pair_proposer,
@@ -100,6 +101,27 @@ def test_pairs_come_from_candidates_of_their_own():
     np.testing.assert_array_equal(
         queries.valid, [[True, False]] * 40
     )  # a response is not compared with itself
+
+
+def test_a_batch_is_chosen_together_from_candidates_of_every_query():
+    def candidates(key, shared, own):
+        del shared, own
+        start = jax.random.randint(key, (), 0, ITEMS)
+        return item_query((start + jnp.arange(3)) % ITEMS, prompt_id=start)
+
+    def by_turns(key, shared, own, store, pools):
+        """The query's number in the batch decides, which no query alone can know."""
+        del key, store
+        assert (shared, own.shape, pools.item_ids.shape) == (SHARED, (MEMBERS, ITEMS), (4, 3))
+        first = jnp.arange(4) % 3
+        return jnp.stack([first, (first + 1) % 3], axis=1)
+
+    propose = batch_proposer(candidates, by_turns, num_queries=4)
+    queries = propose(jax.random.key(0), SHARED, jnp.asarray(OWN), None)
+    first = (np.asarray(queries.prompt_id) + np.arange(4) % 3) % ITEMS
+    second = (np.asarray(queries.prompt_id) + (np.arange(4) % 3 + 1) % 3) % ITEMS
+    np.testing.assert_array_equal(queries.item_ids, np.stack([first, second], axis=1))
+    assert queries.valid.all()
 
 
 def process(propose, **changes):

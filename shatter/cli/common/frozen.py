@@ -123,8 +123,7 @@ def feature_table(model: Frozen, items: Sequence[Item], *, max_length: int, file
     Raises:
       UsageError: if the file is damaged, or a text cannot be encoded.
     """
-    buckets = data.length_buckets(max_length)
-    return _cached_table(file, model, items, None, max_length, buckets)
+    return _cached_table(file, model, items, None, max_length)
 
 
 def hidden_table(
@@ -135,19 +134,20 @@ def hidden_table(
     Args:
       model: the frozen model.
       items: N texts, each with its prompt.
-      max_length: T, the largest number of tokens of prompt and text.
+      max_length: the largest number of tokens of prompt and text.
       layer: the cut, as in `shatter.models.split_layers`.
       file: as in `feature_table`.
 
     Returns:
-      hidden: `[N, T, D]`, or `[N, T, D + H]` below the last mlp_out. tokens: int `[N, T]`.
+      hidden: `[N, T, D]`, or `[N, T, D + H]` below the last mlp_out; T, the smallest of
+      `shatter.data.length_buckets` that the longest text fits into. tokens: int `[N, T]`.
       mask: bool `[N, T]`, true on the text's tokens. valid: bool `[N, T]`, false on padding.
       log_prob: `[N]`, as in `feature_table`.
 
     Raises:
       UsageError: if the file is damaged, or a text cannot be encoded.
     """
-    return _cached_table(file, model, items, layer, max_length, [max_length])
+    return _cached_table(file, model, items, layer, max_length)
 
 
 @functools.cache
@@ -233,7 +233,6 @@ def _cached_table(
     items: Sequence[Item],
     layer: int | None,
     max_length: int,
-    buckets: Sequence[int],
 ) -> Table:
     """Reads the table of these texts from the file, or computes and saves it if it is another."""
     digest = hashlib.sha256(f"{weights_hash(model.params)}{model.config}{max_length}".encode())
@@ -252,6 +251,9 @@ def _cached_table(
     run = _program(model.config, layer)
     table: Table = {}
     lengths = [row.length for row in encoded]
+    buckets = data.length_buckets(max_length)
+    if layer is not None:  # hidden states of all texts stand in one array
+        buckets = [min(bucket for bucket in buckets if bucket >= max(lengths))]
     for length, numbers in data.plan_batches(
         lengths, batch_size=BATCH_SIZE, seed=0, epoch=0, buckets=buckets
     ):

@@ -7,10 +7,12 @@ from typing import Any, Final, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from shatter import documents, ensembles, evaluation, losses, models, training
-from shatter.cli.common.frozen import Table, mean_log_prob
+from shatter import data, documents, ensembles, losses, models, training
+from shatter.cli.common.frozen import Table
+from shatter.factored import FactoredLogits, target_log_probs
 from shatter.types import Array, Comparison, Key, Params, Query, item_query
 
 Kind = Literal["heads", "epinet", "adapters"]
@@ -102,6 +104,7 @@ def make_learner(
       The learner.
     """
     num_members = setting.num_members
+    is_cut_last = setting.adapted_layers == LAST_MLP_OUT
     utility: Callable[[Any, Params, Table], Array]
     if setting.kind == "adapters":
         assert transformer is not None
@@ -111,12 +114,17 @@ def make_learner(
         )
         utility = partial(adapter_utility, upper, setting)
     else:
-        make = {"heads": ensembles.heads, "epinet": ensembles.epinet}[setting.kind]
+        kinds: dict[str, Callable[..., ensembles.Ensemble]]
+        kinds = {"heads": ensembles.heads, "epinet": ensembles.epinet}
+        make = kinds[setting.kind]
         ensemble = make(num_features, num_members=num_members, prior_scale=prior_scale)
         utility = lambda shared, own, rows: ensemble.apply(shared, own, rows["features"])
 
     def score(shared: Any, own: Params, query: Query) -> Array:
-        return utility(shared[0], own, _rows(shared[1], query.item_ids))
+        items, table = query.item_ids, shared[1]
+        if "places" in table:  # each text once, however often it is drawn
+            return utility(shared[0], own, table)[items]
+        return utility(shared[0], own, _rows(table, items))
 
     def utilities(shared: Any, own: Params, items: Array) -> Array:
         if setting.kind != "adapters":
@@ -125,15 +133,17 @@ def make_learner(
 
         at_once = max(1, min(items.size, TEXTS_AT_ONCE))
         batches = jnp.pad(items.ravel(), (0, -items.size % at_once)).reshape(-1, at_once)
-
-        def of_member(own: Params) -> Array:
-            of_batch = lambda items: utility(shared[0], own, _rows(shared[1], items))
-            return jax.lax.map(of_batch, batches).ravel()[: items.size]
-
-        return jax.lax.map(of_member, own).reshape(num_members, *items.shape)
+        of_one = lambda own, items: utility(shared[0], own, _rows(shared[1], items))
+        if is_cut_last:  # members that are vmapped share the product with the vocabulary
+            of_all = lambda items: jax.vmap(of_one, in_axes=(0, None))(own, items)
+            values = jnp.swapaxes(jax.lax.map(of_all, batches), 0, 1)
+        else:
+            of_member = lambda own: jax.lax.map(partial(of_one, own), batches)
+            values = jax.lax.map(of_member, own)
+        return values.reshape(num_members, -1)[:, : items.size].reshape(-1, *items.shape)
 
     is_cpu = jax.default_backend() == "cpu"
-    in_turn = setting.kind == "adapters" and is_cpu and setting.adapted_layers != LAST_MLP_OUT
+    in_turn = setting.kind == "adapters" and is_cpu and not is_cut_last
     how: dict[str, Any] = {
         "score": score,
         "loss": losses.ilhf_ranking_loss,
@@ -183,7 +193,8 @@ def adapter_utility(
       setting: has the utility and its scale.
       shared: the base.
       own: the adapters of one member.
-      rows: rows of `hidden_table`.
+      rows: rows of `hidden_table`, or all of a table with the `places` of `response_places`: only
+        the logits there are then multiplied out.
 
     Returns:
       `[...]`, nats.
@@ -192,47 +203,40 @@ def adapter_utility(
     # Above the last mlp_out as factors at every size, so that members share slices of the
     # vocabulary while they are vmapped.
     make: Callable[..., Any] = partial(models.lazy_logits, upper)
-    if setting.adapted_layers == LAST_MLP_OUT and upper.factored is not None:
+    if (setting.adapted_layers == LAST_MLP_OUT or "places" in rows) and upper.factored is not None:
         make = upper.factored
     logits = make(member, rows["hidden"], valid=rows["valid"])
+    if "places" in rows:
+        log_prob = _log_prob_of_places(logits, rows["tokens"], rows["places"])
+    else:
+        log_prob = documents.log_prob(logits, rows["tokens"], rows["mask"])
     if setting.utility == "sum":
-        return documents.log_prob(logits, rows["tokens"], rows["mask"])
-    mean = mean_log_prob(logits, rows["tokens"], rows["mask"])
+        return log_prob
+    mean = log_prob / jnp.sum(rows["mask"], axis=-1)
     return setting.utility_scale * (mean - rows["log_prob"])
 
 
-def adapter_prior_scale(
-    key: Key,
-    setting: Setting,
-    transformer: models.TransformerConfig,
-    base: Params,
-    table: Table,
-    pairs: Array,
-) -> Array:
-    """Finds the scale of the adapters' prior at which members spread as `setting` says.
+def _log_prob_of_places(logits: FactoredLogits, tokens: Array, places: Array) -> Array:
+    """Returns the log-probs of texts `[N]` from the logits before their responses' tokens alone."""
+    flat = lambda leaf: leaf.reshape(-1, leaf.shape[-1])
+    before = logits.map_rows(lambda leaf: jnp.take(flat(leaf), places - 1, axis=0, mode="clip"))
+    values = target_log_probs(before, jnp.take(tokens.ravel(), places, mode="clip"))
+    sums = jnp.zeros(len(tokens), values.dtype)
+    return sums.at[places // tokens.shape[1]].add(values, mode="drop")
 
-    Their log-odds of pairs of texts then have the standard deviation sqrt(2) times
-    `setting.prior_scale`, as those of heads on features of unit variance have.
+
+def response_places(mask: np.ndarray) -> np.ndarray:
+    """Returns where the tokens of responses are among all tokens of a table.
 
     Args:
-      key: a typed key; draws the members.
-      setting: a setting of adapters.
-      transformer: the config of the frozen model.
-      base: its parameters above the table's hidden states.
-      table: the table of the texts.
-      pairs: int `[P, 2]`, pairs of texts.
+      mask: bool `[N, T]`, true on them.
 
     Returns:
-      `[]`, the scale.
+      int `[P]`, the places in the flat mask, filled with N T to one of few sizes.
     """
-
-    def spread(prior_scale: Array) -> Array:
-        learner = make_learner(setting, transformer, base, num_features=0, prior_scale=prior_scale)
-        shared, own = learner.ensemble.init(key)
-        return evaluation.disagreement(learner.utilities((shared, table), own, pairs))
-
-    target = 2**0.5 * setting.prior_scale
-    return ensembles.prior_scale_for(spread, target, low=1e-3, high=1e2, num_steps=14)
+    places = np.flatnonzero(mask)
+    size = min(bucket for bucket in data.length_buckets(mask.size) if bucket >= places.size)
+    return np.pad(places, (0, size - places.size), constant_values=mask.size)
 
 
 def table_comparisons(items: Array, ranks: Array, weight: Array) -> Comparison:

@@ -5,13 +5,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from shatter import factored, models
+from shatter import models
 from shatter.cli.common import binary
 from shatter.cli.common.binary import UsageError
 from shatter.cli.finetune import learning, places, plan
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.results import count_parameters
 from shatter.cli.finetune.task import Task
+from shatter.factored import sizes
 
 
 def describe(config: Config, task: Task, console: Console) -> None:
@@ -38,7 +39,7 @@ def describe(config: Config, task: Task, console: Console) -> None:
     num_slots = max(len(row.completions) for row in rows)
     longest = max(row.length for row in rows)
     logits = size * num_slots * longest * task.model.config.vocab_size
-    held_logits = factored.slice_size() if logits > factored.MULTIPLIED_OUT_UP_TO else logits
+    held_logits = sizes.slice_size() if logits > sizes.MULTIPLIED_OUT_UP_TO else logits
     base, own = (places.count_bytes(config, tree) for tree in (task.model.params, trained))
     memory = base + 4 * own + 3 * 4 * held_logits / mesh.size
     of_each = " of each" if mesh.size > 1 else ""

@@ -20,6 +20,7 @@ ArmName = Literal[
     "infomax",
     "variance",
     "joint_infomax",
+    "v_optimal",
 ]
 
 
@@ -119,7 +120,7 @@ class ProposeConfig(ProjectConfig):
 
     arm: ArmName = "joint_infomax"
     """How queries are chosen. joint_infomax: so that the batch as a whole tells most about the
-    members."""
+    members; v_optimal: so that it lowers most the variance of all choices in question."""
 
     num_queries: int = 20
     """Queries of a batch."""
@@ -132,6 +133,14 @@ class ProposeConfig(ProjectConfig):
 
     temperature: float = 2.0
     """Temperature of the boltzmann arm."""
+
+    audit_share: float = 0.1
+    """Share of the queries that are drawn at random instead, kept apart and never learned from. By
+    their answers `learn` says what the loss is and what more labels would bring. 0 = none."""
+
+    least_gain: float = 0.0
+    """Nats. If the next batch will probably lower the log-loss by less, this command says so; it
+    proposes all the same."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +169,12 @@ class LearnConfig:
 
     project: str = "runs/label"
     """Project folder."""
+
+    until: float | None = None
+    """Log-loss a vote, nats. Say how many labels are needed to it."""
+
+    until_share_kl: float | None = None
+    """KL(people's shares || prediction), nats. Say how many labels are needed to it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,6 +255,10 @@ RANGES = {
     "num_responses": binary.whole(2, 2**10),
     "num_candidates": SIZE,
     "temperature": binary.POSITIVE,
+    "audit_share": binary.real(0, 0.5),
+    "least_gain": binary.real(0),
+    "until": binary.POSITIVE._replace(other=(None,)),
+    "until_share_kl": binary.POSITIVE._replace(other=(None,)),
     "port": binary.whole(0, 2**16 - 1),
     "member": binary.whole(0, other=(-1,)),
 }

@@ -11,7 +11,7 @@ from shatter.cli.label.answers import Answer, current_answers, is_of_many, misma
 from shatter.cli.label.config import ExportConfig, ProjectConfig, setting_of
 from shatter.cli.label.folder import answer_file, known_queries
 from shatter.cli.label.project import Project
-from shatter.cli.label.queries import TextQuery, usage_error
+from shatter.cli.label.queries import TextQuery, is_audit, usage_error
 from shatter.cli.label.records import read_project
 from shatter.data.files import write_json_lines
 from shatter.data.rows import record_of
@@ -65,7 +65,10 @@ def export_answers(folder: Path, path: str) -> list[str]:
 
 
 def _record(answer: Answer, query: TextQuery) -> dict[str, object]:
-    """Returns a row of preferences, with the annotator and the time by which `import` knows it."""
+    """Returns a row of preferences, with the annotator and the time by which `import` knows it.
+
+    Answers to audits are marked, so that `import` keeps them apart.
+    """
     row = data.Row(
         query.prompt,
         query.completions,
@@ -74,9 +77,10 @@ def _record(answer: Answer, query: TextQuery) -> dict[str, object]:
         answer.annotator,
         last_turn=query.last_turn,
     )
+    record = record_of(row) | ({"audit": True} if is_audit(query) else {})
     if is_of_many(answer):
-        return record_of(row) | {"of_many": True}
-    return record_of(row) | ({"time": answer.time} if answer.time else {})
+        return record | {"of_many": True}
+    return record | ({"time": answer.time} if answer.time else {})
 
 
 def export_model(project: Project, config: ExportConfig) -> str:

@@ -12,7 +12,13 @@ from shatter.cli.label.answers import mismatch, read_events, readable_events
 from shatter.cli.label.confirmed import confirmed_file
 from shatter.cli.label.events import Event
 from shatter.cli.label.merging import IncomingEvent, merge
-from shatter.cli.label.queries import TextQuery, read_queries, write_queries
+from shatter.cli.label.queries import (
+    AUDIT,
+    TextQuery,
+    is_audit,
+    read_queries,
+    write_queries,
+)
 from shatter.cli.label.writer import Writer
 from shatter.data import Row, pair_labels, read_rows
 from shatter.data.files import records
@@ -145,7 +151,9 @@ def _from_answer_file(
         if bad is not None:
             problems.append(Problem(event.source, "", *bad.args))
         elif query is not None:
-            incoming.append(IncomingEvent(event, query.prompt, query.completions, query.last_turn))
+            arm = AUDIT if is_audit(query) else "import"
+            texts = query.prompt, query.completions
+            incoming.append(IncomingEvent(event, *texts, query.last_turn, arm))
     return incoming, problems
 
 
@@ -153,34 +161,39 @@ def _from_rows(path: Path, nobody: str) -> tuple[list[IncomingEvent], list[Probl
     """Returns the rows of a file that compare at least two completions, and the bad rows."""
     try:
         rows, report = read_rows(path, on_bad_row="skip")
-        times = _times_of(path)
+        exported = _exported_fields(path)
     except (ValueError, OSError, ImportError) as error:
         raise UsageError(f"--file: {error}") from error
     rows, paired = pair_labels(rows)
     incoming, problems = [], [*report.problems, *paired.problems]
     for row in rows:
         try:
-            incoming.append(_incoming_row(row, nobody, *times.get(row.source, ("", False))))
+            fields = exported.get(row.source, _Exported())
+            incoming.append(_incoming_row(row, nobody, fields))
         except BadRow as error:
             problems.append(Problem(row.source, "", *error.args))
     return incoming, problems
 
 
-def _times_of(path: Path) -> dict[str, tuple[str, bool]]:
-    """Returns, by "file:line", the time of a row and whether it is of many people.
+class _Exported(NamedTuple):
+    """The fields that `export` adds to a row: its time, and whether it is of many, or an audit."""
 
-    These are the fields that `export` adds to rows.
-    """
-    times = {}
+    time: str = ""
+    of_many: bool = False
+    audit: bool = False
+
+
+def _exported_fields(path: Path) -> dict[str, _Exported]:
+    """Returns the fields that `export` adds to rows, by "file:line"."""
+    found = {}
     for number, raw in records(path):
         try:
             record = parsed(raw)
         except BadRow:
             continue  # the reader of rows names it
-        time, of_many = _time_in(record.get("time")), record.get("of_many") is True
-        if of_many or time:
-            times[f"{path}:{number}"] = (time, of_many)
-    return times
+        of_many, audit = (record.get(name) is True for name in ("of_many", "audit"))
+        found[f"{path}:{number}"] = _Exported(_time_in(record.get("time")), of_many, audit)
+    return found
 
 
 def _time_in(value: Any) -> str:
@@ -191,7 +204,7 @@ def _time_in(value: Any) -> str:
         return ""
 
 
-def _incoming_row(row: Row, nobody: str, time: str, of_many: bool) -> IncomingEvent:
+def _incoming_row(row: Row, nobody: str, exported: _Exported) -> IncomingEvent:
     """Returns a row as an answer.
 
     Raises:
@@ -205,7 +218,7 @@ def _incoming_row(row: Row, nobody: str, time: str, of_many: bool) -> IncomingEv
     except UsageError as error:
         expected = f"a name of 1 to {asking.MAX_NAME} printable characters"
         raise BadRow("annotator", expected, shown(row.annotator)) from error
-    of_many = of_many or row.annotator is None or row.votes is not None
+    of_many = exported.of_many or row.annotator is None or row.votes is not None
     event = Event(
         "answer",
         "import-row" if of_many else "row",  # merging replaces it by an id of its own
@@ -213,8 +226,9 @@ def _incoming_row(row: Row, nobody: str, time: str, of_many: bool) -> IncomingEv
         annotator,
         tuple(row.ranks[k] for k in ranked),
         row.weight,
-        time="" if of_many else time,
+        time="" if of_many else exported.time,
         source=row.source,
     )
     completions = tuple(row.completions[k] for k in ranked)
-    return IncomingEvent(event, row.prompt, completions, row.last_turn)
+    arm = AUDIT if exported.audit else "import"
+    return IncomingEvent(event, row.prompt, completions, row.last_turn, arm)

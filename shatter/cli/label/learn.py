@@ -13,7 +13,8 @@ from shatter import training
 from shatter.cli.common import run_folder
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.checkpoints import assert_same_software
-from shatter.cli.common.learners import table_comparisons
+from shatter.cli.common.frozen import Table
+from shatter.cli.common.learners import response_places, table_comparisons
 from shatter.cli.label import plot
 from shatter.cli.label.answers import Answer, check_known, current_answers
 from shatter.cli.label.checkpoints import EnsembleState, checkpoint_folder, save
@@ -21,9 +22,9 @@ from shatter.cli.label.compiled import programs
 from shatter.cli.label.config import setting_of
 from shatter.cli.label.folder import answer_file, import_command, known_queries
 from shatter.cli.label.keys import Use, project_key
-from shatter.cli.label.measures import measures_of, write_scores
-from shatter.cli.label.project import Project, item_key, utilities
-from shatter.cli.label.queries import TextQuery
+from shatter.cli.label.measures import claim_measures, measures_of, write_scores
+from shatter.cli.label.project import Project, item_key, power_of_two, utilities
+from shatter.cli.label.queries import TextQuery, is_audit
 from shatter.types import Array, Comparison, Key
 
 
@@ -37,8 +38,9 @@ def learn(project: Project) -> Project:
 def update(project: Project) -> Project:
     """Updates the ensemble by all answers that stand, and saves it.
 
-    Without a new answer nothing changes. If every answer was taken back, the members are those of
-    the start again. A call that is killed leaves no trace; the next one does the whole update.
+    Answers to audits are kept apart. Without a new answer nothing changes. If every answer was
+    taken back, the members are those of the start again. A call that is killed leaves no trace; the
+    next one does the whole update.
 
     Args:
       project: the project.
@@ -49,9 +51,10 @@ def update(project: Project) -> Project:
     Raises:
       UsageError: if there is no answer, or one is about an unknown query.
     """
-    queries, answers = standing_answers(project.folder)
+    queries, standing = standing_answers(project.folder)
+    answers = [answer for answer in standing if not is_audit(queries[answer.query_id])]
     if not project.state.history:
-        if not answers:
+        if not standing:
             raise UsageError(
                 f"{answer_file(project.folder)} has no answer that stands: answer some queries "
                 "first"
@@ -84,26 +87,46 @@ def _updated_members(
 ) -> training.Members:
     """Returns the members after they have learned from all answers."""
     config, key = project.config, project_key(project.config.seed, Use.LEARNING)
-    comparisons = _comparisons(project, queries, answers)
+    comparisons, numbers = _comparisons(project, queries, answers)
     weights = _weights(key, answers, config.num_members)
-    # A power of two, so that few sizes are compiled.
-    capacity = 1 << max(len(answers) - 1, 63).bit_length()
+    capacity = power_of_two(len(answers), 64)  # so that few sizes are compiled
     blank = jax.tree.map(lambda leaf: leaf[0], comparisons)
     store = training.empty_store(blank, num_members=config.num_members, capacity=capacity)
     store = training.add_comparisons(store, comparisons, weights)
     run = programs(setting_of(config), project.inputs.model.config).learn
     members = project.state.members
     batch_key = jax.random.fold_in(key, project.state.num_updates + 1)
-    states = run(
-        project.prior_scale, members.shared, members.anchors, members.states, store, batch_key
-    )
+    base, table = members.shared
+    shared = (base, _answered(table, numbers, config.batch_size * comparisons.ranks.shape[1]))
+    states = run(project.prior_scale, shared, members.anchors, members.states, store, batch_key)
     return members._replace(states=states)
+
+
+def _answered(table: Table, numbers: np.ndarray, at_once: int) -> Table:
+    """Returns the rows of some texts of a table, with `response_places` where they take less time.
+
+    Args:
+      table: the table of the project.
+      numbers: of the texts in it.
+      at_once: the number of texts in a batch.
+    """
+    rows = {name: values[numbers] for name, values in table.items()}
+    if "mask" in rows:
+        is_first = np.arange(numbers.size) < np.unique(numbers).size  # the others repeat these
+        places = response_places(np.asarray(rows["mask"]) & is_first[:, None])
+        if places.size <= at_once * rows["mask"].shape[1]:
+            rows["places"] = jnp.asarray(places)
+    return rows
 
 
 def _comparisons(
     project: Project, queries: dict[str, TextQuery], answers: Sequence[Answer]
-) -> Comparison:
-    """Returns the answers as comparisons of numbered texts, `[B, K]`."""
+) -> tuple[Comparison, np.ndarray]:
+    """Returns the answers as comparisons of texts, and the numbers of these texts in the project.
+
+    The comparisons `[B, K]` number the texts by their places among the numbers `[N]`, of which
+    there are a power of two, some of them twice, so that few sizes are compiled.
+    """
     num_slots = max(len(query.completions) for query in queries.values())
     items = np.full((len(answers), num_slots), -1)
     ranks = np.full((len(answers), num_slots), -1)
@@ -112,7 +135,10 @@ def _comparisons(
         numbers = [project.item_numbers[item_key((query.prompt, t))] for t in query.completions]
         items[n, : len(numbers)], ranks[n, : len(numbers)] = numbers, answer.ranks
     weight = jnp.asarray([answer.weight for answer in answers])
-    return table_comparisons(jnp.asarray(items), jnp.asarray(ranks), weight)
+    texts = np.unique(items[items >= 0])
+    places = np.where(items >= 0, np.searchsorted(texts, items), -1)
+    comparisons = table_comparisons(jnp.asarray(places), jnp.asarray(ranks), weight)
+    return comparisons, np.resize(texts, power_of_two(texts.size, 16))
 
 
 def _weights(key: Key, answers: Sequence[Answer], num_members: int) -> Array:
@@ -142,13 +168,16 @@ def _saved(project: Project, answers: Sequence[Answer]) -> Project:
 
 
 def measure(project: Project, answers: Sequence[Answer]) -> dict[str, Any]:
-    """Returns one row of the metrics: the counts of the answers, and `measures_of` the members."""
+    """Returns one row of the metrics.
+
+    It has the counts of the answers, `measures_of` the members, and `claim_measures`.
+    """
     row: dict[str, Any] = {
         "answers": len(answers),
         "annotators": len({answer.annotator for answer in answers}),
         "answers_sha256": _digest(answers),
     }
-    return row | measures_of(project)
+    return row | measures_of(project) | claim_measures(project)
 
 
 def report(project: Project) -> None:

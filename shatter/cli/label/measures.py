@@ -9,11 +9,13 @@ from scipy.special import log_softmax, logsumexp, softmax
 
 from shatter import data, evaluation
 from shatter.cli.common.votes import score, to_pairs
+from shatter.cli.label.pool import draw_queries
 from shatter.cli.label.project import Project, item_key, utilities
 from shatter.data.atomic import write_atomically
 from shatter.data.files import json_line
 
 JOINT_DRAWS = 256  # of the pairs in the dyadic joint log-loss
+CLAIM_PAIRS = 512  # of the pool, by which the members' claims are measured
 
 
 def measures_of(project: Project) -> dict[str, float]:
@@ -69,6 +71,18 @@ def _pool_pairs(project: Project) -> np.ndarray:
     able = [items for items in project.pool.by_prompt if len(items) > 1]
     chosen = [able[rng.integers(len(able))] for _ in range(256)]
     return np.array([rng.choice(items, 2, replace=False) for items in chosen])
+
+
+def claim_measures(project: Project) -> dict[str, float]:
+    """Returns the means of `evaluation.claims` over random pairs of the pool, nats."""
+    rng = np.random.default_rng(project.config.seed)
+    pairs = draw_queries(
+        project.pool, rng, num=CLAIM_PAIRS, num_responses=2, asked=set(), recorded=False
+    )
+    values = np.asarray(utilities(project, np.array(pairs)), np.float64)
+    claims = evaluation.claims(log_softmax(values, axis=-1))
+    names = ("coin", "expected", "regret")
+    return {f"pool/{name}": float(getattr(claims, name).mean()) for name in names}
 
 
 def _disagreement(project: Project, pairs: np.ndarray) -> float:

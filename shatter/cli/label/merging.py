@@ -25,12 +25,14 @@ class IncomingEvent(NamedTuple):
       prompt: the prompt of the comparison.
       completions: the completions of the comparison.
       last_turn: as in `TextQuery`.
+      arm: the arm of a query that this adds; an audit stays one.
     """
 
     event: Event
     prompt: Text
     completions: tuple[Text, ...]
     last_turn: bool = False
+    arm: str = "import"
 
 
 class Merged(NamedTuple):
@@ -108,7 +110,7 @@ class _Merger:
 
     def take(self, incoming: IncomingEvent, is_undone: bool) -> None:
         """Adds an answer or skip unless it is known."""
-        event, prompt, completions, _ = incoming
+        event, prompt, completions = incoming[:3]
         content = _content(event, prompt, completions)
         recorded = self._match(content, _time(event))
         key = _opinion_key(event, prompt, completions)
@@ -168,14 +170,14 @@ class _Merger:
 
     def _query_of(self, incoming: IncomingEvent) -> TextQuery:
         """Returns the project's query about a comparison, which is added if it is new."""
-        event, prompt, completions, last_turn = incoming
+        event, prompt, completions, last_turn, arm = incoming
         key = comparison_key(prompt, completions)
         query = self._queries.get(key)
         if query is None:
             line = event.source.rpartition(":")[2]
             query_id = _free_name(f"import-{self._sha8}-{line}", self._query_ids)
             query = TextQuery(
-                query_id, prompt, completions, round="import", arm="import", last_turn=last_turn
+                query_id, prompt, completions, round="import", arm=arm, last_turn=last_turn
             )
             self._queries[key] = query
             self._query_ids.add(query_id)

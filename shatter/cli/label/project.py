@@ -178,18 +178,19 @@ def utilities(project: Project, items: np.ndarray) -> np.ndarray:
 
     Args:
       project: the project.
-      items: int `[...]`, the numbers of the texts; padded to a power of two inside, so that few
-        sizes are compiled.
+      items: int `[...]`, the numbers of the texts. A text that is there several times is computed
+        once; the texts are padded to a power of two inside, so that few sizes are compiled.
 
     Returns:
       The utilities.
     """
-    flat = np.zeros(_power_of_two(items.size), np.int64)
-    flat[: items.size] = items.ravel()
+    numbers, places = np.unique(items, return_inverse=True)
+    padded = np.zeros(power_of_two(numbers.size, 16), np.int64)
+    padded[: numbers.size] = numbers
     run = programs(setting_of(project.config), project.inputs.model.config).utilities
     members = project.state.members
-    values = run(project.prior_scale, members.shared, members.states.params, flat)
-    return np.asarray(values)[:, : items.size].reshape(-1, *items.shape)
+    values = np.asarray(run(project.prior_scale, members.shared, members.states.params, padded))
+    return values[:, places.reshape(items.shape)]
 
 
 def item_key(item: Item) -> str:
@@ -204,5 +205,6 @@ def members_hash(project: Project) -> str:
     return hashlib.sha256(both.encode()).hexdigest()
 
 
-def _power_of_two(number: int) -> int:
-    return 1 << max(number - 1, 15).bit_length()
+def power_of_two(number: int, smallest: int) -> int:
+    """Returns the smallest power of two that is at least a number, and at least the smallest."""
+    return 1 << (max(number, smallest) - 1).bit_length()

@@ -12,6 +12,7 @@ import numpy as np
 from shatter import exploration
 from shatter.cli.common.binary import UsageError
 from shatter.cli.label.answers import check_known, read_events, standing_events
+from shatter.cli.label.audits import draw_audits, num_audits, with_audits
 from shatter.cli.label.checkpoints import checkpoint_folder
 from shatter.cli.label.config import ArmName, ProposeConfig
 from shatter.cli.label.folder import (
@@ -24,7 +25,7 @@ from shatter.cli.label.folder import (
 from shatter.cli.label.keys import Use, project_key
 from shatter.cli.label.pool import draw_queries
 from shatter.cli.label.project import Project, item_key, members_hash, utilities
-from shatter.cli.label.queries import TextQuery, write_queries
+from shatter.cli.label.queries import AUDIT, TextQuery, is_audit, write_queries
 from shatter.exploration import QueryArm
 from shatter.types import Array, item_query
 
@@ -36,9 +37,11 @@ ARMS: dict[str, QueryArm] = {
     "infomax": exploration.infomax_queries,
     "variance": exploration.variance_queries,
     "joint_infomax": exploration.joint_infomax_queries,
+    "v_optimal": exploration.v_optimal_choices,
 }
 assert tuple(ARMS) == get_args(ArmName)
 TEMPERED = ("boltzmann",)  # arms with a temperature
+MOST_RESPONSES = {"v_optimal": 2000}  # of all candidates, for arms that hold their covariance
 
 
 def propose(project: Project, config: ProposeConfig, *, recorded: bool = False) -> list[TextQuery]:
@@ -68,7 +71,8 @@ def propose(project: Project, config: ProposeConfig, *, recorded: bool = False) 
     number = newest + 1
     asked = asked_items(project, queries)
     choices = _draw(project, config, asked, number, recorded)
-    chosen, gains = _choose(project, config, choices, number)
+    audits = draw_audits(config, number, len(choices))
+    chosen, gains = _choose(project, config, choices, number, audits)
     batch = [
         TextQuery(
             query_id=f"r{number:04}-q{n:03}",
@@ -77,7 +81,7 @@ def propose(project: Project, config: ProposeConfig, *, recorded: bool = False) 
             prompt_id=(prompt_id := project.pool.prompt_ids[choices[q][0]]),
             item_ids=tuple(choices[q]),
             round=number,
-            arm=config.arm,
+            arm=AUDIT if q in audits else config.arm,
             score=float(gains[q]),
             model=digest,
             seed=config.seed,
@@ -105,8 +109,11 @@ def _is_open(project: Project, queries: dict[str, TextQuery], batch: list[TextQu
 
 def _fits(batch: list[TextQuery], config: ProposeConfig, digest: str, recorded: bool) -> bool:
     """Returns whether a batch was chosen by the same members and with the same flags."""
-    return all(
-        (query.arm, query.budget, query.model) == (config.arm, config.num_queries, digest)
+    number = batch[0].round
+    assert isinstance(number, int)
+    return sum(map(is_audit, batch)) == num_audits(config, number) and all(
+        (query.budget, query.model) == (config.num_queries, digest)
+        and query.arm in (config.arm, AUDIT)
         and (recorded or len(query.completions) == config.num_responses)
         for query in batch
     )
@@ -136,7 +143,7 @@ def _draw(
     choices = draw_queries(
         project.pool,
         np.random.default_rng([config.seed, number]),
-        num=config.num_candidates,
+        num=num_candidates(config),
         num_responses=config.num_responses,
         asked=asked,
         recorded=recorded,
@@ -152,12 +159,27 @@ def _draw(
     return choices
 
 
+def num_candidates(config: ProposeConfig) -> int:
+    """Returns among how many comparisons a batch is chosen."""
+    most = MOST_RESPONSES.get(config.arm)
+    if most is None:
+        return config.num_candidates
+    return min(config.num_candidates, max(most // config.num_responses, config.num_queries))
+
+
 def _choose(
-    project: Project, config: ProposeConfig, choices: list[tuple[int, ...]], number: int
+    project: Project,
+    config: ProposeConfig,
+    choices: list[tuple[int, ...]],
+    number: int,
+    audits: list[int],
 ) -> tuple[list[int], np.ndarray]:
-    """Returns which comparisons the arm chooses, and the information gain of each one, nats."""
+    """Returns which comparisons to ask, and the information gain of each one, nats.
+
+    The audits are at random places among those that the arm chooses, which are in its order.
+    """
     num_slots = max(map(len, choices))
-    items = np.full((config.num_candidates, num_slots), -1)
+    items = np.full((num_candidates(config), num_slots), -1)
     for q, choice in enumerate(choices):
         items[q, : len(choice)] = choice
     queries = item_query(jnp.asarray(items))
@@ -166,9 +188,14 @@ def _choose(
         raise UsageError(_not_finite(project))
     log_probs = jnp.asarray(values)
     key = jax.random.fold_in(project_key(config.seed, Use.PROPOSALS), number)
-    arm = _compiled(config.arm, config.temperature)
-    chosen = arm(key, log_probs, valid=queries.valid, num_queries=config.num_queries)
-    return [int(q) for q in chosen], np.asarray(_gains(log_probs, valid=queries.valid))
+    gains = np.asarray(_gains(log_probs, valid=queries.valid))
+    chosen: list[int] = []
+    if num_chosen := config.num_queries - len(audits):
+        free = queries.valid.at[np.array(audits, int)].set(False)
+        is_law = project.config.ensemble == "adapters" and project.config.utility == "sum"
+        arm = _compiled(config.arm, is_law, config.temperature)
+        chosen = [int(q) for q in arm(key, log_probs, valid=free, num_queries=num_chosen)]
+    return with_audits(config, number, chosen, audits), gains
 
 
 def _not_finite(project: Project) -> str:
@@ -182,10 +209,11 @@ def _not_finite(project: Project) -> str:
 
 
 @functools.cache
-def _compiled(name: ArmName, temperature: float) -> Callable[..., Array]:
-    """Returns the compiled arm of a name."""
+def _compiled(name: ArmName, is_law: bool, temperature: float) -> Callable[..., Array]:
+    """Returns the compiled arm of a name; v_optimal's is another where utilities are log-probs."""
+    arm = exploration.v_optimal_queries if name == "v_optimal" and is_law else ARMS[name]
     settings: dict[str, Any] = {"temperature": temperature} if name in TEMPERED else {}
-    return jax.jit(partial(ARMS[name], **settings), static_argnames="num_queries")
+    return jax.jit(partial(arm, **settings), static_argnames="num_queries")
 
 
 _gains = jax.jit(exploration.query_information_gain)

@@ -25,6 +25,9 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "budget": _WHOLE,
 }  # the types of the optional fields of a query file
 
+AUDIT = "audit"
+"""The arm of a query that was drawn at random and is kept apart: nobody learns from its answers."""
+
 
 class TextQuery(NamedTuple):
     """A query as people see it: K completions of one prompt, of which they choose the best.
@@ -36,7 +39,7 @@ class TextQuery(NamedTuple):
       prompt_id: the number of the prompt in the pool; -1 = it is not of the pool.
       item_ids: `[K]`, the numbers of the completions in the pool; empty = they are not of the pool.
       round: the round in which it was proposed; "import" if it was imported.
-      arm: the name of the arm that chose it.
+      arm: the name of the arm that chose it; `AUDIT` = it was drawn at random and is kept apart.
       score: the score by which it was chosen, in the units of the arm.
       model: sha256 of the model that chose it.
       seed: the seed of the project that proposed it.
@@ -59,6 +62,11 @@ class TextQuery(NamedTuple):
     budget: int = 0
     source: str = ""
     last_turn: bool = False
+
+
+def is_audit(query: TextQuery) -> bool:
+    """Returns whether a query is kept apart to measure the members by."""
+    return query.arm == AUDIT
 
 
 def read_queries(path: str | Path) -> dict[str, TextQuery]:

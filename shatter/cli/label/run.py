@@ -35,9 +35,10 @@ from shatter.cli.label.folder import (
     query_folder,
     remove_leftovers,
 )
+from shatter.cli.label.forecasts import NoForecast, advice, record_forecast
 from shatter.cli.label.imports import import_answers
 from shatter.cli.label.learn import learn
-from shatter.cli.label.project import open_project
+from shatter.cli.label.project import Project, open_project
 from shatter.cli.label.propose import propose
 from shatter.cli.label.records import read_project
 from shatter.cli.label.writer import open_writer
@@ -108,6 +109,8 @@ def _propose(config: ProposeConfig, console: Console) -> None:
     console.print(tables.queries(batch))
     more = f"{len(batch) - 10} more; " if len(batch) > 10 else ""
     answer = f"shatter label answer --project={shlex.quote(config.project)}"
+    if config.least_gain:
+        say(console, advice(project, config.least_gain))
     say(console, f"{more}{len(batch)} queries in {query_folder(project.folder)}. Next: {answer}")
 
 
@@ -144,13 +147,28 @@ def _learn(config: LearnConfig, console: Console) -> None:
     num_updates = project.state.num_updates
     project = learn(project)
     if project.state.num_updates == num_updates:
-        console.print("no answer is new: the ensemble stays as it is")
+        console.print("no answer to learn from is new: the ensemble stays as it is")
     console.print(tables.metrics(project.folder, project.state.history))
+    show_forecast(project, console, until=config.until, until_share_kl=config.until_share_kl)
     say(
         console,
         f"Results in {project.folder}: metrics.csv, summary.json, scores.jsonl (every text of the "
         "pool, and how sure the members are), label.png. Next: propose, or export",
     )
+
+
+def show_forecast(project: Project, console: Console, **levels: float | None) -> None:
+    """Prints and records the forecast of a project, or says why there is none yet.
+
+    Args:
+      project: the project after it has learned.
+      console: where to print.
+      **levels: `until` and `until_share_kl` of `record_forecast`.
+    """
+    try:
+        console.print(tables.forecast(record_forecast(project, **levels)))
+    except NoForecast as reason:
+        say(console, str(reason))
 
 
 def _import(config: ImportConfig, console: Console) -> None:

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from shatter import training
 from shatter.cli.common import checksums, run_folder
 from shatter.cli.common.frozen import Item, Table, feature_table, hidden_table, standardised
-from shatter.cli.common.learners import adapter_prior_scale
+from shatter.cli.common.prior_scale import adapter_prior_scale
 from shatter.cli.label.compiled import programs, width
 from shatter.cli.label.config import ProjectConfig, setting_of
 from shatter.cli.label.folder import verify
@@ -65,11 +64,21 @@ def make_table(
             )
         else:
             parts.append(feature_table(model, texts, max_length=config.max_length, file=file))
-    table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    table = {name: _joined([part[name] for part in parts]) for name in parts[0]}
     if setting.kind != "adapters":
         features = table.pop("features")
         return {"features": standardised(features, features[:num_pool]).astype(np.float32)}
     return table
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Joins arrays of texts `[N, ...]`, those of tokens `[N, T, ...]` padded to the longest T."""
+    if parts[0].ndim == 1:
+        return np.concatenate(parts)
+    width = max(part.shape[1] for part in parts)
+    rest = [(0, 0)] * (parts[0].ndim - 2)
+    pad = lambda part: np.pad(part, [(0, 0), (0, width - part.shape[1]), *rest])
+    return np.concatenate([pad(part) for part in parts])
 
 
 def make_start(config: ProjectConfig, inputs: Inputs, pool: Pool, table: Table) -> Start:
@@ -107,9 +116,9 @@ def _prior_scale(config: ProjectConfig, inputs: Inputs, pool: Pool, table: Table
         )
         key = project_key(config.seed, Use.PRIOR_SCALE)
         scale = adapter_prior_scale(
-            key, setting, inputs.model.config, inputs.base, table, jnp.asarray(pairs)
+            key, setting, inputs.model.config, inputs.base, table, np.asarray(pairs)
         )
-        run_folder.write_json(file, float(scale))
+        run_folder.write_json(file, scale)
         checksums.seal(file)
     verify(file, "delete it, and it is computed anew")
     return float(run_folder.read_json(file, float))

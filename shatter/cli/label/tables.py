@@ -1,22 +1,24 @@
 """The tables that the subcommands print."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
 from shatter.cli.label.display import cell, turns
+from shatter.cli.label.forecasts import COVERAGES, HORIZON, Forecast
 from shatter.cli.label.queries import TextQuery
 from shatter.data.layouts import Text
 
 
 def queries(batch: Sequence[TextQuery]) -> Table:
     """Returns a table of the first ten queries of a batch, with the information gain of each."""
-    table = Table(
-        title=cell(f"round {batch[0].round}, {batch[0].arm}; nats: what its answer alone tells"),
-        title_justify="left",
-    )
+    arms = sorted({query.arm for query in batch}, key=[query.arm for query in batch].count)[::-1]
+    title = f"round {batch[0].round}, {' and '.join(arms)}; nats: what its answer alone tells"
+    table = Table(title=cell(title), title_justify="left")
     table.add_column("query", no_wrap=True, min_width=10)
     table.add_column("nats", no_wrap=True, min_width=5, justify="right")
     for name in ("prompt", "completions"):
@@ -34,11 +36,44 @@ def metrics(folder: Path, history: Sequence[Mapping[str, Any]]) -> Table:
     for name in ("", "before", "after"):
         table.add_column(name, justify="right" if name else "left")
     for name, value in history[-1].items():
-        if not isinstance(value, str):
+        if not isinstance(value, str) and not name.startswith("pool/"):
             form = "d" if isinstance(value, int) else ".4f"
             before = f"{history[0][name]:{form}}" if name in history[0] else ""
             table.add_row(cell(name), before, f"{value:{form}}")
     return table
+
+
+def forecast(found: Forecast) -> Table:
+    """Returns a table of what the audits say: the loss now, and what more labels would bring."""
+    title = f"by {found.audits} audits, after {found.labels} labels; next batch: {found.batch}"
+    table = Table(title=cell(title), title_justify="left")
+    for name in ("", "estimate", *(f"{coverage}%" for coverage in COVERAGES)):
+        table.add_column(name, justify="right" if name else "left")
+    for name, estimate in found.estimates.items():
+        form = partial(_number, found) if name.startswith("labels") else "{:.4f}".format
+        intervals = (
+            f"[{form(estimate[f'low{coverage}'])}, {form(estimate[f'high{coverage}'])}]"
+            for coverage in COVERAGES
+        )
+        row = [_FORECAST_NAMES.get(name, name), form(estimate["median"]), *intervals]
+        table.add_row(*map(cell, row))
+    return table
+
+
+_FORECAST_NAMES = {
+    "real_share": "share of the members' claims that is real",
+    "loss": "log-loss now",
+    "next_loss": "log-loss after the next batch",
+    "gain": "gain of the next batch, expected",
+    "left": "gain of all further labels together",
+}
+
+
+def _number(found: Forecast, more: float) -> str:
+    """Returns a number of further labels, or that it lies beyond what is forecast."""
+    if np.isfinite(more):
+        return f"{more:,.0f}"
+    return f"not within {HORIZON * found.labels:,}"
 
 
 def _start(text: Text) -> str:

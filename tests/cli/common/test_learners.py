@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 
 from shatter import exploration, training
-from shatter.cli.common.learners import Setting, make_learner, table_comparisons
+from shatter.cli.common.frozen import hidden_rows
+from shatter.cli.common.learners import (
+    Setting,
+    adapter_utility,
+    layers_of,
+    make_learner,
+    response_places,
+    table_comparisons,
+)
 from shatter.types import item_query
+from tests.models.tiny import LLAMA, random_params
 
 TEXTS, WIDTH, MEMBERS, BATCH, ROUNDS = 7, 5, 3, 2, 3
 PAIRS = np.array([[0, 1], [2, 3], [4, 5], [0, 6], [1, 3], [2, 6], [4, 1], [5, 3]])
@@ -106,3 +115,42 @@ def test_observation_weights_may_be_given(float64):
         return process.learn(state, rows)[0].store
 
     np.testing.assert_array_equal(learned(jax.random.key(1)).member_weights[:, :BATCH], given)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("utility", ["ratio", "sum"])
+@pytest.mark.parametrize("adapted_layers", [1, "last_mlp_out"])
+def test_the_logits_at_the_places_of_responses_give_the_utilities(float64, adapted_layers, utility):
+    """They also give the slopes in a member's adapters. The last text has no place."""
+    setting = Setting(
+        "adapters",
+        MEMBERS,
+        1.0,
+        0.1,
+        1,
+        utility=utility,
+        lora_r=2,
+        lora_target_modules=("mlp_out",),
+        adapted_layers=adapted_layers,
+    )
+    params, cut = random_params(LLAMA), layers_of(setting, LLAMA)
+    tokens = jnp.asarray(np.random.default_rng(1).integers(0, 5, (4, 6)))
+    valid = np.arange(6) < np.array([6, 4, 5, 3])[:, None]
+    mask = valid & (np.arange(6) >= np.array([1, 2, 1, 1])[:, None])
+    layer = setting.cut(LLAMA.num_layers)
+    table = jax.jit(hidden_rows, static_argnums=(0, 1))(LLAMA, layer, params, tokens, mask, valid)
+    places = response_places(mask & (np.arange(4) < 3)[:, None])
+    base = cut.upper_params(params)
+    made = make_learner(setting, LLAMA, base, num_features=0, prior_scale=1.0)
+    own = jax.tree.map(lambda leaf: leaf[1], made.ensemble.init(jax.random.key(0))[1])
+
+    def total(own, table):
+        values = adapter_utility(cut.upper, setting, base, own, table)[:3]
+        return values @ jnp.array([1.0, -2.0, 0.5]), values
+
+    slopes = jax.jit(jax.value_and_grad(total, has_aux=True))
+    (_, expected), of_rows = slopes(own, table)
+    (_, found), of_places = slopes(own, table | {"places": jnp.asarray(places)})
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), of_places, of_rows)
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(of_rows)) > 1e-3

@@ -6,7 +6,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from shatter import models
 from shatter.cli.common.binary import UsageError
 from shatter.cli.finetune import train
 from shatter.cli.finetune.config import Config
@@ -15,6 +17,7 @@ from tests.cli.finetune.runs import finetune, history, pair, trained_params, wri
 pytestmark = pytest.mark.slow  # whole runs
 
 BATCH = 16
+ADAPTERS = "adapter_model.safetensors"
 
 
 @pytest.fixture
@@ -59,12 +62,16 @@ def on(config: Config, mesh: str, shards: int, folder: str) -> Config:
 
 
 def assert_near(one: Config, other: Config) -> None:
+    assert_near_history(one, other)
+    for a, b in zip(*(jax.tree.leaves(trained_params(run)) for run in (one, other)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def assert_near_history(one: Config, other: Config) -> None:
     for a, b in zip(history(one), history(other), strict=True):
         assert a.keys() == b.keys()
         for name in a:
             np.testing.assert_allclose(a[name], b[name], rtol=1e-5, atol=1e-5, err_msg=name)
-    for a, b in zip(*(jax.tree.leaves(trained_params(run)) for run in (one, other)), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_every_mesh_gives_the_numbers_of_one_device(config: Config):
@@ -80,6 +87,48 @@ def test_every_mesh_gives_the_numbers_of_one_device(config: Config):
         other = on(plain, mesh, shards, mesh)
         finetune(other)
         assert_near(plain, other)
+
+
+def test_adapters_on_a_base_of_int8_are_those_of_one_device(config: Config):
+    config = dataclasses.replace(config, use_peft=True, lora_r=2, base_dtype="int8")
+    finetune(config)
+    other = on(config, "data=2,fsdp=2,tensor=2", 4, "parts")
+    finetune(other)
+    assert_near_history(config, other)
+    one, same = (load_file(f"{run.output_dir}/model/{ADAPTERS}") for run in (config, other))
+    assert one.keys() == same.keys()
+    for name, values in one.items():
+        np.testing.assert_allclose(same[name], values, atol=1e-5, err_msg=name)
+
+
+def test_a_gemma_on_a_mesh_is_that_of_one_device(config: Config, tmp_path: Path):
+    """It has a window in its first block, two bases of positions, and all norms of the family."""
+    llama, _, tokenizer = models.load_pretrained(config.model_name_or_path)
+    gemma = dataclasses.replace(
+        llama,
+        num_layers=2,
+        activation="gelu",
+        qk_norm=True,
+        post_norms=True,
+        norm_offset=True,
+        scaled_embedding=True,
+        attention_size=4,
+        window=3,
+        full_layers=(1,),
+        local_theta=100.0,
+    )
+    params = jax.jit(models.transformer(gemma).init)(jax.random.key(3))
+    models.save_pretrained(tmp_path / "gemma", gemma, params, tokenizer)
+    config = dataclasses.replace(
+        config,
+        model_name_or_path=str(tmp_path / "gemma"),
+        objective="reward_model",
+        eval_dataset_name=(),
+    )
+    finetune(config)
+    other = on(config, "data=2,fsdp=2,tensor=2", 4, "parts")
+    finetune(other)
+    assert_near(config, other)
 
 
 class Killed(Exception):

@@ -225,8 +225,8 @@ def test_slices_of_a_vocabulary_train_as_whole_logits_do(
 ):
     config = dataclasses.replace(tiny, kl_weight=0.1, max_steps=3, eval_dataset_name=())
     finetune(config)
-    monkeypatch.setattr("shatter.factored.MULTIPLIED_OUT_UP_TO", 0)
-    monkeypatch.setattr("shatter.factored.SLICE_SIZE", 500)
+    monkeypatch.setattr("shatter.factored.sizes.MULTIPLIED_OUT_UP_TO", 0)
+    monkeypatch.setattr("shatter.factored.sizes.SLICE_SIZE", 500)
     # A setting that changes nothing, so that programs are compiled anew.
     sliced = dataclasses.replace(config, delta=1.5, output_dir=str(tmp_path / "sliced"))
     finetune(sliced)
@@ -324,8 +324,8 @@ def test_dry_run_compiles_and_writes_nothing(
     assert not [name for name in compiled if "backend_compile" in name]
     shown = capsys.readouterr().out
     assert "parameters" in shown and "steps of 4 comparisons" in shown
-    monkeypatch.setattr("shatter.factored.MULTIPLIED_OUT_UP_TO", 0)
-    monkeypatch.setattr("shatter.factored.SLICE_SIZE", 10**9)
+    monkeypatch.setattr("shatter.factored.sizes.MULTIPLIED_OUT_UP_TO", 0)
+    monkeypatch.setattr("shatter.factored.sizes.SLICE_SIZE", 10**9)
     describe(tiny, task, open_console())
     megabytes = lambda text: int(re.search(r"Memory: about ([\d,]+) MB", text)[1].replace(",", ""))
     assert megabytes(capsys.readouterr().out) >= 12_000 > megabytes(shown)

@@ -128,7 +128,17 @@ def test_bad_flags(tmp_path):
             run.experiment(Config(run_dir=str(tmp_path), **flags))
 
 
-@pytest.mark.slow
+def assert_same_numbers(folder, other):
+    one, same = (
+        list(csv.DictReader(file.open()))
+        for file in (folder / "metrics.csv", other / "metrics.csv")
+    )
+    for row, found in zip(one, same, strict=True):
+        value, near = float(row.pop("value")), float(found.pop("value"))
+        assert row == found
+        np.testing.assert_allclose(near, value, rtol=1e-5, atol=1e-5, err_msg=str(row))
+
+
 def test_a_whole_run(tmp_path, data_dir):
     flags = {
         "run_dir": str(tmp_path),
@@ -153,6 +163,9 @@ def test_a_whole_run(tmp_path, data_dir):
     before = (folder / "metrics.csv").read_text()
     run.experiment(Config(**flags))
     assert (folder / "metrics.csv").read_text() == before
+    on_mesh = {"run_dir": str(tmp_path / "mesh"), "mesh": "seed=2,member=2"}
+    run.experiment(Config(**{**flags, **on_mesh}))
+    assert_same_numbers(folder, tmp_path / "mesh" / "ukp_humour")
     for kind in ("laplace", "heads", "adapters"):
         assert {file.name for file in (folder / "arms" / kind).iterdir()} == {"random", "v_optimal"}
     with pytest.raises(UsageError, match=r"ends at 20000 queries, and a pool of ukp_humour has 10"):

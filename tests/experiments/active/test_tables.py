@@ -13,6 +13,7 @@ from experiments.active import splits
 from experiments.active.config import Config, settings
 from shatter import ensembles, evaluation, models
 from shatter.cli.common import frozen, learners
+from shatter.cli.common.prior_scale import adapter_prior_scale
 from shatter.data import Row
 
 pytestmark = pytest.mark.slow  # whole runs of an experiment
@@ -88,16 +89,16 @@ def test_the_prior_of_adapters_spreads_as_said(texts):
     pairs = jnp.array([[0, 1], [2, 3], [3, 4]])
     key = jax.random.key(4)
 
+    scale = adapter_prior_scale(key, setting, MODEL, base, table, np.asarray(pairs))
+
     @jax.jit
-    def scale_and_spread(base, table):
-        scale = learners.adapter_prior_scale(key, setting, MODEL, base, table, pairs)
+    def spread_of(base, table):
         learner = learners.make_learner(setting, MODEL, base, num_features=0, prior_scale=scale)
         shared, own = learner.ensemble.init(key)
-        return scale, evaluation.disagreement(learner.utilities((shared, table), own, pairs))
+        return evaluation.disagreement(learner.utilities((shared, table), own, pairs))
 
-    scale, spread = scale_and_spread(base, table)
     assert 1e-3 < scale < 1e2
-    np.testing.assert_allclose(spread, 2**0.5 * setting.prior_scale, rtol=1e-2)
+    np.testing.assert_allclose(spread_of(base, table), 2**0.5 * setting.prior_scale, rtol=1e-2)
 
 
 def rows_of(pairs):

@@ -11,10 +11,11 @@ import pytest
 from experiments.benchmark import checkpoint, checkpoint_ways, config, finetune, lora, pinned, run
 from shatter import models
 from shatter.cli.common.binary import UsageError
+from tests.models.tiny import llama
 
 pytestmark = pytest.mark.slow  # whole runs of an experiment
 
-LLAMA = models.TransformerConfig(
+LLAMA = llama(
     vocab_size=131,
     max_length=32,
     width=8,
@@ -22,15 +23,8 @@ LLAMA = models.TransformerConfig(
     num_heads=4,
     num_kv_heads=2,
     mlp_width=12,
-    norm="rms",
-    activation="silu",
-    gated=True,
     rope=models.Rope(theta=100.0),
-    qkv_bias=False,
-    attention_out_bias=False,
-    mlp_bias=False,
     tied=True,
-    head_bias=False,
     bos=1,
     eos=(2,),
 )
@@ -114,6 +108,35 @@ def test_members_learn_as_each_of_them_alone(folder):
         own = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], adapted.adapters)
         alone = lora.members_trainer(sizes, params, batch, adapted._replace(adapters=own), "one")
         np.testing.assert_allclose(np.ravel(steps(alone)), found[:, i], atol=1e-5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is read from /proc")
+def test_one_process_answers_for_all_works_on_a_core(folder):
+    """A later work does not start anew, and a failure shows the end of the messages."""
+    worker = checkpoint._start(1)
+    spec = {"folder": folder, "cores": 1, "seed": 0, "repeats": 1, "only": "shatter"}
+    for work in ("matrix product", "sample 1"):
+        answer = checkpoint._ask(worker, spec | {"work": work})
+        assert [way["name"] for way in answer["ways"]] == ["shatter"]
+        assert np.shape(answer["seconds"]) == (1, 1) and answer["memory"]["process"] > 0
+    with pytest.raises(RuntimeError, match=r"measuring .*'unknown'.* failed:\n(.*\n)*.*KeyError"):
+        checkpoint._ask(worker, spec | {"work": "unknown"})
+    checkpoint._end(worker)
+    assert worker.process.returncode == 1
+
+
+def test_another_number_of_cores_ends_the_process_before():
+    workers = [checkpoint._worker(cores) for cores in (1, 1, 2)]
+    assert workers[0] is workers[1] and workers[0].process.returncode == 0
+    assert list(checkpoint._workers) == [2] and workers[2].process.poll() is None
+    checkpoint._end(checkpoint._workers.pop(2))
+    assert workers[2].process.returncode == 0
+
+
+def test_imports_are_measured_on_one_core():
+    places = checkpoint.places()
+    assert [cores for work, cores in places if work == "import"] == [1]
+    assert {work for work, cores in places if cores == 1} == set(checkpoint.WORKS)
 
 
 def test_other_scores_are_refused():

@@ -137,8 +137,8 @@ def test_without_the_extras_ours_alone_is_measured(work, monkeypatch):
 
 def test_slices_of_a_vocabulary_are_measured_beside_whole_logits(monkeypatch):
     monkeypatch.setattr(pinned, "missing", lambda work: ["trl"])
-    monkeypatch.setattr("shatter.factored.MULTIPLIED_OUT_UP_TO", 0)
-    monkeypatch.setattr("shatter.factored.SLICE_SIZE", 100)
+    monkeypatch.setattr("shatter.factored.sizes.MULTIPLIED_OUT_UP_TO", 0)
+    monkeypatch.setattr("shatter.factored.sizes.SLICE_SIZE", 100)
     asked = []
 
     def run_apart(spec):

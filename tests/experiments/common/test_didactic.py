@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.common.didactic import check_documents, fit_law, make_world
+from experiments.common.didactic import check_documents, fit_law, make_world, open_logits
 from shatter import documents, numerics
 from shatter.cli.common.binary import UsageError
 
@@ -31,3 +31,16 @@ def test_a_space_too_large_is_refused():
     check_documents(4, 4, most=256)
     with pytest.raises(UsageError, match=r"must be at most 255, .* found 4 \*\* 4 = 256"):
         check_documents(4, 4, most=255)
+
+
+@pytest.mark.parametrize(("vocab_size", "max_length"), [(4, 3), (3, 1), (2, 4)])
+def test_a_table_has_its_law_without_looking_up_prefixes(vocab_size, max_length, float64):
+    world = make_world("tabular", vocab_size=vocab_size, max_length=max_length)
+    params = world.table.init(jax.random.key(0))
+    looked_up = lambda params: documents.document_log_probs(world.table, params, *world.space)
+    np.testing.assert_allclose(world.log_probs(params), looked_up(params), rtol=1e-12)
+    jacobian = jax.jacrev(looked_up)(params)
+    np.testing.assert_allclose(jax.jacrev(world.log_probs)(params), jacobian, atol=1e-12)
+    # Only logits after prefixes that have not ended matter.
+    matters = np.flatnonzero(np.any(np.asarray(jacobian) != 0, axis=0).ravel())
+    np.testing.assert_array_equal(np.sort(open_logits(vocab_size, max_length)), matters)
