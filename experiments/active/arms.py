@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.active.config import Config
-from experiments.active.design import v_optimal
+from experiments.active.design import joint_infomax, v_optimal
 from shatter import exploration
 from shatter.numerics import entropy
 from shatter.types import Array, Key
@@ -22,11 +22,14 @@ class Arm(NamedTuple):
         the members again, where there is none), those of the "frozen" model, or "none".
       explore: chooses whole queries; an arm of `shatter.exploration`.
       settings: the config's field for each keyword argument of `explore` that a flag sets.
+      is_costly: whether its time goes by the square of the candidates where it sees members, so
+        that it is given fewer.
     """
 
     by: Literal["members", "belief", "frozen", "none"]
     explore: exploration.QueryArm
     settings: Mapping[str, str] = {}
+    is_costly: bool = False
 
     def bound(self, config: Config) -> exploration.QueryArm:
         """Returns `explore` with its keyword arguments from the config."""
@@ -64,8 +67,6 @@ ARMS = {
     "entropy": Arm("members", entropy_queries),
     "infomax": Arm("members", exploration.infomax_queries),
     "variance": Arm("members", exploration.variance_queries),
-    "joint_infomax": Arm(
-        "members", exploration.joint_infomax_queries, {"num_outcomes": "num_outcomes"}
-    ),
-    "v_optimal": Arm("belief", v_optimal),
+    "joint_infomax": Arm("belief", joint_infomax, {"num_outcomes": "num_outcomes"}),
+    "v_optimal": Arm("belief", v_optimal, is_costly=True),
 }

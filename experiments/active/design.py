@@ -1,10 +1,11 @@
-"""V-optimal design for choices that are linear in features: `v_optimal_choices`, only cheaper.
+"""Designs of batches of pairs whose utilities are linear in features, at the cost of the features.
 
 `shatter.exploration.v_optimal_choices` holds the covariance of all responses of a pool, whose size
 goes by the square. Where the utilities are `x . theta` with a Gaussian theta, everything that it
 needs of a pair is its difference of features, so that a whole pool costs what its features cost.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -62,11 +63,53 @@ def v_optimal(
     """
     if not isinstance(log_probs, LinearBelief):
         return exploration.v_optimal_choices(key, log_probs, valid=valid, num_queries=num_queries)
-    mean = log_probs.mean[:, 0] - log_probs.mean[:, 1]
-    gaps = log_probs.features[:, 0] - log_probs.features[:, 1]
+    return _in_turn(key, log_probs, valid, num_queries, lambda state, rates: rates * state.drop)
+
+
+def joint_infomax(
+    key: Key,
+    log_probs: Array | LinearBelief,
+    *,
+    valid: Array | None = None,
+    num_queries: int,
+    num_outcomes: int = 256,
+) -> Array:
+    """Returns the pairs whose answers tell most about the parameters together.
+
+    The gain of a pair given those before it is `log(1 + (p (1 - p) / s^2) x' S x) / 2`, that of an
+    answer which is linear in a Gaussian: D-optimal design.
+
+    Args:
+      key: a typed key, which breaks ties.
+      log_probs: a linear belief about the pool's pairs; of members' utilities `[M, Q, 2]` the
+        result is that of `shatter.exploration.joint_infomax_queries`.
+      valid: bool `[Q, 2]`; a pair with an empty slot is not asked.
+      num_queries: B.
+      num_outcomes: of members: as in `joint_infomax_queries`.
+
+    Returns:
+      int `[B]`, the pairs, in the order of choice.
+    """
+    if not isinstance(log_probs, LinearBelief):
+        return exploration.joint_infomax_queries(
+            key, log_probs, valid=valid, num_queries=num_queries, num_outcomes=num_outcomes
+        )
+    return _in_turn(key, log_probs, valid, num_queries, lambda state, rates: rates * state.spread)
+
+
+def _in_turn(
+    key: Key,
+    belief: LinearBelief,
+    valid: Array | None,
+    num_queries: int,
+    score: Callable[[_State, Array], Array],
+) -> Array:
+    """Returns pairs chosen in turn by `(state, p (1 - p) / s^2) -> scores[Q]`."""
+    mean = belief.mean[:, 0] - belief.mean[:, 1]
+    gaps = belief.features[:, 0] - belief.features[:, 1]
     usable = jnp.ones(len(mean), bool) if valid is None else jnp.all(valid, axis=-1)
     product = lambda *factors: jnp.linalg.multi_dot(factors, precision=_EXACT)
-    seen = product(gaps, log_probs.covariance)
+    seen = product(gaps, belief.covariance)
     spread = jnp.sum(seen * gaps, axis=-1)
     chances, _ = _answers(mean, spread)
     targets = product(gaps.T * jnp.where(usable, chances, 0.0)[None], gaps)
@@ -74,7 +117,7 @@ def v_optimal(
 
     def ask(state: _State, key: Key) -> tuple[_State, Array]:
         _, rates = _answers(mean, state.spread)
-        scores = rates * jnp.maximum(state.drop, 0.0)
+        scores = jnp.maximum(score(state, rates), 0.0)
         unit = jnp.maximum(jnp.max(scores, where=state.free, initial=0.0), 1e-30)
         query = top(key, without_rounding(scores / unit), state.free, 1, distinct=True)[0]
         rate, column = rates[query], state.covariance @ gaps[query]
@@ -88,7 +131,7 @@ def v_optimal(
             state.free & (jnp.arange(len(mean)) != query),
         ), query
 
-    start = _State(log_probs.covariance, spread, drop, usable)
+    start = _State(belief.covariance, spread, drop, usable)
     return without_empty_slots(scan_keys(ask, start, key, num_queries), usable)
 
 

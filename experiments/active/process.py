@@ -133,7 +133,7 @@ def _interaction(
     A round's key splits into four: `run_rounds` proposes by the first and answers by the second;
     `learn` draws the members' weights by the third and the batches by the fourth.
     """
-    few = arm.by == "belief" and setting.kind != "laplace"
+    few = arm.is_costly and setting.kind != "laplace"
     num_candidates = setting.num_design if few else setting.num_candidates
     propose = training.query_proposer(
         functools.partial(candidates, num_candidates, problem.division.pool),

@@ -1,11 +1,12 @@
-"""V-optimal design of pairs by their differences of features."""
+"""Designs of pairs by their differences of features."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy.special import expit
 
-from experiments.active.design import LinearBelief, v_optimal
+from experiments.active.design import LinearBelief, joint_infomax, v_optimal
 from shatter import exploration
 
 NUM_PAIRS, WIDTH = 12, 5
@@ -19,8 +20,8 @@ def belief():
     return LinearBelief(features @ jnp.asarray(rng.normal(size=WIDTH)), features, covariance)
 
 
-def by_hand(given, usable, num_queries):
-    """Returns the greedy batch, each score from the covariances of all log-odds."""
+def by_hand(given, usable, num_queries, *, joint=False):
+    """Returns the greedy batch of a design, each score from the covariances of all log-odds."""
     gaps = np.asarray(given.features[:, 0] - given.features[:, 1])
     mean = np.asarray(given.mean[:, 0] - given.mean[:, 1])
     covariance = gaps @ np.asarray(given.covariance) @ gaps.T
@@ -29,7 +30,8 @@ def by_hand(given, usable, num_queries):
         square = 1 + np.pi / 8 * np.diag(covariance)
         p = expit(mean / np.sqrt(square))
         weights = p * (1 - p) * usable if weights is None else weights
-        scores = p * (1 - p) / square * (weights @ covariance**2)
+        drops = np.diag(covariance) if joint else weights @ covariance**2
+        scores = p * (1 - p) / square * drops
         scores[~usable | np.isin(np.arange(NUM_PAIRS), batch)] = -1
         query = int(np.argmax(scores))
         batch.append(query)
@@ -42,11 +44,14 @@ def test_a_batch_is_that_of_the_covariances_of_all_pairs(float64):
     given = belief()
     valid = np.ones((NUM_PAIRS, 2), bool)
     valid[[1, 4], 1] = False
-    choose = jax.jit(v_optimal, static_argnames="num_queries")
-    found = choose(jax.random.key(0), given, valid=valid, num_queries=8)
-    assert found.tolist() == by_hand(given, valid.all(axis=1), 8)
+    for design in (v_optimal, joint_infomax):
+        choose = jax.jit(design, static_argnames="num_queries")
+        found = choose(jax.random.key(0), given, valid=valid, num_queries=8)
+        expected = by_hand(given, valid.all(axis=1), 8, joint=design is joint_infomax)
+        assert found.tolist() == expected
 
 
+@pytest.mark.slow
 def test_the_first_query_and_members_are_those_of_the_library(float64):
     given = belief()
     key = jax.random.key(0)
@@ -57,4 +62,8 @@ def test_the_first_query_and_members_are_those_of_the_library(float64):
     np.testing.assert_array_equal(
         v_optimal(key, members, num_queries=4),
         exploration.v_optimal_choices(key, members, num_queries=4),
+    )
+    np.testing.assert_array_equal(
+        joint_infomax(key, members, num_queries=4, num_outcomes=12),
+        exploration.joint_infomax_queries(key, members, num_queries=4, num_outcomes=12),
     )

@@ -108,7 +108,7 @@ def test_bad_flags(tmp_path):
     bad = {
         r"unknown data set 'jokes'; the known ones are: ukp_humour": {"dataset": "jokes"},
         r"unknown arm 'lucky'; the known ones are: random, passive": {"arms": ("lucky",)},
-        r"unknown ensemble 'trees'; the known ones are: heads": {"ensembles": ("trees",)},
+        r"unknown ensemble 'trees'; the known ones are: laplace, heads": {"ensembles": ("trees",)},
         r"--num_seeds must be at least 2, found 1": {"num_seeds": 1},
         r"each stage must be a whole number .* found \(30,\) and \(100,\)": {
             "batches": (30,),
