@@ -130,7 +130,7 @@ def test_bad_flags(tmp_path):
 
 def assert_same_numbers(folder, other):
     one, same = (
-        list(csv.DictReader(file.open()))
+        list(csv.DictReader(file.read_text().splitlines()))
         for file in (folder / "metrics.csv", other / "metrics.csv")
     )
     for row, found in zip(one, same, strict=True):
