@@ -30,7 +30,7 @@ class Config:
     """
 
     figure: Figure = "default"
-    """default: the claim beside its baselines at length 4, and in harder settings. arms: every arm.
+    """default: the claim beside its baselines at length 4, and in two harder settings. arms: every arm.
     temperature: arms by the temperature of their candidates. length: 3 to 7 tokens. prior_scale:
     half, matched, double. members: 4 to 64. steps: of learning a round. segments: 1, 2, 4.
     transformer: a transformer learner."""
@@ -143,7 +143,7 @@ def settings(config: Config, all_arms: tuple[str, ...]) -> list[Setting]:
         case "default":
             return [
                 Setting("default", config, core),
-                *vary(few, "prior_scale", (0.5, 2.0)),
+                *vary(few, "prior_scale", (2.0,)),
                 *vary(few, "num_segments", (2,)),
             ]
         case "arms":

@@ -65,7 +65,7 @@ def test_a_run_writes_its_folder_and_is_resumed(tmp_path, capsys):
 
 def test_the_default_figure_has_harder_settings(tmp_path):
     names = [s.name for s in settings(tiny(tmp_path), tuple(ARMS))]
-    assert names == ["default", "prior_scale=0.5", "prior_scale=2.0", "num_segments=2"]
+    assert names == ["default", "prior_scale=2.0", "num_segments=2"]
     lengths = settings(tiny(tmp_path, figure="length"), tuple(ARMS))
     assert [s.config.max_length for s in lengths] == [3, 4, 5, 6, 7]
     assert [s.config.num_rounds for s in lengths] == [4, 4, 8, 8, 8]
