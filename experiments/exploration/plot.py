@@ -21,6 +21,11 @@ COLOURS = {
     "thompson": "tab:purple",
     "laplace": "tab:red",
 }
+NAMES = {
+    "default": "length 4,\nprior matches",
+    "prior_scale=2.0": "prior twice\ntoo wide",
+    "num_segments=2": "two segments,\nno Luce law fits",
+}
 MOST_CURVES = 8
 
 
@@ -94,7 +99,8 @@ def _robustness(axis: Any, summary: list[dict]) -> None:
         axis.plot([ratio["low"], ratio["high"]], [place + offset] * 2, **_style(row["arm"]))
         axis.plot(ratio["mean"], place + offset, "o", color=_style(row["arm"])["color"])
     axis.axvline(1.0, color=COLOURS[CLAIM])
-    axis.set_yticks(*((range(len(arms)), arms) if by_arm else (range(len(names)), names)))
+    labels = arms if by_arm else [NAMES.get(name, name) for name in names]
+    axis.set_yticks(range(len(labels)), labels)
     axis.invert_yaxis()
     axis.set(
         title=f"Final KL over {CLAIM}'s, same seeds",
