@@ -31,9 +31,9 @@ class Config:
 
     figure: Figure = "default"
     """default: the claim beside its baselines at length 4, and in two harder settings. arms: every
-    arm. temperature: arms by the temperature of their candidates. length: 3 to 7 tokens. prior_scale:
-    half, matched, double. members: 4 to 64. steps: of learning a round. segments: 1, 2, 4.
-    transformer: a transformer learner."""
+    arm. temperature: arms by the temperature of their candidates. length: 3 to 7 tokens.
+    prior_scale: half, matched, double. members: 4 to 64. steps: of learning a round. segments: 1,
+    2, 4. transformer: a transformer learner."""
 
     arms: tuple[str, ...] = ()
     """Arms to run; not given = the figure's own. Known: v_optimal, v_optimal_samples,
