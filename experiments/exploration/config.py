@@ -74,7 +74,8 @@ class Config:
     """The learner's prior scale over `spread`; 1 is a matched prior, the easy case."""
 
     start: Literal["draw", "centre"] = "centre"
-    """Where members start: at draws of their prior, or at the pretrained model."""
+    """Where members start: at draws of their prior, or at the pretrained model. A transformer's
+    members have prior functions and start at the pretrained model."""
 
     num_segments: int = 1
     """Segments of the population, with hidden laws of their own; every query goes to one of them.

@@ -6,28 +6,26 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from experiments.common.chunks import Chunk, Process
-from experiments.common.didactic import World, fit_law, make_world, open_logits
+from experiments.common.didactic import World, fit_law, make_world
 from experiments.exploration import asking
+from experiments.exploration import learners as learners_of
 from experiments.exploration.arms import Arm, arm_of
 from experiments.exploration.config import Config, Setting
+from experiments.exploration.learners import Learners, State, make_learners
 from shatter import (
     choice,
-    documents,
     ensembles,
     evaluation,
     exploration,
-    losses,
     numerics,
     training,
 )
-from shatter.types import Array, Comparison, Key, Metrics, Params, Query
+from shatter.types import Array, Key, Metrics, Params, Query
 
 HELD_OUT_QUERIES = 64
 JOINT_DRAWS = 16
-LEARNING_RATE_RATIO = 0.05  # of a transformer's parameters to a table's logits
 
 
 class Problem(NamedTuple):
@@ -40,22 +38,6 @@ class Problem(NamedTuple):
     choices: Array  # int [Q]
     joint_queries: Array  # int [J, T, 2], pairs of documents, dyadic: few kinds a row
     joint_choices: Array  # int [J, T]
-
-
-class State(NamedTuple):
-    """The two learners, which learn from the same answers."""
-
-    point: training.InteractionState
-    members: training.InteractionState
-
-
-class Learners(NamedTuple):
-    """The point estimate, an ensemble of one, and the members, each with its law `[D]`."""
-
-    point: training.Interaction
-    members: training.Interaction
-    point_law: Callable[[training.InteractionState], Array]  # -> [1, D]
-    member_laws: Callable[[training.InteractionState], Array]  # -> [M, D]
 
 
 def make_process(setting: Setting, arm: str) -> Process:
@@ -81,9 +63,8 @@ def _start(setting: Setting) -> Callable[[Key], tuple[Any, Metrics]]:
     def start(key: Key) -> tuple[Any, Metrics]:
         problem_key, init_key, run_key = jax.random.split(key, 3)
         problem = _draw_problem(problem_key, setting, world)
-        learners = _learners(setting, world, problem.params)
-        keys = jax.random.split(init_key)
-        state = State(learners.point.init(keys[0]), learners.members.init(keys[1]))
+        learners = make_learners(setting, world, problem.params)
+        state = learners_of.start(learners, init_key)
         return (problem, state, run_key), _evaluate(problem, learners, state)
 
     return start
@@ -94,7 +75,7 @@ def _rounds(setting: Setting, arm: Arm) -> Callable[[Any, Array, Chunk], tuple[A
 
     def rounds(carry: Any, first_round: Array, chunk: Chunk) -> tuple[Any, Metrics]:
         problem, state, key = carry
-        learners = _learners(setting, world, problem.params)
+        learners = make_learners(setting, world, problem.params)
         state, metrics = training.run_rounds(
             _together(setting, arm, world, problem, learners),
             _rater(setting.config, problem),
@@ -140,89 +121,25 @@ def _draw_problem(key: Key, setting: Setting, world: World) -> Problem:
     shape = (config.num_segments, *params.shape)
     targets = params[None] + config.spread * jax.random.normal(target_key, shape)
     log_p0, segments = of_table(params), jax.vmap(of_table)(targets)
-    log_q = ensembles.mixture_log_probs(segments)
     if setting.learner == "transformer":
         params = fit_law(world, world.lm.init(lm_key), log_p0)
         log_p0 = world.log_probs(params)
     held_out = jax.vmap(lambda key: exploration.uniform(key, log_p0[None]))(
         jax.random.split(query_key, HELD_OUT_QUERIES)
     )
-    choices = choice.luce_sample(choice_key, log_q[held_out])
+    choices = _choose(choice_key, segments, held_out)
     joint = jax.vmap(lambda key: evaluation.dyadic_inputs(key, HELD_OUT_QUERIES))(
         jax.random.split(joint_key, JOINT_DRAWS)
     )
-    joint_choices = choice.luce_sample(label_key, log_q[held_out[joint]])
+    joint_choices = _choose(label_key, segments, held_out[joint])
     return Problem(params, log_p0, segments, held_out, choices, held_out[joint], joint_choices)
 
 
-def _learners(setting: Setting, world: World, params: Params) -> Learners:
-    """Returns the point estimate and the members, which start at the pretrained model.
-
-    A table's members are anchored at draws of their prior; a transformer's have tables as prior
-    functions, so that the prior is on logits of the table, the same whichever model learns.
-    """
-    config = setting.config
-    scale = config.prior_scale * config.spread
-    is_table = setting.learner == "tabular"
-    make = ensembles.anchored
-    if not is_table:
-        make = functools.partial(ensembles.prior_functions, prior_lm=world.table)
-    members = make(world.lm, params, num_members=config.num_members, prior_scale=scale)
-    if is_table and config.start == "centre":
-        members = members._replace(start=lambda anchor: params)
-    point = ensembles.point_estimate(world.lm, params, prior_scale=scale if is_table else 1.0)
-    make_laws = functools.partial(_laws, world, is_table)
-    learn = functools.partial(_learner, config, world, is_table)
-    own_law, member_law = make_laws(point), make_laws(members)
-    return Learners(
-        learn(point, own_law),
-        learn(members, member_law),
-        lambda state: jax.vmap(own_law, in_axes=(None, 0))(state.shared, state.members.params),
-        lambda state: jax.vmap(member_law, in_axes=(None, 0))(state.shared, state.members.params),
-    )
-
-
-def _laws(
-    world: World, is_table: bool, ensemble: ensembles.Ensemble
-) -> Callable[[Params, Params], Array]:
-    """Returns `(shared, own_of_one) -> [D]`, a member's law."""
-    if is_table:
-        return lambda shared, own: world.log_probs(own)
-    return lambda shared, own: documents.log_prob(
-        ensemble.apply(shared, own, world.space[0]), *world.space
-    )
-
-
-def _learner(
-    config: Config,
-    world: World,
-    is_table: bool,
-    ensemble: ensembles.Ensemble,
-    law: Callable[[Params, Params], Array],
-) -> training.Interaction:
-    num_responses = config.num_responses or 2
-    shown = exploration.pool_candidates(
-        world.space[0][:num_responses], world.space[1][:num_responses]
-    )
-
-    def score(shared: Params, own: Params, responses: Query) -> Array:
-        log_probs, items = law(shared, own), responses.item_ids
-        # One look-up a response: the gradient of a look-up of pairs takes three times as long.
-        return jnp.stack([log_probs[items[..., k]] for k in range(items.shape[-1])], axis=-1)
-
-    def propose(*_: Any) -> Query:
-        raise NotImplementedError("queries are proposed from both learners together")
-
-    return training.interaction(
-        ensemble,
-        propose=propose,
-        score=score,
-        loss=losses.ilhf_ranking_loss,
-        optimizer=optax.adam(config.learning_rate * (1.0 if is_table else LEARNING_RATE_RATIO)),
-        query=shown,
-        capacity=config.queries_per_round * config.num_rounds,
-        num_steps=config.num_steps,
-    )
+def _choose(key: Key, segments: Array, queries: Array) -> Array:
+    """Returns the choices `[...]` of new people about queries `[..., K]`, each of some segment."""
+    segment_key, choice_key = jax.random.split(key)
+    segment = jax.random.randint(segment_key, queries.shape[:-1], 0, segments.shape[0])
+    return choice.luce_sample(choice_key, segments[segment[..., None], queries])
 
 
 def _together(
@@ -235,51 +152,15 @@ def _together(
         known = asking.Known(
             learners.member_laws(state.members),
             learners.point_law(state.point)[0],
-            lambda: posterior(setting, world, state.point),
+            lambda: learners_of.posterior(setting, world, state.point),
         )
         return asking.ask(arm, config, key, known, problem.log_p0, world.space)
 
-    def learn(state: State, comparisons: Comparison) -> tuple[State, Metrics]:
-        point, _ = learners.point.learn(state.point, comparisons)
-        members, metrics = learners.members.learn(state.members, comparisons)
-        return State(point, members), metrics
-
-    def init(key: Key) -> State:
-        keys = jax.random.split(key)
-        return State(learners.point.init(keys[0]), learners.members.init(keys[1]))
-
-    return training.Interaction(init, propose, learn)
-
-
-def posterior(
-    setting: Setting, world: World, state: training.InteractionState
-) -> tuple[Array, Array]:
-    """Returns the Laplace approximation at a table's point estimate.
-
-    Args:
-      setting: with a tabular learner and pairs as queries.
-      world: the world.
-      state: of the point estimate.
-
-    Returns:
-      The Jacobian of all documents' log-probs `[D, P]` and the covariance `[P, P]`, P the logits of
-      prefixes that have not ended.
-    """
-    config = setting.config
-    params = state.members.params[0]
-    used = open_logits(config.vocab_size, config.max_length)
-    jacobian = jax.jacrev(world.log_probs)(params).reshape(len(world.space[0]), -1)[:, used]
-    log_probs = world.log_probs(params)
-    rows, store = state.store.comparisons, state.store
-    items = rows.query.item_ids
-    in_use = jnp.arange(items.shape[0]) < store.size
-    covariance = ensembles.laplace_covariance(
-        jacobian[items],
-        log_probs[items],
-        weights=in_use * rows.weight,
-        prior_scale=config.prior_scale * config.spread,
+    return training.Interaction(
+        functools.partial(learners_of.start, learners),
+        propose,
+        functools.partial(learners_of.learn, learners),
     )
-    return jacobian, covariance
 
 
 def _evaluate(problem: Problem, learners: Learners, state: State) -> Metrics:

@@ -22,7 +22,7 @@ from shatter.cli.common.progress import open_console, progress_bar
 
 MOST_DOCUMENTS = 100_000
 MOST_RESPONSES = PASSIVE_CANDIDATES
-MOST_LAPLACE = 400  # documents, whose logits make a matrix to invert a round
+MOST_LAPLACE = 1024  # vocab_size ** max_length; the logits make a matrix to invert a round
 SECONDS = {"tabular": (6.0, 2e-8), "transformer": (60.0, 3e-5)}  # compilation, a document's score
 
 
@@ -38,6 +38,14 @@ def check(config: Config) -> None:
         raise binary.UsageError(
             "--arms: laplace needs pairs and a table as the learner, found "
             f"--num_responses={config.num_responses or 2} and --figure={config.figure}"
+        )
+    largest = max(
+        (s.config.vocab_size**s.config.max_length for s in settings(config, tuple(ARMS))), default=0
+    )
+    if uses_laplace and largest > MOST_LAPLACE:
+        raise binary.UsageError(
+            f"--arms: laplace inverts a matrix of all logits, so that --vocab_size ** --max_length "
+            f"must be at most {MOST_LAPLACE} in every setting, found {largest}"
         )
     if config.num_segments > 1 and (config.num_responses or 2) > 2:
         raise binary.UsageError(

@@ -11,7 +11,7 @@ import pytest
 
 from experiments.common.chunks import Chunk
 from experiments.common.didactic import open_logits
-from experiments.exploration import process, run, summary
+from experiments.exploration import learners, process, run, summary
 from experiments.exploration.arms import ARMS, arm_of
 from experiments.exploration.config import Config, settings
 from experiments.exploration.process import make_process
@@ -108,7 +108,7 @@ def test_the_posterior_of_a_table_is_the_inverse_of_its_curvature(tmp_path, floa
     (_, state, _), _ = ran(setting, "uniform")
     state = jax.tree.map(lambda leaf: leaf[0], state)
     world = process.make_world("tabular", vocab_size=3, max_length=2)
-    jacobian, covariance = process.posterior(setting, world, state.point)
+    jacobian, covariance = learners.posterior(setting, world, state.point)
     params = state.point.members.params[0]
     used = open_logits(3, 2)
     expected = jax.jacfwd(world.log_probs)(params).reshape(len(jacobian), -1)
