@@ -19,6 +19,7 @@ COLORS = {
     "thompson": "tab:blue",
     "double_thompson": "tab:cyan",
     "infomax": "tab:green",
+    "v_optimal": "tab:red",
 }
 TITLES = {
     "kl": "KL(q || mixture), nats",
