@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from experiments.active.config import Config
 from experiments.active.design import joint_infomax, v_optimal
 from shatter import exploration
+from shatter.exploration.base import top
 from shatter.numerics import entropy
 from shatter.types import Array, Key
 
@@ -48,10 +49,7 @@ def entropy_queries(
     valid = jnp.ones(log_probs.shape[1:], bool) if valid is None else valid
     laws = jax.nn.softmax(jnp.where(valid[None], log_probs, -1e30), axis=-1)
     scores = entropy(jnp.log(jnp.mean(laws, axis=0)))
-    order = jax.random.permutation(key, len(scores))
-    usable = jnp.sum(valid, axis=-1) >= 2
-    shuffled = jnp.where(usable, scores, -1.0)[order]
-    return order[jnp.argsort(shuffled, descending=True)[:num_queries]]
+    return top(key, scores, jnp.sum(valid, axis=-1) >= 2, num_queries, distinct=True)
 
 
 ARMS = {

@@ -23,9 +23,9 @@ class Config:
     """Known: ukp_humour, newyorker_captions, ukp_convarg, pandalm, survey_opinions, polis."""
 
     ensembles: tuple[Kind, ...] = ("laplace",)
-    """What learns. laplace: a linear utility of frozen features with its exact Laplace posterior;
-    heads: an ensemble of linear heads on the same; epinet: an epinet on the same; adapters:
-    low-rank adapters on the last block."""
+    """What learns. laplace: a linear utility of frozen features by Laplace's approximation, its
+    curvature exact; heads: an ensemble of linear heads on the same; epinet: an epinet on the same;
+    adapters: low-rank adapters on the last block."""
 
     arms: tuple[str, ...] = ()
     """Arms to run; if not given, all. The arm random always runs. Known: random, passive,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from shatter import exploration
 from shatter.exploration.base import scan_keys, top, without_empty_slots, without_rounding
+from shatter.exploration.v_optimality import answer_rates
 from shatter.types import Array, Key
 
 _EXACT = jax.lax.Precision.HIGHEST
@@ -76,8 +77,9 @@ def joint_infomax(
 ) -> Array:
     """Returns the pairs whose answers tell most about the parameters together.
 
-    The gain of a pair given those before it is `log(1 + (p (1 - p) / s^2) x' S x) / 2`, that of an
-    answer which is linear in a Gaussian: D-optimal design.
+    The gain of a pair given those before it is `-log(1 - (p (1 - p) / s^2) x' S x) / 2`, by which
+    the entropy of the parameters falls when S learns as in `v_optimal`: D-optimal design. It rises
+    with `(p (1 - p) / s^2) x' S x`, which is the score.
 
     Args:
       key: a typed key, which breaks ties.
@@ -111,33 +113,25 @@ def _in_turn(
     product = lambda *factors: jnp.linalg.multi_dot(factors, precision=_EXACT)
     seen = product(gaps, belief.covariance)
     spread = jnp.sum(seen * gaps, axis=-1)
-    chances, _ = _answers(mean, spread)
+    chances, _ = answer_rates(mean, spread)
     targets = product(gaps.T * jnp.where(usable, chances, 0.0)[None], gaps)
     drop = jnp.sum(product(seen, targets) * seen, axis=-1)
 
     def ask(state: _State, key: Key) -> tuple[_State, Array]:
-        _, rates = _answers(mean, state.spread)
+        _, rates = answer_rates(mean, state.spread)
         scores = jnp.maximum(score(state, rates), 0.0)
         unit = jnp.maximum(jnp.max(scores, where=state.free, initial=0.0), 1e-30)
         query = top(key, without_rounding(scores / unit), state.free, 1, distinct=True)[0]
-        rate, column = rates[query], state.covariance @ gaps[query]
-        pulled = targets @ column
-        along, across = gaps @ column, gaps @ (state.covariance @ pulled)
+        rate, column = rates[query], product(state.covariance, gaps[query])
+        pulled = product(targets, column)
+        along, across = product(gaps, column), product(gaps, state.covariance, pulled)
         learned = rate * jnp.square(along)
         return _State(
             state.covariance - rate * jnp.outer(column, column),
             jnp.maximum(state.spread - learned, 0.0),
-            state.drop - 2.0 * rate * along * across + rate * learned * (column @ pulled),
+            state.drop - 2.0 * rate * along * across + rate * learned * product(column, pulled),
             state.free & (jnp.arange(len(mean)) != query),
         ), query
 
     start = _State(belief.covariance, spread, drop, usable)
     return without_empty_slots(scan_keys(ask, start, key, num_queries), usable)
-
-
-def _answers(mean: Array, spread: Array) -> tuple[Array, Array]:
-    """Returns `p (1 - p)` and `p (1 - p) / s^2` of pairs."""
-    square = 1.0 + jnp.pi / 8.0 * jnp.maximum(spread, 0.0)
-    odds = mean / jnp.sqrt(square)
-    chances = jax.nn.sigmoid(odds) * jax.nn.sigmoid(-odds)
-    return chances, chances / square

@@ -1,5 +1,6 @@
-"""What learns from the votes: an ensemble, or the exact Laplace posterior of a linear utility."""
+"""What learns from the votes: an ensemble, or a linear utility by Laplace's approximation."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -103,63 +104,19 @@ def laplace_learner(
       The learner.
     """
 
-    def rows(shared: Any, items: Array) -> Array:
-        return shared[1]["features"][items] / num_features**0.5
-
-    def posterior(key: Key, fit: ensembles.Laplace) -> Posterior:
-        return Posterior(*fit, ensembles.draw_members(key, *fit, num_members))
-
-    def init(table: Table, query: Query, capacity: int, key: Key) -> InteractionState:
-        member_key, state_key = jax.random.split(key)
-        prior = prior_scale**2 * jnp.eye(num_features)
-        own = posterior(member_key, ensembles.Laplace(jnp.zeros(num_features), prior))
-        blank = Comparison(query, jnp.zeros(query.valid.shape, int), jnp.zeros(()))
-        store = training.empty_store(blank, num_members=1, capacity=capacity)
-        members = TrainState(own, (), member_key, jnp.zeros((), int))
-        return InteractionState(((), table), (), members, store, state_key, jnp.zeros((), int))
-
-    def learn(
-        state: InteractionState, comparisons: Comparison, keys: tuple[Key, Key]
-    ) -> tuple[InteractionState, Metrics]:
-        alike = jnp.ones((1, len(comparisons.weight)))
-        store = training.add_comparisons(state.store, comparisons, alike)
-        known = store.comparisons
-        fit = ensembles.fit_laplace(
-            rows(state.shared, known.query.item_ids),
-            shares(known.ranks),
-            weights=known.weight,
-            prior_scale=prior_scale,
-            start=state.members.params.mean,
-            num_steps=num_steps,
-        )
-        members = state.members._replace(params=posterior(keys[0], fit))
-        return state._replace(members=members, store=store, step=state.step + 1), {}
-
     def interaction(
         table: Table, propose: training.Propose, *, query: Query, capacity: int
     ) -> Interaction:
+        start = ensembles.Laplace(jnp.zeros(num_features), prior_scale**2 * jnp.eye(num_features))
         return Interaction(
-            init=lambda key: init(table, query, capacity, key),
+            init=lambda key: _start(table, query, capacity, start, num_members, key),
             propose=lambda state, key: propose(
                 key, state.shared, state.members.params, state.store
             ),
-            learn=learn,
+            learn=functools.partial(_learn, prior_scale=prior_scale, num_steps=num_steps),
         )
 
-    def utilities(shared: Any, own: Posterior, items: Array) -> Array:
-        return jnp.moveaxis(rows(shared, items) @ own.members.T, -1, 0)
-
-    def belief(shared: Any, own: Posterior, items: Array) -> LinearBelief:
-        features = rows(shared, items)
-        return LinearBelief(features @ own.mean, features, own.covariance)
-
-    def choices(shared: Any, own: Posterior, pairs: Array) -> Array:
-        features = rows(shared, pairs)
-        gaps = features[:, 0] - features[:, 1]
-        variances = jnp.einsum("xp,pq,xq->x", gaps, own.covariance, gaps)
-        return integrated_choices(gaps @ own.mean, jnp.maximum(variances, 0.0))
-
-    return Learner(interaction, utilities, belief, choices)
+    return Learner(interaction, _utilities, _belief, _choices)
 
 
 def blank_query() -> Query:
@@ -188,3 +145,70 @@ def integrated_choices(means: Array, variances: Array) -> Array:
     odds = means[:, None] + jnp.sqrt(variances)[:, None] * jnp.asarray(nodes, means.dtype)[None]
     both = jnp.stack([jax.nn.log_sigmoid(odds), jax.nn.log_sigmoid(-odds)], axis=1)
     return jax.nn.logsumexp(both + log_weights[None, None], axis=-1)
+
+
+def _start(
+    table: Table,
+    query: Query,
+    capacity: int,
+    prior: ensembles.Laplace,
+    num_members: int,
+    key: Key,
+) -> InteractionState:
+    """Returns the state before there are answers, with room for `capacity` of them."""
+    member_key, state_key = jax.random.split(key)
+    own = _posterior(member_key, prior, num_members)
+    blank = Comparison(query, jnp.zeros(query.valid.shape, int), jnp.zeros(()))
+    store = training.empty_store(blank, num_members=1, capacity=capacity)
+    members = TrainState(own, (), member_key, jnp.zeros((), int))
+    return InteractionState(((), table), (), members, store, state_key, jnp.zeros((), int))
+
+
+def _learn(
+    state: InteractionState,
+    comparisons: Comparison,
+    keys: tuple[Key, Key],
+    *,
+    prior_scale: float | Array,
+    num_steps: int,
+) -> tuple[InteractionState, Metrics]:
+    """Returns the state whose belief is fitted to all answers so far."""
+    alike = jnp.ones((1, len(comparisons.weight)))
+    store = training.add_comparisons(state.store, comparisons, alike)
+    known, own = store.comparisons, state.members.params
+    fit = ensembles.fit_laplace(
+        _rows(state.shared, known.query.item_ids),
+        shares(known.ranks),
+        weights=known.weight,
+        prior_scale=prior_scale,
+        start=own.mean,
+        num_steps=num_steps,
+    )
+    members = state.members._replace(params=_posterior(keys[0], fit, len(own.members)))
+    return state._replace(members=members, store=store, step=state.step + 1), {}
+
+
+def _posterior(key: Key, fit: ensembles.Laplace, num_members: int) -> Posterior:
+    return Posterior(*fit, ensembles.draw_members(key, *fit, num_members))
+
+
+def _rows(shared: Any, items: Array) -> Array:
+    """Returns the features `[..., P]` of texts, scaled to mean square 1 / P."""
+    features = shared[1]["features"]
+    return features[items] / features.shape[-1] ** 0.5
+
+
+def _utilities(shared: Any, own: Posterior, items: Array) -> Array:
+    return jnp.moveaxis(_rows(shared, items) @ own.members.T, -1, 0)
+
+
+def _belief(shared: Any, own: Posterior, items: Array) -> LinearBelief:
+    features = _rows(shared, items)
+    return LinearBelief(features @ own.mean, features, own.covariance)
+
+
+def _choices(shared: Any, own: Posterior, pairs: Array) -> Array:
+    features = _rows(shared, pairs)
+    gaps = features[:, 0] - features[:, 1]
+    variances = jnp.einsum("xp,pq,xq->x", gaps, own.covariance, gaps)
+    return integrated_choices(gaps @ own.mean, jnp.maximum(variances, 0.0))

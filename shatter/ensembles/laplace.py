@@ -72,12 +72,12 @@ def fit_laplace(
     counts = weights[:, None] * shares
 
     def step(mean: Array, _: None) -> tuple[Array, None]:
-        utilities = features @ mean
+        utilities = _product(features, mean)
         pull = counts - totals[:, None] * _law(utilities, valid)
         slope = jnp.einsum("nk,nkp->p", pull, features, precision=_EXACT) - mean / prior_scale**2
         curvature = _curvature(features, utilities, valid, totals, prior_scale)
         direction = cho_solve(cho_factor(curvature), slope)
-        change = features @ direction
+        change = _product(features, direction)
 
         def goes_up(length: Array) -> Array:
             pull = counts - totals[:, None] * _law(utilities + length * change, valid)
@@ -87,8 +87,9 @@ def fit_laplace(
         return mean + _line_minimum(goes_up, change.dtype) * direction, None
 
     mean, _ = jax.lax.scan(step, start.astype(features.dtype), length=num_steps)
+    utilities = _product(features, mean)
     covariance = laplace_covariance(
-        features, features @ mean, valid=valid, weights=totals, prior_scale=prior_scale
+        features, utilities, valid=valid, weights=totals, prior_scale=prior_scale
     )
     return Laplace(mean, covariance)
 
@@ -164,6 +165,11 @@ def _prepare(
     weights = jnp.ones(num_queries, features.dtype) if weights is None else weights
     chex.assert_shape(weights, (num_queries,))
     return features, valid, at_least_float32(weights)
+
+
+def _product(features: Array, parameters: Array) -> Array:
+    """Returns the utilities `[N, K]` that linear parameters give."""
+    return jnp.einsum("nkp,p->nk", features, parameters, precision=_EXACT)
 
 
 def _line_minimum(goes_up: Callable[[Array], Array], dtype: Any) -> Array:

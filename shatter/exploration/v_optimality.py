@@ -105,8 +105,8 @@ def pair_drops(belief: Belief, weights: Array, candidates: Array) -> Array:
     columns = belief.covariance[:, candidates]
     own = columns[candidates]
     variances = jnp.diagonal(own)
-    spread = jnp.maximum(variances[:, None] + variances[None, :] - 2.0 * own, 0.0)
-    rate = _answer_rate(mean[:, None] - mean[None, :], spread)
+    spread = variances[:, None] + variances[None, :] - 2.0 * own
+    _, rate = answer_rates(mean[:, None] - mean[None, :], spread)
     products = jnp.einsum("x,xi,xj->ij", weights, columns, columns, precision=_EXACT)
     squares = jnp.diagonal(products)
     total = jnp.maximum(squares[:, None] + squares[None, :] - 2.0 * products, 0.0)
@@ -153,8 +153,18 @@ def learn(covariance: Array, slots: Array, contrasts: Array) -> Array:
     return covariance - jnp.einsum("rx,ry->xy", columns, columns, precision=_EXACT)
 
 
-def _answer_rate(difference: Array, spread: Array) -> Array:
-    """Returns `p (1 - p) / s^2` of pairs, from the mean and the variance of their log-odds."""
-    square = 1.0 + jnp.pi / 8.0 * spread
+def answer_rates(difference: Array, spread: Array) -> tuple[Array, Array]:
+    """Returns `p (1 - p)` and `p (1 - p) / s^2` of pairs.
+
+    Args:
+      difference: the means of the pairs' log-odds, nats.
+      spread: the variances of the log-odds; what rounding puts below 0 counts as 0.
+
+    Returns:
+      The variances of the predicted choices, and how fast an answer lowers variances; both in the
+      shape of the arguments.
+    """
+    square = 1.0 + jnp.pi / 8.0 * jnp.maximum(spread, 0.0)
     odds = difference / jnp.sqrt(square)
-    return jax.nn.sigmoid(odds) * jax.nn.sigmoid(-odds) / square
+    chances = jax.nn.sigmoid(odds) * jax.nn.sigmoid(-odds)
+    return chances, chances / square

@@ -21,23 +21,42 @@ def belief():
 
 
 def by_hand(given, usable, num_queries, *, joint=False):
-    """Returns the greedy batch of a design, each score from the covariances of all log-odds."""
+    """Returns the greedy batch of a design, each score from the covariances of all log-odds.
+
+    If `joint`, the score is by how much the entropy of the parameters falls.
+    """
     gaps = np.asarray(given.features[:, 0] - given.features[:, 1])
     mean = np.asarray(given.mean[:, 0] - given.mean[:, 1])
     covariance = gaps @ np.asarray(given.covariance) @ gaps.T
+    parameters = np.asarray(given.covariance)
     weights, batch = None, []
     for _ in range(num_queries):
         square = 1 + np.pi / 8 * np.diag(covariance)
         p = expit(mean / np.sqrt(square))
         weights = p * (1 - p) * usable if weights is None else weights
-        drops = np.diag(covariance) if joint else weights @ covariance**2
-        scores = p * (1 - p) / square * drops
+        rates = p * (1 - p) / square
+        scores = rates * (weights @ covariance**2)
+        if joint:
+            scores = [entropy_drop(parameters, *one) for one in zip(rates, gaps, strict=True)]
+            scores = np.array(scores)
+            np.testing.assert_allclose(scores, -np.log(1 - rates * np.diag(covariance)) / 2)
         scores[~usable | np.isin(np.arange(NUM_PAIRS), batch)] = -1
         query = int(np.argmax(scores))
         batch.append(query)
         column = covariance[:, query]
-        covariance = covariance - (p * (1 - p) / square)[query] * np.outer(column, column)
+        covariance = covariance - rates[query] * np.outer(column, column)
+        parameters = learned(parameters, rates[query], gaps[query])
     return batch
+
+
+def learned(parameters, rate, gap):
+    """Returns the covariance of the parameters after an answer."""
+    return parameters - rate * np.outer(parameters @ gap, parameters @ gap)
+
+
+def entropy_drop(parameters, rate, gap):
+    after = np.linalg.slogdet(learned(parameters, rate, gap))[1]
+    return (np.linalg.slogdet(parameters)[1] - after) / 2
 
 
 def test_a_batch_is_that_of_the_covariances_of_all_pairs(float64):
