@@ -1,0 +1,84 @@
+"""What `v_optimal` is told about a pool, by an independent computation over distinct texts."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from shatter.cli.label.arms import compiled_arm, law_of_prompts, num_candidates
+from shatter.cli.label.config import ProposeConfig
+from shatter.exploration.beliefs import shrinkage
+
+PROMPT_IDS = np.array([0, 0, 0, 1, 1, 1, 1])
+PAIRS = [(i, j) for i, j in itertools.combinations(range(7), 2) if (i < 3) == (j < 3)]
+ITEMS = np.array([*PAIRS, (-1, -1)])
+CONFIG = ProposeConfig(arm="v_optimal", ensemble="adapters", utility="sum")
+
+
+def log_probs_of(seed: int) -> np.ndarray:
+    """Returns the log-probs `[M, 7]` of four members, very long texts among them, nats."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(4, 7)) + rng.uniform(-60, -15, size=7)
+
+
+def ask(members: np.ndarray, seed: int = 0, num_queries: int = 1) -> list[int]:
+    arm = compiled_arm(CONFIG, ITEMS, PROMPT_IDS)
+    valid = jnp.asarray(ITEMS >= 0)
+    log_probs = jnp.asarray(members[:, np.maximum(ITEMS, 0)], jnp.float32)
+    chosen = arm(jax.random.key(seed), log_probs, valid=valid, num_queries=num_queries)
+    return [int(q) for q in chosen]
+
+
+def drops_of(members: np.ndarray) -> np.ndarray:
+    """Returns the drop of the variance within the prompts by every pair, over distinct texts."""
+    weights = np.where(PROMPT_IDS == 0, 1 / 6, 1 / 8)
+    centred = members.astype(np.float64)
+    for prompt in (0, 1):
+        own = prompt == PROMPT_IDS
+        centred[:, own] -= centred[:, own].mean(axis=1, keepdims=True)
+    covariance = np.cov(centred.T)
+    shrunk = (1 - shrinkage(4)) * covariance
+    np.fill_diagonal(shrunk, np.diagonal(covariance))
+    drops = []
+    for i, j in PAIRS:
+        square = 1 + np.pi / 8 * (shrunk[i, i] + shrunk[j, j] - 2 * shrunk[i, j])
+        p = softmax(centred.mean(axis=0)[[i, j]] / np.sqrt(square))[0]
+        drops.append(p * (1 - p) / square * weights @ np.square(shrunk[:, i] - shrunk[:, j]))
+    return np.array(drops)
+
+
+def test_every_prompt_has_the_same_weight_and_a_text_with_copies_no_more_than_others():
+    weights = np.exp(law_of_prompts(ITEMS, PROMPT_IDS))
+    np.testing.assert_array_equal(weights[-1], 0.0)
+    by_text = np.bincount(ITEMS[:-1].ravel(), weights[:-1].ravel())
+    np.testing.assert_allclose(by_text, [1 / 3] * 3 + [1 / 4] * 4)
+
+
+def test_the_weights_of_a_part_of_the_pool_are_those_of_its_texts():
+    weights = np.exp(law_of_prompts(np.array([[0, 1], [0, 2], [3, 6]]), PROMPT_IDS))
+    np.testing.assert_allclose(weights, [[1 / 6, 1 / 3], [1 / 6, 1 / 3], [1 / 2, 1 / 2]])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_copies_of_a_text_are_one_document(seed):
+    members = log_probs_of(seed)
+    assert ask(members) == [int(np.argmax(drops_of(members)))]
+
+
+def test_how_likely_a_prompt_s_texts_are_together_tells_nothing():
+    members = log_probs_of(0)
+    shifts = np.random.default_rng(1).normal(-30, 10, size=(4, 2))
+    asked = ask(members, num_queries=5)
+    assert len(set(asked)) == 5 and len(PAIRS) not in asked
+    assert ask(members + shifts[:, PROMPT_IDS], num_queries=5) == asked
+
+
+def test_v_optimal_draws_as_many_candidates_as_its_covariance_may_hold():
+    num = lambda arm="v_optimal", **flags: num_candidates(ProposeConfig(arm=arm, **flags))
+    assert [num(num_candidates=c) for c in (40, 2000)] == [40, 1000]
+    assert num(num_candidates=2000, num_responses=4) == 500
+    assert num(num_candidates=2000, num_queries=1500) == 1500
+    assert num(num_candidates=2000, arm="joint_infomax") == 2000
