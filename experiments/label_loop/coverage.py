@@ -16,7 +16,8 @@ from shatter.cli.label.propose import asked_items
 
 FILE = "rounds.json"
 Rounds = list[dict[str, Any]]
-"""Of every round the `labels`, the `pool_loss`, and the `estimates` of its forecast or none."""
+"""Of every round the `labels`, the `pool_loss` (NaN where every pair was asked), and the
+`estimates` of its forecast or none."""
 
 
 class Check(NamedTuple):
@@ -37,7 +38,8 @@ def pool_loss(project: Project) -> float:
     """Returns the expected log-loss of a random vote on a random pair that was not asked, nats.
 
     It is what the audits estimate: the pair is one with recorded votes, the vote is drawn in
-    proportion to their weights, and votes for neither text do not count.
+    proportion to their weights, and votes for neither text do not count. It is NaN if every such
+    pair was asked.
     """
     asked = asked_items(project, known_queries(project.folder))
     pairs, votes = [], []
@@ -46,6 +48,8 @@ def pool_loss(project: Project) -> float:
             pairs.append(items)
             wins = [weights.get(ranks, 0.0) for ranks in ((1, 2), (2, 1))]
             votes.append(np.array(wins) / sum(weights.values()))
+    if not np.sum(votes):
+        return float("nan")
     members = utilities(project, np.arange(len(project.pool.items)))[:, np.array(pairs)]
     mixture = logsumexp(log_softmax(members, axis=-1), axis=0) - np.log(len(members))
     return float(-np.sum(np.array(votes) * mixture) / np.sum(votes))
@@ -68,9 +72,10 @@ def note_round(project: Project, until: float | None) -> None:
 
 
 def read_rounds(folder: Path) -> Rounds:
-    """Returns what was recorded of a project's rounds; JSON has null for inf."""
+    """Returns what was recorded of a project's rounds; JSON has null for inf and NaN."""
     rounds: Rounds = run_folder.read_json(folder / FILE, list)
     for row in rounds:
+        row["pool_loss"] = np.nan if row["pool_loss"] is None else row["pool_loss"]
         row["estimates"] = {
             name: {end: np.inf if value is None else value for end, value in estimate.items()}
             for name, estimate in row["estimates"].items()
@@ -82,7 +87,7 @@ def checks_of(seeds: Sequence[Rounds], until: float | None) -> dict[str, list[Ch
     """Returns every estimate with what was found later, by what it is about.
 
     The gain is compared with its mean over the seeds and over the rounds before, then and after,
-    because a single one is mostly chance.
+    because a single one is mostly chance. Nothing is compared with a loss that is NaN.
     """
     found: dict[str, list[Check]] = {}
     losses = np.array([[row["pool_loss"] for row in rounds] for rounds in seeds])
@@ -102,7 +107,8 @@ def checks_of(seeds: Sequence[Rounds], until: float | None) -> dict[str, list[Ch
                 reached = (is_later or [rounds[-1]["labels"]])[0]
                 truths[name] = Check(estimates.get(name, {}), reached - row["labels"], not is_later)
             for name, check in truths.items():
-                found.setdefault(name, []).extend([check] if check.estimate else [])
+                is_known = bool(check.estimate) and np.isfinite(check.truth)
+                found.setdefault(name, []).extend([check] if is_known else [])
     return found
 
 

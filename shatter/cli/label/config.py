@@ -171,10 +171,12 @@ class LearnConfig:
     """Project folder."""
 
     until: float | None = None
-    """Log-loss a vote, nats. Say how many labels are needed to it."""
+    """Log-loss a vote on a random pair of the pool, nats. Say how many labels are needed to it."""
 
     until_share_kl: float | None = None
-    """KL(people's shares || prediction), nats. Say how many labels are needed to it."""
+    """Nats. Say how many labels are needed until this is left of the part of the log-loss that
+    labels can take away. It is below the share_kl of the held-out files, which is all of
+    KL(people's shares || prediction), also what this learner can never represent."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,6 +31,10 @@ class NoForecast(Exception):
 class Forecast(NamedTuple):
     """What the audits say. Labels are answers that the members learn from.
 
+    The losses are those of a random pair of the pool, whether it was asked or not, whatever the
+    number of responses of the audits, because the share of the claims that is real is taken to be
+    the same for every query. Audits themselves are drawn among what was not asked.
+
     Attributes:
       audits: how many audits have an answer that names one best completion.
       labels: how many labels there are.
@@ -38,8 +42,8 @@ class Forecast(NamedTuple):
       estimates: by what they are about: `real_share`, the share of the members' claims that is
         real; `loss`, the log-loss of a vote now; `next_loss`, after the next batch; `gain`, what
         the next batch is expected to take off; `left`, what further labels can take off in all,
-        nats; and the number of further labels to each level
-        asked for, inf = not within `HORIZON` times the labels so far.
+        nats; and the number of further labels to each level asked for, inf = not within `HORIZON`
+        times the labels so far.
     """
 
     audits: int
@@ -79,18 +83,8 @@ def make_forecast(
             f"expected {evaluation.LEAST_AUDITS} or more; propose with --audit_share above 0 and "
             "answer"
         )
-    labels, times = _times(project)
     rng = np.random.default_rng(project.config.seed)
-    share = evaluation.real_share(losses, claims)
-    curves = evaluation.learning_curves(
-        labels,
-        [row["pool/coin"] for row in times],
-        [row["pool/expected"] for row in times],
-        times[-1]["pool/regret"],
-        share,
-        rng=rng,
-        num_draws=NUM_DRAWS,
-    )
+    curves = _curves(project, evaluation.real_share(losses, claims), rng)
     batch = _next_batch(queries)
     after = evaluation.loss_after(curves, batch)
     draws = {
@@ -99,19 +93,41 @@ def make_forecast(
         "next_loss": after + curves.jitter * rng.standard_normal(NUM_DRAWS),
         "gain": curves.loss - after,
         "left": curves.left,
+        **_labels_to_levels(curves, until, until_share_kl),
     }
+    estimates = {name: estimate(some) for name, some in draws.items()}
+    return Forecast(len(losses), int(curves.labels), batch, estimates)
+
+
+def _curves(
+    project: Project, share: evaluation.Share, rng: np.random.Generator
+) -> evaluation.Curves:
+    """Returns learning curves that fit the measures of the project's members up to now."""
+    labels, times = _times(project)
+    return evaluation.learning_curves(
+        labels,
+        [row["pool/coin"] for row in times],
+        [row["pool/expected"] for row in times],
+        times[-1]["pool/regret"],
+        share,
+        rng=rng,
+        num_draws=NUM_DRAWS,
+    )
+
+
+def _labels_to_levels(
+    curves: evaluation.Curves, until: float | None, until_share_kl: float | None
+) -> dict[str, np.ndarray]:
+    """Returns how many more labels each curve needs to the levels asked for, by their names."""
     levels: dict[str, float | np.ndarray] = {}
     if until is not None:
         levels[f"labels to a log-loss of {until:g}"] = until
     if until_share_kl is not None:
-        end = curves.loss - curves.left
-        levels[f"labels to a share_kl of {until_share_kl:g}"] = end + until_share_kl
-    for name, level in levels.items():
-        more = evaluation.labels_to(curves, level)
-        draws[name] = np.where(more > HORIZON * labels[-1], np.inf, more)
-    return Forecast(
-        len(losses), int(labels[-1]), batch, {name: estimate(d) for name, d in draws.items()}
-    )
+        levels[f"labels to a share_kl of {until_share_kl:g}"] = (
+            curves.loss - curves.left + until_share_kl
+        )
+    more = {name: evaluation.labels_to(curves, level) for name, level in levels.items()}
+    return {name: np.where(n > HORIZON * curves.labels, np.inf, n) for name, n in more.items()}
 
 
 def advice(project: Project, least_gain: float) -> str:
@@ -135,10 +151,15 @@ def advice(project: Project, least_gain: float) -> str:
     why = f"(80%, by {found.audits} audits after {found.labels} labels)"
     if gain["high80"] >= least_gain:
         return f"{said} {why}"
+    all_left = f"[{left['low80']:.4f}, {left['high80']:.4f}]"
+    cause = (
+        f"because all further labels together would lower it by {all_left}: you may stop here"
+        if left["high80"] < least_gain
+        else f"because the curve is slow: many more labels would still bring {all_left}"
+    )
     return (
-        f"{said} {why}, which is less than --least_gain={least_gain:g}, because all further labels "
-        f"together would lower it by [{left['low80']:.4f}, {left['high80']:.4f}]: you may stop "
-        "here; the batch is proposed all the same"
+        f"{said} {why}, which is less than --least_gain={least_gain:g}, {cause}; the batch is "
+        "proposed all the same"
     )
 
 

@@ -1,10 +1,5 @@
 """Chooses which comparisons to put to people next."""
 
-import functools
-from collections.abc import Callable
-from functools import partial
-from typing import Any, get_args
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +7,10 @@ import numpy as np
 from shatter import exploration
 from shatter.cli.common.binary import UsageError
 from shatter.cli.label.answers import check_known, read_events, standing_events
+from shatter.cli.label.arms import compiled_arm, num_candidates
 from shatter.cli.label.audits import draw_audits, num_audits, with_audits
 from shatter.cli.label.checkpoints import checkpoint_folder
-from shatter.cli.label.config import ArmName, ProposeConfig
+from shatter.cli.label.config import ProposeConfig
 from shatter.cli.label.folder import (
     answer_file,
     import_command,
@@ -26,22 +22,7 @@ from shatter.cli.label.keys import Use, project_key
 from shatter.cli.label.pool import draw_queries
 from shatter.cli.label.project import Project, item_key, members_hash, utilities
 from shatter.cli.label.queries import AUDIT, TextQuery, is_audit, write_queries
-from shatter.exploration import QueryArm
-from shatter.types import Array, item_query
-
-ARMS: dict[str, QueryArm] = {
-    "random": exploration.uniform_queries,
-    "boltzmann": exploration.boltzmann_queries,
-    "thompson": exploration.thompson_queries,
-    "double_thompson": exploration.double_thompson_queries,
-    "infomax": exploration.infomax_queries,
-    "variance": exploration.variance_queries,
-    "joint_infomax": exploration.joint_infomax_queries,
-    "v_optimal": exploration.v_optimal_choices,
-}
-assert tuple(ARMS) == get_args(ArmName)
-TEMPERED = ("boltzmann",)  # arms with a temperature
-MOST_RESPONSES = {"v_optimal": 2000}  # of all candidates, for arms that hold their covariance
+from shatter.types import item_query
 
 
 def propose(project: Project, config: ProposeConfig, *, recorded: bool = False) -> list[TextQuery]:
@@ -159,14 +140,6 @@ def _draw(
     return choices
 
 
-def num_candidates(config: ProposeConfig) -> int:
-    """Returns among how many comparisons a batch is chosen."""
-    most = MOST_RESPONSES.get(config.arm)
-    if most is None:
-        return config.num_candidates
-    return min(config.num_candidates, max(most // config.num_responses, config.num_queries))
-
-
 def _choose(
     project: Project,
     config: ProposeConfig,
@@ -192,8 +165,7 @@ def _choose(
     chosen: list[int] = []
     if num_chosen := config.num_queries - len(audits):
         free = queries.valid.at[np.array(audits, int)].set(False)
-        is_law = project.config.ensemble == "adapters" and project.config.utility == "sum"
-        arm = _compiled(config.arm, is_law, config.temperature)
+        arm = compiled_arm(config, items, np.array(project.pool.prompt_ids))
         chosen = [int(q) for q in arm(key, log_probs, valid=free, num_queries=num_chosen)]
     return with_audits(config, number, chosen, audits), gains
 
@@ -206,14 +178,6 @@ def _not_finite(project: Project) -> str:
         folder = checkpoint_folder(project.folder, project.state.num_updates)
         mend = f"delete {folder} to go on from the ensemble before; or {mend}"
     return f"--project: the members' utilities are not finite, so no query can be chosen: {mend}"
-
-
-@functools.cache
-def _compiled(name: ArmName, is_law: bool, temperature: float) -> Callable[..., Array]:
-    """Returns the compiled arm of a name; v_optimal's is another where utilities are log-probs."""
-    arm = exploration.v_optimal_queries if name == "v_optimal" and is_law else ARMS[name]
-    settings: dict[str, Any] = {"temperature": temperature} if name in TEMPERED else {}
-    return jax.jit(partial(arm, **settings), static_argnames="num_queries")
 
 
 _gains = jax.jit(exploration.query_information_gain)

@@ -40,7 +40,8 @@ class TextQuery(NamedTuple):
       item_ids: `[K]`, the numbers of the completions in the pool; empty = they are not of the pool.
       round: the round in which it was proposed; "import" if it was imported.
       arm: the name of the arm that chose it; `AUDIT` = it was drawn at random and is kept apart.
-      score: the score by which it was chosen, in the units of the arm.
+      score: the expected information of its answer about which member is right, nats, whatever the
+        arm.
       model: sha256 of the model that chose it.
       seed: the seed of the project that proposed it.
       budget: the number of queries of its round.

@@ -12,6 +12,7 @@ from scipy.special import softmax
 from experiments.label_loop import coverage, loop
 from experiments.label_loop.config import Config, check
 from experiments.label_loop.coverage import Check
+from shatter.cli.common import run_folder
 from shatter.cli.common.binary import UsageError
 from shatter.cli.label.folder import known_queries
 from shatter.cli.label.project import open_project, utilities
@@ -50,6 +51,26 @@ def test_estimates_meet_what_was_found_later():
     with console.capture() as said:
         console.print(coverage.table({"loss": found["loss"]}, "title"))
     assert "loss │      2 │     1.00 │     1.00 │" in said.get()
+
+
+def test_nothing_is_compared_with_the_loss_of_a_pool_that_was_asked_whole(tmp_path: Path):
+    guess = {"loss": estimate(0.7), "next_loss": estimate(0.6), "gain": estimate(0.05)}
+    losses = (0.69, 0.64, 0.6, float("nan"))
+    rounds = [row(10 * n, loss, **guess) for n, loss in enumerate(losses, start=1)]
+    run_folder.write_json(tmp_path / coverage.FILE, rounds)
+    found = coverage.checks_of([coverage.read_rounds(tmp_path)], None)
+    assert [check.truth for check in found["loss"]] == [0.69, 0.64, 0.6]
+    assert [check.truth for check in found["next_loss"]] == [0.64, 0.6]
+    np.testing.assert_allclose([check.truth for check in found["gain"]], [0.045])
+
+
+def test_a_pool_that_was_asked_whole_has_no_loss(loop_config, tmp_path: Path, monkeypatch):
+    pool = write(tmp_path / "rows.jsonl", ROWS[:4])
+    config = dataclasses.replace(loop_config(), pool=pool, project=str(tmp_path / "run"))
+    project = open_project(config)
+    assert np.isfinite(coverage.pool_loss(project))
+    monkeypatch.setattr(coverage, "asked_items", lambda *_: set(project.pool.rows))
+    assert np.isnan(coverage.pool_loss(project))
 
 
 def test_a_truth_that_is_a_lower_bound_is_held_from_above():
