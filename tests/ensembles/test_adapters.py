@@ -70,6 +70,7 @@ def test_the_prior_is_as_documented(float64):
     np.testing.assert_allclose(a.var() * 3 * 8, 1, atol=6 / np.sqrt(len(a)))
 
 
+@pytest.mark.slow
 def test_the_penalty_is_the_documented_one(float64):
     shared, own = build()
     penalty = jax.jit(make(shared).penalty)

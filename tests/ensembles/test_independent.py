@@ -106,6 +106,7 @@ def test_anchors_are_drawn_around_the_pretrained_model():
     np.testing.assert_allclose(noise.std(axis=0), 1, atol=4.5 / np.sqrt(4000))
 
 
+@pytest.mark.slow
 def test_members_start_at_their_draws_or_at_the_pretrained_model(float64):
     make = partial(anchored, LM, jnp.asarray(PRETRAINED), num_members=4, prior_scale=0.7)
     anchors = jax.jit(make().init)(jax.random.key(0))[1]

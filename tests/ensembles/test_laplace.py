@@ -74,6 +74,7 @@ def test_weights_counts_and_repeated_rows_are_the_same(float64):
         np.testing.assert_allclose(other.covariance, by_weight.covariance, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_every_step_goes_down_from_anywhere_and_a_separable_problem_is_solved(float64):
     rng = np.random.default_rng(2)
     features = 20.0 * rng.normal(size=(40, 2, NUM_FEATURES))
@@ -100,6 +101,7 @@ def test_without_choices_the_belief_is_the_prior(float64):
     np.testing.assert_allclose(fit.covariance, SCALE**2 * np.eye(NUM_FEATURES), atol=1e-15)
 
 
+@pytest.mark.slow
 def test_vmapped_fits_are_the_fits_one_by_one_in_float32_too():
     features, shares, valid, weights = problem()
     features, shares = features.astype(np.float32), shares.astype(np.float32)

@@ -120,6 +120,7 @@ def law_gain(log_probs, laws):
     return np.sum(joint * np.log(joint / apart), axis=(-2, -1))
 
 
+@pytest.mark.slow
 def test_information_about_the_law_is_the_mutual_information_of_answer_and_document(float64):
     laws = np.random.default_rng(5).normal(scale=1.5, size=(5, 9))
     gain = jax.jit(law_information_gain)

@@ -143,6 +143,7 @@ def test_information_gain_is_the_entropy_that_members_do_not_share(float64):
     np.testing.assert_allclose(score(1e-7 * LOG_PROBS, valid=everything), 0, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_a_pair_has_the_gain_and_the_variance_of_a_pair(float64):
     candidates = jnp.asarray(LOG_PROBS[:, :, 0])
     pairs = np.array([*combinations(range(Q), 2)])
@@ -357,6 +358,7 @@ def test_batches_differ_can_be_asked_and_follow_the_key(arm):
     ask(arm, np.where(np.arange(K) == 1, np.nan, GARBAGE), error="hold a NaN")
 
 
+@pytest.mark.slow
 @every_arm
 def test_members_that_agree_leave_it_to_the_key(arm):
     agree = np.broadcast_to(LOG_PROBS[:1], (M, Q, K))

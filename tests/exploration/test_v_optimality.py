@@ -429,6 +429,7 @@ def test_all_documents_as_candidates_are_all_documents_as_texts(float64):
             np.testing.assert_array_equal(np.sort(found, axis=-1), np.sort(expected, axis=-1))
 
 
+@pytest.mark.slow
 def test_a_linear_belief_is_that_of_many_members(float64):
     rng = np.random.default_rng(9)
     size, num_members = 3, 40_000

@@ -66,6 +66,7 @@ def test_audits_are_drawn_uniformly_and_stand_anywhere():
     assert all(batch[batch < 8].tolist() == list(range(6)) for batch in batches)
 
 
+@pytest.mark.slow
 def test_a_batch_with_audits_is_the_same_in_every_call(config):
     config = half(config)
     first = propose(open_project(config), config)
@@ -84,6 +85,7 @@ def test_a_batch_with_audits_is_the_same_in_every_call(config):
     assert not any(map(is_audit, other)) and other[0].round == 1
 
 
+@pytest.mark.slow
 def test_audits_are_never_learned_from(config):
     config = half(config)
     propose(open_project(config), config)
@@ -113,6 +115,7 @@ def test_answers_to_audits_alone_teach_nothing(config, capsys):
     assert "no forecast: 1 audits have an answer" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["answers", "export"])
 def test_audits_stay_audits_in_another_project(audited, tmp_path, way):
     another = dataclasses.replace(audited, project=str(tmp_path / "another"), num_queries=1)

@@ -59,6 +59,7 @@ def entropy_drop(parameters, rate, gap):
     return (np.linalg.slogdet(parameters)[1] - after) / 2
 
 
+@pytest.mark.slow
 def test_a_batch_is_that_of_the_covariances_of_all_pairs(float64):
     given = belief()
     valid = np.ones((NUM_PAIRS, 2), bool)

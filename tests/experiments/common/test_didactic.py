@@ -33,7 +33,10 @@ def test_a_space_too_large_is_refused():
         check_documents(4, 4, most=255)
 
 
-@pytest.mark.parametrize(("vocab_size", "max_length"), [(4, 3), (3, 1), (2, 4)])
+@pytest.mark.parametrize(
+    ("vocab_size", "max_length"),
+    [(4, 3), *[pytest.param(*sizes, marks=pytest.mark.slow) for sizes in [(3, 1), (2, 4)]]],
+)
 def test_a_table_has_its_law_without_looking_up_prefixes(vocab_size, max_length, float64):
     world = make_world("tabular", vocab_size=vocab_size, max_length=max_length)
     params = world.table.init(jax.random.key(0))
