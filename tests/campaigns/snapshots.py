@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from shatter.cli.common.run_folder import CHECKSUM
 from shatter.cli.finetune.config import FREE
 
 VARYING = ("seconds", "tokens_per_second", "time", "event_id", "template_date")
@@ -47,11 +48,14 @@ def snapshot(folder: Path) -> dict[str, Any]:
 
 
 def _compared(record: Any) -> Any:
-    """Returns the flags that a run has recorded, without those that no later command compares."""
+    """Returns the flags that a run has recorded, without those that no later command compares.
+
+    The checksum is of all of them; the next command compares it.
+    """
     if not isinstance(record, dict):
         return record
     is_finetune = {"objective", "dataset_name", "output_dir"} <= record.keys()
-    uncompared = FREE if is_finetune else ("run_dir",)
+    uncompared = (*(FREE if is_finetune else ("run_dir",)), CHECKSUM)
     return {name: value for name, value in record.items() if name not in uncompared}
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import math
@@ -17,6 +18,9 @@ import numpy as np
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.locks import LOCK, alone
 from shatter.data.atomic import remove_unfinished, replacing, write_atomically
+
+CHECKSUM = "checksum"
+"""The field of config.json by which a flipped bit in a flag that may differ is found."""
 
 CSV_COLUMNS = ("setting", "objective", "arm", "seed", "step", "metric", "value")
 
@@ -69,7 +73,7 @@ def begin_or_resume(
       path: the folder.
       config: a frozen dataclass.
       free: its fields that may differ between a run and its resumption. They are recorded, as the
-        command that began the run gave them, and not compared.
+        command that began the run gave them, and not compared; a checksum finds damage in them.
       apart: its fields that are recorded elsewhere; they are neither written nor compared.
       flag: the flag that names the folder, for messages.
       **facts: what else a resumed run must share. A fact that an older version did not record is
@@ -86,6 +90,8 @@ def begin_or_resume(
     remove_unfinished(folder)
     fields = json.loads(json.dumps(dataclasses.asdict(config)))
     record = {name: value for name, value in fields.items() if name not in apart} | facts
+    if free:  # which nothing else would find damaged
+        record[CHECKSUM] = _checksum(record)
     file = folder / "config.json"
     if not file.exists():
         if any(content.name != LOCK for content in folder.iterdir()):
@@ -96,11 +102,16 @@ def begin_or_resume(
         write_json(file, record)
         return folder
     earlier = read_json(file, mend=f"delete the folder, or choose another {flag}")
+    if earlier.get(CHECKSUM, _checksum(earlier)) != _checksum(earlier):
+        raise UsageError(
+            f"{file} is damaged or was changed by hand (its {CHECKSUM} does not fit): delete the "
+            f"folder, or choose another {flag}; or delete the line with the {CHECKSUM}"
+        )
     new_facts = facts.keys() - fields.keys() - earlier.keys()
     # A flag that the earlier run's version did not have had no effect, as it has at its default.
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     unset = {name for name in fields if getattr(config, name) == defaults[name]} - earlier.keys()
-    names = sorted((earlier.keys() | record.keys()) - {*apart, *new_facts, *unset})
+    names = sorted((earlier.keys() | record.keys()) - {CHECKSUM, *apart, *new_facts, *unset})
     differing = [name for name in names if earlier.get(name) != record.get(name)]
     counting = [name for name in differing if name not in free]
     if counting:
@@ -117,6 +128,12 @@ def begin_or_resume(
     for inner, _, _ in os.walk(folder):
         remove_unfinished(inner)
     return folder
+
+
+def _checksum(record: dict[str, Any]) -> str:
+    """Returns the sha256 of a record, its own checksum left out."""
+    rest = {name: value for name, value in _finite(record).items() if name != CHECKSUM}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -26,10 +26,27 @@ def opened(path, config=Config()):
 
 def test_a_folder_is_made_and_opened_again_with_the_same_config(tmp_path):
     folder = opened(tmp_path / "run")
-    record = {"run_dir": "unused", "num_seeds": 3, "arms": ["a"]}
-    assert json.loads((folder / "config.json").read_text()) == record
+    record = json.loads((folder / "config.json").read_text())
+    flags = {"run_dir": "unused", "num_seeds": 3, "arms": ["a"]}
+    assert record == flags | {"checksum": record["checksum"]}
     assert opened(folder, Config(run_dir="elsewhere")) == folder
     assert json.loads((folder / "config.json").read_text()) == record
+
+
+@dataclasses.dataclass(frozen=True)
+class WithUnset(Config):
+    note: str | None = None
+
+
+@pytest.mark.parametrize("damage", [("unused", "unuzed"), ("run_dir", "rum_dir"), ("note", "nota")])
+def test_damage_is_found_in_flags_that_may_differ_or_are_not_set(tmp_path, damage):
+    """A name whose value is null would else be taken for a flag of an older version."""
+    folder = opened(tmp_path / "run", WithUnset())
+    file = folder / "config.json"
+    file.write_text(file.read_text().replace(*damage))
+    with pytest.raises(UsageError, match=r"config\.json is damaged or was changed by hand"):
+        opened(folder, WithUnset())
+    assert damage[1] in file.read_text()
 
 
 def test_a_folder_of_an_older_version_is_opened(tmp_path):

@@ -268,7 +268,13 @@ def test_files_may_be_given_by_other_paths_on_resumption(config, tmp_path):
         run.finetune(config, load_task(config))
     record = json.loads((Path(config.output_dir) / "config.json").read_text())
     names = {field.name for field in dataclasses.fields(Config)}
-    assert record.keys() == names | {"batch_size", "weights", "data", "held_out"}
+    assert record.keys() == names | {
+        "batch_size",
+        "weights",
+        "data",
+        "held_out",
+        "checksum",
+    }
     shutil.copytree(config.model_name_or_path, tmp_path / "moved")
     moved = dataclasses.replace(
         config,
@@ -298,7 +304,7 @@ def test_the_record_of_an_older_version_is_read(config):
         run.finetune(config, task)
     file = Path(config.output_dir) / "config.json"
     record = json.loads(file.read_text())
-    for name in ("output_dir", "save_steps", "logging_steps", "dry_run", "held_out"):
+    for name in ("output_dir", "save_steps", "logging_steps", "dry_run", "held_out", "checksum"):
         del record[name]
     for name in ("mesh", "multihost", "batch_size", "heartbeat_timeout"):
         del record[name]
