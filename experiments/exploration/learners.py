@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -127,26 +127,25 @@ def _learner(
     ensemble: ensembles.Ensemble,
     law: Callable[[Params, Params], Array],
 ) -> training.Interaction:
-    num_responses = config.num_responses or 2
-    shown = exploration.pool_candidates(
-        world.space[0][:num_responses], world.space[1][:num_responses]
-    )
-
     def score(shared: Params, own: Params, responses: Query) -> Array:
         log_probs, items = law(shared, own), responses.item_ids
         # One look-up a response: the gradient of a look-up of pairs takes three times as long.
         return jnp.stack([log_probs[items[..., k]] for k in range(items.shape[-1])], axis=-1)
 
-    def propose(*_: Any) -> Query:
-        raise NotImplementedError("queries are proposed from both learners together")
-
+    # Alone it would ask at random; in a run an arm asks in its place.
+    propose = training.pair_proposer(
+        lambda *_: exploration.pool_candidates(*world.space),
+        score,
+        exploration.uniform,
+        num_queries=config.queries_per_round,
+        num_responses=config.num_responses or 2,
+    )
     return training.interaction(
         ensemble,
         propose=propose,
         score=score,
         loss=losses.ilhf_ranking_loss,
         optimizer=optax.adam(config.learning_rate * (1.0 if is_table else LEARNING_RATE_RATIO)),
-        query=shown,
         capacity=config.queries_per_round * config.num_rounds,
         num_steps=config.num_steps,
     )
