@@ -121,7 +121,7 @@ def divide(
 
 
 def _votes(pairs: Pairs, local: dict[Item, int]) -> Votes:
-    numbers = np.array([local.setdefault(item, len(local)) for item in pairs.items])
+    numbers = np.array([local.setdefault(item, len(local)) for item in pairs.items], int)
     return Votes(numbers[pairs.compared], pairs.votes.astype(np.float32))
 
 

@@ -56,12 +56,13 @@ def _labels(config: Config, rows: list[dict]) -> Table:
 def _quality(config: Config, rows: list[dict]) -> Table:
     first = rows[0]
     table = Table(title=f"{config.dataset}, {first['ensemble']}: before and after, mean [95%]")
-    for title in ("arm", *MEASURES, "answers that decided"):
+    names = [name for name in MEASURES if name in first["before"]]
+    for title in ("arm", *names, "answers that decided"):
         table.add_column(title)
     for row in rows:
-        after = [four(row["after"][name]) for name in MEASURES]
+        after = [four(row["after"][name]) for name in names]
         table.add_row(row["arm"], *after, f"{row['after']['decided']['mean']:.0f}")
-    before = [f"{first['before'][name]['mean']:.4f}" for name in MEASURES]
+    before = [f"{first['before'][name]['mean']:.4f}" for name in names]
     table.add_row("(before)", *before, "0")
     return table
 
