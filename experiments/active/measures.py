@@ -18,7 +18,7 @@ def measures(
     key: Key,
     choices: Callable[[Array], Array],
     members: Callable[[Array], Array],
-    known: Votes,
+    known: Votes | None,
     new: Votes,
     joint: Votes,
 ) -> Metrics:
@@ -28,7 +28,7 @@ def measures(
       key: draws the joint labels; the same for all rounds and arms.
       choices: `(items[P, 2]) -> [P, 2]`, the predicted log-probs of both texts of pairs.
       members: `(items[P, 2]) -> [M, P, 2]`, the members' utilities, nats.
-      known: pairs of texts that the pool has too, with votes; none = its measures are left out.
+      known: pairs of texts that the pool has too, with votes; None = its measures are left out.
       new: pairs of texts that the pool does not have, with votes.
       joint: pairs by which the joint log-loss and the disagreement are measured; each has votes
         that decide.
@@ -41,7 +41,7 @@ def measures(
       and count (votes). joint_log_loss, of 10 labels of 2 pairs, nats. disagreement, nats.
     """
     of_new = _marginal(choices(new.items), new)
-    of_known = _marginal(choices(known.items), known) if len(known.votes) else {}
+    of_known = _marginal(choices(known.items), known) if known is not None else {}
     utilities = members(joint.items)
     votes = joint.votes[:, :2]
     law = finite_logs(jnp.log(votes / jnp.sum(votes, axis=-1, keepdims=True)))

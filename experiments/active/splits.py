@@ -36,7 +36,7 @@ class Division(NamedTuple):
       pool: pairs that may be asked; their items are indices of `texts`.
       judged: int `[E]`, the texts of the pairs to judge by, as indices of `texts`.
       known: held-out pairs of texts that the pool has too; their items are indices of `judged`, as
-        in `new` and `joint`.
+        in `new` and `joint`. None = the data set has no such pairs.
       new: held-out pairs of texts of which the pool has neither.
       joint: `JOINT_PAIRS` pairs drawn with replacement from those of `new` that have a vote for one
         of the two.
@@ -46,7 +46,7 @@ class Division(NamedTuple):
     in_pool: AnyArray
     pool: Votes
     judged: AnyArray
-    known: Votes
+    known: Votes | None
     new: Votes
     joint: Votes
 
@@ -78,7 +78,10 @@ def load_divisions(
         divisions.append(
             divide(judgements.train, judgements.known, judgements.new, items, rng, held_out_pairs)
         )
-    return list(items), _stacked(divisions)
+    stacked = _stacked(divisions)
+    if stacked.known is not None and not stacked.known.votes.size:
+        stacked = stacked._replace(known=None)  # `jax.lax.map` cannot cut arrays without rows
+    return list(items), stacked
 
 
 def divide(

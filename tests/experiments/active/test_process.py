@@ -9,6 +9,7 @@ import pytest
 from scipy.special import expit, log_expit, logsumexp
 from scipy.stats import binom
 
+from experiments.active import splits
 from experiments.active.arms import ARMS
 from experiments.active.config import CHUNK_ROUNDS, Config, Setting
 from experiments.active.measures import JOINT_DRAWS, measures
@@ -16,6 +17,7 @@ from experiments.active.process import Problem, make_process
 from experiments.active.splits import Division, Votes
 from experiments.common.chunks import run_seeds
 from experiments.judgements import baselines
+from experiments.judgements.datasets import Judgements
 from shatter import choice, ensembles, training
 from shatter.data import Row
 from shatter.types import item_query
@@ -180,6 +182,23 @@ def test_passive_asks_in_proportion_to_the_frozen_models_likings():
     weights[-3:] = 0  # no votes
     law = weights / weights.sum()
     assert np.all(np.abs(times - law) <= 4.5 * np.sqrt(law * (1 - law) / num) + 1e-9)
+
+
+def test_a_data_set_may_have_no_held_out_pairs_of_known_items(monkeypatch, tmp_path):
+    judgements = lambda *_, **__: Judgements(rows_of("pool", 40), [], rows_of("new", 8), "")
+    rows_of = lambda name, num: [Row(name, (f"a{n}", f"b{n}"), (1, 2)) for n in range(num)]
+    monkeypatch.setattr(splits, "load_judgements", judgements)
+    texts, division = splits.load_divisions("any", (0, 1), data_dir=None, held_out_pairs=0)
+    assert division.known is None
+    features = np.random.default_rng(0).normal(size=(2, len(texts), WIDTH)).astype(np.float32)
+    inputs = problems((0, 1))._replace(
+        table={"features": features}, log_prob=features[..., 0], division=division
+    )
+    metrics = run_seeds(
+        make_process(TINY, "infomax"), inputs, tmp_path, TINY.plan(), seeds_at_once=1
+    )
+    assert np.all(metrics["new_log_loss"] > 0)
+    assert not [name for name in metrics if name.startswith("known")]
 
 
 @pytest.mark.parametrize(("learns", "arm"), [(TINY, "infomax"), (LAPLACE, "v_optimal")])

@@ -11,7 +11,6 @@ from scipy.special import log_softmax
 
 from experiments.active import splits
 from experiments.active.config import Config, settings
-from experiments.active.measures import measures
 from shatter import ensembles, evaluation, models
 from shatter.cli.common import frozen, learners
 from shatter.cli.common.prior_scale import adapter_prior_scale
@@ -126,15 +125,3 @@ def test_a_division_keeps_pairs_and_votes():
     assert {tuple(pair) for pair in judged(found.joint)} == {("x", "y")}
     assert found.joint.votes.shape == (splits.JOINT_PAIRS, 3)
     assert [own[n] for n in np.flatnonzero(found.in_pool)] == ["a", "b", "c"]
-
-
-def test_a_division_may_have_no_pair_of_known_items():
-    train, new = rows_of([("a", "b", (3, 1, 0))]), rows_of([("x", "y", (0, 4, 0))])
-    found = splits.divide(train, [], new, {}, np.random.default_rng(0), 0)
-    assert found.known.items.shape == (0, 2) and found.known.items.dtype == found.new.items.dtype
-    of = lambda pairs: jnp.log(jnp.full((len(pairs), 2), 0.5))
-    measured = measures(
-        jax.random.key(0), of, lambda pairs: of(pairs)[None], found.known, found.new, found.joint
-    )
-    assert float(measured["new_log_loss"]) == pytest.approx(np.log(2))
-    assert not [name for name in measured if name.startswith("known")]
