@@ -162,6 +162,7 @@ def test_flags_of_label_loop(looping: loop_config.Config, model_folder: Path, ta
     tally.settle()
 
 
+@pytest.mark.slow
 def test_flags_of_the_other_subcommands(
     labelling: label_config.ProposeConfig, tmp_path: Path, tally: Tally
 ):

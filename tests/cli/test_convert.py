@@ -40,6 +40,7 @@ def logits(folder: Path) -> np.ndarray:
     return np.asarray(models.transformer(config).apply(params, tokens))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["stored", "float32", "bfloat16", "float16"])
 def test_the_type_changes_and_nothing_else(model_folder: Path, tmp_path: Path, dtype: str):
     convert.experiment(Config(str(model_folder), str(tmp_path / "new"), dtype=dtype))

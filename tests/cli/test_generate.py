@@ -106,6 +106,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(config: Config):
         assert rows_of(config) == [json.loads(line) for line in whole.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_of_other_prompts_or_flags_is_not_gone_on_with(config: Config, tmp_path: Path):
     generate.experiment(config)
     other = write(tmp_path / "other.jsonl", [{"prompt": "g"}])

@@ -175,6 +175,7 @@ def test_cache_and_full_forward_pass_draw_the_same():
 PROMPTS = [(2, 0, 1), (0,), (1, 2)]
 
 
+@pytest.mark.slow
 @every_model
 def test_padded_prompts(float64: None, kind: str):
     """With padding on the left or right, of any id: tokens and log-probs as without padding."""
@@ -263,6 +264,7 @@ def test_the_plain_loop():
     np.testing.assert_array_equal(found.tokens.reshape(8, 6), tokens)
 
 
+@pytest.mark.slow
 def test_greedy_is_the_argmax():
     lm = MODELS["transformer"]
     params = make_params(lm)

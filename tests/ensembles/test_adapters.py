@@ -128,6 +128,7 @@ def test_prior_scale_for_computes_few_spreads(float64, spread, scale, most):
     assert len(computed) <= most
 
 
+@pytest.mark.slow
 def test_the_mean_adapter_is_the_mean_of_the_updates(float64):
     shared, own = build()
     merged = [merge(shared, member(own, m), LORA) for m in range(MEMBERS)]

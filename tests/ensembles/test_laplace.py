@@ -29,6 +29,7 @@ def objective(theta, features, shares, valid, weights):
     return jnp.sum(theta**2) / (2 * SCALE**2) - jnp.sum(weights * chosen)
 
 
+@pytest.mark.slow
 def test_the_fit_is_the_minimum_and_its_covariance_the_inverse_of_the_hessian(float64):
     features, shares, valid, weights = problem()
     poisoned = np.where(valid[..., None], features, np.nan)

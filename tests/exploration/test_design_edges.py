@@ -171,6 +171,7 @@ def test_what_little_is_left_to_know_is_still_ranked():
     assert np.mean(np.all(first == last, axis=1)) > 0.97  # s^2 is not quite 1
 
 
+@pytest.mark.slow
 def test_a_member_that_excludes_a_text_and_a_text_that_all_exclude():
     log_probs = LOG_PROBS.copy()
     log_probs[:, 4] = -np.inf

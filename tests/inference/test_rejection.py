@@ -22,6 +22,7 @@ def reward(tokens):
     return jnp.where(tokens[..., -1] == 2, -jnp.inf, waves)
 
 
+@pytest.mark.slow
 def test_posterior_over_documents(float64: None):
     """20,000 draws against p0 exp(r / beta) / Z by enumeration: every document within 4 standard
     errors, and so the share of tries that are accepted, Z exp(-bound).

@@ -292,6 +292,7 @@ def forbidden(params, key, extra):
     return (*clouds, samples)
 
 
+@pytest.mark.slow
 def test_forbidden_documents_in_float32():
     """Z is p0's mass on the allowed documents; weights of zero stay zero, and nothing is NaN."""
     space = make_space(0)

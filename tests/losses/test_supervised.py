@@ -109,6 +109,7 @@ def test_reward_model_ranking_loss_special_cases():
     assert losses[4] == pytest.approx(3.05, abs=5e-3)
 
 
+@pytest.mark.slow
 def test_gradients():
     rev = {"order": 1, "modes": ["rev"]}
     rewards = jnp.asarray(REWARDS[:4])

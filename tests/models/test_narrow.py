@@ -141,6 +141,7 @@ def test_adapters_have_the_gradient_of_the_base_that_it_stands_for(monkeypatch, 
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_narrowed_is_refused():
     params = draw(LLAMA)
     with pytest.raises(ValueError, match="bfloat16 or int8 of narrow weights, found 'int4'"):

@@ -53,6 +53,7 @@ def test_more_tokens_than_slots():
             jax.eval_shape(decode, valid)
 
 
+@pytest.mark.slow
 def test_known_values_that_are_too_long():
     """Outside of jit, padding may exceed the number of positions, and text may not."""
     valid = np.ones((2, 6), bool)

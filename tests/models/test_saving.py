@@ -44,6 +44,7 @@ def read(folder: Path) -> dict[str, str]:
     return {file.name: file.read_text() for file in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_folders_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path: Path):
     """Only temporary folders of the same target go, even if its name is a pattern."""
     target = tmp_path / "m.d+l"

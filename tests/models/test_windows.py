@@ -50,9 +50,8 @@ def random_params(config: TransformerConfig) -> Any:
     return random_like(jax.eval_shape(transformer(config).init, jax.random.key(0)), 0)
 
 
-@pytest.mark.parametrize(
-    ("rope", "longest"), [(CONFIG.rope, 9), pytest.param(None, 2**31 - 1, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("rope", "longest"), [(CONFIG.rope, 9), (None, 2**31 - 1)])
 def test_a_window_as_long_as_the_text_is_none(float64: None, rope: Rope | None, longest: int):
     """A shorter one is not."""
     config = dataclasses.replace(CONFIG, rope=rope)
@@ -83,6 +82,7 @@ def test_what_a_token_sees(float64: None, full_layers: tuple[int, ...], seen: in
         np.testing.assert_array_equal(moved > 1e-9, is_seen)
 
 
+@pytest.mark.slow
 def test_the_window_counts_tokens_and_not_padding(float64: None):
     """Decoding after prompts that are padded on the right is that of the texts alone."""
     params, lm = random_params(DEEP), transformer(DEEP)

@@ -218,6 +218,7 @@ def test_an_ensemble_needs_init_and_apply_only(float64):
     np.testing.assert_allclose(learned(bare), learned(anchor_less), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_seeds_sharded_over_devices_are_the_seeds_of_one_device(float64):
     if len(jax.devices()) < SEEDS:
         pytest.skip(f"needs {SEEDS} devices, found {len(jax.devices())}")
@@ -320,6 +321,7 @@ def moved_params():
     return jnp.asarray(PRETRAINED + 0.5 * np.sign(PRETRAINED))
 
 
+@pytest.mark.slow
 def test_a_minibatch_has_the_gradient_of_all_comparisons_on_average(float64):
     num_keys = 3_000
     keys = jax.random.split(jax.random.key(1), num_keys)
@@ -332,6 +334,7 @@ def test_a_minibatch_has_the_gradient_of_all_comparisons_on_average(float64):
     assert np.all(np.abs(error) < 4.5 * spread / np.sqrt(num_keys))
 
 
+@pytest.mark.slow
 def test_the_regulariser_is_added_for_the_data_set(float64):
     reference = table_log_probs(jnp.asarray(PRETRAINED))
 
@@ -359,6 +362,7 @@ def test_the_regulariser_is_added_for_the_data_set(float64):
     assert len(np.unique(noise)) == noise.size
 
 
+@pytest.mark.slow
 def test_checks_on_demand_and_a_query_with_an_empty_slot():
     @jax.jit
     @checkify.checkify

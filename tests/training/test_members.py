@@ -77,6 +77,7 @@ def test_a_step_is_that_of_the_documented_objective(float64):
         np.testing.assert_allclose(found[m], expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_gradients_are_combined_over_the_members(float64):
     start, alone = learned(num_steps=1)
     _, tied = learned(num_steps=1, combine=lambda gradient: jax.lax.pmean(gradient, MEMBER_AXIS))

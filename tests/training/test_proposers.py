@@ -141,6 +141,7 @@ def process(propose, **changes):
     )
 
 
+@pytest.mark.slow
 def test_an_interaction_asks_every_query_of_its_pool_once():
     propose = query_proposer(pool_queries, members_utilities, infomax_queries, num_queries=BATCH)
     halves = process(propose, query=item_query(jnp.zeros(2, int)))

@@ -55,6 +55,7 @@ def runs(starts, keys):
     return together, in_turn, jax.vmap(by_hand)(starts)
 
 
+@pytest.mark.slow
 def test_a_learner_is_an_optax_loop_and_members_by_vmap_are_members_looped(float64):
     keys = jax.random.split(jax.random.key(0), 3)
     (last, states, metrics), in_turn, expected = runs(jnp.asarray(STARTS), keys)

@@ -90,6 +90,7 @@ def test_answers_are_never_shut_in(answered, tmp_path, change):
     assert open_project(another).state.history[-1]["answers"] == 4
 
 
+@pytest.mark.slow
 def test_a_damaged_record_of_paths(answered):
     file = Path(answered.project) / "paths.json"
     file.write_text("[")
@@ -261,6 +262,7 @@ def test_a_config_that_is_gone(answered, tmp_path):
     assert num_answers(another) == 4
 
 
+@pytest.mark.slow
 def test_lines_that_are_gone_are_never_learned_from(answered):
     run.experiment(LearnConfig(project=answered.project))
     file = answer_file(Path(answered.project))

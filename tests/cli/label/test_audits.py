@@ -105,6 +105,7 @@ def test_audits_are_never_learned_from(config):
     jax.tree.map(np.testing.assert_array_equal, *params)
 
 
+@pytest.mark.slow
 def test_answers_to_audits_alone_teach_nothing(config, capsys):
     config = half(config, num_queries=2)
     (audit,) = [q for q in propose(open_project(config), config) if is_audit(q)]

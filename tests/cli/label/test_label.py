@@ -43,6 +43,7 @@ def test_a_cycle_of_each_kind(config: ProposeConfig, kind: str):
     assert_a_cycle_works(dataclasses.replace(config, ensemble=kind))
 
 
+@pytest.mark.slow
 def test_learning_again_from_the_same_answers_changes_nothing(config: ProposeConfig):
     project = open_project(config)
     propose(project, config)
@@ -75,6 +76,7 @@ def test_a_batch_stays_until_somebody_has_answered(config: ProposeConfig):
     assert len(list((Path(config.project) / "queries").glob("*.jsonl"))) == 1
 
 
+@pytest.mark.slow
 def test_learning_is_warm_and_follows_the_answers(config: ProposeConfig):
     config = dataclasses.replace(config, num_queries=15, arm="random")
     project = open_project(config)

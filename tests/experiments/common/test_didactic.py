@@ -35,7 +35,7 @@ def test_a_space_too_large_is_refused():
 
 @pytest.mark.parametrize(
     ("vocab_size", "max_length"),
-    [(4, 3), *[pytest.param(*sizes, marks=pytest.mark.slow) for sizes in [(3, 1), (2, 4)]]],
+    [(3, 1), *[pytest.param(*sizes, marks=pytest.mark.slow) for sizes in [(4, 3), (2, 4)]]],
 )
 def test_a_table_has_its_law_without_looking_up_prefixes(vocab_size, max_length, float64):
     world = make_world("tabular", vocab_size=vocab_size, max_length=max_length)

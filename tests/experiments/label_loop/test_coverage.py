@@ -64,6 +64,7 @@ def test_nothing_is_compared_with_the_loss_of_a_pool_that_was_asked_whole(tmp_pa
     np.testing.assert_allclose([check.truth for check in found["gain"]], [0.045])
 
 
+@pytest.mark.slow
 def test_a_pool_that_was_asked_whole_has_no_loss(loop_config, tmp_path: Path, monkeypatch):
     pool = write(tmp_path / "rows.jsonl", ROWS[:4])
     config = dataclasses.replace(loop_config(), pool=pool, project=str(tmp_path / "run"))
