@@ -110,11 +110,16 @@ def _arrivals(
 
 
 def _curve_saving(curves: np.ndarray, passive: np.ndarray, queries: np.ndarray) -> dict[str, float]:
-    """Returns the budget over the labels to passive's mean at the end, 1 if never reached."""
+    """Returns the budget over the labels to passive's mean at the end.
+
+    It is 1 if that is never reached, and if passive ends above the start: there is nothing to save.
+    """
 
     def saving(seeds: np.ndarray) -> float:
         rows = seeds.astype(int)
         mean, level = curves[rows].mean(axis=0), passive[rows, -1].mean()
+        if mean[0] <= level:
+            return 1.0
         (asked,), _ = queries_to_level(mean[None], queries, level)
         return float(queries[-1] / max(asked, 1.0))
 

@@ -196,3 +196,10 @@ def test_levels_savings_and_the_claim(tmp_path):
     assert infomax["times_claim"]["mean"] == pytest.approx(0.5)
     assert claim["less_passive"]["mean"] == pytest.approx(-1.4)
     assert summary.claim_holds(rows) == {"arms": ["infomax"]}
+
+
+def test_nothing_is_saved_where_passive_learning_ends_above_its_start(tmp_path):
+    (setting,) = settings(tiny(tmp_path, figure="arms"), ("infomax",))
+    found = results(setting, v_optimal=[[2.0, 1.5, 0.9]] * 3, passive=[[2.0, 2.1, 2.2]] * 3)
+    row = summary.summarise(setting, "v_optimal", found, np.arange(3) * 2)
+    assert row["saving"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
