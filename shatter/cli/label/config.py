@@ -118,9 +118,9 @@ class ProposeConfig(ProjectConfig):
     Until somebody has answered, the same call gives the same queries.
     """
 
-    arm: ArmName = "joint_infomax"
-    """How queries are chosen. joint_infomax: so that the batch as a whole tells most about the
-    members; v_optimal: so that it lowers most the variance of all choices in question."""
+    arm: ArmName = "v_optimal"
+    """How queries are chosen. v_optimal: so that the batch as a whole lowers most the variance of
+    all choices in question; joint_infomax: so that it tells most about the members."""
 
     num_queries: int = 20
     """Queries of a batch."""

@@ -10,6 +10,7 @@ from shatter.cli.common import run_folder
 from shatter.cli.label.answers import Answer
 from shatter.cli.label.audits import audit_losses
 from shatter.cli.label.folder import proposed
+from shatter.cli.label.inputs import OF_POOL
 from shatter.cli.label.learn import standing_answers
 from shatter.cli.label.measures import claim_measures
 from shatter.cli.label.project import Project
@@ -106,9 +107,9 @@ def _curves(
     labels, times = _times(project)
     return evaluation.learning_curves(
         labels,
-        [row["pool/coin"] for row in times],
-        [row["pool/expected"] for row in times],
-        times[-1]["pool/regret"],
+        [row[f"{OF_POOL}/coin"] for row in times],
+        [row[f"{OF_POOL}/expected"] for row in times],
+        times[-1][f"{OF_POOL}/regret"],
         share,
         rng=rng,
         num_draws=NUM_DRAWS,
@@ -194,7 +195,7 @@ def _times(project: Project) -> tuple[list[int], list[Mapping[str, Any]]]:
     found: dict[int, Mapping[str, Any]] = {0: claim_measures(start)}
     for row in history:
         # Rows of older versions lack the claims; taken back answers leave rows with too many.
-        if "pool/coin" in row and 0 < row["answers"] < now:
+        if f"{OF_POOL}/coin" in row and 0 < row["answers"] < now:
             found[row["answers"]] = row
     found[now] = claim_measures(project)
     labels = sorted(found)

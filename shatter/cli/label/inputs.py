@@ -20,6 +20,8 @@ from shatter.cli.label.queries import TextQuery
 from shatter.cli.label.records import recorded_date, recorded_facts, recorded_held_out
 from shatter.types import Params
 
+OF_POOL = "pool"
+"""What the names of measures of the pool begin with, as those of held-out files with theirs."""
 
 class Inputs(NamedTuple):
     """The model and the files of a project.
@@ -53,6 +55,11 @@ def read_inputs(config: ProjectConfig) -> Inputs:
     files = {Path(file).name.split(".")[0]: file for file in config.eval_files}
     if len(files) < len(config.eval_files):
         raise UsageError(f"--eval_files: names must differ, found {' '.join(config.eval_files)}")
+    if OF_POOL in files:
+        raise UsageError(
+            f"--eval_files: measures named {OF_POOL} are those of the pool's own forecast, found "
+            f"{files[OF_POOL]}: rename the file"
+        )
     held_out = {name: _read_held_out(file) for name, file in files.items()}
     _assert_encodable(config, model, [pool_file.rows, *held_out.values()])
     template = model.tokenizer.chat_template or ""

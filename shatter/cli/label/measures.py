@@ -9,6 +9,7 @@ from scipy.special import log_softmax, logsumexp, softmax
 
 from shatter import data, evaluation
 from shatter.cli.common.votes import score, to_pairs
+from shatter.cli.label.inputs import OF_POOL
 from shatter.cli.label.pool import draw_queries
 from shatter.cli.label.project import Project, item_key, utilities
 from shatter.data.atomic import write_atomically
@@ -82,7 +83,7 @@ def claim_measures(project: Project) -> dict[str, float]:
     values = np.asarray(utilities(project, np.array(pairs)), np.float64)
     claims = evaluation.claims(log_softmax(values, axis=-1))
     names = ("coin", "expected", "regret")
-    return {f"pool/{name}": float(getattr(claims, name).mean()) for name in names}
+    return {f"{OF_POOL}/{name}": float(getattr(claims, name).mean()) for name in names}
 
 
 def _disagreement(project: Project, pairs: np.ndarray) -> float:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from shatter.cli.label.display import cell, turns
 from shatter.cli.label.forecasts import COVERAGES, HORIZON, Forecast
+from shatter.cli.label.inputs import OF_POOL
 from shatter.cli.label.queries import TextQuery
 from shatter.data.layouts import Text
 
@@ -36,7 +37,7 @@ def metrics(folder: Path, history: Sequence[Mapping[str, Any]]) -> Table:
     for name in ("", "before", "after"):
         table.add_column(name, justify="right" if name else "left")
     for name, value in history[-1].items():
-        if not isinstance(value, str) and not name.startswith("pool/"):
+        if not isinstance(value, str) and not name.startswith(f"{OF_POOL}/"):
             form = "d" if isinstance(value, int) else ".4f"
             before = f"{history[0][name]:{form}}" if name in history[0] else ""
             table.add_row(cell(name), before, f"{value:{form}}")

@@ -66,4 +66,4 @@ def assert_a_cycle_works(config: ProposeConfig) -> None:
     assert [query.round for query in queries] == [0] * 4 + [1] * 4
     assert len({tuple(sorted(query.item_ids)) for query in queries}) == 8
     assert queries[0].model != queries[4].model
-    assert all(query.arm == "joint_infomax" and query.budget == 4 for query in queries)
+    assert all(query.arm == "v_optimal" and query.budget == 4 for query in queries)

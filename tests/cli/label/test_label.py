@@ -407,3 +407,9 @@ def test_an_answer_to_an_unknown_query(answered: ProposeConfig):
     run.experiment(AcceptConfig(project=answered.project))
     with pytest.raises(UsageError, match=r"answers.jsonl:3.*r0009-q002"):
         run.experiment(LearnConfig(project=answered.project))
+
+
+def test_a_held_out_file_has_not_the_name_of_the_pools_own_measures(config, tmp_path):
+    named = write(tmp_path / "pool.jsonl", VOTES[:2])
+    with pytest.raises(UsageError, match=r"named pool are those of the pool's .* rename the file"):
+        open_project(dataclasses.replace(config, eval_files=(named,)))
