@@ -23,6 +23,7 @@ from shatter.types import Params
 OF_POOL = "pool"
 """What the names of measures of the pool begin with, as those of held-out files with theirs."""
 
+
 class Inputs(NamedTuple):
     """The model and the files of a project.
 

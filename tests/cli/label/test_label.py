@@ -410,6 +410,6 @@ def test_an_answer_to_an_unknown_query(answered: ProposeConfig):
 
 
 def test_a_held_out_file_has_not_the_name_of_the_pools_own_measures(config, tmp_path):
-    named = write(tmp_path / "pool.jsonl", VOTES[:2])
+    named = write(tmp_path / "pool.jsonl", [{"prompt": "", "chosen": "a", "rejected": "b"}])
     with pytest.raises(UsageError, match=r"named pool are those of the pool's .* rename the file"):
         open_project(dataclasses.replace(config, eval_files=(named,)))
