@@ -113,8 +113,10 @@ class Config:
     pretrained model for ever."""
 
     beta: float = 0.3
-    """Weight of the KL from the anchor in the policy's loss; temperature of the read-out of the
-    reward model, p0 exp(r / beta) / Z."""
+    """Weight of the KL from the anchor in the policy's loss."""
+
+    readout_beta: float = 0.3
+    """Temperature of the read-out of every learned reward, p0 exp(r / beta) / Z."""
 
     dpo_beta: float = 0.3
     """DPO's beta."""

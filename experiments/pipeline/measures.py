@@ -29,11 +29,11 @@ def measure(
 
     Returns:
       Those of `evaluation.prediction_metrics`; "win_greedy", by the rater, of greedy decoding over
-      the pretrained model's, "win_best" of the likeliest document over the same;
-      "kl_from_pretrained". Of the read-out p0 exp(r / beta) / Z: "readout_kl" from the population,
-      "readout_win_rate", "readout_win_greedy", "readout_entropy", and "limit_kl" = KL(p0 q^(1 /
-      beta) / Z || read-out), which is 0 once r is log q; "population_to_limit" = KL(q || p0 q^(1 /
-      beta) / Z), which no label lowers.
+      the pretrained model's, "win_best" of the likeliest document over the same, and "win_ceiling"
+      of the population's favourite; "kl_from_pretrained". Of the read-out p0 exp(r / beta) / Z:
+      "readout_kl" from the population, "readout_win_rate", "readout_win_greedy", "readout_entropy",
+      and "limit_kl" = KL(p0 q^(1 / beta) / Z || read-out), which is 0 once r is log q;
+      "population_to_limit" = KL(q || p0 q^(1 / beta) / Z), which no label lowers.
     """
     log_p0, log_q = problem.log_p0, problem.log_q
     start = log_q[greedy_document(log_p0, space, vocab_size)]
@@ -44,6 +44,7 @@ def measure(
         **evaluation.prediction_metrics(law, log_p0, log_q),
         "win_greedy": wins(greedy_document(law, space, vocab_size)),
         "win_best": wins(jnp.argmax(law)),
+        "win_ceiling": wins(jnp.argmax(log_q)),
         "kl_from_pretrained": numerics.kl_divergence(law, log_p0),
         "readout_kl": numerics.kl_divergence(log_q, readout),
         "readout_win_rate": evaluation.win_rate(readout, log_p0, log_q),

@@ -144,5 +144,5 @@ def _report(plan: Plan, state: training.InteractionState) -> Metrics:
         mixture,
         _utilities(plan, mixture),
         vocab_size=config.vocab_size,
-        beta=config.beta,
+        beta=config.readout_beta,
     )

@@ -58,6 +58,7 @@ def check(config: Config) -> None:
         "learning_rate",
         "policy_rate",
         "beta",
+        "readout_beta",
         "dpo_beta",
     )
     binary.check_ranges(config, {"nudge": binary.real(0), "anchor_decay": binary.real(0, 1)})

@@ -14,6 +14,7 @@ Results = dict[tuple[Setting, str], dict[str, np.ndarray]]
 MEASURES = (
     "win_greedy",
     "win_best",
+    "win_ceiling",
     "win_rate",
     "kl",
     "log_score",

@@ -206,5 +206,5 @@ def _report(plan: Plan, state: State) -> Metrics:
         plan.world.log_probs(state.policy.params),
         _scores(plan, state)[0],
         vocab_size=config.vocab_size,
-        beta=config.beta,
+        beta=config.readout_beta,
     )

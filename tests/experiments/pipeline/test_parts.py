@@ -1,6 +1,7 @@
 """The parts of the pipeline experiment against independent computations."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ CONFIG = Config(vocab_size=VOCAB, max_length=LENGTH)
 SETTING = Setting("x", CONFIG, ())
 WORLD = make_world("tabular", vocab_size=VOCAB, max_length=LENGTH)
 KEY = jax.random.key(0)
+GREEDY = lambda law: world.greedy_document(law, WORLD.space, VOCAB)
 
 
 def tables(num):
@@ -42,29 +44,31 @@ def test_the_kl_from_the_anchor_is_the_librarys():
     anchor, table = map(jnp.asarray, tables(2))
     tokens, mask = WORLD.space
     logits = [WORLD.lm.apply(params, tokens) for params in (anchor, table)]
-    expected = losses.forward_kl_loss(*logits, mask)
-    actual = world.anchor_kls(WORLD, SETTING, anchor, table)
+    expected = jax.jit(losses.forward_kl_loss)(*logits, mask)
+    total = lambda *params: (jnp.sum(kls := world.anchor_kls(WORLD, SETTING, *params)), kls)
+    (by_anchor, by_table), actual = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(
+        anchor, table
+    )
     np.testing.assert_allclose(actual, expected, rtol=2e-5)
-    by_anchor, by_table = jax.grad(
-        lambda *params: jnp.sum(world.anchor_kls(WORLD, SETTING, *params)), argnums=(0, 1)
-    )(anchor, table)
     assert not np.any(by_anchor)
     assert np.any(by_table)
 
 
 def test_greedy_decoding_takes_the_likeliest_token_each_time():
-    for table in map(jnp.asarray, tables(5)):
+    def decode(table):
         sample = documents.sample(
             WORLD.lm, table, KEY, jnp.array([0]), num_samples=1, max_length=LENGTH, top_k=1, eos=0
         )
-        found = world.greedy_document(WORLD.log_probs(table), WORLD.space, VOCAB)
-        np.testing.assert_array_equal(WORLD.space[0][found], sample.tokens[0])
+        return sample.tokens[0], GREEDY(WORLD.log_probs(table))
+
+    tokens, found = jax.jit(jax.vmap(decode))(jnp.asarray(tables(5)))
+    np.testing.assert_array_equal(WORLD.space[0][found], tokens)
 
 
 def test_a_law_of_one_document_decodes_to_it():
-    for document in range(len(WORLD.space[0])):
-        law = jnp.where(jnp.arange(len(WORLD.space[0])) == document, 0.0, -1e30)
-        assert world.greedy_document(law, WORLD.space, VOCAB) == document
+    laws = jnp.where(jnp.eye(len(WORLD.space[0]), dtype=bool), 0.0, -1e30)
+    found = jax.jit(jax.vmap(GREEDY))(laws)
+    np.testing.assert_array_equal(found, np.arange(len(laws)))
 
 
 @pytest.mark.parametrize("name", ["online", "information_directed", "ilhf_v_optimal"])
@@ -80,13 +84,23 @@ def test_candidates_of_a_collapsed_policy_still_differ(name):
     np.testing.assert_array_equal(pools.tokens, np.asarray(WORLD.space[0])[items])
 
 
-@pytest.mark.parametrize("arm", ["passive", "random", "infomax", "variance", "v_optimal"])
+SLOW = pytest.param("v_optimal", marks=pytest.mark.slow)  # it compiles most
+
+
+@pytest.mark.parametrize("arm", ["passive", "infomax", "variance", SLOW])
 def test_a_pair_is_of_two_valid_candidates(arm):
     law = WORLD.log_probs(jnp.asarray(tables(1)[0]))
     scores = jnp.asarray(np.random.default_rng(1).normal(size=(4, len(law))), jnp.float32)
     config = dataclasses.replace(CONFIG, queries_per_round=3, num_candidates=6)
-    pools = world.draw_candidates(KEY, config, ALGORITHMS["ilhf_infomax"], law, WORLD.space)
-    pairs = np.asarray(world.choose_pairs(KEY, arm, pools, scores, law))
+
+    @jax.jit
+    def ask(law, scores):
+        keys = jax.random.split(KEY)
+        pools = world.draw_candidates(keys[0], config, ALGORITHMS["ilhf_infomax"], law, WORLD.space)
+        return pools, world.choose_pairs(keys[1], arm, pools, scores, law)
+
+    pools, pairs = ask(law, scores)
+    pairs = np.asarray(pairs)
     items = np.take_along_axis(np.asarray(pools.item_ids), pairs, axis=1)
     assert np.all(items[:, 0] != items[:, 1])
     if arm == "variance":  # Var_k sig(r_k - r'_k)
@@ -100,7 +114,8 @@ def test_the_read_out_of_the_true_reward_is_the_limit_and_not_the_population():
     log_p0, log_q = (WORLD.log_probs(jnp.asarray(table)) for table in tables(2))
     problem = world.Problem((), log_p0, log_q)
     beta = 0.5
-    found = measure(problem, WORLD.space, log_q, log_q + 3.0, vocab_size=VOCAB, beta=beta)
+    run_measure = partial(measure, vocab_size=VOCAB, beta=beta)
+    found = jax.jit(run_measure)(problem, WORLD.space, log_q, log_q + 3.0)
     assert abs(found["kl"]) < 1e-6
     assert abs(found["limit_kl"]) < 1e-5
     p0, q = np.exp(log_p0), np.exp(log_q)
