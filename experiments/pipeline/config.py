@@ -11,11 +11,11 @@ Figure = Literal[
 Selection = Literal["variance", "random", "v_optimal"]
 
 VALUES: dict[str, tuple[Any, ...]] = {
-    "nudge": (0.0, 0.05, 0.1, 0.2, 0.4),
-    "anchor_decay": (0.0, 0.9, 0.97, 1.0),
+    "nudge": (0.0, 0.1, 0.4),
+    "anchor_decay": (0.0, 0.9, 0.99, 1.0),
     "num_particles": (4, 16, 100),
     "selection": ("variance", "random", "v_optimal"),
-    "beta": (0.1, 0.3, 1.0),
+    "beta": (0.03, 0.1, 0.3, 1.0),
 }
 """What the figure of that name compares; every other field stays as it is."""
 
@@ -68,8 +68,9 @@ class Config:
     queries_per_round: int = 8
     """Comparisons asked a round."""
 
-    period: int = 5
-    """Rounds between the retrainings of offline and periodic, which divides --num_rounds."""
+    period: int = 3
+    """Rounds between the retrainings of offline and periodic, which divides --num_rounds. Every
+    algorithm is compared with others at the end of periods alone."""
 
     num_candidates: int = 16
     """Candidates a query of the algorithms that choose a pair, where others draw two."""
@@ -90,13 +91,16 @@ class Config:
     hidden: tuple[int, ...] = ()
     """Widths of the reward model's hidden layers; none = linear in the prefixes of a document."""
 
-    learning_rate: float = 0.2
-    """Adam's, of the reward model, ILHF and DPO."""
+    reward_rate: float = 0.2
+    """Adam's learning rate, of the reward model."""
+
+    learning_rate: float = 0.05
+    """Adam's, of ILHF's and DPO's logits; a transformer's is a twentieth of it."""
 
     num_steps: int = 16
     """Their Adam steps a round, on all answers so far."""
 
-    policy_rate: float = 0.1
+    policy_rate: float = 0.2
     """Adam's, of the policy's logits; a transformer's is a twentieth of it."""
 
     policy_steps: int = 8
@@ -108,17 +112,17 @@ class Config:
     nudge: float = 0.1
     """The affirmative nudge."""
 
-    anchor_decay: float = 0.97
+    anchor_decay: float = 0.99
     """Decay of the moving average of the policy's parameters, the anchor, a step; 1 = the
     pretrained model for ever."""
 
-    beta: float = 0.3
+    beta: float = 0.1
     """Weight of the KL from the anchor in the policy's loss."""
 
     readout_beta: float = 0.3
     """Temperature of the read-out of every learned reward, p0 exp(r / beta) / Z."""
 
-    dpo_beta: float = 0.3
+    dpo_beta: float = 0.1
     """DPO's beta."""
 
     chunk_rounds: int = 15

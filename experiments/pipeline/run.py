@@ -56,6 +56,7 @@ def check(config: Config) -> None:
         "reward_scale",
         "prior_scale",
         "learning_rate",
+        "reward_rate",
         "policy_rate",
         "beta",
         "readout_beta",

@@ -28,6 +28,7 @@ MEASURES = (
 )
 COLLAPSED = 0.05  # nats of entropy, below which a policy says one thing
 SAME = 1e-4  # win rates that are this near are the same
+EARLY = (1, 2, 4)  # periods after which differences are reported
 
 
 def summarise(setting: Setting, name: str, results: Results, labels: np.ndarray) -> dict[str, Any]:
@@ -43,14 +44,17 @@ def summarise(setting: Setting, name: str, results: Results, labels: np.ndarray)
       labels: `[1 + R]`.
 
     Returns:
-      A JSON-ready row; intervals are of 95% over seeds. "area" is the mean over rounds of a
-      measure, "less_reference" a paired difference. "labels" are those to where the reference ends,
-      seed by seed: a mean in which a seed that does not arrive counts with the budget, a lower
-      bound, and the share of such seeds; "saving" is read off the mean curves, the budget over the
-      labels with which the mean win rate is where the reference's ends. "fall" is how far the mean
-      win rate of greedy decoding is at the end below its highest.
+      A JSON-ready row; intervals are of 95% over seeds. "area" is the mean of a measure over the
+      ends of periods, "less_reference" a paired difference, "after" the same after a few labels.
+      "labels" are those to where the reference ends, seed by seed, in whole periods: a mean in
+      which a seed that does not arrive counts with the budget, a lower bound, and the share of such
+      seeds; "saving" is read off the mean curves, the budget over the labels with which the mean
+      win rate is where the reference's ends. "fall" is how far the mean win rate of greedy decoding
+      is at the end below its highest.
     """
-    metrics = results[setting, name]
+    period = setting.config.period
+    ends = lambda metrics: {measure: metrics[measure][:, ::period] for measure in MEASURES}
+    metrics, labels = ends(results[setting, name]), labels[::period]
     reference = _reference(setting, name, results)
     row: dict[str, Any] = {
         "setting": setting.name,
@@ -66,11 +70,15 @@ def summarise(setting: Setting, name: str, results: Results, labels: np.ndarray)
     }
     if reference is None:
         return row
-    for part, of in (("end", lambda values: values[:, -1]), ("area", _area)):
-        row[f"{part}_less_reference"] = {
-            m: mean_interval(of(metrics[m]) - of(reference[m]))
-            for m in ("win_greedy", "win_rate", "kl")
-        }
+    reference = ends(reference)
+    for measure in ("win_greedy", "win_rate", "kl"):
+        difference = metrics[measure] - reference[measure]
+        parts = {"end": difference[:, -1], "area": _area(difference)}
+        for place in EARLY:
+            if place < len(labels):
+                parts[f"after_{labels[place]}"] = difference[:, place]
+        for part, values in parts.items():
+            row.setdefault(f"{part}_less_reference", {})[measure] = mean_interval(values)
     for measure in ("win_greedy", "win_rate"):
         row[f"labels_{measure}"] = _arrivals(metrics[measure], reference[measure], labels)
     row["extrapolated"] = _extrapolated(metrics["win_greedy"], reference["win_greedy"], labels)
@@ -132,7 +140,7 @@ def _area(curves: np.ndarray) -> np.ndarray:
 def _fall(curves: np.ndarray) -> Interval:
     """Returns the mean curve's highest value less its last, with an interval at that round."""
     best = int(curves.mean(axis=0).argmax())
-    return {**mean_interval(curves[:, best] - curves[:, -1]), "round": best}
+    return {**mean_interval(curves[:, best] - curves[:, -1]), "period": best}
 
 
 def _fitted(curves: np.ndarray, labels: np.ndarray) -> dict[str, Interval]:

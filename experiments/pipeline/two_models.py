@@ -96,7 +96,7 @@ def _make_plan(setting: Setting, algorithm: Algorithm) -> Plan:
         ),
         score=score,
         loss=losses.reward_model_ranking_loss,
-        optimizer=optax.adam(config.learning_rate),
+        optimizer=optax.adam(config.reward_rate),
         capacity=config.queries_per_round * config.num_rounds,
         num_steps=config.num_steps,
     )
