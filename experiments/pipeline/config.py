@@ -154,8 +154,8 @@ def settings(config: Config, known: tuple[str, ...]) -> list[Setting]:
     if config.figure == "transformer":
         chosen = config.algorithms or ("offline", "online", "information_directed")
         return [Setting("transformer", config, chosen, "transformer")]
-    only_directed = config.figure in ("num_particles", "selection")
-    default = ("information_directed",) if only_directed else ("online", "information_directed")
+    is_asking = config.figure in ("num_particles", "selection")
+    default = ("information_directed",) if is_asking else ("online",)
     return [
         Setting(
             f"{config.figure}={value}",

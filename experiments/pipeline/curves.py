@@ -8,10 +8,21 @@ LEAST_LOSS = 1e-4  # below which a share of losses has no useful logarithm
 
 
 class Curve(NamedTuple):
-    """The win rate after n labels is 1 - (n / a)^(-b) / 2: one half at n = a, rising for b > 0."""
+    """The win rate after n labels is 1 - (n / a)^(-b) / 2: one half at n = a, rising for b > 0.
 
-    a: float
+    Attributes:
+      level: `b log a`: a curve that does not rise has this and no `a`.
+      b: the power.
+    """
+
+    level: float
     b: float
+
+    @property
+    def a(self) -> float:
+        """The labels at which the win rate is one half; 0 or infinity if it does not rise."""
+        with np.errstate(divide="ignore", over="ignore", under="ignore"):
+            return float(np.exp(np.float64(self.level) / self.b))
 
 
 def fit_curve(labels: np.ndarray, win_rates: np.ndarray) -> Curve:
@@ -25,20 +36,18 @@ def fit_curve(labels: np.ndarray, win_rates: np.ndarray) -> Curve:
       win_rates: `[R]`, the mean win rate after so many labels.
 
     Returns:
-      The curve; NaN as `a` where the win rate does not depend on the number of labels.
+      The curve.
     """
     losses = np.log(2.0 * np.maximum(1.0 - win_rates, LEAST_LOSS))
     logs = np.log(labels)
     centred = logs - logs.mean()
     b = -float(centred @ losses / (centred @ centred))
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        a = float(np.exp(logs.mean() + np.float64(losses.mean()) / b))
-    return Curve(a if np.isfinite(a) else float("nan"), b)
+    return Curve(float(losses.mean() + b * logs.mean()), b)
 
 
-def win_rate_at(curve: Curve, labels: np.ndarray) -> np.ndarray:
+def win_rate_at(curve: Curve, labels: np.ndarray | float) -> np.ndarray:
     """Returns the win rate of a curve after so many labels."""
-    return 1.0 - 0.5 * (labels / curve.a) ** -curve.b
+    return 1.0 - 0.5 * np.exp(curve.level - curve.b * np.log(labels))
 
 
 def labels_at(curve: Curve, win_rate: float) -> float:
@@ -46,5 +55,5 @@ def labels_at(curve: Curve, win_rate: float) -> float:
     if not curve.b > 0:
         return float("inf")
     with np.errstate(over="ignore"):
-        power = np.float64(2.0 * max(1.0 - win_rate, LEAST_LOSS)) ** (-1.0 / curve.b)
-    return float(curve.a * power)
+        loss = np.log(2.0 * max(1.0 - win_rate, LEAST_LOSS))
+        return float(np.exp((curve.level - loss) / curve.b))

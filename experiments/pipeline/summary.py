@@ -7,7 +7,7 @@ import numpy as np
 from experiments.common.intervals import Interval, mean_interval
 from experiments.pipeline.algorithms import ALGORITHMS, BASELINE
 from experiments.pipeline.config import Setting
-from experiments.pipeline.curves import fit_curve, labels_at
+from experiments.pipeline.curves import fit_curve, labels_at, win_rate_at
 from shatter.evaluation import bootstrap_interval, queries_to_level
 
 Results = dict[tuple[Setting, str], dict[str, np.ndarray]]
@@ -143,14 +143,15 @@ def _fall(curves: np.ndarray) -> Interval:
     return {**mean_interval(curves[:, best] - curves[:, -1]), "period": best}
 
 
-def _fitted(curves: np.ndarray, labels: np.ndarray) -> dict[str, Interval]:
-    def parameter(index: int) -> Interval:
-        return _interval(
-            lambda seeds: fit_curve(labels[1:], curves[seeds.astype(int), 1:].mean(axis=0))[index],
-            len(curves),
-        )
-
-    return {"a": parameter(0), "b": parameter(1)}
+def _fitted(curves: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Returns the fit to the mean curve, and, an extrapolation, its win rate at ten budgets."""
+    fit = lambda seeds: fit_curve(labels[1:], curves[seeds.astype(int), 1:].mean(axis=0))
+    later = lambda seeds: float(win_rate_at(fit(seeds), 10.0 * labels[-1]))
+    return {
+        "a": fit(np.arange(len(curves))).a,
+        "b": _interval(lambda seeds: fit(seeds).b, len(curves)),
+        "at_ten_budgets": _interval(later, len(curves)),
+    }
 
 
 def _arrivals(curves: np.ndarray, others: np.ndarray, labels: np.ndarray) -> dict[str, Any]:

@@ -132,12 +132,13 @@ def test_the_read_out_of_the_true_reward_is_the_limit_and_not_the_population():
 
 
 def test_the_curve_is_fitted_and_read():
-    curve, labels = Curve(5.0, 0.7), np.arange(1, 20) * 8.0
+    curve, labels = Curve(0.7 * np.log(5.0), 0.7), np.arange(1, 20) * 8.0
+    assert curve.a == pytest.approx(5.0)
     wins = 1 - 0.5 * (labels / 5.0) ** -0.7
     np.testing.assert_allclose(win_rate_at(curve, labels), wins, rtol=1e-12)
     np.testing.assert_allclose(fit_curve(labels, wins), curve, rtol=1e-9)
     np.testing.assert_allclose(labels_at(curve, wins[7]), labels[7], rtol=1e-9)
-    assert labels_at(Curve(5.0, -0.1), 0.8) == np.inf
+    assert labels_at(Curve(1.0, -0.1), 0.8) == np.inf
     assert fit_curve(labels, np.full(19, 0.8)).b == pytest.approx(0.0, abs=1e-12)
 
 
@@ -161,7 +162,7 @@ def test_a_figure_varies_one_flag():
     for figure in VALUES:
         found = settings(Config(figure=figure), tuple(ALGORITHMS))
         assert [getattr(s.config, figure) for s in found] == list(VALUES[figure])
-        assert all("information_directed" in s.algorithms for s in found)
+        assert len({s.algorithms for s in found}) == 1
     (default,) = settings(Config(), tuple(ALGORITHMS))
     assert default.algorithms == tuple(ALGORITHMS)
 
