@@ -20,8 +20,8 @@ class Curve(NamedTuple):
 
     @property
     def a(self) -> float:
-        """The labels at which the win rate is one half; 0 or infinity if it does not rise."""
-        with np.errstate(divide="ignore", over="ignore", under="ignore"):
+        """The labels at which the win rate is one half; not finite, or 0, if it does not rise."""
+        with np.errstate(all="ignore"):
             return float(np.exp(np.float64(self.level) / self.b))
 
 

@@ -140,6 +140,10 @@ def test_the_curve_is_fitted_and_read():
     np.testing.assert_allclose(labels_at(curve, wins[7]), labels[7], rtol=1e-9)
     assert labels_at(Curve(1.0, -0.1), 0.8) == np.inf
     assert fit_curve(labels, np.full(19, 0.8)).b == pytest.approx(0.0, abs=1e-12)
+    coin = fit_curve(labels, np.full(19, 0.5))
+    assert coin.b == 0
+    assert np.isnan(coin.a)
+    np.testing.assert_array_equal(win_rate_at(coin, labels), 0.5)
 
 
 def test_what_an_algorithm_costs():
