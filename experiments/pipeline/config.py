@@ -69,8 +69,8 @@ class Config:
     """Comparisons asked a round."""
 
     period: int = 3
-    """Rounds between the retrainings of offline and periodic, which divides --num_rounds. Every
-    algorithm is compared with others at the end of periods alone."""
+    """Rounds between the retrainings of offline and periodic; --num_rounds is two periods or more.
+    Algorithms are compared with each other at the ends of periods alone."""
 
     num_candidates: int = 16
     """Candidates a query of the algorithms that choose a pair, where others draw two."""

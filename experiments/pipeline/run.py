@@ -63,10 +63,11 @@ def check(config: Config) -> None:
         "dpo_beta",
     )
     binary.check_ranges(config, {"nudge": binary.real(0), "anchor_decay": binary.real(0, 1)})
-    if config.num_rounds % config.period:
+    if config.num_rounds % config.period or config.num_rounds == config.period:
         raise binary.UsageError(
-            f"--period must divide --num_rounds, so that the last answers are learned from, found "
-            f"{config.period} and {config.num_rounds}"
+            "--num_rounds must be two periods or more, and whole ones, so that there is a curve "
+            "and the last answers are learned from; found "
+            f"--num_rounds={config.num_rounds} and --period={config.period}"
         )
 
 

@@ -175,7 +175,11 @@ def test_a_figure_varies_one_flag():
     ("flags", "message"),
     [
         ({"algorithms": ("rlhf",)}, "unknown algorithm 'rlhf'; the known ones are: offline, "),
-        ({"period": 4}, "--period must divide --num_rounds"),
+        (
+            {"period": 4},
+            "two periods or more, and whole ones.*found --num_rounds=45 and --period=4",
+        ),
+        ({"period": 45}, "two periods or more"),
         ({"num_particles": 1}, "--num_particles must be at least 2, found 1"),
         ({"nudge": -0.1}, "--nudge must be at least 0, found -0.1"),
         ({"nudge": float("nan")}, "--nudge must be at least 0"),

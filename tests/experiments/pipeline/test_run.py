@@ -86,7 +86,7 @@ def test_a_figure_of_one_flag_runs(tmp_path):
 
 def test_a_transformer_learns_by_every_kind(tmp_path):
     algorithms = ("online", "ilhf_v_optimal")
-    small = {"max_length": 1, "num_seeds": 2, "num_rounds": 2}
+    small = {"max_length": 1, "num_seeds": 2, "num_rounds": 2, "period": 1}
     run.experiment(tiny(tmp_path, figure="transformer", algorithms=algorithms, **small))
     table = json.loads((tmp_path / "transformer" / "summary.json").read_text())
     assert [row["algorithm"] for row in table] == list(algorithms)
