@@ -16,6 +16,7 @@ from shatter.ensembles.independent import (
     prior_functions,
 )
 from shatter.ensembles.laplace import Laplace, draw_members, fit_laplace, laplace_covariance
+from shatter.ensembles.prior_heads import PriorHead, prior_heads
 from shatter.types import Ensemble
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "EpinetMember",
     "Laplace",
     "PriorFunction",
+    "PriorHead",
     "adapters",
     "anchor_penalty",
     "anchored",
@@ -36,6 +38,7 @@ __all__ = [
     "mixture_log_probs",
     "point_estimate",
     "prior_functions",
+    "prior_heads",
     "prior_scale_for",
     "whole_adapters",
 ]

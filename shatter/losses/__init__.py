@@ -17,6 +17,7 @@ from shatter.losses.distributional import (
     total_variation_slope,
 )
 from shatter.losses.inclusive import forward_kl_loss, ilhf_loss, ilhf_ranking_loss
+from shatter.losses.nudged import nudged_reinforce_loss
 from shatter.losses.posterior import (
     elbo,
     exact_posterior_loss,
@@ -59,6 +60,7 @@ __all__ = [
     "kl_k2",
     "kl_k3",
     "kl_penalised_rewards",
+    "nudged_reinforce_loss",
     "posterior_loss",
     "ppo_loss",
     "reinforce_loss",

@@ -335,6 +335,12 @@ CASES = {
             lambda x, ref, scores: losses.kl_penalised_rewards(x, ref, scores, MASK, beta=0.3),
             [np.where(MASK, TWO_TOKENS, -INF), TWO_TOKENS[::-1], R[:2]],
         ),
+        "nudged_reinforce_loss": (
+            lambda x, kl: losses.nudged_reinforce_loss(
+                x, jax.nn.sigmoid(x), kl, beta=0.3, nudge=0.1
+            ),
+            [A, np.abs(R)],
+        ),
         "posterior_loss": (lambda *x: losses.posterior_loss(*x, beta=0.3), [A, B, R]),
         "ppo_loss": (
             lambda *x: losses.ppo_loss(*x, MASK),
@@ -381,7 +387,7 @@ OTHERS = {
     "choice": {"choice_ranks"},
     "documents": {"enumerate_documents", "pad_prompts", "response_mask"},
     "ensembles": {"adapters", "anchored", "epinet", "gaussian_draws", "heads", "mean_adapters",
-                  "point_estimate", "prior_functions", "prior_scale_for",
+                  "point_estimate", "prior_functions", "prior_heads", "prior_scale_for",
                   "whole_adapters"},
     "evaluation": {"bootstrap_interval", "claims", "dyadic_inputs", "labels_to", "learning_curves",
                    "loss_after", "queries_to_level", "real_share"},

@@ -1,0 +1,66 @@
+"""What the pipeline experiment says about made-up curves."""
+
+import numpy as np
+import pytest
+
+from experiments.pipeline.config import Config, Setting
+from experiments.pipeline.summary import COLLAPSED, MEASURES, summarise
+
+SETTING = Setting("x", Config(num_rounds=8, period=2), ())
+LABELS = np.arange(9) * 10
+
+
+def curves(wins, **others):
+    """Two seeds; every measure is 1 but the win rates, which are given from 0 to 8 rounds."""
+    metrics = {measure: np.ones((2, 9)) for measure in MEASURES}
+    return {**metrics, "win_greedy": np.stack([wins, wins + 0.1]), **others}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    slow = np.array([0.5, 0.5, 0.6, 0.6, 0.7, 0.7, 0.7, 0.7, 0.75])
+    fast = np.array([0.5, 0.9, 0.75, 0.8, 0.85, 0.8, 0.8, 0.8, 0.8])
+    entropy = np.stack([np.ones(9), np.linspace(1, 0, 9)])
+    other = Setting("y", SETTING.config, ())
+    results = {
+        (SETTING, "offline"): curves(slow),
+        (SETTING, "online"): curves(fast, entropy=entropy),
+        (other, "online"): curves(fast - 0.1),
+        (other, "dpo_online"): curves(fast),
+    }
+    return {(s.name, n): summarise(s, n, results, LABELS) for s, n in results}
+
+
+def test_differences_are_paired_and_read_at_the_ends_of_periods(rows):
+    row = rows["x", "online"]
+    assert row["budget"] == 80
+    for part, gain in (("end", 0.05), ("after_20", 0.15), ("after_40", 0.15), ("after_80", 0.05)):
+        found = row[f"{part}_less_reference"]["win_greedy"]
+        assert found == pytest.approx({"mean": gain, "low": gain, "high": gain})
+    assert row["area_less_reference"]["win_greedy"]["mean"] == pytest.approx(0.1125)
+    assert rows["x", "offline"]["area_less_reference"]["win_greedy"]["mean"] == 0
+
+
+def test_labels_to_where_the_reference_ends(rows):
+    labels = rows["x", "online"]["labels_win_greedy"]
+    assert labels["mean"]["mean"] == labels["median"] == 20  # .9 after 10 is within a period
+    assert labels["never"] == 0
+    assert labels["saving"]["mean"] == pytest.approx(4)
+    late = rows["y", "online"]["labels_win_greedy"]  # the reference is the first setting's
+    assert late["never"] == 1
+    assert late["mean"]["mean"] == 80
+    assert "labels_win_greedy" not in rows["y", "dpo_online"]
+
+
+def test_a_rise_and_fall_and_a_collapse_are_seen(rows):
+    assert rows["x", "online"]["fall"]["mean"] == pytest.approx(0.05)
+    assert rows["x", "online"]["fall"]["period"] == 2
+    assert rows["x", "offline"]["fall"]["mean"] == 0
+    assert COLLAPSED > 0
+    assert rows["x", "online"]["collapsed"] == 0.5
+    assert rows["x", "offline"]["collapsed"] == 0
+
+
+def test_an_extrapolation_is_in_budgets_of_the_reference(rows):
+    assert rows["x", "online"]["extrapolated"]["mean"] > 1
+    assert rows["x", "offline"]["extrapolated"]["mean"] == pytest.approx(1, abs=0.35)
