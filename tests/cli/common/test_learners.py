@@ -118,7 +118,7 @@ def test_observation_weights_may_be_given(float64):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("utility", ["ratio", "sum"])
+@pytest.mark.parametrize("utility", ["ratio", "sum", "tilt"])
 @pytest.mark.parametrize("adapted_layers", [1, "last_mlp_out"])
 def test_the_logits_at_the_places_of_responses_give_the_utilities(float64, adapted_layers, utility):
     """They also give the slopes in a member's adapters. The last text has no place."""

@@ -395,6 +395,10 @@ def test_the_fused_kernel_is_refused_where_there_is_no_gpu(tiny: Config):
             "--utility=mean belongs to --objective=ilhf, found --objective=dpo",
         ),
         (
+            {"utility": "tilt", "objective": "sft"},
+            "--utility=tilt belongs to --objective=ilhf, found --objective=sft",
+        ),
+        (
             {"kl_weight": 1.0, "objective": "dpo"},
             "--kl_weight belongs to --objective=ilhf, found --objective=dpo",
         ),

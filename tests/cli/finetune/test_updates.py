@@ -31,6 +31,7 @@ ANSWERS = [
 VARIANTS = [
     {"objective": "ilhf"},
     {"objective": "ilhf", "utility": "mean", "utility_scale": 3.0, "kl_weight": 0.7},
+    {"objective": "ilhf", "utility": "tilt"},
     *({"objective": name} for name in ("dpo", "ipo", "slic", "sft", "reward_model")),
 ]
 
