@@ -168,7 +168,7 @@ def _from_pool(world: World, held_out: HeldOut, members: Array) -> Metrics:
         return jnp.mean(jnp.sum(weights * (tilt + log_ratio), axis=-1) - log_z)
 
     is_tilt = world.config.utility == "tilt"
-    utilities = members - held_out.log_p0 if is_tilt else members
+    utilities = members - held_out.log_p0[None] if is_tilt else members
     of_segments = {f"kl_{name}": kl(held_out.log_tilts[..., g]) for g, name in enumerate(SEGMENTS)}
     return {
         "kl": kl(_pool_tilt(world, held_out)),

@@ -202,7 +202,7 @@ def test_members_score_as_whole_models(folder, tmp_path, float64):
 
     drawn, found, expected, tilts, log_p0 = both(own, fixed.params)
     np.testing.assert_allclose(found, expected.reshape(found.shape), atol=1e-10)
-    np.testing.assert_allclose(tilts, found - log_p0, atol=1e-10)
+    np.testing.assert_allclose(tilts, np.subtract(found, log_p0), atol=1e-10)
     ended = np.isin(drawn.tokens, world.ends) & drawn.mask
     assert not (ended[..., :-1] & drawn.mask[..., 1:]).any()  # a response ends with its sentence
 
