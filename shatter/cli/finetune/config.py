@@ -91,7 +91,7 @@ class Config:
     """The run folder: config, metrics, checkpoints, a figure, and the fine-tuned model in `model/`.
     """
 
-    utility: Form = "sum"
+    utility: Form = "tilt"
     """ilhf: the utility of a response. tilt: its log-prob less the reference's, where people choose
     by taste. sum: its log-prob, where they choose a response as often as the model should give it,
     as people do who pick one of a question's options. mean and ratio: `utility_scale` times sum and
@@ -266,6 +266,12 @@ class Config:
     and stop. Nothing is compiled or written."""
 
 
+def free_fields(config: Config) -> tuple[str, ...]:
+    """Returns the fields that may differ between a run and its resumption."""
+    # Older versions had another default of --utility, which only ilhf reads.
+    return FREE if config.objective == "ilhf" else (*FREE, "utility", "utility_scale")
+
+
 def program_config(config: Config) -> Config:
     """Returns the config with defaults in the fields that no compiled program reads.
 
@@ -334,7 +340,7 @@ def check(config: Config) -> None:
     binary.check_ranges(config, RANGES)
     if config.template_date is not None:
         binary.date("template_date", config.template_date)
-    if config.utility in ("mean", "ratio", "tilt") and config.objective != "ilhf":
+    if config.utility in ("mean", "ratio") and config.objective != "ilhf":
         raise UsageError(
             f"--utility={config.utility} belongs to --objective=ilhf, found "
             f"--objective={config.objective}"
