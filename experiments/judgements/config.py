@@ -13,11 +13,13 @@ from shatter.cli.finetune.config import check as check_run
 METHODS: dict[str, dict[str, Any]] = {
     "ilhf_mean": {"objective": "ilhf", "utility": "mean", "learning_rate": 1e-3},
     "ilhf_sum": {"objective": "ilhf", "utility": "sum", "learning_rate": 1e-3},
+    "ilhf_tilt": {"objective": "ilhf", "utility": "tilt", "learning_rate": 1e-5},
     "dpo": {"objective": "dpo", "learning_rate": 3e-4},
     "reward_model": {"objective": "reward_model", "learning_rate": 1e-3},
 }
 """The flags of `shatter finetune` in which the methods differ. The learning rates were chosen
-among 1e-3 and 3e-4, for each method on one division of ukp_humour (seed 1000)."""
+among 1e-3 and 3e-4, for each method on one division of ukp_humour (seed 1000); that of ilhf_tilt
+among 1e-3, 1e-4, 3e-5 and 1e-5, on that of seed 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Config:
 
     methods: tuple[str, ...] = tuple(METHODS)
     """Known: ilhf_mean (utility: a scaled mean log-prob of a token), ilhf_sum (the literal log-prob
-    of the text), dpo, reward_model."""
+    of the text), ilhf_tilt (its log-prob less the pretrained model's), dpo, reward_model."""
 
     run_dir: str = "runs/finetune_compare"
     """Folder of the runs, which has a folder for each data set. The same command resumes them, and

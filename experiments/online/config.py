@@ -5,6 +5,8 @@ from typing import Literal
 
 SettingName = Literal["closed", "open"]
 People = Literal["mixture", "segments"]
+Utility = Literal["literal", "tilt"]
+ChooseBy = Literal["density", "taste"]
 
 LIKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "closed": (("happy", "very"), ("friend", "mom")),
@@ -68,6 +70,15 @@ class Config:
     of one segment, who chooses by its law; no single law explains such choices. Not given =
     mixture."""
 
+    utility: Utility = "literal"
+    """What members learn by. literal: a response's log-prob. tilt: its log-prob less the base's."""
+
+    choose_by: ChooseBy | None = None
+    """What people choose by. density: log q, so that they prefer what is likely. taste: log q / p0,
+    so that how likely the base says a response is no part of it. Not given = density with the
+    literal utility and taste with the tilt; learning from infinitely many answers then ends in
+    q."""
+
     max_length: int = 12
     """open: largest number of tokens of a response, which ends with its sentence."""
 
@@ -113,3 +124,10 @@ class Config:
 
     mesh: str = ""
     """Devices that share seeds and members, for example seed=4,member=2; not given = one device."""
+
+
+def chosen_by(config: Config) -> ChooseBy:
+    """Returns what people choose by."""
+    if config.choose_by is not None:
+        return config.choose_by
+    return "taste" if config.utility == "tilt" else "density"

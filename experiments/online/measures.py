@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.online.members import member_log_probs, member_samples, next_token_laws
-from experiments.online.population import log_tilt, log_tilts, log_weights
+from experiments.online.population import log_tilt, log_tilts, log_weights, valued
 from experiments.online.texts import SEGMENTS, text_measures
 from experiments.online.world import (
     Fixed,
@@ -51,6 +51,7 @@ def draw_held_out(world: World, fixed: Fixed, key: Key) -> Any:
     pool = base_samples(world, fixed.params, pool_key, number)
     log_p0 = base_log_probs(world, fixed.params, pool)
     tilt = log_tilt(world, fixed, pool)
+    values = valued(world, log_p0, tilt)
 
     def pairs(pair_key: Key, choice_key: Key, log_law: Array) -> tuple[Array, Array]:
         first, other = jax.random.split(pair_key)
@@ -60,7 +61,7 @@ def draw_held_out(world: World, fixed: Fixed, key: Key) -> Any:
         same = jax.nn.one_hot(i, number, dtype=bool)
         j = jax.random.categorical(other, jnp.where(same, -jnp.inf, laws))
         drawn = jnp.stack([i, j], axis=-1)
-        return drawn, choice.luce_sample(choice_key, _pick(log_p0 + tilt, drawn))
+        return drawn, choice.luce_sample(choice_key, _pick(values, drawn))
 
     base = pairs(keys[0], keys[1], jnp.zeros((num_prompts, number)))
     wanted = pairs(keys[2], keys[3], tilt)
@@ -72,16 +73,21 @@ def closed(world: World, fixed: Fixed, ensemble: ensembles.Ensemble, own: Params
     everything = all_responses(world, fixed.params)
     log_p0 = base_log_probs(world, fixed.params, everything)  # [P, V]
     by_segment = log_p0[..., None] + log_tilts(world, fixed, everything)
-    log_q = log_p0 + log_tilt(world, fixed, everything)
+    tilt = log_tilt(world, fixed, everything)
+    log_q = log_p0 + tilt
+    values = valued(world, log_p0, tilt)
     laws = jax.vmap(lambda own: next_token_laws(world, ensemble, fixed.params, own))(own)
     mixture = ensembles.mixture_log_probs(laws)
-    metrics = jax.vmap(evaluation.prediction_metrics)(mixture, log_p0, log_q)
+
+    def measure(log_law: Array) -> Metrics:
+        found = jax.vmap(evaluation.prediction_metrics)(log_law, log_p0, log_q)
+        return found | {"win_rate": jax.vmap(evaluation.win_rate)(log_law, log_p0, values)}
+
+    metrics = measure(mixture)
     segments = jax.vmap(evaluation.segment_kl)(by_segment.swapaxes(1, 2), mixture)
     metrics |= {f"kl_{name}": segments[:, g] for g, name in enumerate(SEGMENTS)}
-    at_p0 = jax.vmap(evaluation.prediction_metrics)(log_p0, log_p0, log_q)
-    at_q = jax.vmap(evaluation.prediction_metrics)(log_q, log_p0, log_q)
-    metrics |= {f"base_{name}": value for name, value in at_p0.items()}
-    metrics |= {f"q_{name}": value for name, value in at_q.items()}
+    metrics |= {f"base_{name}": value for name, value in measure(log_p0).items()}
+    metrics |= {f"q_{name}": value for name, value in measure(log_q).items()}
     for place, law in (("base", log_p0), ("q", log_q)):
         best = jax.vmap(evaluation.segment_kl)(by_segment.swapaxes(1, 2), law)
         metrics |= {f"{place}_kl_{name}": best[:, g] for g, name in enumerate(SEGMENTS)}
@@ -113,7 +119,7 @@ def opened(
     return {
         **_from_pool(world, held_out, members),
         **_levels(world, held_out),
-        "win_rate": jnp.mean(_wins(log_p0 + tilt, held_out.log_p0 + _pool_tilt(world, held_out))),
+        "win_rate": jnp.mean(_wins(valued(world, log_p0, tilt), _pool_values(world, held_out))),
         "tilt": jnp.mean(tilt),
         "entropy": -jnp.mean(log_pi),
         "kl_to_base": jnp.mean(log_pi - log_p0),
@@ -125,7 +131,8 @@ def _levels(world: World, held_out: HeldOut) -> Metrics:
     """Returns the measures of the base and of q itself, from the same held-out samples."""
     tilt = _pool_tilt(world, held_out)
     weights = jax.nn.softmax(tilt, axis=-1)
-    wins = _wins(held_out.log_p0 + tilt, held_out.log_p0 + tilt)
+    values = _pool_values(world, held_out)
+    wins = _wins(values, values)
     number = min(world.config.num_samples, world.config.pool_size)
     pool = held_out.pool
     first = Responses(pool.prompt_id, pool.tokens[:, :number], pool.mask[:, :number])
@@ -160,12 +167,14 @@ def _from_pool(world: World, held_out: HeldOut, members: Array) -> Metrics:
         log_z = jax.nn.logsumexp(tilt, axis=-1) - jnp.log(tilt.shape[-1])
         return jnp.mean(jnp.sum(weights * (tilt + log_ratio), axis=-1) - log_z)
 
+    is_tilt = world.config.utility == "tilt"
+    utilities = members - held_out.log_p0[None] if is_tilt else members
     of_segments = {f"kl_{name}": kl(held_out.log_tilts[..., g]) for g, name in enumerate(SEGMENTS)}
     return {
         "kl": kl(_pool_tilt(world, held_out)),
         **of_segments,
-        "choice_loss_base": _choice_loss(members, held_out.base_pairs, held_out.base_choices),
-        "choice_loss_q": _choice_loss(members, held_out.q_pairs, held_out.q_choices),
+        "choice_loss_base": _choice_loss(utilities, held_out.base_pairs, held_out.base_choices),
+        "choice_loss_q": _choice_loss(utilities, held_out.q_pairs, held_out.q_choices),
     }
 
 
@@ -174,14 +183,19 @@ def _pool_tilt(world: World, held_out: HeldOut) -> Array:
     return jax.nn.logsumexp(held_out.log_tilts + weights, axis=-1)
 
 
-def _wins(log_q: Array, others: Array) -> Array:
+def _pool_values(world: World, held_out: HeldOut) -> Array:
+    """Returns what people choose by, of the held-out samples, `[P, N]`."""
+    return valued(world, held_out.log_p0, _pool_tilt(world, held_out))
+
+
+def _wins(values: Array, others: Array) -> Array:
     """Returns how often a person prefers each of `[P, n]` to each of `[P, N]`; copies: 0.5."""
-    return jax.nn.sigmoid(log_q[:, :, None] - others[:, None, :])
+    return jax.nn.sigmoid(values[:, :, None] - others[:, None, :])
 
 
-def _choice_loss(members: Array, pairs: Array, choices: Array) -> Array:
+def _choice_loss(utilities: Array, pairs: Array, choices: Array) -> Array:
     """Returns the mean log-loss of the mixture's predictions, nats."""
-    shown = jax.vmap(_pick, in_axes=(0, None))(members, pairs)
+    shown = jax.vmap(_pick, in_axes=(0, None))(utilities, pairs)
     labels = choice.luce_log_prob(shown, jnp.broadcast_to(choices, shown.shape[:-1]))
     return jnp.mean(evaluation.marginal_log_loss(labels))
 

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from experiments.online.world import (
     Responses,
     World,
+    base_log_probs,
     base_samples,
     sample,
     valid_tokens,
 )
-from shatter import documents, ensembles, evaluation, exploration, models
+from shatter import documents, ensembles, evaluation, exploration, losses, models
 from shatter.types import Array, Key, Params, Query
 
 _SAMPLES_FOR_PRIOR = 64
@@ -66,6 +67,19 @@ def member_log_probs(
         return laws[prompt_id, responses.tokens[..., -1]]
     logits = ensemble.apply(shared, own, responses.tokens, valid=valid_tokens(world, responses))
     return documents.log_prob(logits, responses.tokens, responses.mask)
+
+
+def member_utilities(
+    world: World, ensemble: ensembles.Ensemble, shared: Params, own: Params, responses: Any
+) -> Array:
+    """Returns the utilities by which one member learns and asks, `[..., N]`, nats.
+
+    The arguments are those of `member_log_probs`.
+    """
+    log_probs = member_log_probs(world, ensemble, shared, own, responses)
+    if world.config.utility == "literal":
+        return log_probs
+    return losses.tilted_utilities(log_probs, base_log_probs(world, shared, responses))
 
 
 def next_token_laws(

@@ -4,6 +4,8 @@ Segment g has the density `q_g = p0 exp(r_g) / Z_g`: what the base says, tilted 
 population's density is `q = sum_g w_g q_g`. Every person chooses by Luce's rule on log q, so that
 inclusive learning (ILHF) from infinitely many comparisons ends in q itself. With
 `--people=segments` a person chooses by Luce's rule on the log q_g of one segment, and it does not.
+With `--choose_by=taste` people choose by log q / p0 (or log q_g / p0) instead, from which learning
+by the tilt ends in q.
 The tastes: `r_1 = taste ([a word that segment 1 likes occurs] - [one that segment 2 likes
 occurs])`, and `r_2 = -r_1`.
 """
@@ -13,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from experiments.online.config import chosen_by
 from experiments.online.world import Fixed, Words, World, base_log_probs
 from shatter import choice
 from shatter.types import Array, Query, Rater
@@ -65,12 +68,17 @@ def log_tilt(world: World, fixed: Fixed, responses: Any) -> Array:
     return jax.nn.logsumexp(by_segment + weights, axis=-1)
 
 
+def valued(world: World, log_p0: Array, tilt: Array) -> Array:
+    """Returns what people choose by, of log p0 and log q / p0 (or log q_g / p0): nats."""
+    return tilt if chosen_by(world.config) == "taste" else log_p0 + tilt
+
+
 def make_rater(world: World, fixed: Fixed) -> Rater:
     """Returns the population as a rater of queries."""
 
     def utilities(query: Query) -> Array:
         log_p0 = base_log_probs(world, fixed.params, query)
-        return (log_p0[:, None] + log_tilts(world, fixed, query)).T
+        return valued(world, log_p0[:, None], log_tilts(world, fixed, query)).T
 
     make = choice.segment_rater if world.config.people == "segments" else choice.mixture_rater
     return make(utilities, log_weights(world))

@@ -14,7 +14,7 @@ from experiments.online.config import LEARNING_RATES
 from experiments.online.members import (
     make_candidates,
     make_ensemble,
-    member_log_probs,
+    member_utilities,
     prior_scale_of,
 )
 from experiments.online.population import make_rater, tastes
@@ -156,7 +156,7 @@ def make_interaction(world: World, fixed: Fixed, arm: Arm) -> training.Interacti
     """Returns the halves of the interaction of an arm."""
     config = world.config
     ensemble = make_ensemble(world, fixed.params, fixed.prior_scale)
-    score = functools.partial(member_log_probs, world, ensemble)
+    score = functools.partial(member_utilities, world, ensemble)
     rate = config.learning_rate
     rate = LEARNING_RATES[config.setting] if rate is None else rate
     return training.interaction(

@@ -15,7 +15,7 @@ from experiments.common import chunks
 from experiments.common.intervals import format_interval
 from experiments.common.meshes import open_mesh
 from experiments.online import plot
-from experiments.online.config import Config, People
+from experiments.online.config import ChooseBy, Config, People, Utility
 from experiments.online.measures import MEASURES
 from experiments.online.process import ARMS, make_fixed, make_process
 from experiments.online.summary import Results, summarise
@@ -37,6 +37,9 @@ def check(config: Config) -> None:
     binary.choose("setting", (config.setting,), tuple(MEASURES))
     binary.choose("arm", config.arms, tuple(ARMS))
     binary.choose("people", (config.people,) if config.people else (), get_args(People))
+    binary.choose("utility", (config.utility,), get_args(Utility))
+    choose_by = (config.choose_by,) if config.choose_by else ()
+    binary.choose("choose_by", choose_by, get_args(ChooseBy))
     binary.at_least(
         config,
         num_seeds=2,
@@ -55,6 +58,11 @@ def check(config: Config) -> None:
     open_mesh(config.mesh, num_seeds=config.num_seeds, num_members=config.num_members)
     optional = [name for name in ("taste", "learning_rate") if getattr(config, name) is not None]
     binary.positive(config, "prior_spread", *optional)
+    if config.utility == "tilt" and "v_optimal" in config.arms:
+        raise binary.UsageError(
+            "v_optimal takes utilities for log-probs, which tilts are not: leave it out of --arms, "
+            "or choose --utility=literal"
+        )
     if not 0 < config.minority < 1:
         raise binary.UsageError(f"--minority must be between 0 and 1, found {config.minority}")
     for name in ("num_candidates", "num_samples"):

@@ -39,6 +39,7 @@ from shatter.losses.reinforcement import (
     whiten,
 )
 from shatter.losses.supervised import reward_model_loss, reward_model_ranking_loss, sft_loss
+from shatter.losses.tilt import tilted_utilities
 
 __all__ = [
     "adapt_beta",
@@ -72,6 +73,7 @@ __all__ = [
     "selm_loss",
     "sft_loss",
     "slic_loss",
+    "tilted_utilities",
     "token_posterior_loss",
     "total_variation_slope",
     "value_loss",

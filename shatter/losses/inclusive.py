@@ -10,6 +10,9 @@ per comparison; the caller takes the mean and adds lambda_bar D. If all document
 is `shatter.numerics.kl_divergence` of two vectors of log-probs. For large models, the forward KL is
 the mean of `forward_kl_loss` over documents that were sampled once from the frozen p0, and the
 reverse KL is the mean of `shatter.losses.kl_k2` over fresh samples of pi.
+
+The losses take log pi(x) in the literal form, in which people choose x as often as the model should
+say it; `shatter.losses.tilted_utilities` are what they take where people choose by taste alone.
 """
 
 import chex

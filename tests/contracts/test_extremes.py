@@ -92,6 +92,13 @@ CASES = {
         lambda x: losses.ilhf_ranking_loss(pair(x, FAR), jnp.tile(jnp.array([2, 1]), (len(x), 1))),
         lambda r: (softplus(r), sigmoid(r)),
     ),
+    "ilhf_loss_of_a_tilt": (
+        lambda x: losses.ilhf_loss(
+            losses.tilted_utilities(pair(x, FAR), jnp.full((*x.shape, 2), FAR)),
+            jnp.zeros(x.shape, int),
+        ),
+        lambda r: (softplus(-r), -sigmoid(-r)),
+    ),
     "ranks_of_two_tied_above_a_third": (  # P = s / (s + 1) + 1 / 2 - s / (s + 2), s = e^r, u = 0
         lambda x: -choice.ranks_log_prob(
             jnp.stack([plain(x), plain(x), x], axis=-1), jnp.tile(jnp.array([1, 1, 2]), (len(x), 1))

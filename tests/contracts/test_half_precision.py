@@ -359,6 +359,10 @@ CASES = {
             [np.where(MASK, TWO_TOKENS, -INF)],
         ),
         "slic_loss": (lambda *x: losses.slic_loss(*x, delta=1.0), [A, B]),
+        "tilted_utilities": (
+            lambda *x: losses.tilted_utilities(*x, base_share=0.25),
+            [np.where(WITH_EMPTY == -INF, -INF, A), B],
+        ),
         "token_posterior_loss": (
             lambda x, ref, r: losses.token_posterior_loss(x, ref, r, MASK, beta=0.3),
             [np.where(MASK, TWO_TOKENS, -INF), TWO_TOKENS[::-1], R[:2]],

@@ -12,11 +12,12 @@ import optax
 
 from shatter import data, documents, ensembles, losses, models, training
 from shatter.cli.common.frozen import Table
+from shatter.cli.common.utilities import response_utility
 from shatter.factored import FactoredLogits, target_log_probs
 from shatter.types import Array, Comparison, Key, Params, Query, item_query
 
 Kind = Literal["heads", "epinet", "adapters"]
-Utility = Literal["ratio", "sum"]
+Utility = Literal["ratio", "tilt", "sum"]
 LAST_MLP_OUT: Final = "last_mlp_out"
 AdaptedLayers = int | Literal["last_mlp_out"]
 TEXTS_AT_ONCE = 64  # texts that pass through the upper blocks of a member together
@@ -183,10 +184,9 @@ def adapter_utility(
 ) -> Array:
     """Returns the utility of texts under one member of an ensemble of adapters.
 
-    "sum" is the log-prob of the text, `log pi_m(x)`, for responses that the model wrote itself.
-    "ratio" is `scale (mean log-prob a token under the member - under the base)`, for texts that
-    people wrote (ours): it is 0 for the base, so that the frozen model's own taste is not taken for
-    people's.
+    "sum" is the log-prob of the text, `log pi_m(x)`. "tilt" is `log pi_m(x) - log p0(x)`, and
+    "ratio" is `scale` times that a token (ours): both are 0 for the base, so that the frozen
+    model's own taste is not taken for people's.
 
     Args:
       upper: the model above the cut, from `layers_of`.
@@ -210,10 +210,11 @@ def adapter_utility(
         log_prob = _log_prob_of_places(logits, rows["tokens"], rows["places"])
     else:
         log_prob = documents.log_prob(logits, rows["tokens"], rows["mask"])
-    if setting.utility == "sum":
-        return log_prob
-    mean = log_prob / jnp.sum(rows["mask"], axis=-1)
-    return setting.utility_scale * (mean - rows["log_prob"])
+    lengths = jnp.sum(rows["mask"], axis=-1)
+    ref_log_prob = lengths * rows["log_prob"]
+    return response_utility(
+        setting.utility, log_prob, ref_log_prob, lengths, scale=setting.utility_scale
+    )
 
 
 def _log_prob_of_places(logits: FactoredLogits, tokens: Array, places: Array) -> Array:

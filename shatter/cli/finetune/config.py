@@ -8,9 +8,9 @@ from shatter import training
 from shatter.cli.common import binary
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.processes import Cluster, check_cluster
+from shatter.cli.common.utilities import Form
 
 ObjectiveName = Literal["ilhf", "dpo", "ipo", "slic", "sft", "reward_model"]
-Utility = Literal["sum", "mean"]
 BaseDtype = Literal["float32", "bfloat16", "int8"]
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -91,13 +91,14 @@ class Config:
     """The run folder: config, metrics, checkpoints, a figure, and the fine-tuned model in `model/`.
     """
 
-    utility: Utility = "sum"
-    """ilhf: the utility of a response. sum: its log-prob, for responses that the model wrote and
-    for short options. mean: `utility_scale` times the mean log-prob of a token, for texts that
-    people wrote."""
+    utility: Form = "tilt"
+    """ilhf: the utility of a response. tilt: its log-prob less the reference's, where people choose
+    by taste. sum: its log-prob, where they choose a response as often as the model should give it,
+    as people do who pick one of a question's options. mean and ratio: `utility_scale` times sum and
+    tilt a token."""
 
     utility_scale: float = 1.0
-    """ilhf with --utility=mean: nats of utility per nat of mean log-prob."""
+    """ilhf with --utility=mean or ratio: nats of utility per nat of log-prob a token."""
 
     beta: float = 0.1
     """dpo and ipo: the KL coefficient. For every objective: the scale of rewards/* in the metrics.
@@ -265,6 +266,12 @@ class Config:
     and stop. Nothing is compiled or written."""
 
 
+def free_fields(config: Config) -> tuple[str, ...]:
+    """Returns the fields that may differ between a run and its resumption."""
+    # Older versions had another default of --utility, which only ilhf reads.
+    return FREE if config.objective == "ilhf" else (*FREE, "utility", "utility_scale")
+
+
 def program_config(config: Config) -> Config:
     """Returns the config with defaults in the fields that no compiled program reads.
 
@@ -333,9 +340,10 @@ def check(config: Config) -> None:
     binary.check_ranges(config, RANGES)
     if config.template_date is not None:
         binary.date("template_date", config.template_date)
-    if config.utility == "mean" and config.objective != "ilhf":
+    if config.utility in ("mean", "ratio") and config.objective != "ilhf":
         raise UsageError(
-            f"--utility=mean belongs to --objective=ilhf, found --objective={config.objective}"
+            f"--utility={config.utility} belongs to --objective=ilhf, found "
+            f"--objective={config.objective}"
         )
     if config.fused_attention and not config.bf16:
         raise UsageError("--fused_attention needs --bf16, found no --bf16")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from shatter import losses
+from shatter.cli.common.utilities import response_utility
 from shatter.cli.finetune.config import Config
 from shatter.numerics import masked_mean
 from shatter.types import Array
@@ -47,12 +48,10 @@ class Objective(NamedTuple):
       losses: `(config, scores, ranks[B, K]) -> [B]`, the losses that are minimised.
       utilities: `(config, scores) -> [B, K]`, nats; by Luce's rule on them the model predicts
         choices.
-      has_reference: whether the loss reads the frozen model's log-probs.
     """
 
     losses: Callable[[Config, Scores, Array], Array]
     utilities: Callable[[Config, Scores], Array]
-    has_reference: bool = False
 
 
 def implicit_rewards(config: Config, scores: Scores) -> Array:
@@ -61,9 +60,13 @@ def implicit_rewards(config: Config, scores: Scores) -> Array:
 
 
 def _own_utilities(config: Config, scores: Scores) -> Array:
-    if config.utility == "sum":
-        return scores.log_probs
-    return config.utility_scale * scores.log_probs / scores.lengths
+    return response_utility(
+        config.utility,
+        scores.log_probs,
+        scores.ref_log_probs,
+        scores.lengths,
+        scale=config.utility_scale,
+    )
 
 
 def _ilhf(config: Config, scores: Scores, ranks: Array) -> Array:
@@ -136,8 +139,8 @@ def _rewards(config: Config, scores: Scores) -> Array:
 
 OBJECTIVES: dict[str, Objective] = {
     "ilhf": Objective(_ilhf, _own_utilities),
-    "dpo": Objective(_dpo, implicit_rewards, has_reference=True),
-    "ipo": Objective(_ipo, implicit_rewards, has_reference=True),
+    "dpo": Objective(_dpo, implicit_rewards),
+    "ipo": Objective(_ipo, implicit_rewards),
     "slic": Objective(_slic, _log_probs),
     "sft": Objective(_sft, _log_probs),
     "reward_model": Objective(_reward_model, _rewards),

@@ -15,7 +15,7 @@ from shatter.cli.common import processes, run_folder
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.progress import open_console, progress_bar
 from shatter.cli.finetune import history, places, plan, plot, results, train
-from shatter.cli.finetune.config import FREE, Config, check, cluster_of
+from shatter.cli.finetune.config import Config, check, cluster_of, free_fields
 from shatter.cli.finetune.dry_run import count_steps, describe
 from shatter.cli.finetune.task import Task, load_task
 
@@ -78,7 +78,11 @@ def finetune(
         processes.first(
             lambda: stack.enter_context(
                 run_folder.open_run_folder(
-                    config.output_dir, config, free=FREE, flag="--output_dir", **facts
+                    config.output_dir,
+                    config,
+                    free=free_fields(config),
+                    flag="--output_dir",
+                    **facts,
                 )
             )
         )

@@ -39,15 +39,16 @@ def num_candidates(config: ProposeConfig) -> int:
 def compiled_arm(config: ProposeConfig, items: np.ndarray, prompt_ids: np.ndarray) -> QueryArm:
     """Returns the compiled arm of a project.
 
-    Where utilities are log-probs, v_optimal is about the law of the responses, in which every
-    prompt has the same weight (`law_of_prompts`).
+    Where utilities are log-probs, or these up to the frozen model's, v_optimal is about the law of
+    the responses, in which every prompt has the same weight (`law_of_prompts`).
 
     Args:
       config: the arm, its temperature, and the kind of utilities.
       items: `[Q, K]`, the candidates' items; -1 = an empty slot.
       prompt_ids: of each item, the number of its prompt.
     """
-    if config.arm == "v_optimal" and config.ensemble == "adapters" and config.utility == "sum":
+    is_of_law = config.ensemble == "adapters" and config.utility in ("sum", "tilt")
+    if config.arm == "v_optimal" and is_of_law:
         _, prompts = np.unique(np.asarray(prompt_ids)[items[:, 0]], return_inverse=True)
         law = jnp.asarray(law_of_prompts(items, prompt_ids))
         same = jnp.asarray(items[:, :, None, None] == items)

@@ -69,12 +69,12 @@ class ProjectConfig:
     """Standard deviation of a member's utility of a text before there are answers, nats."""
 
     utility: Utility = "ratio"
-    """With adapters: the utility of a text under a member. sum: its log-prob, for responses that
-    the model wrote; ratio: a scaled difference of mean log-probs per token from the frozen model,
-    for texts that people wrote."""
+    """With adapters: the utility of a text under a member. tilt: its log-prob less the frozen
+    model's, where people choose by taste; ratio: `utility_scale` times that a token; sum: its
+    log-prob, where they choose a response as often as the model should give it."""
 
     utility_scale: float = 10.0
-    """With adapters and --utility=ratio: nats of utility per nat of mean log-prob."""
+    """With adapters and --utility=ratio: nats of utility per nat of log-prob a token."""
 
     lora_r: int = 4
     """With adapters: their rank."""

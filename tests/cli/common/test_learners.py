@@ -1,5 +1,8 @@
 """Learners on a table of features, driven by the library's interaction."""
 
+import dataclasses
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,10 +121,13 @@ def test_observation_weights_may_be_given(float64):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("utility", ["ratio", "sum"])
+@pytest.mark.parametrize("utility", ["ratio", "sum", "tilt"])
 @pytest.mark.parametrize("adapted_layers", [1, "last_mlp_out"])
 def test_the_logits_at_the_places_of_responses_give_the_utilities(float64, adapted_layers, utility):
-    """They also give the slopes in a member's adapters. The last text has no place."""
+    """They also give the slopes in a member's adapters. The last text has no place.
+
+    Tilt and ratio are what they are called, of the log-probs of the text and of the base.
+    """
     setting = Setting(
         "adapters",
         MEMBERS,
@@ -150,6 +156,12 @@ def test_the_logits_at_the_places_of_responses_give_the_utilities(float64, adapt
 
     slopes = jax.jit(jax.value_and_grad(total, has_aux=True))
     (_, expected), of_rows = slopes(own, table)
+    lengths = mask.sum(axis=1)
+    summed = dataclasses.replace(setting, utility="sum")
+    log_probs = jax.jit(partial(adapter_utility, cut.upper, summed))(base, own, table)
+    gain = log_probs - lengths * table["log_prob"]
+    forms = {"sum": log_probs, "tilt": gain, "ratio": 10.0 * gain / lengths}
+    np.testing.assert_allclose(expected, forms[utility][:3], atol=1e-12)
     (_, found), of_places = slopes(own, table | {"places": jnp.asarray(places)})
     np.testing.assert_allclose(found, expected, rtol=1e-12)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), of_places, of_rows)

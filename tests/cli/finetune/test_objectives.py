@@ -55,14 +55,17 @@ def test_losses_of_pairs_are_means_over_ordered_pairs(scores: Scores, name: str)
 
 
 @pytest.mark.parametrize(
-    ("name", "utility"), [("ilhf", "sum"), ("ilhf", "mean"), ("reward_model", "sum")]
+    ("name", "utility"),
+    [*(("ilhf", form) for form in ("sum", "tilt", "mean", "ratio")), ("reward_model", "sum")],
 )
 def test_rankings_sum_over_the_orders_that_agree(scores: Scores, name: str, utility: str):
     config = dataclasses.replace(CONFIG, utility=utility, utility_scale=4.0)
     found = jax.jit(partial(OBJECTIVES[name].losses, config))(scores, RANKS)
     utilities = np.asarray(OBJECTIVES[name].utilities(config, scores))
     own, lengths = np.asarray(scores.log_probs), np.asarray(scores.lengths)
-    expected = {"sum": own, "mean": 4.0 * own / lengths}[utility]
+    tilt = own - np.asarray(scores.ref_log_probs)
+    expected = {"sum": own, "tilt": tilt, "mean": 4.0 * own / lengths, "ratio": 4 * tilt / lengths}
+    expected = expected[utility]
     np.testing.assert_allclose(utilities, scores.rewards if name == "reward_model" else expected)
     for b, ranks in enumerate(RANKS):
         shown = np.flatnonzero(ranks >= 0)

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from shatter import data, documents, models
-from shatter.cli.common import cache
+from shatter.cli.common import cache, run_folder
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.progress import open_console
 from shatter.cli.finetune import batches, learning, measures, plan, reference, run, train
-from shatter.cli.finetune.config import Config, check
+from shatter.cli.finetune.config import Config, check, free_fields
 from shatter.cli.finetune.dry_run import describe
 from shatter.cli.finetune.pretrained import load_model
 from shatter.cli.finetune.task import load_task
@@ -395,6 +395,10 @@ def test_the_fused_kernel_is_refused_where_there_is_no_gpu(tiny: Config):
             "--utility=mean belongs to --objective=ilhf, found --objective=dpo",
         ),
         (
+            {"utility": "ratio", "objective": "sft"},
+            "--utility=ratio belongs to --objective=ilhf, found --objective=sft",
+        ),
+        (
             {"kl_weight": 1.0, "objective": "dpo"},
             "--kl_weight belongs to --objective=ilhf, found --objective=dpo",
         ),
@@ -407,6 +411,27 @@ def test_the_fused_kernel_is_refused_where_there_is_no_gpu(tiny: Config):
 def test_flags_that_cannot_be_are_refused(tiny: Config, changes: dict, message: str):
     with pytest.raises(UsageError, match=message):
         check(dataclasses.replace(tiny, **changes))
+
+
+@pytest.mark.parametrize("objective", ["ilhf", "dpo", "reward_model"])
+def test_the_utility_of_an_earlier_run_counts_for_ilhf_alone(tiny: Config, objective: str):
+    """Its default was sum once, which runs of all objectives wrote down."""
+    earlier = dataclasses.replace(tiny, objective=objective, utility="sum")
+
+    def open_folder(config: Config) -> None:
+        check(config)
+        run_folder.begin_or_resume(
+            config.output_dir, config, free=free_fields(config), flag="--output_dir"
+        )
+
+    open_folder(earlier)
+    now = dataclasses.replace(earlier, utility="tilt")
+    if objective == "ilhf":
+        with pytest.raises(UsageError, match=r"utility: found 'sum', wanted 'tilt'.* to resume it"):
+            open_folder(now)
+        open_folder(earlier)
+    else:
+        open_folder(now)
 
 
 @pytest.mark.slow

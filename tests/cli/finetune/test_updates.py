@@ -29,8 +29,9 @@ ANSWERS = [
     [((2, 1), 0.0)],
 ]
 VARIANTS = [
-    {"objective": "ilhf"},
+    {"objective": "ilhf", "utility": "sum"},
     {"objective": "ilhf", "utility": "mean", "utility_scale": 3.0, "kl_weight": 0.7},
+    {"objective": "ilhf", "utility": "tilt"},
     *({"objective": name} for name in ("dpo", "ipo", "slic", "sft", "reward_model")),
 ]
 

@@ -20,6 +20,7 @@ from experiments.online.members import (
     member_log_probs,
     member_params,
     member_samples,
+    member_utilities,
     next_token_laws,
 )
 from experiments.online.texts import text_measures
@@ -148,19 +149,28 @@ def test_people_of_one_segment_choose_by_its_law(folder, tmp_path, float64):
     assert abs(law[0] / law.sum() - chance) > 0.05  # people of the mixture choose otherwise
 
 
-def test_inclusive_learning_from_infinitely_many_answers_ends_in_q(folder, tmp_path, float64):
-    world, fixed = load(folder, tmp_path, "closed")
+@pytest.mark.parametrize("utility", ["literal", "tilt"])
+def test_inclusive_learning_from_infinitely_many_answers_ends_in_q(
+    folder, tmp_path, float64, utility
+):
+    """By either utility, of people who choose as it takes them to."""
+    world, fixed = load(folder, tmp_path, "closed", utility=utility)
     everything = all_responses(world, fixed.params)
     log_p0 = jax.jit(partial(next_laws, world))(fixed.params)[0]
-    log_q = log_p0 + jax.jit(partial(population.log_tilt, world, fixed))(everything)[0]
+    tilt = jax.jit(partial(population.log_tilt, world, fixed))(everything)[0]
+    log_q = log_p0 + tilt
     pairs = jnp.stack(jnp.triu_indices(len(log_q), k=1), axis=-1)
-    chances = jax.nn.softmax(log_q[pairs])
+    values = population.valued(world, log_p0, tilt)
+    np.testing.assert_array_equal(values, tilt if utility == "tilt" else log_q)
+    chances = jax.nn.softmax(values[pairs])
 
     def expected_loss(logits):
-        log_pi = jax.nn.log_softmax(logits)
+        utilities = jax.nn.log_softmax(logits)
+        if utility == "tilt":
+            utilities = utilities - log_p0
         ranks = jnp.array([[1, 2], [2, 1]])
         of_answer = lambda ranks: losses.ilhf_ranking_loss(
-            log_pi[pairs], jnp.broadcast_to(ranks, pairs.shape)
+            utilities[pairs], jnp.broadcast_to(ranks, pairs.shape)
         )
         return jnp.mean(jnp.sum(chances * jax.vmap(of_answer)(ranks).T, axis=-1))
 
@@ -178,6 +188,8 @@ def test_members_score_as_whole_models(folder, tmp_path, float64):
     def both(own, params):
         drawn = member_samples(world, params, own, jax.random.key(1), 6)
         score = lambda own: member_log_probs(world, ensemble, params, own, drawn)
+        tilted = world._replace(config=dataclasses.replace(world.config, utility="tilt"))
+        tilts = jax.vmap(lambda own: member_utilities(tilted, ensemble, params, own, drawn))(own)
         expected = []
         for m in range(2):
             whole = member_params(world, params, one_of(own, m))
@@ -185,10 +197,12 @@ def test_members_score_as_whole_models(folder, tmp_path, float64):
                 start = (2, 0)[p]  # "saw a" is shorter than "a dog found a" by two
                 tokens, mask = drawn.tokens[p, :, start:], drawn.mask[p, :, start:]
                 expected.append(documents.log_prob(world.lm.apply(whole, tokens), tokens, mask))
-        return drawn, jax.vmap(score)(own), jnp.stack(expected)
+        log_p0 = base_log_probs(world, params, drawn)
+        return drawn, jax.vmap(score)(own), jnp.stack(expected), tilts, log_p0
 
-    drawn, found, expected = both(own, fixed.params)
+    drawn, found, expected, tilts, log_p0 = both(own, fixed.params)
     np.testing.assert_allclose(found, expected.reshape(found.shape), atol=1e-10)
+    np.testing.assert_allclose(tilts, np.subtract(found, log_p0), atol=1e-10)
     ended = np.isin(drawn.tokens, world.ends) & drawn.mask
     assert not (ended[..., :-1] & drawn.mask[..., 1:]).any()  # a response ends with its sentence
 
@@ -292,9 +306,11 @@ def test_candidates_come_from_where_they_should(folder, tmp_path, source):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", ["closed", "open"])
-def test_a_resumed_run_has_the_same_bits(folder, tmp_path, setting):
-    world, fixed = load(folder, tmp_path, setting)
+@pytest.mark.parametrize(
+    ("setting", "utility"), [("closed", "literal"), ("open", "literal"), ("open", "tilt")]
+)
+def test_a_resumed_run_has_the_same_bits(folder, tmp_path, setting, utility):
+    world, fixed = load(folder, tmp_path, setting, utility=utility)
     inputs = (
         jax.random.split(jax.random.key(0), 2),
         jax.tree.map(lambda leaf: jnp.repeat(leaf[None], 2, axis=0), fixed),
@@ -341,6 +357,9 @@ def test_a_run_writes_its_folder(folder, tmp_path, capsys):
 def test_bad_flags(folder, tmp_path):
     for changes, message in (
         ({"arms": ("lucky",)}, r"unknown arm 'lucky'; the known ones are: passive, pool_infomax"),
+        ({"utility": "odd"}, r"unknown utility 'odd'; the known ones are: literal, tilt"),
+        ({"choose_by": "eye"}, r"unknown choose_by 'eye'; the known ones are: density, taste"),
+        ({"utility": "tilt", "arms": ("v_optimal",)}, "v_optimal takes utilities for log-probs"),
         ({"people": "crowd"}, r"unknown people 'crowd'; the known ones are: mixture, segments"),
         ({"setting": "ajar"}, r"unknown setting 'ajar'; the known ones are: closed, open"),
         ({"num_seeds": 1}, r"--num_seeds must be at least 2, found 1"),
