@@ -61,7 +61,7 @@ def choose_scale(
     """
     names = list(dict.fromkeys(units))
     folds = np.array([names.index(unit) % 3 for unit in units])
-    losses = {scale: 0.0 for scale in scales}
+    losses = dict.fromkeys(scales, 0.0)
     for fold in range(min(3, len(names))):
         held = folds == fold
         if held.all():

@@ -26,7 +26,7 @@ def share_kl(laws: Floats, counts: Floats) -> Floats:
 
 
 def noise_floor(laws: Floats, counts: Floats, rng: np.random.Generator) -> float:
-    """Returns the mean KL that samples of as many people would have if the model were exactly right.
+    """Returns the mean KL of samples of as many people if the model were exactly right.
 
     Args:
       laws: `[N, K]`, log-probs; -inf in empty slots.

@@ -71,8 +71,8 @@ def load_poll(name: str, *, data_dir: str | Path | None = None) -> Poll:
     `ukp_convarg`: which of two arguments for the same side of a debate is more convincing; "equal"
     does not count. A side is a unit.
 
-    `pandalm`: which of two answers of models to a prompt is better, by three persons; a tie does not
-    count. A prompt is a unit.
+    `pandalm`: which of two answers of models to a prompt is better, by three persons; a tie does
+    not count. A prompt is a unit.
 
     Args:
       name: one of `POLLS`.
