@@ -122,13 +122,13 @@ def make_evaluate(config: Config, task: Task, refs: dict[str, np.ndarray]) -> Ev
 
 
 def _by_group(config: Config, encoded: Sequence[data.Encoded], utilities: np.ndarray) -> Record:
-    """Returns log-loss and share KL of every group's own answers, as `group=NAME/measure`."""
+    """Returns log-loss and soft KL of every group's own answers, as `group=NAME/measure`."""
     scores: Record = {}
     for group, rows in group_rows(encoded, config.min_group_size).items():
         of_group = [encoded[n] for n in rows]
         found = measures.held_out_scores(of_group, utilities[rows])
         found |= soft_scores(of_group, utilities[rows])
-        kept = (name for name in found if name.endswith(("log_loss", "share_kl", "soft_kl")))
+        kept = (name for name in found if name.endswith(("log_loss", "soft_kl")))
         scores |= {f"group={group}/{name}": found[name] for name in kept}
     return scores
 
