@@ -11,7 +11,10 @@ import matplotlib.pyplot as plt
 
 from experiments.people.config import Config
 
-COLORS = {"head": "tab:red", "group_prompt": "tab:purple", "group_difference": "tab:blue"}
+SHOWN = (
+    *("uniform", "prompted_scaled", "ngrams", "head"),
+    *("majority", "group_difference", "group_prompt"),
+)
 
 
 def draw(config: Config, summary: dict[str, Any], bins: dict[str, list[Any]], path: Path) -> None:
@@ -24,7 +27,7 @@ def draw(config: Config, summary: dict[str, Any], bins: dict[str, list[Any]], pa
       path: the PNG file.
     """
     figure, axes = plt.subplots(1, 3, figsize=(14, 4.2), constrained_layout=True)
-    _bars(axes[0], summary)
+    _points(axes[0], summary)
     _calibration(axes[1], bins)
     _persons(axes[2], config, summary)
     figure.suptitle(f"{config.dataset}: new questions, {config.num_seeds} divisions, 95% intervals")
@@ -32,31 +35,24 @@ def draw(config: Config, summary: dict[str, Any], bins: dict[str, list[Any]], pa
     plt.close(figure)
 
 
-def _bars(axis: Any, summary: dict[str, Any]) -> None:
-    methods = [name.split("/")[0] for name in summary if name.endswith("/kl")]
-    methods = [method for method in methods if method not in ("floor", "dpo")]
-    for offset, (measure, color) in enumerate((("kl", "0.35"), ("group_kl", "tab:orange"))):
-        found = [
-            (n, summary[f"{m}/{measure}"])
-            for n, m in enumerate(methods)
-            if f"{m}/{measure}" in summary
-        ]
-        if not found:
-            continue
-        places = np.array([n for n, _ in found]) + 0.4 * offset
-        means = np.array([value["mean"] for _, value in found])
-        ends = np.array(
-            [[value["mean"] - value["low"], value["high"] - value["mean"]] for _, value in found]
-        )
-        label = "everybody" if measure == "kl" else "each group"
-        axis.barh(places, means, 0.38, xerr=np.abs(ends.T), color=color, label=label)
-        floor = summary.get(f"floor/{measure}")
-        if floor:
-            axis.axvline(floor["mean"], color=color, linestyle=":", label=f"floor, {label}")
-    axis.set_yticks(np.arange(len(methods)) + 0.2, methods)
+def _points(axis: Any, summary: dict[str, Any]) -> None:
+    """Draws the KLs of every method, and the floors as lines."""
+    methods = [method for method in SHOWN if f"{method}/kl" in summary]
+    measures = {"kl": ("0.35", "everybody"), "group_kl": ("tab:orange", "each group")}
+    for offset, (measure, (color, label)) in enumerate(measures.items()):
+        for number, method in enumerate(methods):
+            if value := summary.get(f"{method}/{measure}"):
+                ends = [[value["mean"] - value["low"]], [value["high"] - value["mean"]]]
+                place = number + 0.25 * offset
+                style = {"xerr": np.abs(ends), "fmt": "o", "color": color, "capsize": 3}
+                axis.errorbar(value["mean"], place, label=label if not number else None, **style)
+        if floor := summary.get(f"floor/{measure}"):
+            line = {"color": color, "linestyle": ":"}
+            axis.axvline(floor["mean"], label=f"floor, {label}", **line)
+    axis.set_yticks(np.arange(len(methods)) + 0.12, methods)
     axis.invert_yaxis()
     axis.set_xscale("log")
-    axis.set_xlabel("KL(people's shares || model), nats (dpo: see the table)")
+    axis.set_xlabel("KL(people's shares || model), nats")
     axis.legend(fontsize=8)
 
 
@@ -81,29 +77,20 @@ def _calibration(axis: Any, bins: dict[str, list[Any]]) -> None:
 
 
 def _persons(axis: Any, config: Config, summary: dict[str, Any]) -> None:
-    numbers = [n for n in config.numbers_of_answers if f"persons/log_loss_{n}" in summary]
+    """Draws what a person's known answers are worth, division by division."""
+    numbers = [n for n in config.numbers_of_answers if f"persons/gain_{n}" in summary]
     if not numbers:
         axis.set_axis_off()
         return
-    found = [summary[f"persons/log_loss_{n}"] for n in numbers]
-    means = np.array([value["mean"] for value in found])
+    found = [summary[f"persons/gain_{n}"] for n in numbers]
+    means = [value["mean"] for value in found]
     ends = [[v["mean"] - v["low"] for v in found], [v["high"] - v["mean"] for v in found]]
     places = np.arange(len(numbers))
-    axis.errorbar(
-        places, means, np.abs(ends), fmt="o-", capsize=3, label="head, and the person's difference"
-    )
-    for name, label in (
-        ("blind_log_loss_0", "head, without the group"),
-        ("uniform_log_loss", "uniform"),
-    ):
-        if value := summary.get(f"persons/{name}"):
-            axis.axhline(
-                value["mean"],
-                linestyle="--",
-                color="0.5" if "uniform" in name else "tab:green",
-                label=label,
-            )
+    axis.errorbar(places, means, np.abs(ends), fmt="o-", capsize=3, label="answers, beside the group")
+    if value := summary.get("persons/gain_group"):
+        axis.axhline(value["mean"], linestyle="--", color="tab:orange", label="the group alone")
+    axis.axhline(0.0, color="0.7", linewidth=0.8)
     axis.set_xticks(places, [str(n) for n in numbers])
     axis.set_xlabel("known answers of the person")
-    axis.set_ylabel("log-loss of an answer to a new question, nats")
+    axis.set_ylabel("log-loss saved on a new question, nats")
     axis.legend(fontsize=8)

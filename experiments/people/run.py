@@ -44,11 +44,7 @@ def experiment(config: Config) -> None:
                     run_folder.write_json(file, run_seed(config, poll, inputs, seed))
                 found.append(run_folder.read_json(file))
                 advance(f"division {seed}", 1)
-        summary = {
-            name: mean_interval(np.array([seed["measures"][name] for seed in found]))
-            for name in found[0]["measures"]
-            if all(name in seed["measures"] for seed in found)
-        }
+        summary = _summarise([seed["measures"] for seed in found])
         run_folder.write_json(folder / "summary.json", summary)
         rows = [
             (config.dataset, name.split("/")[0], "", config.seed + n, 0, name, f"{value:.8g}")
@@ -62,6 +58,29 @@ def experiment(config: Config) -> None:
             console.print(table)
         console.print(f"{time.perf_counter() - began:.0f} s. Results in {Path(folder)}")
         console.print(f"Data: {attribution(config.dataset)}")
+
+
+def _summarise(found: list[dict[str, float]]) -> dict[str, Any]:
+    """Returns means over the divisions, and what the model's features are worth over n-grams.
+
+    Divisions differ more than methods do, so the difference is taken division by division.
+    """
+    shared = [name for name in found[0] if all(name in seed for seed in found)]
+    summary = {name: mean_interval(np.array([seed[name] for seed in found])) for name in shared}
+    for name in shared:
+        method, measure = name.split("/")
+        if method == "head":
+            less = np.array([seed[name] - seed[f"ngrams/{measure}"] for seed in found])
+            summary[f"head less ngrams/{measure}"] = mean_interval(less)
+        if measure.startswith("log_loss_") and "persons/log_loss_0" in shared:
+            gain = np.array([seed["persons/log_loss_0"] - seed[name] for seed in found])
+            summary[f"persons/gain_{measure.removeprefix('log_loss_')}"] = mean_interval(gain)
+    if "persons/blind_log_loss_0" in shared:
+        blind, told = "persons/blind_log_loss_0", "persons/log_loss_0"
+        summary["persons/gain_group"] = mean_interval(
+            np.array([seed[blind] - seed[told] for seed in found])
+        )
+    return summary
 
 
 def tables(config: Config, summary: dict[str, Any]) -> list[Table]:
@@ -79,6 +98,7 @@ def tables(config: Config, summary: dict[str, Any]) -> list[Table]:
     persons = Table(title="log-loss of a person's answer to a new question, nats")
     persons.add_column("known answers of the person")
     persons.add_column("head", justify="right")
+    persons.add_column("saved by them", justify="right")
     names = {f"persons/log_loss_{n}": str(n) for n in config.numbers_of_answers}
     names |= {
         "persons/blind_log_loss_0": "0, without the group",
@@ -86,7 +106,8 @@ def tables(config: Config, summary: dict[str, Any]) -> list[Table]:
     }
     for name, title in names.items():
         if name in summary:
-            persons.add_row(title, format_interval(summary[name]))
+            gain = summary.get(f"persons/gain_{title}")
+            persons.add_row(title, format_interval(summary[name]), format_interval(gain))
     return [shares, persons]
 
 
