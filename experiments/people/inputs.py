@@ -89,7 +89,7 @@ def gram_features(items: Sequence[Item]) -> np.ndarray:
     Returns:
       float32 `[N, V]`.
     """
-    bags = [_grams(prompt, text) for prompt, text in items]
+    bags = [sorted(_grams(prompt, text)) for prompt, text in items]  # the same in every process
     counts = Counter(gram for bag in bags for gram in bag)
     kept = [gram for gram, count in counts.most_common(MOST_GRAMS) if count >= FEWEST_TEXTS]
     columns = {gram: n for n, gram in enumerate(kept)}

@@ -86,7 +86,9 @@ def _persons(axis: Any, config: Config, summary: dict[str, Any]) -> None:
     means = [value["mean"] for value in found]
     ends = [[v["mean"] - v["low"] for v in found], [v["high"] - v["mean"] for v in found]]
     places = np.arange(len(numbers))
-    axis.errorbar(places, means, np.abs(ends), fmt="o-", capsize=3, label="answers, beside the group")
+    axis.errorbar(
+        places, means, np.abs(ends), fmt="o-", capsize=3, label="answers, beside the group"
+    )
     if value := summary.get("persons/gain_group"):
         axis.axhline(value["mean"], linestyle="--", color="tab:orange", label="the group alone")
     axis.axhline(0.0, color="0.7", linewidth=0.8)

@@ -9,10 +9,9 @@ from experiments.people import learners, measures
 from experiments.people.config import Config
 from experiments.people.inputs import Inputs
 from experiments.people.learners import log_law
+from experiments.people.persons import Options, person_losses
 from experiments.people.polls import Poll, new_questions
 from shatter.cli.common.votes import Floats, Ints
-
-JUDGED_ANSWERS = 40  # largest number of a person's answers that are predicted
 
 
 class Cells(NamedTuple):
@@ -86,7 +85,8 @@ def run_seed(config: Config, poll: Poll, inputs: Inputs, seed: int) -> dict[str,
         if rows.any():
             floor = measures.noise_floor(laws[method][rows], new.counts[rows], rng)
             found[f"floor/{name}"] = floor
-    found |= _persons(config, poll, inputs, tables["model"], utilities, is_new, rng)
+    options = Options(tables["model"][inputs.places[:, 0]], utilities, inputs.valid)
+    found |= person_losses(config, poll, options, is_new, rng)
     return {"measures": found, "bins": bins}
 
 
@@ -164,83 +164,3 @@ def _held_out_loss(features: Any, cells: Cells, units: list[str], scale: float) 
     rest = cells.of(held)
     law = log_law(features[held] @ weights, rest.valid)
     return float(measures.share_kl(law, rest.counts).mean())
-
-
-def _persons(
-    config: Config,
-    poll: Poll,
-    inputs: Inputs,
-    table: Any,
-    utilities: Floats,
-    is_new: np.ndarray,
-    rng: np.random.Generator,
-) -> dict[str, float]:
-    """Measures the log-loss of persons' answers to new questions after some to old ones."""
-    most = max(config.numbers_of_answers)
-    of_person: dict[int, list[Any]] = {}
-    for person, question, option in poll.answers[rng.permutation(len(poll.answers))]:
-        of_person.setdefault(int(person), []).append((int(question), int(option)))
-    able: list[int] = []
-    for person in sorted(of_person):
-        is_old = [not is_new[q] for q, _ in of_person[person]]
-        if sum(is_old) > most and not all(is_old):
-            able.append(person)
-    if not able:
-        return {}
-    able = [able[n] for n in rng.permutation(len(able))]
-    judged, choosing = able[: config.max_persons], able[config.max_persons :]
-    choosing = (choosing or judged)[: config.max_persons]
-    x = table[inputs.places[:, 0]]
-    group = poll.person_groups
-
-    def losses(persons: list[int], number: int, scale: float, on_new: bool) -> float:
-        """Returns the mean log-loss, of answers to new questions or to other old ones."""
-        known = [[a for a in of_person[p] if not is_new[a[0]]][:most] for p in persons]
-        rest = [
-            [a for a in of_person[p] if is_new[a[0]]]
-            if on_new
-            else [a for a in of_person[p] if not is_new[a[0]]][most:]
-            for p in persons
-        ]
-        base = np.array(
-            [[utilities[q, group[p]] for q, _ in of] for p, of in zip(persons, known, strict=True)]
-        )
-        questions = np.array([[q for q, _ in of] for of in known], int).reshape(len(persons), most)
-        choices = np.array([[k for _, k in of] for of in known], int).reshape(len(persons), most)
-        own = np.zeros((len(persons), x.shape[-1]))
-        if number:
-            part = slice(0, number)
-            own = learners.fit_people(
-                x[questions[:, part]],
-                base[:, part],
-                inputs.valid[questions[:, part]],
-                choices[:, part],
-                np.ones((len(persons), number), bool),
-                scale,
-            )
-        each = []
-        for p, weights, answers in zip(persons, own, rest, strict=True):
-            some = np.array(answers[:JUDGED_ANSWERS])
-            q, k = some[:, 0], some[:, 1]
-            law = log_law(utilities[q, group[p]] + x[q] @ weights, inputs.valid[q])
-            each.append(-law[np.arange(len(q)), k].mean())
-        return float(np.mean(each))
-
-    found = {"persons/number": float(len(judged))}
-    for number in config.numbers_of_answers:
-        scale = learners.PERSON_SCALES[0]
-        if number:
-            scale = min(
-                learners.PERSON_SCALES, key=lambda s: losses(choosing, number, s, on_new=False)
-            )
-            found[f"persons/scale_{number}"] = scale
-        found[f"persons/log_loss_{number}"] = losses(judged, number, scale, on_new=True)
-    if poll.groups:  # the same without knowing the group
-        group = np.zeros_like(group)
-        found["persons/blind_log_loss_0"] = losses(judged, 0, 1.0, on_new=True)
-    shown = [
-        np.log(inputs.valid[[a[0] for a in of_person[p] if is_new[a[0]]]].sum(axis=1)).mean()
-        for p in judged
-    ]
-    found["persons/uniform_log_loss"] = float(np.mean(shown))
-    return found

@@ -68,6 +68,7 @@ def config(words_folder: Path, tmp_path: Path) -> Config:
     )
 
 
+@pytest.mark.slow
 def test_a_model_answers_as_a_group_and_as_everybody(config: Config, capsys):
     run.experiment(config)
     output = capsys.readouterr().out

@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import log_softmax, rel_entr
 
-from experiments.people import inputs, learners, measures, polls, run
+from experiments.people import export, inputs, learners, measures, polls, run
 from experiments.people.config import Config, check
 from experiments.people.polls import Poll, Question
 from shatter import data
@@ -48,18 +48,18 @@ def test_new_questions_are_whole_batteries():
 
 
 def test_lines_for_fine_tuning_are_read_back(tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(polls, "load_poll", lambda name, data_dir: made_up())
-    polls.export(polls.Config(folder=str(tmp_path)))
+    monkeypatch.setattr(export, "load_poll", lambda name, data_dir: made_up())
+    export.export(export.Config(folder=str(tmp_path)))
     rows, _ = data.read_rows(tmp_path / "train.jsonl")
     assert data.group_sizes(rows) == {"a": 15, "b": 15}
-    polls.export(polls.Config(folder=str(tmp_path), by="person", num_persons=4))
+    export.export(export.Config(folder=str(tmp_path), by="person", num_persons=4))
     train, new = (data.read_rows(tmp_path / f"{part}.jsonl")[0] for part in ("train", "new"))
     assert len(train) + len(new) == 4 * 12
     assert len({row.annotator for row in train}) == 4 and {row.group for row in train} <= {"a", "b"}
     assert not {row.prompt for row in new} & {"zzz"}
-    monkeypatch.setattr(polls, "load_poll", lambda name, data_dir: made_up()._replace(groups=()))
+    monkeypatch.setattr(export, "load_poll", lambda name, data_dir: made_up()._replace(groups=()))
     with pytest.raises(UsageError, match="has no groups: pass --by=person"):
-        polls.export(polls.Config(folder=str(tmp_path)))
+        export.export(export.Config(folder=str(tmp_path)))
 
 
 def test_a_persons_difference_is_the_minimum_of_its_loss():
