@@ -1,9 +1,10 @@
 """Measures of predicted choices against people who disagree: soft labels, and persons one by one.
 
 The soft label of a query is the share of the people who chose each response. The measures are those
-of the shared tasks on learning with disagreements, Leonardelli et al. (2023),
-https://arxiv.org/abs/2304.14803: cross-entropy against soft labels, Manhattan distance between soft
-labels, and the error rate of each person.
+of the shared tasks on learning with disagreements (Leonardelli et al. 2023,
+https://arxiv.org/abs/2304.14803, and 2025, https://arxiv.org/abs/2510.08460): cross-entropy against
+soft labels, Manhattan distance between soft labels, and error rates of persons. The tasks average
+error rates within items first; here they are a person's own.
 """
 
 import jax
