@@ -41,6 +41,9 @@ class Config:
     num_components: int = 64
     """Principal components of the features, found on the old questions' texts; 0 = all features."""
 
+    num_gram_components: int = 300
+    """Principal components of the n-grams."""
+
     num_depths: int = 4
     """Blocks of the model whose output is read."""
 
@@ -68,7 +71,7 @@ def check(config: Config) -> None:
     binary.at_least(
         config, num_seeds=2, seed=0, max_questions=5, num_components=0, num_depths=1, max_length=8
     )
-    binary.at_least(config, max_persons=1)
+    binary.at_least(config, max_persons=1, num_gram_components=1)
     binary.positive(config, "beta")
     if not config.numbers_of_answers or min(config.numbers_of_answers) < 0:
         raise binary.UsageError(

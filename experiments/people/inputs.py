@@ -16,6 +16,7 @@ from shatter.cli.common.frozen import Frozen
 from shatter.cli.common.votes import Floats, Ints
 
 FEWEST_TEXTS, MOST_GRAMS = 2, 6000  # texts that must contain an n-gram, and n-grams in all
+LENGTH_SCALE = 0.3  # the deviation of the two features of the length
 
 
 class Inputs(NamedTuple):
@@ -99,6 +100,27 @@ def gram_features(items: Sequence[Item]) -> np.ndarray:
         features[row, own] = 1 / max(len(own), 1) ** 0.5
         features[row, -2:] = len(text) / 100, np.log(1 + len(text))
     return features
+
+
+def gram_components(features: np.ndarray, in_pool: np.ndarray, number: int) -> np.ndarray:
+    """Returns the first principal components of n-grams, of mean square 1 together over the pool.
+
+    The features are not scaled one by one, unlike a model's, because a rare n-gram would then weigh
+    as much as a common one.
+
+    Args:
+      features: `[N, V]`, those of n-grams, then two of the length.
+      in_pool: bool `[N]`, the texts that may be looked at.
+      number: P, of the components.
+
+    Returns:
+      `[N, P]`, or fewer components where there are no more.
+    """
+    centred = features - features[in_pool].mean(axis=0)
+    centred[:, -2:] *= LENGTH_SCALE / (centred[in_pool, -2:].std(axis=0) + 1e-9)
+    *_, rotation = np.linalg.svd(centred[in_pool], full_matrices=False)
+    found = centred @ rotation[:number].T
+    return found / np.sqrt(np.mean(np.square(found[in_pool])))
 
 
 def _grams(prompt: str, text: str) -> set[str]:

@@ -12,7 +12,7 @@ from shatter import ensembles
 from shatter.cli.common.compiling import compiler_options
 from shatter.types import Array
 
-PRIOR_SCALES = (0.03, 0.1, 0.3, 1.0, 3.0)  # of a head's weights, on features of mean square 1
+PRIOR_SCALES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of a head's weights, on features of mean square 1
 GROUP_SCALES = (0.1, 0.3, 1.0)  # of a group's difference, over that of everybody
 PERSON_SCALES = (0.03, 0.1, 0.3, 1.0)  # of a person's difference
 NUM_STEPS = 12  # of Newton's method

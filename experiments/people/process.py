@@ -7,7 +7,7 @@ import numpy as np
 from experiments.active.features import components
 from experiments.people import learners, measures
 from experiments.people.config import Config
-from experiments.people.inputs import Inputs
+from experiments.people.inputs import Inputs, gram_components
 from experiments.people.learners import log_law
 from experiments.people.persons import Options, person_losses
 from experiments.people.polls import Poll, new_questions
@@ -56,15 +56,12 @@ def run_seed(config: Config, poll: Poll, inputs: Inputs, seed: int) -> dict[str,
     question, group = np.nonzero(poll.counts.sum(axis=2) > 0)
     cells = Cells(question, group, poll.counts[question, group], inputs.valid[question])
     old, new = cells.of(~is_new[cells.question]), cells.of(is_new[cells.question])
-    in_pool = np.zeros(len(inputs.features), bool)
-    in_pool[
-        inputs.places[~is_new][
-            np.broadcast_to(inputs.valid[~is_new][:, None], inputs.places[~is_new].shape)
-        ]
-    ] = True
+    places = inputs.places[~is_new]
+    is_there = np.broadcast_to(inputs.valid[~is_new][:, None], places.shape)
+    in_pool = np.isin(np.arange(len(inputs.features)), places[is_there])
     tables = {
-        name: components(table, in_pool, config.num_components)
-        for name, table in (("model", inputs.features), ("grams", inputs.grams))
+        "model": components(inputs.features, in_pool, config.num_components),
+        "grams": gram_components(inputs.grams, in_pool, config.num_gram_components),
     }
     laws, utilities = _laws(config, poll, inputs, tables, old, new)
     found: dict[str, float] = {}

@@ -126,6 +126,9 @@ def test_n_grams_know_an_option_by_its_question():
     assert features.shape[0] == 6 and np.isfinite(features).all()
     assert not np.array_equal(features[0], features[1])
     assert not np.array_equal(features[0], features[2])
+    found = inputs.gram_components(features, np.arange(6) < 5, 2)
+    assert found.shape == (6, 2) and np.mean(found[:5] ** 2) == pytest.approx(1, rel=1e-5)
+    np.testing.assert_allclose(found[5], found[2], atol=1e-5)  # the same text
 
 
 @pytest.mark.parametrize(
