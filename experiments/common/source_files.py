@@ -158,6 +158,14 @@ SOURCES: dict[str, Source] = {
         _CC_BY,
         _POLIS,
     ),
+    "polis_votes": Source(
+        "polis",
+        "votes.csv",
+        None,
+        "54fd9c64c372263aae5a4ff5ea33c260b2afc0f4afa22b1e84738b769536da0e",
+        _CC_BY,
+        _POLIS,
+    ),
     "polis_conversations": Source(
         "polis",
         "conversations.json",

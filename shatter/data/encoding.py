@@ -105,7 +105,7 @@ def encode_rows(
     is no BOS. A document that is too long first loses prompt tokens on the left, after BOS (see
     `truncate_prompt`): the prompt is cut to `max_prompt_length`, or as far as the longest
     completion needs, but at least half of `max_length` is left to it. Then completions lose tokens
-    on the right, before EOS.
+    on the right, before EOS. A row with `whole_prompt` whose prompt is too long is bad.
 
     The loss counts the whole completion with its EOS, including messages of tools and users in it;
     in a row with `last_turn` only the last message of the completion.
@@ -199,6 +199,14 @@ def _encoded(row: Row, encoding: _Encoding) -> tuple[Encoded, tuple[int, ...]]:
         bos=encoding.bos,
         eos=encoding.eos,
     )
+    if row.whole_prompt and len(short) < len(prompt):
+        raise BadRow(
+            "prompt",
+            f"room for a prompt that says who answers, {len(prompt)} tokens, in max_length = "
+            f"{encoding.max_length}",
+            f"room for {len(short)} beside a completion of {max(map(len, completions))} tokens",
+            "raise max_length (and max_prompt_length), or leave out its group or annotator",
+        )
     _assert_distinct(cut)
     skipped = tuple(number for *_, number in documents)
     for k, (ids, number) in enumerate(zip(cut, skipped, strict=True)):

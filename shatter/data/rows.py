@@ -26,6 +26,8 @@ class Row(NamedTuple):
         if the file has such counts; all rows made from one line share them.
       last_turn: whether the loss counts only the last message of each completion, a conversation,
         and not the turns before it.
+      whole_prompt: whether a prompt that is too long makes the row bad, because its beginning says
+        who answers; other prompts lose their beginning.
     """
 
     prompt: Text
@@ -37,6 +39,7 @@ class Row(NamedTuple):
     source: str = ""
     votes: tuple[float, ...] | None = None
     last_turn: bool = False
+    whole_prompt: bool = False
 
 
 def read_rows(

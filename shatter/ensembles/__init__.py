@@ -9,6 +9,7 @@ from shatter.ensembles.base import (
 )
 from shatter.ensembles.epinet import EpinetMember, epinet
 from shatter.ensembles.heads import heads
+from shatter.ensembles.hierarchy import hierarchy_penalty
 from shatter.ensembles.independent import (
     PriorFunction,
     anchored,
@@ -33,6 +34,7 @@ __all__ = [
     "fit_laplace",
     "gaussian_draws",
     "heads",
+    "hierarchy_penalty",
     "laplace_covariance",
     "mean_adapters",
     "mixture_log_probs",

@@ -28,6 +28,14 @@ from shatter.evaluation.predictions import (
     marginal_log_loss,
 )
 from shatter.evaluation.queries import bootstrap_interval, queries_to_level
+from shatter.evaluation.soft_labels import (
+    choice_errors,
+    manhattan_distance,
+    person_error_rates,
+    person_means,
+    soft_cross_entropy,
+    soft_kl,
+)
 
 __all__ = [
     "LEAST_AUDITS",
@@ -36,6 +44,7 @@ __all__ = [
     "Share",
     "best_of_n_log_probs",
     "bootstrap_interval",
+    "choice_errors",
     "claims",
     "disagreement",
     "dpo_optimum",
@@ -46,7 +55,10 @@ __all__ = [
     "labels_to",
     "learning_curves",
     "loss_after",
+    "manhattan_distance",
     "marginal_log_loss",
+    "person_error_rates",
+    "person_means",
     "posterior_optimum",
     "prediction_metrics",
     "queries_to_level",
@@ -54,5 +66,7 @@ __all__ = [
     "reward_kl_frontier",
     "reward_optimum",
     "segment_kl",
+    "soft_cross_entropy",
+    "soft_kl",
     "win_rate",
 ]

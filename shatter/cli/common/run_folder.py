@@ -182,11 +182,11 @@ def read_json(
     return value
 
 
-def write_csv(path: Path, rows: Iterable[tuple]) -> None:
-    """Writes a table with the columns `CSV_COLUMNS`."""
+def write_csv(path: Path, rows: Iterable[tuple], columns: Sequence[str] = CSV_COLUMNS) -> None:
+    """Writes a table."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(CSV_COLUMNS)
+    writer.writerow(columns)
     writer.writerows(rows)
     write_text(path, text.getvalue())
 

@@ -144,7 +144,7 @@ def score_rankings(rows: Sequence[Row], utilities: npt.ArrayLike) -> dict[str, f
     """
     ranks, weight = pad_ranks(rows), np.asarray([row.weight for row in rows])
     utilities = np.asarray(utilities)[:, : ranks.shape[1]]
-    each = np.asarray(_ranking_losses()(utilities, ranks))
+    each = np.asarray(ranking_losses()(utilities, ranks))
     shown = ranks >= 0
     ordered = (ranks[:, :, None] < ranks[:, None, :]) & shown[:, :, None] & shown[:, None, :]
     is_right = 0.5 + 0.5 * np.sign(utilities[:, :, None] - utilities[:, None, :])
@@ -160,7 +160,8 @@ def score_rankings(rows: Sequence[Row], utilities: npt.ArrayLike) -> dict[str, f
 
 
 @functools.cache
-def _ranking_losses() -> Callable[..., Array]:
+def ranking_losses() -> Callable[..., Array]:
+    """Returns `shatter.losses.ilhf_ranking_loss`, compiled."""
     return jax.jit(losses.ilhf_ranking_loss, compiler_options=compiler_options())
 
 

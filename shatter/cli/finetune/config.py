@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from shatter import training
+from shatter import data, training
 from shatter.cli.common import binary
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.processes import Cluster, check_cluster
@@ -99,6 +99,23 @@ class Config:
 
     utility_scale: float = 1.0
     """ilhf with --utility=mean or ratio: nats of utility per nat of log-prob a token."""
+
+    condition_on: data.ConditionOn = "none"
+    """What prompts say of the person who answers. none: nothing, so the model answers as all people
+    together. group: the row's group. annotator: the person's name. examples: earlier answers of the
+    person, from the training rows. One model learns to answer with and without it; held-out persons
+    without training rows are shown as their group, and unknown groups as everybody."""
+
+    num_examples: int = 4
+    """--condition_on=examples: the largest number of earlier answers in a prompt."""
+
+    condition_dropout: float = 0.2
+    """Share of every training answer's weight that goes to prompts that say less of the person,
+    down to nothing, so that the same model answers as a group and as everybody."""
+
+    min_group_size: int = 5
+    """Smallest number of people in a group that prompts or evaluations may name; with
+    --condition_on, smaller groups are refused."""
 
     beta: float = 0.1
     """dpo and ipo: the KL coefficient. For every objective: the scale of rewards/* in the metrics.
@@ -289,6 +306,9 @@ LENGTH = binary.whole(1, 2**20)  # tokens; the model's own limit is checked when
 
 RANGES = {
     "utility_scale": binary.POSITIVE,
+    "num_examples": binary.whole(1, 2**10),
+    "condition_dropout": binary.real(0, 1, below=True),
+    "min_group_size": binary.whole(1),
     "beta": binary.POSITIVE,
     "label_smoothing": binary.real(0, 0.5, below=True),
     "delta": binary.POSITIVE,

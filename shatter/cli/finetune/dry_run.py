@@ -10,7 +10,7 @@ from shatter.cli.common import binary
 from shatter.cli.common.binary import UsageError
 from shatter.cli.finetune import learning, places, plan
 from shatter.cli.finetune.config import Config
-from shatter.cli.finetune.results import count_parameters
+from shatter.cli.finetune.results import count_parameters, people_lines
 from shatter.cli.finetune.task import Task
 from shatter.factored import sizes
 
@@ -27,6 +27,8 @@ def describe(config: Config, task: Task, console: Console) -> None:
     for split in task.splits.values():
         for problem in split.report.problems[:5]:
             console.print(f"bad row: {problem}")
+    for line in people_lines(task):
+        console.print(line)
     _show_first(task, console)
     num_steps = count_steps(config, task)
     trained = jax.eval_shape(

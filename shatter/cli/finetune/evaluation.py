@@ -1,20 +1,35 @@
 """The evaluation of a run, and what its steps read of the frozen model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from shatter import data
 from shatter.cli.common.binary import UsageError
 from shatter.cli.finetune import measures, reference, scoring
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.divergences import make_divergences
 from shatter.cli.finetune.history import Record
 from shatter.cli.finetune.learning import Frozen, Trainable
+from shatter.cli.finetune.people import Person, group_rows, person_scores, soft_scores
 from shatter.cli.finetune.task import Task
 
-Evaluate = Callable[[Trainable], Record]
-"""Measures a model; the result is a part of a row of the metrics."""
+
+class Evaluation(NamedTuple):
+    """The measures of a model.
+
+    Attributes:
+      metrics: a part of a row of the metrics.
+      people: how well each person's answers are predicted, by the name of the held-out rows.
+    """
+
+    metrics: Record
+    people: dict[str, list[Person]]
+
+
+Evaluate = Callable[[Trainable], Evaluation]
+"""Measures a model."""
 
 
 class Prepared(NamedTuple):
@@ -60,7 +75,11 @@ def prepare(config: Config, task: Task, progress: Callable[[str, int], None]) ->
     reads = model.lora is not None or config.kl_weight > 0
     frozen = Frozen(model.params if reads else None, samples if config.kl_weight else None)
     held_out = make_evaluate(config, task, refs)
-    evaluate = lambda trainable: held_out(trainable) | divergences(trainable)
+
+    def evaluate(trainable: Trainable) -> Evaluation:
+        found = held_out(trainable)
+        return found._replace(metrics=found.metrics | divergences(trainable))
+
     return Prepared(evaluate, refs["train"], frozen)
 
 
@@ -73,12 +92,13 @@ def make_evaluate(config: Config, task: Task, refs: dict[str, np.ndarray]) -> Ev
       refs: log-probs of the held-out rows under the reference, `[rows, K]` by name, nats.
 
     Returns:
-      `trainable -> metrics`; it raises a `UsageError` if the model's scores are not finite.
+      `trainable -> evaluation`; it raises a `UsageError` if the model's scores are not finite.
     """
     model, utilities = task.model, scoring.make_utilities(config, task.model)
 
-    def evaluate(trainable: Trainable) -> Record:
+    def evaluate(trainable: Trainable) -> Evaluation:
         metrics: Record = {}
+        people: dict[str, list[Person]] = {}
         pretrained = None if model.lora is None else model.params
         for name, split in task.held_out.items():
             values = utilities(trainable, pretrained, split.encoded, refs[name])
@@ -88,9 +108,33 @@ def make_evaluate(config: Config, task: Task, refs: dict[str, np.ndarray]) -> Ev
                     "--learning_rate, or go on from an earlier checkpoint with another"
                 )
             scores = measures.held_out_scores(split.encoded, values)
+            scores |= soft_scores(split.encoded, values)
+            scores |= _by_group(config, split.encoded, values)
+            if persons := person_scores(split.encoded, values):
+                people[name] = persons
+                scores |= _over_persons(persons)
             if config.objective == "sft":
                 scores |= measures.demonstration_scores(split.encoded, values)
             metrics |= {f"eval_{name}/{measure}": value for measure, value in scores.items()}
-        return metrics
+        return Evaluation(metrics, people)
 
     return evaluate
+
+
+def _by_group(config: Config, encoded: Sequence[data.Encoded], utilities: np.ndarray) -> Record:
+    """Returns log-loss and soft KL of every group's own answers, as `group=NAME/measure`."""
+    scores: Record = {}
+    for group, rows in group_rows(encoded, config.min_group_size).items():
+        of_group = [encoded[n] for n in rows]
+        found = measures.held_out_scores(of_group, utilities[rows])
+        found |= soft_scores(of_group, utilities[rows])
+        kept = (name for name in found if name.endswith(("log_loss", "soft_kl")))
+        scores |= {f"group={group}/{name}": found[name] for name in kept}
+    return scores
+
+
+def _over_persons(persons: Sequence[Person]) -> Record:
+    """Returns means over persons, each of whom counts once."""
+    rates = [person.error_rate for person in persons if not np.isnan(person.error_rate)]
+    scores = {"person_log_loss": float(np.mean([person.log_loss for person in persons]))}
+    return scores | ({"person_error_rate": float(np.mean(rates))} if rates else {})

@@ -101,9 +101,38 @@ def summarise(config: Config, task: Task, result: Result) -> dict[str, Any]:
         "seconds": result.seconds,
         "tokens_per_second": result.tokens / result.seconds,
         "rows": {name: _counts(split) for name, split in task.splits.items()},
+        **({"people": people_counts(task)} if task.people else {}),
         "parameters": count_parameters(task.model.params),
         "trained": count_parameters(result.trainable),
     }
+
+
+def people_counts(task: Task) -> dict[str, dict[str, int]]:
+    """Returns the counts of how prompts say who answers, by the name of the rows."""
+    return {name: shown._asdict() for name, shown in task.people.items()}
+
+
+def people_lines(task: Task) -> list[str]:
+    """Returns how the prompts of every file say who answers, in sentences."""
+    lines = []
+    for name, shown in task.people.items():
+        kinds = {
+            "by earlier answers": shown.by_examples,
+            "by name": shown.by_annotator,
+            "by group": shown.by_group,
+            "as everybody": shown.by_nothing,
+        }
+        told = ", ".join(f"{number:,} {kind}" for kind, number in kinds.items() if number)
+        line = f"{name}: {shown.annotators:,} persons, {shown.groups:,} groups; rows: {told}"
+        if shown.unknown_annotators or shown.unknown_groups:
+            line += (
+                f"; not among the training rows: {shown.unknown_annotators:,} persons, "
+                f"{shown.unknown_groups:,} groups"
+            )
+        if shown.left_out:
+            line += f"; {shown.left_out:,} earlier answers left out for want of room"
+        lines.append(line)
+    return lines
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from shatter.cli.common.progress import open_console, progress_bar
 from shatter.cli.finetune import history, places, plan, plot, results, train
 from shatter.cli.finetune.config import Config, check, cluster_of, free_fields
 from shatter.cli.finetune.dry_run import count_steps, describe
+from shatter.cli.finetune.people import Person
 from shatter.cli.finetune.task import Task, load_task
 
 FLAGS = Config
@@ -174,6 +175,8 @@ def _finish(
 ) -> dict[str, Any]:
     """Writes what a run has brought, the summary last."""
     run_folder.write_csv(folder / "metrics.csv", history.csv_rows(config, result.history))
+    for name, persons in result.people.items():
+        run_folder.write_csv(folder / f"people_{name}.csv", persons, Person._fields)
     results.save_model(folder / "model", config, task, result.trainable)
     if samples is not None:
         run_folder.write_text(folder / "samples.txt", samples)
@@ -185,10 +188,12 @@ def _finish(
 
 
 def _report_problems(config: Config, task: Task, console: Console) -> None:
-    """Says which rows cannot be used, and where they are all listed."""
+    """Says which rows cannot be used, where they are all listed, and how prompts show people."""
     for name, split in task.splits.items():
         if problems := split.report.problems:
             more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
             console.print(
                 f"{name}: {problems[0]}{more}: see {config.output_dir}/bad_rows_{name}.jsonl",
             )
+    for line in results.people_lines(task):
+        console.print(line)

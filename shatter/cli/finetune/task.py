@@ -1,7 +1,8 @@
 """The task of a run: the pretrained model and the comparisons in tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,10 @@ from shatter.cli.common.binary import UsageError
 from shatter.cli.finetune import places
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.pretrained import Pretrained, load_model
+
+AS_EVERYBODY = "_as_everybody"
+"""The end of the name of held-out rows whose prompts do not say who answers, beside those that
+do."""
 
 
 class Split(NamedTuple):
@@ -43,11 +48,13 @@ class Task(NamedTuple):
       model: the pretrained model.
       train: the comparisons to learn from.
       held_out: the comparisons to evaluate by, by name.
+      people: counts of how prompts say who answers, by name; empty if they do not.
     """
 
     model: Pretrained
     train: Training
     held_out: dict[str, Split]
+    people: Mapping[str, data.Shown] = MappingProxyType({})
 
     @property
     def splits(self) -> dict[str, Split | Training]:
@@ -95,8 +102,53 @@ def make_task(
     if config.objective != "sft":  # no other objective learns from ties
         train = [row for row in rows["train"] if not data.without_preference([row])]
         rows = {**rows, "train": train}
-    splits = {name: _encode(config, model, name, rows[name], reports[name]) for name in rows}
-    return Task(model, _merge(splits.pop("train")), splits)
+    people: dict[str, data.Shown] = {}
+    if config.condition_on != "none":
+        rows, people = _conditioned(config, model, rows)
+    splits = {
+        name: _encode(config, model, name, split, reports.get(name, data.Report(len(split))))
+        for name, split in rows.items()
+    }
+    return Task(model, _merge(splits.pop("train")), splits, people)
+
+
+def _conditioned(
+    config: Config, model: Pretrained, rows: dict[str, list[data.Row]]
+) -> tuple[dict[str, list[data.Row]], dict[str, data.Shown]]:
+    """Says in the prompts who answers; held-out rows are there a second time as everybody's."""
+    rng = np.random.default_rng(config.seed)
+    length, prompt_length = config.max_length, config.max_prompt_length
+
+    def fits(row: data.Row) -> bool:
+        try:
+            data.encode_rows(
+                [row], model.tokenizer, max_length=length, max_prompt_length=prompt_length
+            )
+        except ValueError:  # the row may be bad for another reason, which its encoding will say
+            return False
+        return True
+
+    try:
+        conditions = data.learn_conditions(
+            rows["train"],
+            config.condition_on,
+            rng,
+            num_examples=config.num_examples,
+            dropout=config.condition_dropout,
+            min_group_size=config.min_group_size,
+        )
+    except ValueError as error:
+        raise UsageError(f"--dataset_name={config.dataset_name}: {error}") from error
+    found: dict[str, list[data.Row]] = {}
+    people: dict[str, data.Shown] = {}
+    found["train"], people["train"] = data.condition_training(
+        conditions, rows["train"], rng, fits=fits
+    )
+    for name, split in rows.items():
+        if name != "train":
+            found[name], people[name] = data.condition_held_out(conditions, split, fits=fits)
+            found[name + AS_EVERYBODY] = split
+    return found, people
 
 
 def unique_prompts(task: Task) -> list[np.ndarray]:
@@ -126,6 +178,11 @@ def _merge(split: Split) -> Training:
 def _names(files: Sequence[str]) -> dict[str, str]:
     """Returns files by their names without folder and endings."""
     names = [Path(file).name.split(".")[0] for file in files]
+    if bad := [name for name in names if name.endswith(AS_EVERYBODY)]:
+        raise UsageError(
+            f"--eval_dataset_name: names that end with {AS_EVERYBODY} are those of results, found "
+            f"{bad}: rename the file"
+        )
     if len(set(names)) < len(names) or "train" in names:
         raise UsageError(
             f"--eval_dataset_name: the files' names must differ and not be train, found {names}"

@@ -16,6 +16,7 @@ from shatter.cli.finetune.history import Log as _Log
 from shatter.cli.finetune.history import Record, Sums
 from shatter.cli.finetune.learning import Trainable
 from shatter.cli.finetune.optimizer import make_schedule
+from shatter.cli.finetune.people import Person
 from shatter.cli.finetune.task import Task
 from shatter.cli.finetune.updates import Measured, Update, make_update
 
@@ -31,12 +32,14 @@ class Result(NamedTuple):
       history: the rows of the metrics, in order.
       seconds: the time that the steps of this process took, compilation included.
       tokens: the number of tokens that those steps read.
+      people: how well each person's held-out answers are predicted at the end, by name.
     """
 
     trainable: Trainable
     history: list[Record]
     seconds: float
     tokens: int
+    people: dict[str, list[Person]]
 
 
 class _Run(NamedTuple):
@@ -160,9 +163,10 @@ def train(
             _save_if_due(run, position)
         seconds = time.perf_counter() - start.time
         progress("evaluating after training", 0)
-        _log_evaluation(run, position)
+        people = _log_evaluation(run, position)
     log.close()
-    return Result(position.state.params, log.rows, seconds, position.tokens - start.tokens)
+    tokens = position.tokens - start.tokens
+    return Result(position.state.params, log.rows, seconds, tokens, people)
 
 
 def _resume_or_begin(run: _Run, state: training.TrainState) -> _Position:
@@ -230,9 +234,11 @@ def _save_if_due(run: _Run, position: _Position) -> None:
     checkpoints.save(run.saved, position.step, position.state, loop, run.log)
 
 
-def _log_evaluation(run: _Run, position: _Position) -> None:
-    measures = run.evaluate(position.state.params)
-    run.log.add(_at_step(run, position.step) | measures)
+def _log_evaluation(run: _Run, position: _Position) -> dict[str, list[Person]]:
+    """Evaluates the model, logs its measures, and returns those of each person."""
+    found = run.evaluate(position.state.params)
+    run.log.add(_at_step(run, position.step) | found.metrics)
+    return found.people
 
 
 def _fetch(run: _Run, position: _Position) -> _Position:

@@ -260,7 +260,7 @@ def test_scores_that_are_not_finite_end_the_run_in_words(config: Config, tmp_pat
     task = load_task(config)
     judge = evaluation.make_evaluate(config, task, {"held": np.zeros((1, 2), np.float32)})
     start = learning.start(config, task.model, jax.random.key(0))
-    assert judge(start).keys() >= {"eval_held/log_loss", "eval_held/accuracy"}
+    assert judge(start).metrics.keys() >= {"eval_held/log_loss", "eval_held/accuracy"}
     broken = jax.tree.map(lambda leaf: leaf * np.nan, start)
     with pytest.raises(UsageError, match="scores of held are not finite: the run went astray"):
         judge(broken)

@@ -1,0 +1,231 @@
+"""Runs whose prompts say who answers: flags, files, resumption, measures by group and person."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+
+from shatter.cli.common.binary import UsageError
+from shatter.cli.finetune import people, run, train
+from shatter.cli.finetune.config import Config, check
+from shatter.cli.finetune.task import load_task
+from shatter.data import Encoded, Row
+from tests.cli.finetune.runs import assert_same, finetune, history, trained_params, write
+
+TEXTS = "Group of the person who answers: Person Earlier answers north south p0 p1 p2 p3 p4 p5"
+WORDS = list(dict.fromkeys([*TEXTS.split(), *"is better red blue green".split()]))
+
+
+@pytest.fixture(scope="module")
+def words_folder(make_model, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("words") / "tiny"
+    make_model(folder, 1, WORDS)
+    return folder
+
+
+def answers(people: range, num_each: int, seed: int) -> list[dict]:
+    """Returns answers about colours; the north likes red and the south blue."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for person in people:
+        group = ("north", "south")[person % 2]
+        for _ in range(num_each):
+            best = ("red", "blue")[person % 2] if rng.random() < 0.9 else "green"
+            other = rng.choice([word for word in ("red", "blue", "green") if word != best])
+            about = {"annotator": f"p{person}", "group": group}
+            rows.append(
+                {"prompt": "better is", "chosen": f" {best}", "rejected": f" {other}"} | about
+            )
+    return rows
+
+
+@pytest.fixture
+def config(words_folder: Path, tmp_path: Path) -> Config:
+    return Config(
+        model_name_or_path=str(words_folder),
+        dataset_name=write(tmp_path / "train.jsonl", answers(range(4), 6, 0)),
+        eval_dataset_name=(write(tmp_path / "held.jsonl", answers(range(6), 4, 1)),),
+        output_dir=str(tmp_path / "run"),
+        condition_on="group",
+        min_group_size=2,
+        mesh="data=1",
+        per_device_train_batch_size=8,
+        per_device_eval_batch_size=8,
+        learning_rate=3e-2,
+        max_steps=20,
+        max_length=24,
+        save_steps=4,
+        kl_samples=4,
+        kl_batch_size=4,
+        kl_length=4,
+        num_generations=0,
+        max_completion_length=4,
+        seed=0,
+    )
+
+
+@pytest.mark.slow
+def test_a_model_answers_as_a_group_and_as_everybody(config: Config, capsys):
+    run.experiment(config)
+    output = capsys.readouterr().out
+    assert "train: 4 persons, 2 groups; rows: 24 by group, 24 as everybody" in output
+    assert "held: 6 persons, 2 groups; rows: 24 by group; not among the training rows: 2 " in output
+    before, after = history(config)[0], history(config)[-1]
+    for name in (
+        "group=north/log_loss",
+        "group=south/soft_kl",
+        "person_log_loss",
+        "soft_manhattan",
+    ):
+        assert np.isfinite([row[f"eval_held/{name}"] for row in (before, after)]).all()
+    # The groups want opposite things, which only a model that knows the group can predict.
+    assert after["eval_held/log_loss"] < after["eval_held_as_everybody/log_loss"] - 0.05
+    for split in ("held", "held_as_everybody"):
+        with (Path(config.output_dir) / f"people_{split}.csv").open() as file:
+            table = list(csv.DictReader(file))
+        assert [row["annotator"] for row in table] == [f"p{n}" for n in range(6)]
+        mean = np.mean([float(row["log_loss"]) for row in table])
+        assert after[f"eval_{split}/person_log_loss"] == pytest.approx(mean, rel=1e-6)
+    summary = json.loads((Path(config.output_dir) / "summary.json").read_text())
+    assert summary["people"]["held"]["by_group"] == 24
+    assert summary["rows"]["held_as_everybody"]["kept"] == 24
+
+
+@pytest.mark.parametrize("on", ["annotator", "examples"])
+def test_persons_who_are_unknown_are_shown_as_their_group(config: Config, on: str):
+    task = load_task(dataclasses.replace(config, condition_on=on, num_examples=2, max_length=32))
+    shown = task.people["held"]
+    assert (shown.by_group, shown.unknown_annotators) == (8, 2)
+    assert shown.by_annotator + shown.by_examples == 16
+    decode = task.model.tokenizer.decode
+    texts = {decode(row.prompt.tolist()).split(":")[0] for row in task.held_out["held"].encoded}
+    own = "Person" if on == "annotator" else "Earlier answers of the person"
+    assert len(texts) == 2 and any(own.split()[0] in text for text in texts)
+    everybody = task.held_out["held_as_everybody"].encoded
+    assert {decode(row.prompt.tolist()) for row in everybody} == {"<s>better is"} or len(
+        {row.prompt.tobytes() for row in everybody}
+    ) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("on", ["group", "annotator", "examples"])
+def test_a_killed_run_goes_on_to_the_same_bits(config: Config, tmp_path: Path, on, monkeypatch):
+    config = dataclasses.replace(config, condition_on=on, num_examples=2, max_steps=8)
+    whole = dataclasses.replace(config, output_dir=str(tmp_path / "whole"))
+    finetune(whole)
+
+    class Killed(Exception):
+        pass
+
+    take = train._take_step
+
+    def take_some(state, position):
+        if position.step == 6:
+            raise Killed
+        return take(state, position)
+
+    monkeypatch.setattr(train, "_take_step", take_some)
+    with pytest.raises(Killed):
+        finetune(config)
+    monkeypatch.setattr(train, "_take_step", take)
+    changed = dataclasses.replace(config, condition_dropout=0.5)
+    with pytest.raises(UsageError, match=r"condition_dropout"):
+        finetune(changed)
+    finetune(config)
+    assert_same(trained_params(config), trained_params(whole))
+    assert history(config) == history(whole)
+    name = "people_held.csv"
+    one, other = (Path(c.output_dir) / name for c in (config, whole))
+    assert one.read_text() == other.read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"min_group_size": 3}, "train.jsonl: group: expected at least 3 people .* found 2 in"),
+        (
+            {"max_length": 9},
+            "room for a prompt that says who answers, 10 tokens, in max_length = 9",
+        ),
+        ({"condition_on": "none", "condition_dropout": 1.0}, "--condition_dropout must be "),
+    ],
+)
+def test_bad_input(config: Config, changes: dict, message: str):
+    bad = dataclasses.replace(config, **changes)
+    with pytest.raises(UsageError, match=message):
+        check(bad)
+        load_task(bad)
+
+
+def test_rows_without_the_field_and_names_of_files(config: Config, tmp_path: Path):
+    plain = [{"prompt": "better is", "chosen": " red", "rejected": " blue"}]
+    lacking = dataclasses.replace(config, dataset_name=write(tmp_path / "plain.jsonl", plain))
+    with pytest.raises(UsageError, match=r"plain.jsonl: condition_on=group reads the field group"):
+        load_task(lacking)
+    file = write(tmp_path / "held_as_everybody.jsonl", plain)
+    with pytest.raises(UsageError, match="rename the file"):
+        load_task(dataclasses.replace(config, eval_dataset_name=(file,)))
+
+
+def encoded(*rows: Row) -> list[Encoded]:
+    token = np.ones(1, np.int32)
+    return [
+        Encoded(token, (token,) * len(row.ranks), row.ranks, row.weight, None, row) for row in rows
+    ]
+
+
+def test_soft_labels_of_rows_by_hand():
+    rows = encoded(
+        Row("", ("a", "b"), (1, 2), 3.0),
+        Row("", ("b", "a"), (1, 2), 1.0),  # of the same comparison, in another order
+        Row("", ("a", "b"), (1, 1), 5.0),
+        Row("", ("a", "b", "c"), (2, 1, 2), 1.0),
+        Row("", ("a", "b", "c"), (2, 1, -1), 9.0),  # c was not shown
+        Row("", ("a", "b", "d"), (2, 1, 2), 2.0),
+    )
+    utilities = np.array(
+        [[0.3, 0.1, 0], [0.1, 0.3, 0], [0.3, 0.1, 0], [1, 2, 3], [1, 2, 3], [1, 2, 3]], float
+    )
+    pair, three = log_softmax([0.3, 0.1]), log_softmax([1.0, 2.0, 3.0])
+    cross = -(0.75 * pair[0] + 0.25 * pair[1]), -three[1]
+    noise = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
+    distance = 2 * abs(np.exp(pair[0]) - 0.75), 2 * (1 - np.exp(three[1]))
+    assert people.soft_scores(rows, utilities) == pytest.approx(
+        {
+            "soft_cross_entropy": np.mean(cross),
+            "soft_kl": (sum(cross) - noise) / 2,
+            "soft_manhattan": np.mean(distance),
+        },
+        rel=1e-5,
+    )
+    assert people.soft_scores(rows[3:5], utilities[3:5]) == {}
+
+
+def test_persons_by_hand():
+    rows = encoded(
+        Row("", ("a", "b"), (1, 2), 3.0, annotator="ann", group="g"),
+        Row("", ("a", "c"), (2, 1), 1.0, annotator="ann", group="h"),
+        Row("", ("a", "b"), (1, 1), annotator="ann"),
+        Row("", ("a", "b"), (1, 2)),
+        Row("", ("a", "b", "c"), (1, 1, 2), annotator="bob", group="g"),
+    )
+    utilities = np.array([[1.0, 0, 0], [0.5, 0, 0], [1, 0, 0], [1, 0, 0], [0, 0, 0]])
+    ann, bob = people.person_scores(rows, utilities)
+    losses = -log_softmax([1.0, 0.0])[0], -log_softmax([0.5, 0.0])[1]
+    assert ann._asdict() == pytest.approx(
+        {
+            "annotator": "ann",
+            "group": "",
+            "answers": 2,
+            "log_loss": (3 * losses[0] + losses[1]) / 4,
+            "error_rate": 0.25,
+        }
+    )
+    assert (bob.group, bob.answers) == ("g", 1) and np.isnan(bob.error_rate)
+    assert bob.log_loss == pytest.approx(np.log(3))  # c is last in one of three
+    assert people.group_rows(rows, 1) == {"g": [0, 4], "h": [1]}
+    assert people.group_rows(rows, 2) == {"g": [0, 4]}
