@@ -57,5 +57,6 @@ def tilted_utilities(
         raise ValueError(f"base_share must be in [0, 1], found {base_share}")
     chex.assert_type([log_probs, ref_log_probs], float)
     chex.assert_equal_shape([log_probs, ref_log_probs])
+    log_probs = at_least_float32(log_probs)
     ref_log_probs = jnp.where(log_probs <= LOG_ZERO, 0.0, finite_logs(ref_log_probs))
-    return at_least_float32(log_probs) - (1.0 - base_share) * ref_log_probs
+    return log_probs - (1.0 - base_share) * ref_log_probs

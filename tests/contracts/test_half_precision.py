@@ -66,6 +66,7 @@ LOGITS = np.linspace(-2.7, 3.3, 24).reshape(2, 4, 3)
 IDS = jnp.array([[0, 1, 2, 1], [0, 2, 0, 0]])
 BANNED = np.where(np.arange(24).reshape(2, 4, 3) % 7 == 6, -INF, LOGITS)
 RANKS = jnp.array([1, 2, 2, 3])
+SHARES = np.array([0.15, 0.0, 0.65, 0.2])
 LEVELS = [np.log([[0.2, 0.5, 0.3]]), np.log(np.full((3, 3), [0.1, 0.6, 0.3]))]
 
 
@@ -201,6 +202,15 @@ CASES = {
             lambda mean, covariance: ensembles.draw_members(KEY, mean, covariance, 3),
             [A[:2], np.diag(np.exp(A[:2]))],
         ),
+        "hierarchy_penalty": (
+            lambda a, b, c: ensembles.hierarchy_penalty(
+                a, b, c, person_scale=0.3, population_scale=0.7
+            ),
+            [
+                np.linspace(0.0, 1.0, 999).reshape(3, 333),
+                *np.linspace(1.0, 3.0, 666).reshape(2, 333),
+            ],
+        ),
         "fit_laplace": (
             lambda x, shares: ensembles.fit_laplace(x, shares, prior_scale=1.3),
             [np.stack([TWO_TOKENS, TWO_TOKENS[::-1]])[..., :3], np.array([[1.0, 0.0], [0.5, 0.5]])],
@@ -216,6 +226,7 @@ CASES = {
             lambda law, r: evaluation.best_of_n_log_probs(law, r, num_samples=3),
             [LAW, R],
         ),
+        "choice_errors": (lambda x: evaluation.choice_errors(x, jnp.array([3, 1])), [TWO_TOKENS]),
         "disagreement": (evaluation.disagreement, [np.where(QUERIES > -INF, QUERIES, -5.3)]),
         "dpo_optimum": (lambda p, q: evaluation.dpo_optimum(p, q, beta=0.3), [OTHER, LAW]),
         "dyadic_joint_log_loss": (
@@ -224,7 +235,16 @@ CASES = {
         ),
         "ipo_optimum": (lambda p, q: evaluation.ipo_optimum(p, q, beta=0.3), [LAW, OTHER]),
         "joint_log_loss": (evaluation.joint_log_loss, [np.tile(A, (2, 500))]),
+        "manhattan_distance": (evaluation.manhattan_distance, [LAW, SHARES]),
         "marginal_log_loss": (evaluation.marginal_log_loss, [MEMBERS[:, :3]]),
+        "person_error_rates": (
+            lambda x: evaluation.person_error_rates(x, RANKS[:2], jnp.arange(2), num_persons=2),
+            [TWO_TOKENS],
+        ),
+        "person_means": (
+            lambda x: evaluation.person_means(x, jnp.array([1, 0, 1, 1]), num_persons=2),
+            [A],
+        ),
         "posterior_optimum": (lambda p, r: evaluation.posterior_optimum(p, r, beta=0.3), [LAW, R]),
         "prediction_metrics": (evaluation.prediction_metrics, [OTHER, OTHER[::-1], LAW]),
         "reward_kl_frontier": (
@@ -232,6 +252,8 @@ CASES = {
             [OTHER, R, np.array([0.1, 0.3, 2.7])],
         ),
         "reward_optimum": (evaluation.reward_optimum, [LAW, R[[0, 2, 2, 2]]]),
+        "soft_cross_entropy": (evaluation.soft_cross_entropy, [OTHER, SHARES]),
+        "soft_kl": (evaluation.soft_kl, [OTHER, np.exp(OTHER[::-1])]),
         "segment_kl": (evaluation.segment_kl, [np.stack([LAW, OTHER]), OTHER[::-1]]),
         "win_rate": (evaluation.win_rate, [LAW, OTHER, LAW[::-1]]),
     },
@@ -336,10 +358,8 @@ CASES = {
             [np.where(MASK, TWO_TOKENS, -INF), TWO_TOKENS[::-1], R[:2]],
         ),
         "nudged_reinforce_loss": (
-            lambda x, kl: losses.nudged_reinforce_loss(
-                x, jax.nn.sigmoid(x), kl, beta=0.3, nudge=0.1
-            ),
-            [A, np.abs(R)],
+            lambda x, p, kl: losses.nudged_reinforce_loss(x, p, kl, beta=0.3, nudge=0.1),
+            [A, SHARES, np.abs(R)],
         ),
         "posterior_loss": (lambda *x: losses.posterior_loss(*x, beta=0.3), [A, B, R]),
         "ppo_loss": (
