@@ -217,11 +217,11 @@ def test_sampled_candidates_are_read_back_and_end_where_that_counts(
     assert not Path(summed.project).exists()
     # Some of the same draws are cut after 7 tokens; only those that ended before are kept.
     longer = dataclasses.replace(summed, max_completion_length=7, num_samples=6)
-    ended, any_end = (
+    summed, tilted, any_end = (
         lengths_of_candidates(dataclasses.replace(longer, utility=utility), project)
-        for utility in ("sum", "ratio")
+        for utility in ("sum", "tilt", "ratio")
     )
-    assert ended <= set(range(1, 7)) and max(any_end) == 7
+    assert summed == tilted <= set(range(1, 7)) and max(any_end) == 7
 
 
 def lengths_of_candidates(config: ProposeConfig, project: Project) -> set[int]:
