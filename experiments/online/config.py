@@ -71,8 +71,8 @@ class Config:
     mixture."""
 
     utility: Utility = "sum"
-    """What members learn by. sum: a response's log-prob, summed over its tokens. tilt: that less the
-    base's."""
+    """What members learn by. sum: a response's log-prob, summed over its tokens. tilt: that less
+    the base's."""
 
     choose_by: ChooseBy | None = None
     """What people choose by. density: log q, so that they prefer what is likely. taste: log q / p0,

@@ -49,8 +49,8 @@ def summarise(setting: Setting, name: str, results: Results, labels: np.ndarray)
       "labels" are those to where the reference ends, seed by seed, in whole periods: a mean in
       which a seed that does not arrive counts with the budget, a lower bound, and the share of such
       seeds; "saving" is read off the mean curves, the budget over the labels with which the mean
-      win rate is where the reference's ends, or 1 if that is not above the start. "fall" is how far the mean win rate of greedy decoding
-      is at the end below its highest.
+      win rate is where the reference's ends, or 1 if that is not above the start. "fall" is how
+      far the mean win rate of greedy decoding is at the end below its highest.
     """
     period = setting.config.period
     ends = lambda metrics: {measure: metrics[measure][:, ::period] for measure in MEASURES}

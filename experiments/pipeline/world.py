@@ -18,7 +18,7 @@ TABLE_RATE = {"tabular": 1.0, "transformer": 0.05}
 
 
 DESIGN_TEMPERATURE = 2.0
-"""The temperature at which candidates of "v_optimal" are drawn, so that rare ones are among them."""
+"""The temperature at which candidates of "v_optimal" are drawn, so that there are rare ones."""
 
 
 class Problem(NamedTuple):
