@@ -100,7 +100,7 @@ class Config:
     by taste. sum: its log-prob, where they choose a response as often as the model should give it,
     as people do who pick one of a question's options. mean and ratio: `utility_scale` times sum and
     tilt a token. tilt and sum, which add up over tokens, want a learning rate of about 1e-5 where
-    a small model is trained whole."""
+    a small model is trained whole; --learning_rate says how to tell that it is too high."""
 
     utility_scale: float = 1.0
     """ilhf with --utility=mean or ratio: nats of utility per nat of log-prob a token."""
