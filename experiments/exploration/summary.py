@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common.intervals import curve_saving
 from experiments.exploration.arms import BASELINES, CLAIM
 from experiments.exploration.config import Setting
 from shatter.evaluation import bootstrap_interval, queries_to_level
@@ -59,7 +60,7 @@ def summarise(setting: Setting, arm: str, results: Results, queries: np.ndarray)
         if (setting, baseline) in results:
             other = results[setting, baseline]["kl"][:, -1]
             row[f"less_{baseline}"] = _interval(_mean_difference, end, other)
-    row["saving"] = _curve_saving(metrics["kl"], results[setting, "passive"]["kl"], queries)
+    row["saving"] = curve_saving(metrics["kl"], results[setting, "passive"]["kl"], queries)
     for name, level in _levels(setting, results).items():
         row[name] = _arrivals(metrics["kl"], results[setting, "passive"]["kl"], queries, level)
     return row
@@ -107,23 +108,6 @@ def _arrivals(
         "saving": _interval(_saving, asked, others),
         "arrived": [float(np.mean(~censored & (asked <= count))) for count in queries],
     }
-
-
-def _curve_saving(curves: np.ndarray, passive: np.ndarray, queries: np.ndarray) -> dict[str, float]:
-    """Returns the budget over the labels to passive's mean at the end.
-
-    It is 1 if that is never reached, and if passive ends above the start: there is nothing to save.
-    """
-
-    def saving(seeds: np.ndarray) -> float:
-        rows = seeds.astype(int)
-        mean, level = curves[rows].mean(axis=0), passive[rows, -1].mean()
-        if mean[0] <= level:
-            return 1.0
-        (asked,), _ = queries_to_level(mean[None], queries, level)
-        return float(queries[-1] / max(asked, 1.0))
-
-    return _interval(saving, np.arange(len(curves)))
 
 
 def _interval(statistic: Any, *samples: np.ndarray, **options: Any) -> dict[str, float]:

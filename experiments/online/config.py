@@ -5,7 +5,7 @@ from typing import Literal
 
 SettingName = Literal["closed", "open"]
 People = Literal["mixture", "segments"]
-Utility = Literal["literal", "tilt"]
+Utility = Literal["sum", "tilt"]
 ChooseBy = Literal["density", "taste"]
 
 LIKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -70,14 +70,14 @@ class Config:
     of one segment, who chooses by its law; no single law explains such choices. Not given =
     mixture."""
 
-    utility: Utility = "literal"
-    """What members learn by. literal: a response's log-prob. tilt: its log-prob less the base's."""
+    utility: Utility = "sum"
+    """What members learn by. sum: a response's log-prob, summed over its tokens. tilt: that less
+    the base's."""
 
     choose_by: ChooseBy | None = None
     """What people choose by. density: log q, so that they prefer what is likely. taste: log q / p0,
-    so that how likely the base says a response is no part of it. Not given = density with the
-    literal utility and taste with the tilt; learning from infinitely many answers then ends in
-    q."""
+    so that how likely the base says a response is no part of it. Not given = density with the sum
+    and taste with the tilt; learning from infinitely many answers then ends in q."""
 
     max_length: int = 12
     """open: largest number of tokens of a response, which ends with its sentence."""

@@ -77,7 +77,7 @@ def member_utilities(
     The arguments are those of `member_log_probs`.
     """
     log_probs = member_log_probs(world, ensemble, shared, own, responses)
-    if world.config.utility == "literal":
+    if world.config.utility == "sum":
         return log_probs
     return losses.tilted_utilities(log_probs, base_log_probs(world, shared, responses))
 

@@ -60,8 +60,10 @@ def check(config: Config) -> None:
     binary.positive(config, "prior_spread", *optional)
     if config.utility == "tilt" and "v_optimal" in config.arms:
         raise binary.UsageError(
-            "v_optimal takes utilities for log-probs, which tilts are not: leave it out of --arms, "
-            "or choose --utility=literal"
+            "v_optimal weighs candidates by the members' utilities as log-probs, which tilts are "
+            "not: leave it out of --arms, or choose --utility=sum (`shatter label` takes the pair, "
+            "because it gives v_optimal a law of its own, in which the texts of a prompt weigh "
+            "alike)"
         )
     if not 0 < config.minority < 1:
         raise binary.UsageError(f"--minority must be between 0 and 1, found {config.minority}")

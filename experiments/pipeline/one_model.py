@@ -4,7 +4,6 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from experiments.common.chunks import Chunk, Process
@@ -88,9 +87,7 @@ def _interaction(plan: Plan) -> training.Interaction:
     rate = config.learning_rate * of_world.TABLE_RATE[plan.setting.learner]
 
     def score(shared: Params, own: Params, responses: Query) -> Array:
-        utilities, items = _utilities(plan, _law(plan, shared, own)), responses.item_ids
-        # One look-up a response: the gradient of a look-up of pairs takes three times as long.
-        return jnp.stack([utilities[items[..., k]] for k in range(items.shape[-1])], axis=-1)
+        return of_world.values_of(responses, _utilities(plan, _law(plan, shared, own)))
 
     def propose(key: Key, shared: Params, own: Params, store: training.Store) -> Query:
         del store

@@ -87,7 +87,9 @@ def experiment(config: Config) -> None:
         rows = [
             row
             for (setting, name), metrics in results.items()
-            for row in run_folder.metric_rows(setting.name, "pipeline", name, labels, metrics)
+            for row in run_folder.metric_rows(
+                setting.name, ALGORITHMS[name].kind, name, labels, metrics
+            )
         ]
         run_folder.write_csv(folder / "metrics.csv", rows)
         summary = [

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common.intervals import Interval, mean_interval
+from experiments.common.intervals import Interval, curve_saving, mean_interval
 from experiments.pipeline.algorithms import ALGORITHMS, BASELINE
 from experiments.pipeline.config import Setting
 from experiments.pipeline.curves import fit_curve, labels_at, win_rate_at
@@ -49,8 +49,8 @@ def summarise(setting: Setting, name: str, results: Results, labels: np.ndarray)
       "labels" are those to where the reference ends, seed by seed, in whole periods: a mean in
       which a seed that does not arrive counts with the budget, a lower bound, and the share of such
       seeds; "saving" is read off the mean curves, the budget over the labels with which the mean
-      win rate is where the reference's ends. "fall" is how far the mean win rate of greedy decoding
-      is at the end below its highest.
+      win rate is where the reference's ends, or 1 if that is not above the start. "fall" is how
+      far the mean win rate of greedy decoding is at the end below its highest.
     """
     period = setting.config.period
     ends = lambda metrics: {measure: metrics[measure][:, ::period] for measure in MEASURES}
@@ -156,18 +156,11 @@ def _fitted(curves: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 
 def _arrivals(curves: np.ndarray, others: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     asked, censored = queries_to_level(-curves, labels, SAME - others[:, -1])
-
-    def saving(seeds: np.ndarray) -> float:
-        rows = seeds.astype(int)
-        mean, level = curves[rows].mean(axis=0), others[rows, -1].mean()
-        (needed,), _ = queries_to_level(-mean[None], labels, SAME - level)
-        return float(labels[-1] / max(needed, 1.0))
-
     return {
         "mean": mean_interval(asked),
         "median": float(np.median(asked)),
         "never": float(np.mean(censored)),
-        "saving": _interval(saving, len(curves)),
+        "saving": curve_saving(-curves, -others, labels, same=SAME),
     }
 
 

@@ -14,7 +14,7 @@ from experiments.pipeline.algorithms import Algorithm
 from experiments.pipeline.config import Config, Setting
 from experiments.pipeline.measures import measure
 from experiments.pipeline.world import Problem
-from shatter import ensembles, exploration, losses, training
+from shatter import ensembles, losses, training
 from shatter.types import Array, Key, Metrics, Params, Query
 
 
@@ -45,7 +45,6 @@ class Plan(NamedTuple):
       world: documents and models.
       ensemble: the point head and its particles.
       features: `[D, F]`, of all documents.
-      rewards: learns the reward model.
       policy: learns the policy, from `(anchor, rewards[D])`.
     """
 
@@ -54,7 +53,6 @@ class Plan(NamedTuple):
     world: World
     ensemble: ensembles.Ensemble
     features: Array
-    rewards: training.Interaction
     policy: training.Learner
 
 
@@ -80,29 +78,31 @@ def _make_plan(setting: Setting, algorithm: Algorithm) -> Plan:
         hidden=config.hidden,
         prior_hidden=config.hidden,
     )
+    rate = config.policy_rate * of_world.TABLE_RATE[setting.learner]
+    policy = training.learner(partial(_policy_objective, setting, world), optax.adam(rate))
+    return Plan(setting, algorithm, world, ensemble, features, policy)
+
+
+def _rewards(plan: Plan, law: Array) -> training.Interaction:
+    """Returns what asks and learns the reward model while a law `[D]` writes the responses."""
+    config = plan.setting.config
 
     def score(shared: Params, own: Params, responses: Query) -> Array:
-        scores, items = ensemble.apply(shared, own, features), responses.item_ids
-        # One look-up a response: the gradient of a look-up of pairs takes three times as long.
-        return jnp.stack([scores[items[..., k]] for k in range(items.shape[-1])], axis=-1)
+        return of_world.values_of(responses, plan.ensemble.apply(shared, own, plan.features))
 
-    rewards = training.interaction(
-        ensemble,
-        propose=training.pair_proposer(  # in a run the algorithm asks in its place
-            lambda *_: exploration.pool_candidates(*world.space),
-            score,
-            exploration.uniform,
-            num_queries=config.queries_per_round,
-        ),
+    def propose(key: Key, shared: Params, own: Params, store: training.Store) -> Query:
+        del store
+        return _ask(plan, law, _scores(plan, shared, own), key)
+
+    return training.interaction(
+        plan.ensemble,
+        propose=propose,
         score=score,
         loss=losses.reward_model_ranking_loss,
         optimizer=optax.adam(config.reward_rate),
         capacity=config.queries_per_round * config.num_rounds,
         num_steps=config.num_steps,
     )
-    rate = config.policy_rate * of_world.TABLE_RATE[setting.learner]
-    policy = training.learner(partial(_policy_objective, setting, world), optax.adam(rate))
-    return Plan(setting, algorithm, world, ensemble, features, rewards, policy)
 
 
 def _policy_objective(
@@ -137,7 +137,8 @@ def _start(plan: Plan, key: Key) -> tuple[State, Metrics]:
     problem_key, reward_key, policy_key, run_key = jax.random.split(key, 4)
     problem = of_world.draw_problem(problem_key, plan.setting, plan.world)
     policy = plan.policy.init(problem.params, policy_key)
-    state = State(problem, plan.rewards.init(reward_key), policy, problem.params, run_key)
+    rewards = _rewards(plan, problem.log_p0).init(reward_key)
+    state = State(problem, rewards, policy, problem.params, run_key)
     return state, _report(plan, state)
 
 
@@ -145,10 +146,12 @@ def _one_round(plan: Plan, state: State, number: Array) -> tuple[State, Metrics]
     """Asks, learns the reward model, then the policy: a few steps, or anew at a period's end."""
     config = plan.setting.config
     ask_key, answer_key = jax.random.split(jax.random.fold_in(state.key, number))
-    queries = _ask(plan, state, ask_key)
+    is_start = plan.algorithm.responses == "pretrained"
+    law = state.problem.log_p0 if is_start else plan.world.log_probs(state.policy.params)
+    rewards = _rewards(plan, law)
+    queries = rewards.propose(state.rewards, ask_key)
     answers = training.ask(of_world.rater_of(state.problem), answer_key, queries)
-    rewards, _ = plan.rewards.learn(state.rewards, answers)
-    state = state._replace(rewards=rewards)
+    state = state._replace(rewards=rewards.learn(state.rewards, answers)[0])
     if plan.algorithm.retrained:
         is_due = (number + 1) % config.period == 0
         state = jax.lax.cond(is_due, partial(_retrain, plan), lambda state: state, state)
@@ -157,15 +160,12 @@ def _one_round(plan: Plan, state: State, number: Array) -> tuple[State, Metrics]
     return state, _report(plan, state)
 
 
-def _ask(plan: Plan, state: State, key: Key) -> Query:
-    """Returns the queries of a round."""
+def _ask(plan: Plan, law: Array, scores: Array, key: Key) -> Query:
+    """Returns the queries of a round, about responses of a law `[D]`."""
     config, algorithm = plan.setting.config, plan.algorithm
-    is_start = algorithm.responses == "pretrained"
-    law = state.problem.log_p0 if is_start else plan.world.log_probs(state.policy.params)
     candidate_key, choice_key = jax.random.split(key)
     pools = of_world.draw_candidates(candidate_key, config, algorithm, law, plan.world.space)
     arm: str = config.selection if algorithm.arm == "selection" else algorithm.arm
-    scores = _scores(plan, state)
     voters = scores if len(scores) == 1 else scores[1:]  # particles apart from their point
     chosen = of_world.choose_pairs(choice_key, arm, pools, voters, None)
     return jax.vmap(training.take_responses)(pools, chosen)
@@ -180,7 +180,7 @@ def _retrain(plan: Plan, state: State) -> State:
 
 
 def _train_policy(plan: Plan, state: State, num_steps: int) -> State:
-    rewards = _scores(plan, state)[0]
+    rewards = _scores(plan, state.rewards.shared, state.rewards.members.params)[0]
 
     def step(carry: tuple[training.TrainState, Params], _: None) -> tuple[tuple, None]:
         policy, anchor = carry
@@ -192,10 +192,9 @@ def _train_policy(plan: Plan, state: State, num_steps: int) -> State:
     return state._replace(policy=policy, anchor=anchor)
 
 
-def _scores(plan: Plan, state: State) -> Array:
+def _scores(plan: Plan, shared: Params, own: Params) -> Array:
     """Returns the reward of every document, `[1 + particles, D]`, the point head's first."""
-    lifted = jax.vmap(plan.ensemble.apply, in_axes=(None, 0, None))
-    return lifted(state.rewards.shared, state.rewards.members.params, plan.features)
+    return jax.vmap(plan.ensemble.apply, in_axes=(None, 0, None))(shared, own, plan.features)
 
 
 def _report(plan: Plan, state: State) -> Metrics:
@@ -204,7 +203,7 @@ def _report(plan: Plan, state: State) -> Metrics:
         state.problem,
         plan.world.space,
         plan.world.log_probs(state.policy.params),
-        _scores(plan, state)[0],
+        _scores(plan, state.rewards.shared, state.rewards.members.params)[0],
         vocab_size=config.vocab_size,
         beta=config.readout_beta,
     )

@@ -17,6 +17,10 @@ TABLE_RATE = {"tabular": 1.0, "transformer": 0.05}
 """The learning rate of the model's parameters over that of a table's logits."""
 
 
+DESIGN_TEMPERATURE = 2.0
+"""The temperature at which candidates of "v_optimal" are drawn, so that there are rare ones."""
+
+
 class Problem(NamedTuple):
     """The random arrays of a seed, the same for all algorithms and rounds."""
 
@@ -156,7 +160,7 @@ def draw_candidates(
       queries with leaves `[B, N, ...]`; repetitions are not valid.
     """
     num_more = 0 if algorithm.arm == "passive" else config.num_candidates - 2
-    tempered = law / (2.0 if algorithm.arm == "v_optimal" else 1.0)
+    tempered = law / (DESIGN_TEMPERATURE if algorithm.arm == "v_optimal" else 1.0)
 
     def one(key: Key) -> Query:
         pair_key, more_key = jax.random.split(key)
@@ -169,6 +173,13 @@ def draw_candidates(
         return Query(pair.prompt_id, space[0][items], space[1][items], items, first)
 
     return jax.vmap(one)(jax.random.split(key, config.queries_per_round))
+
+
+def values_of(responses: Query, values: Array) -> Array:
+    """Returns what responses `[..., K]` have of values `[D]` of all documents, `[..., K]`."""
+    items = responses.item_ids
+    # One look-up a response: the gradient of a look-up of pairs takes three times as long.
+    return jnp.stack([values[items[..., k]] for k in range(items.shape[-1])], axis=-1)
 
 
 def choose_pairs(key: Key, arm: str, pools: Query, scores: Array, law: Array | None) -> Array:

@@ -71,7 +71,8 @@ def begin_or_resume(
 
     Args:
       path: the folder.
-      config: a frozen dataclass.
+      config: a frozen dataclass. Its class variable `OLDER_DEFAULTS`, if it has one, has the
+        defaults of older versions by the name of the flag, for messages.
       free: its fields that may differ between a run and its resumption. They are recorded, as the
         command that began the run gave them, and not compared; a checksum finds damage in them.
       apart: its fields that are recorded elsewhere; they are neither written nor compared.
@@ -121,9 +122,15 @@ def begin_or_resume(
             f"{name}: found {earlier.get(name)!r}, wanted {record.get(name)!r}"
             for name in (*counting, *(name for name in paths if f"--{name}" != flag))
         ]
+        older = getattr(config, "OLDER_DEFAULTS", {})
+        advice = [
+            f"; the default was {older[name]} in older versions: pass --{name}={older[name]}"
+            for name in counting
+            if name in older and (earlier.get(name), record[name]) == (older[name], defaults[name])
+        ]
         raise UsageError(
             f"{folder} holds a run with another config ({'; '.join(both)}; found in {file}): "
-            f"choose another {flag}, or give the same flags to resume it"
+            f"choose another {flag}, or give the same flags to resume it{''.join(advice)}"
         )
     for inner, _, _ in os.walk(folder):
         remove_unfinished(inner)

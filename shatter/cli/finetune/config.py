@@ -53,6 +53,9 @@ FREE = (
 """Fields of config.json that may differ between a run and its resumption, because they change
 nothing that is learned."""
 
+OF_PEOPLE = ("condition_on", "num_examples", "condition_dropout", "min_group_size")
+"""Flags that say how rows are made into prompts, and which of them are evaluated together."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -68,6 +71,7 @@ class Config:
         f"as --dataset_name; for example: {EXAMPLE}",
         "num_devices": "--num_devices=N is --mesh=data=N",
     }
+    OLDER_DEFAULTS: ClassVar[Mapping[str, Any]] = {"utility": "sum"}
 
     model_name_or_path: str = ""
     """Required. A folder with config.json, model.safetensors and tokenizer.json, a GGUF file, or a
@@ -95,7 +99,8 @@ class Config:
     """ilhf: the utility of a response. tilt: its log-prob less the reference's, where people choose
     by taste. sum: its log-prob, where they choose a response as often as the model should give it,
     as people do who pick one of a question's options. mean and ratio: `utility_scale` times sum and
-    tilt a token."""
+    tilt a token. tilt and sum, which add up over tokens, want a learning rate of about 1e-5 where
+    a small model is trained whole; --learning_rate says how to tell that it is too high."""
 
     utility_scale: float = 1.0
     """ilhf with --utility=mean or ratio: nats of utility per nat of log-prob a token."""
@@ -143,7 +148,9 @@ class Config:
     """Largest number of response tokens of these samples."""
 
     learning_rate: float = 5e-5
-    """AdamW's learning rate at its peak."""
+    """AdamW's learning rate at its peak. ilhf with --utility=tilt or sum wants about 1e-5 where a
+    small model is trained whole. It is too high if the log-loss of choices on a held-out file ends
+    above that of a coin, log 2 = .693 nats for two completions: lower it."""
 
     lr_scheduler_type: Schedule = "linear"
     """The learning rate after the warm-up: linear or cosine go to 0."""
@@ -285,8 +292,30 @@ class Config:
 
 def free_fields(config: Config) -> tuple[str, ...]:
     """Returns the fields that may differ between a run and its resumption."""
-    # Older versions had another default of --utility, which only ilhf reads.
-    return FREE if config.objective == "ilhf" else (*FREE, "utility", "utility_scale")
+    return (*FREE, *_unread(config))
+
+
+def _unread(config: Config) -> dict[str, str]:
+    """Returns the fields that nothing reads, each with the flags that would have it read.
+
+    They may be recorded with other values: older versions had another default of --utility, and
+    took values of flags that were not read.
+    """
+    unread = {}
+    if config.objective != "ilhf":
+        place = f"--objective=ilhf, found --objective={config.objective}"
+        unread = dict.fromkeys(("utility", "utility_scale"), place)
+    elif config.utility not in ("mean", "ratio"):
+        unread["utility_scale"] = f"--utility=mean or ratio, found --utility={config.utility}"
+    if config.condition_on != "examples":
+        unread["num_examples"] = (
+            f"--condition_on=examples, found --condition_on={config.condition_on}"
+        )
+    if config.condition_on == "none":
+        unread["condition_dropout"] = (
+            "--condition_on=group, annotator or examples, found --condition_on=none"
+        )
+    return unread
 
 
 def program_config(config: Config) -> Config:
@@ -294,7 +323,7 @@ def program_config(config: Config) -> Config:
 
     Equal results share compiled programs.
     """
-    unread = (*FREE, "seed")
+    unread = (*FREE, "seed", *OF_PEOPLE)
     defaults: dict[str, Any] = {
         field.name: field.default for field in dataclasses.fields(config) if field.name in unread
     }
@@ -360,11 +389,13 @@ def check(config: Config) -> None:
     binary.check_ranges(config, RANGES)
     if config.template_date is not None:
         binary.date("template_date", config.template_date)
-    if config.utility in ("mean", "ratio") and config.objective != "ilhf":
-        raise UsageError(
-            f"--utility={config.utility} belongs to --objective=ilhf, found "
-            f"--objective={config.objective}"
-        )
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name, place in _unread(config).items():
+        if (value := getattr(config, name)) != defaults[name]:
+            raise UsageError(
+                f"--{name}={value} belongs to {place}: leave --{name} out, which nothing reads, or "
+                f"change {place.split('=')[0]}"
+            )
     if config.fused_attention and not config.bf16:
         raise UsageError("--fused_attention needs --bf16, found no --bf16")
     if config.base_dtype != "float32" and not config.use_peft:

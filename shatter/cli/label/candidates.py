@@ -21,8 +21,9 @@ def sample_candidates(config: ProjectConfig, model: Frozen, prompts: Sequence[Te
 
     Four times as many as wanted are drawn. Those are kept that differ, that ended within
     `max_completion_length` and whose text, after the prompt, the tokenizer encodes as the very
-    tokens that were drawn; the first of them are the candidates. Where utilities are not log-probs,
-    so that the model need not have written the end, responses that were cut come after them.
+    tokens that were drawn; the first of them are the candidates. Where utilities are no sums over
+    tokens, so that the end, which the model need not have written, is one of many in a mean or is
+    not scored, responses that were cut come after them.
 
     Args:
       config: the project's flags.
@@ -38,7 +39,7 @@ def sample_candidates(config: ProjectConfig, model: Frozen, prompts: Sequence[Te
     ends = models.end_tokens(model.config, model.tokenizer)
     sampling = Sampling(4 * config.num_samples, config.max_completion_length, ends)
     sample = make_sampler(model.config, sampling)
-    needs_end = config.ensemble == "adapters" and config.utility == "sum"
+    needs_end = config.ensemble == "adapters" and config.utility in ("sum", "tilt")
     key = project_key(config.seed, Use.CANDIDATES)
     lines = []
     for number, prompt in enumerate(prompts):

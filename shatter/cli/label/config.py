@@ -128,8 +128,9 @@ class ProposeConfig(ProjectConfig):
     num_responses: int = 2
     """Completions per query."""
 
-    num_candidates: int = 2000
-    """Queries among which the batch is chosen: all there are, or as many drawn at random."""
+    num_candidates: int = 1000
+    """Queries among which the batch is chosen: all there are, or as many drawn at random. v_optimal
+    takes at most 2,000 texts in all, so at most 1,000 queries of two, and says so."""
 
     temperature: float = 2.0
     """Temperature of the boltzmann arm."""
@@ -280,6 +281,13 @@ def check(config: ProjectConfig) -> None:
         raise UsageError("--lora_target_modules: expected names of projections, found none")
     if config.template_date is not None:
         binary.date("template_date", config.template_date)
+    is_scaled = config.utility_scale != ProjectConfig.utility_scale
+    if is_scaled and config.ensemble == "adapters" and config.utility != "ratio":
+        raise UsageError(
+            f"--utility_scale={config.utility_scale} belongs to --utility=ratio, found "
+            f"--utility={config.utility}: leave --utility_scale out, which nothing reads, or "
+            "change --utility"
+        )
     if isinstance(config, ProposeConfig) and config.num_candidates < config.num_queries:
         raise UsageError(
             f"--num_candidates must be at least --num_queries, found {config.num_candidates} "

@@ -1,6 +1,7 @@
 """The model and the files of a project: reads them and raises an error if they have changed."""
 
 import hashlib
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -57,10 +58,7 @@ def read_inputs(config: ProjectConfig) -> Inputs:
     if len(files) < len(config.eval_files):
         raise UsageError(f"--eval_files: names must differ, found {' '.join(config.eval_files)}")
     if OF_POOL in files:
-        raise UsageError(
-            f"--eval_files: measures named {OF_POOL} are those of the pool's own forecast, found "
-            f"{files[OF_POOL]}: rename the file"
-        )
+        raise UsageError(_named_as_pool(config, files[OF_POOL]))
     held_out = {name: _read_held_out(file) for name, file in files.items()}
     _assert_encodable(config, model, [pool_file.rows, *held_out.values()])
     template = model.tokenizer.chat_template or ""
@@ -72,6 +70,27 @@ def read_inputs(config: ProjectConfig) -> Inputs:
     }
     sums = {name: pool_hash(file) for name, file in files.items()}
     return Inputs(model, base, pool_file, held_out, facts, sums)
+
+
+def _named_as_pool(config: ProjectConfig, file: str) -> str:
+    """Returns the message about a held-out file whose measures could not be told from the pool's.
+
+    Older versions took it, so that a project may have recorded its path.
+    """
+    message = (
+        f"--eval_files: measures named {OF_POOL} are those of the pool's own forecast, found "
+        f"{file}: rename the file"
+    )
+    if recorded_facts(config.project) is None:
+        return message
+    renamed = [
+        str(Path(path).with_name(f"held_out_{Path(path).name}")) if path == file else path
+        for path in config.eval_files
+    ]
+    return (
+        f"{message}, to held_out_{Path(file).name} say, and run `shatter label propose` with the "
+        f"other flags as before and --eval_files {shlex.join(renamed)}"
+    )
 
 
 def _load_model(config: ProjectConfig) -> Frozen:

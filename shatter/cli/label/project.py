@@ -118,12 +118,13 @@ def open_project(config: ProjectConfig, like: Project | None = None) -> Project:
 def _with_idle_flags(config: ProjectConfig) -> ProjectConfig:
     """Returns a config in which the flags that have no effect any more are as they were at first.
 
-    These are the flags of sampling once there are candidates, and the flags of adapters for another
-    kind of ensemble.
+    These are the flags of sampling once there are candidates, the flags of adapters for another
+    kind of ensemble, and the scale of utilities that have none.
     """
     recorded = recorded_facts(config.project) or {}
     is_sampled = candidate_file(Path(config.project)).exists()
     idle = [*(SAMPLING if is_sampled else ()), *(ADAPTERS if config.ensemble != "adapters" else ())]
+    idle += [] if config.utility == "ratio" else ["utility_scale"]
     values: dict[str, Any] = {
         name: tuple(recorded[name]) if isinstance(recorded[name], list) else recorded[name]
         for name in idle

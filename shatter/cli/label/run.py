@@ -13,6 +13,7 @@ from shatter.cli.common.binary import UsageError
 from shatter.cli.common.locks import alone
 from shatter.cli.common.progress import open_console
 from shatter.cli.label import asking, tables, terminal
+from shatter.cli.label.arms import MOST_RESPONSES, num_candidates
 from shatter.cli.label.config import (
     RANGES,
     AcceptConfig,
@@ -107,6 +108,13 @@ def _propose(config: ProposeConfig, console: Console) -> None:
     project = open_project(config)
     batch = propose(project, config)
     console.print(tables.queries(batch))
+    if (num := num_candidates(config)) < config.num_candidates:
+        say(
+            console,
+            f"--num_candidates={config.num_candidates} was lowered to {num}: --arm={config.arm} "
+            f"takes at most {MOST_RESPONSES[config.arm]} texts in all, {config.num_responses} a "
+            "query; give another --arm to choose among more",
+        )
     more = f"{len(batch) - 10} more; " if len(batch) > 10 else ""
     answer = f"shatter label answer --project={shlex.quote(config.project)}"
     if config.least_gain:

@@ -71,6 +71,13 @@ def test_a_narrow_base_is_for_adapters():
     check(dataclasses.replace(REQUIRED, base_dtype="int8", use_peft=True))
 
 
+def test_programs_are_shared_by_runs_whose_prompts_say_different_things_of_people():
+    of_people = {"condition_on": "examples", "num_examples": 2}
+    shown = dataclasses.replace(REQUIRED, **of_people, condition_dropout=0.5, min_group_size=9)
+    assert flags.program_config(shown) == flags.program_config(REQUIRED)
+    assert flags.program_config(dataclasses.replace(shown, beta=0.3)) != flags.program_config(shown)
+
+
 @pytest.mark.parametrize("name", sorted(numeric_fields(Config)))
 def test_no_number_is_absurd(name):
     check(REQUIRED)

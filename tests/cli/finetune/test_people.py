@@ -68,6 +68,11 @@ def config(words_folder: Path, tmp_path: Path) -> Config:
     )
 
 
+def conditioned(config: Config, on: str, **changes) -> Config:
+    num_examples = {"num_examples": 2} if on == "examples" else {}
+    return dataclasses.replace(config, condition_on=on, **num_examples, **changes)
+
+
 @pytest.mark.slow
 def test_a_model_answers_as_a_group_and_as_everybody(config: Config, capsys):
     run.experiment(config)
@@ -97,7 +102,7 @@ def test_a_model_answers_as_a_group_and_as_everybody(config: Config, capsys):
 
 @pytest.mark.parametrize("on", ["annotator", "examples"])
 def test_persons_who_are_unknown_are_shown_as_their_group(config: Config, on: str):
-    task = load_task(dataclasses.replace(config, condition_on=on, num_examples=2, max_length=32))
+    task = load_task(conditioned(config, on, max_length=32))
     shown = task.people["held"]
     assert (shown.by_group, shown.unknown_annotators) == (8, 2)
     assert shown.by_annotator + shown.by_examples == 16
@@ -114,7 +119,7 @@ def test_persons_who_are_unknown_are_shown_as_their_group(config: Config, on: st
 @pytest.mark.slow
 @pytest.mark.parametrize("on", ["group", "annotator", "examples"])
 def test_a_killed_run_goes_on_to_the_same_bits(config: Config, tmp_path: Path, on, monkeypatch):
-    config = dataclasses.replace(config, condition_on=on, num_examples=2, max_steps=8)
+    config = conditioned(config, on, max_steps=8)
     whole = dataclasses.replace(config, output_dir=str(tmp_path / "whole"))
     finetune(whole)
 

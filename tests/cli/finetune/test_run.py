@@ -399,6 +399,34 @@ def test_the_fused_kernel_is_refused_where_there_is_no_gpu(tiny: Config):
             "--utility=ratio belongs to --objective=ilhf, found --objective=sft",
         ),
         (
+            {"utility": "sum", "objective": "dpo"},
+            "--utility=sum belongs to --objective=ilhf, found --objective=dpo: leave --utility "
+            "out, which nothing reads, or change --objective$",
+        ),
+        (
+            {"utility_scale": 2.0},
+            "--utility_scale=2.0 belongs to --utility=mean or ratio, found --utility=tilt: .* or "
+            "change --utility$",
+        ),
+        (
+            {"utility_scale": 2.0, "utility": "sum"},
+            "--utility_scale=2.0 belongs to --utility=mean or ratio, found --utility=sum: ",
+        ),
+        (
+            {"utility_scale": 2.0, "objective": "ipo"},
+            "--utility_scale=2.0 belongs to --objective=ilhf, found --objective=ipo: ",
+        ),
+        (
+            {"num_examples": 2, "condition_on": "group"},
+            "--num_examples=2 belongs to --condition_on=examples, found --condition_on=group: .* "
+            "or change --condition_on$",
+        ),
+        (
+            {"condition_dropout": 0.5},
+            "--condition_dropout=0.5 belongs to --condition_on=group, annotator or examples, found "
+            "--condition_on=none: .* or change --condition_on$",
+        ),
+        (
             {"kl_weight": 1.0, "objective": "dpo"},
             "--kl_weight belongs to --objective=ilhf, found --objective=dpo",
         ),
@@ -419,7 +447,6 @@ def test_the_utility_of_an_earlier_run_counts_for_ilhf_alone(tiny: Config, objec
     earlier = dataclasses.replace(tiny, objective=objective, utility="sum")
 
     def open_folder(config: Config) -> None:
-        check(config)
         run_folder.begin_or_resume(
             config.output_dir, config, free=free_fields(config), flag="--output_dir"
         )
@@ -427,11 +454,30 @@ def test_the_utility_of_an_earlier_run_counts_for_ilhf_alone(tiny: Config, objec
     open_folder(earlier)
     now = dataclasses.replace(earlier, utility="tilt")
     if objective == "ilhf":
-        with pytest.raises(UsageError, match=r"utility: found 'sum', wanted 'tilt'.* to resume it"):
+        message = (
+            r"utility: found 'sum', wanted 'tilt'.* to resume it; the default was sum in older "
+            "versions: pass --utility=sum$"
+        )
+        with pytest.raises(UsageError, match=message):
             open_folder(now)
         open_folder(earlier)
+        with pytest.raises(UsageError, match=r"wanted 'mean'.* to resume it$"):
+            open_folder(dataclasses.replace(earlier, utility="mean"))
     else:
+        check(now)
         open_folder(now)
+
+
+def test_a_flag_that_an_older_version_took_unread_may_be_left_out(tiny: Config):
+    """It was recorded; now it is refused, and nothing that is learned differs without it."""
+    for number, changes in enumerate(({"utility": "sum"}, {"objective": "dpo"})):
+        folder = f"{tiny.output_dir}{number}"
+        now = dataclasses.replace(tiny, output_dir=folder, **changes)
+        check(now)
+        for config in (dataclasses.replace(now, utility_scale=3.0), now):
+            run_folder.begin_or_resume(
+                folder, config, free=free_fields(config), flag="--output_dir"
+            )
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ PROMPT_IDS = np.array([0] * 3 + [1] * 7)
 # Texts 0 and 3 are in more candidates than the others.
 PAIRS = [(0, 1), (0, 2), (3, 4), (3, 5), (3, 6), (3, 7), (3, 8), (3, 9), (4, 5), (6, 7), (8, 9)]
 ITEMS = np.array([*PAIRS, (-1, -1)])
-CONFIG = ProposeConfig(arm="v_optimal", ensemble="adapters", utility="sum")
+UTILITIES = ("sum", "tilt")
 
 
 def log_probs_of(seed: int) -> np.ndarray:
@@ -23,8 +23,9 @@ def log_probs_of(seed: int) -> np.ndarray:
     return rng.normal(size=(4, 10)) + rng.uniform(-60, -15, size=10)
 
 
-def ask(members: np.ndarray, num_queries: int) -> list[int]:
-    arm = compiled_arm(CONFIG, ITEMS, PROMPT_IDS)
+def ask(members: np.ndarray, num_queries: int, utility: str) -> list[int]:
+    config = ProposeConfig(arm="v_optimal", ensemble="adapters", utility=utility)
+    arm = compiled_arm(config, ITEMS, PROMPT_IDS)
     valid = jnp.asarray(ITEMS >= 0)
     log_probs = jnp.asarray(members[:, np.maximum(ITEMS, 0)], jnp.float32)
     chosen = arm(jax.random.key(0), log_probs, valid=valid, num_queries=num_queries)
@@ -70,18 +71,20 @@ def test_the_weights_of_a_part_of_the_pool_are_those_of_its_texts():
     np.testing.assert_allclose(weights, [[1 / 6, 1 / 3], [1 / 6, 1 / 3], [1 / 2, 1 / 2]])
 
 
+@pytest.mark.parametrize("utility", UTILITIES)
 @pytest.mark.parametrize("seed", range(12))
-def test_copies_of_a_text_are_one_document(seed):
+def test_copies_of_a_text_are_one_document(seed, utility):
     members = log_probs_of(seed)
-    assert ask(members, num_queries=6) == expected(members, 6)
+    assert ask(members, 6, utility) == expected(members, 6)
 
 
-def test_how_likely_a_prompt_s_texts_are_together_tells_nothing():
+@pytest.mark.parametrize("utility", UTILITIES)
+def test_how_likely_a_prompt_s_texts_are_together_tells_nothing(utility):
     members = log_probs_of(0)
     shifts = np.random.default_rng(1).normal(-30, 10, size=(4, 2))
-    asked = ask(members, num_queries=5)
+    asked = ask(members, 5, utility)
     assert len(set(asked)) == 5 and len(PAIRS) not in asked
-    assert ask(members + shifts[:, PROMPT_IDS], num_queries=5) == asked
+    assert ask(members + shifts[:, PROMPT_IDS], 5, utility) == asked
 
 
 def test_v_optimal_draws_as_many_candidates_as_its_covariance_may_hold():
@@ -90,3 +93,4 @@ def test_v_optimal_draws_as_many_candidates_as_its_covariance_may_hold():
     assert num(num_candidates=2000, num_responses=4) == 500
     assert num(num_candidates=2000, num_queries=1500) == 1500
     assert num(num_candidates=2000, arm="joint_infomax") == 2000
+    assert num() == ProposeConfig().num_candidates  # so that the default is what is used

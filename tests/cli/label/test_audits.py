@@ -220,15 +220,28 @@ def test_quantiles_next_to_infinity():
     assert found["median"] == 3.0 and found["low80"] == 1.0 and np.isinf(found["high80"])
 
 
-def test_v_optimal_asks_a_whole_batch(config):
-    config = dataclasses.replace(config, arm="v_optimal", num_queries=6)
-    assert len({query.item_ids for query in propose(open_project(config), config)}) == 6
+@pytest.mark.parametrize("arm", ["v_optimal", "joint_infomax"])
+def test_an_arm_of_batches_asks_a_whole_batch(config, arm):
+    config = dataclasses.replace(config, arm=arm, num_queries=6, audit_share=0.0)
+    batch = propose(open_project(config), config)
+    assert len({query.item_ids for query in batch}) == 6
+    assert {query.arm for query in batch} == {arm}
+
+
+def test_a_number_of_candidates_that_was_lowered_is_said(config, capsys):
+    config = dataclasses.replace(config, num_responses=4, num_queries=4)
+    run.experiment(dataclasses.replace(config, num_candidates=500))
+    assert "lowered" not in capsys.readouterr().out
+    run.experiment(dataclasses.replace(config, num_candidates=501))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--num_candidates=501 was lowered to 500: --arm=v_optimal takes at most 2000" in said
 
 
 @pytest.mark.slow
-def test_v_optimal_is_about_the_law_where_utilities_are_log_probs(config):
+@pytest.mark.parametrize("utility", ["sum", "tilt"])
+def test_v_optimal_is_about_the_law_where_utilities_are_log_probs(config, utility):
     config = dataclasses.replace(
-        config, arm="v_optimal", ensemble="adapters", utility="sum", num_queries=6
+        config, arm="v_optimal", ensemble="adapters", utility=utility, num_queries=6
     )
     batch = propose(open_project(config), config)
     assert len({query.item_ids for query in batch}) == 6

@@ -31,8 +31,9 @@ from shatter.cli.label.learn import learn, standing_answers
 from shatter.cli.label.pool import draw_queries
 from shatter.cli.label.project import Project, open_project, utilities
 from shatter.cli.label.propose import propose
+from shatter.cli.label.records import remember_paths
 from shatter.cli.label.writer import open_writer
-from tests.cli.label.projects import POOL, answer_all, assert_a_cycle_works, write
+from tests.cli.label.projects import POOL, VOTES, answer_all, assert_a_cycle_works, write
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -217,11 +218,11 @@ def test_sampled_candidates_are_read_back_and_end_where_that_counts(
     assert not Path(summed.project).exists()
     # Some of the same draws are cut after 7 tokens; only those that ended before are kept.
     longer = dataclasses.replace(summed, max_completion_length=7, num_samples=6)
-    ended, any_end = (
+    summed, tilted, any_end = (
         lengths_of_candidates(dataclasses.replace(longer, utility=utility), project)
-        for utility in ("sum", "ratio")
+        for utility in ("sum", "tilt", "ratio")
     )
-    assert ended <= set(range(1, 7)) and max(any_end) == 7
+    assert summed == tilted <= set(range(1, 7)) and max(any_end) == 7
 
 
 def lengths_of_candidates(config: ProposeConfig, project: Project) -> set[int]:
@@ -351,6 +352,14 @@ def test_bad_flags(config: ProposeConfig, tmp_path: Path):
         ({"num_candidates": 2}, "--num_candidates must be at least --num_queries"),
         ({"prior_scale": float("nan")}, "--prior_scale must be"),
         ({"adapted_layers": 0}, "--adapted_layers must be last_mlp_out or at least 1, found 0"),
+        *(
+            (
+                {"ensemble": "adapters", "utility": utility, "utility_scale": 3.0},
+                f"--utility_scale=3.0 belongs to --utility=ratio, found --utility={utility}: .* or "
+                "change --utility$",
+            )
+            for utility in ("tilt", "sum")
+        ),
     ):
         with pytest.raises(UsageError, match=message):
             check(dataclasses.replace(config, **changes))
@@ -407,6 +416,23 @@ def test_an_answer_to_an_unknown_query(answered: ProposeConfig):
     run.experiment(AcceptConfig(project=answered.project))
     with pytest.raises(UsageError, match=r"answers.jsonl:3.*r0009-q002"):
         run.experiment(LearnConfig(project=answered.project))
+
+
+def test_a_recorded_held_out_file_that_must_be_renamed_comes_with_the_way_to(answered, tmp_path):
+    """Older versions took a held-out file named pool and recorded its path."""
+    (tmp_path / "old files").mkdir()
+    named = write(tmp_path / "old files" / "pool.jsonl", VOTES[:4])
+    files = (*answered.eval_files, named)
+    remember_paths(dataclasses.replace(answered, eval_files=files), Path(answered.project), {})
+    with pytest.raises(UsageError, match=r"rename the file.* as before and --eval_files") as error:
+        run.experiment(LearnConfig(project=answered.project))
+    renamed = shlex.split(str(error.value).split("--eval_files ")[-1])
+    assert renamed[:-1] == list(answered.eval_files)
+    Path(named).rename(renamed[-1])
+    run.experiment(dataclasses.replace(answered, eval_files=tuple(renamed)))
+    run.experiment(LearnConfig(project=answered.project))
+    row = json.loads((Path(answered.project) / "summary.json").read_text())["after"]
+    assert {"held/log_loss", "held_out_pool/log_loss"} <= row.keys()
 
 
 def test_a_held_out_file_has_not_the_name_of_the_pools_own_measures(config, tmp_path):

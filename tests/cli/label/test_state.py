@@ -16,7 +16,7 @@ from shatter import models
 from shatter.cli.common.binary import UsageError
 from shatter.cli.label import run
 from shatter.cli.label.answers import current_answers
-from shatter.cli.label.config import ExportConfig, ImportConfig, LearnConfig
+from shatter.cli.label.config import ExportConfig, ImportConfig, LearnConfig, check
 from shatter.cli.label.folder import answer_file
 from shatter.cli.label.learn import learn
 from shatter.cli.label.project import open_project
@@ -257,6 +257,14 @@ def test_flags_that_change_nothing_may_change(learned):
     assert open_project(dataclasses.replace(learned, **heads)).state.num_updates == 2
     with pytest.raises(UsageError, match="num_steps: found 30, wanted 31"):
         open_project(dataclasses.replace(learned, num_steps=31))
+
+
+@pytest.mark.slow
+def test_a_scale_that_an_older_version_took_unread_may_be_left_out(config):
+    config = dataclasses.replace(config, ensemble="adapters", utility="tilt")
+    open_project(dataclasses.replace(config, utility_scale=3.0))
+    check(config)
+    assert open_project(config).config.utility_scale == 3.0
 
 
 def test_lengths_of_samples_may_change_once_there_are_candidates(learned, tmp_path):

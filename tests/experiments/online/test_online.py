@@ -149,7 +149,7 @@ def test_people_of_one_segment_choose_by_its_law(folder, tmp_path, float64):
     assert abs(law[0] / law.sum() - chance) > 0.05  # people of the mixture choose otherwise
 
 
-@pytest.mark.parametrize("utility", ["literal", "tilt"])
+@pytest.mark.parametrize("utility", ["sum", "tilt"])
 def test_inclusive_learning_from_infinitely_many_answers_ends_in_q(
     folder, tmp_path, float64, utility
 ):
@@ -307,7 +307,7 @@ def test_candidates_come_from_where_they_should(folder, tmp_path, source):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("setting", "utility"), [("closed", "literal"), ("open", "literal"), ("open", "tilt")]
+    ("setting", "utility"), [("closed", "sum"), ("open", "sum"), ("open", "tilt")]
 )
 def test_a_resumed_run_has_the_same_bits(folder, tmp_path, setting, utility):
     world, fixed = load(folder, tmp_path, setting, utility=utility)
@@ -357,9 +357,12 @@ def test_a_run_writes_its_folder(folder, tmp_path, capsys):
 def test_bad_flags(folder, tmp_path):
     for changes, message in (
         ({"arms": ("lucky",)}, r"unknown arm 'lucky'; the known ones are: passive, pool_infomax"),
-        ({"utility": "odd"}, r"unknown utility 'odd'; the known ones are: literal, tilt"),
+        ({"utility": "odd"}, r"unknown utility 'odd'; the known ones are: sum, tilt"),
         ({"choose_by": "eye"}, r"unknown choose_by 'eye'; the known ones are: density, taste"),
-        ({"utility": "tilt", "arms": ("v_optimal",)}, "v_optimal takes utilities for log-probs"),
+        (
+            {"utility": "tilt", "arms": ("v_optimal",)},
+            "as log-probs, which tilts are not: .*--utility=sum .*a law of its own",
+        ),
         ({"people": "crowd"}, r"unknown people 'crowd'; the known ones are: mixture, segments"),
         ({"setting": "ajar"}, r"unknown setting 'ajar'; the known ones are: closed, open"),
         ({"num_seeds": 1}, r"--num_seeds must be at least 2, found 1"),

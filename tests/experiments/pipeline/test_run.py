@@ -41,7 +41,9 @@ def test_a_run_writes_its_folder_and_is_resumed(tmp_path):
     folder = tmp_path / "default"
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {row["arm"] for row in rows} == set(NAMES)
+    kinds = ("pipeline", "pipeline", "ilhf", "dpo")
+    found = {(row["objective"], row["arm"]) for row in rows}
+    assert found == set(zip(kinds, NAMES, strict=True))
     starts = {
         (row["seed"], row["value"])
         for row in rows

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.pipeline.config import Config, Setting
+from experiments.pipeline.curves import Curve, win_rate_at
 from experiments.pipeline.summary import COLLAPSED, MEASURES, summarise
 
 SETTING = Setting("x", Config(num_rounds=8, period=2), ())
@@ -20,7 +21,8 @@ def curves(wins, **others):
 def rows():
     slow = np.array([0.5, 0.5, 0.6, 0.6, 0.7, 0.7, 0.7, 0.7, 0.75])
     fast = np.array([0.5, 0.9, 0.75, 0.8, 0.85, 0.8, 0.8, 0.8, 0.8])
-    entropy = np.stack([np.ones(9), np.linspace(1, 0, 9)])
+    ends = (1.1 * COLLAPSED, 0.9 * COLLAPSED)  # one of the two seeds is below it
+    entropy = np.stack([np.linspace(1, end, 9) for end in ends])
     other = Setting("y", SETTING.config, ())
     results = {
         (SETTING, "offline"): curves(slow),
@@ -56,11 +58,25 @@ def test_a_rise_and_fall_and_a_collapse_are_seen(rows):
     assert rows["x", "online"]["fall"]["mean"] == pytest.approx(0.05)
     assert rows["x", "online"]["fall"]["period"] == 2
     assert rows["x", "offline"]["fall"]["mean"] == 0
-    assert COLLAPSED > 0
     assert rows["x", "online"]["collapsed"] == 0.5
     assert rows["x", "offline"]["collapsed"] == 0
 
 
-def test_an_extrapolation_is_in_budgets_of_the_reference(rows):
-    assert rows["x", "online"]["extrapolated"]["mean"] > 1
-    assert rows["x", "offline"]["extrapolated"]["mean"] == pytest.approx(1, abs=0.35)
+def test_an_extrapolation_is_in_budgets_of_the_reference():
+    curve = Curve(0.7 * np.log(5.0), 0.7)
+    exact = np.append(0.5, win_rate_at(curve, LABELS[1:]))
+    results = {}
+    for name, times in (("offline", 1.0), ("online", 3.0), ("periodic", 0.5)):
+        wins = np.append(exact[:-1], win_rate_at(curve, times * LABELS[-1]))
+        results[SETTING, name] = {**curves(wins), "win_greedy": np.stack([wins, wins])}
+    for name, times in (("offline", 1.0), ("online", 3.0), ("periodic", 0.5)):
+        found = summarise(SETTING, name, results, LABELS)["extrapolated"]
+        assert found == pytest.approx({"mean": times, "low": times, "high": times})
+
+
+def test_nothing_is_saved_where_the_reference_ends_no_higher_than_it_began():
+    falling = np.array([0.7, 0.7, 0.65, 0.65, 0.6, 0.6, 0.6, 0.6, 0.6])
+    results = {(SETTING, "offline"): curves(falling), (SETTING, "online"): curves(falling + 0.1)}
+    results[SETTING, "online"]["win_greedy"][:, 0] = results[SETTING, "offline"]["win_greedy"][:, 0]
+    saving = summarise(SETTING, "online", results, LABELS)["labels_win_greedy"]["saving"]
+    assert saving == {"mean": 1.0, "low": 1.0, "high": 1.0}
