@@ -255,23 +255,23 @@ def _levels(
     """
     levels: list[tuple[str, Row]] = []
     left_out = 0
-    whole = row._replace(whole_prompt=True)
+    made = row._replace(origin=row)
     if conditions.on == "examples":
         examples = _examples(conditions, row, start, num_examples)
-        shown = whole
+        shown = made
         for num in range(len(examples), 0, -1):
-            shown = whole._replace(prompt=with_examples(row.prompt, examples[:num]))
+            shown = made._replace(prompt=with_examples(row.prompt, examples[:num]))
             if fits(shown):
                 levels.append(("by_examples", shown))
                 break
             left_out += 1
     if conditions.on == "annotator" and row.annotator in conditions.answers:
         named = with_annotator(row.prompt, str(row.annotator))
-        levels.append(("by_annotator", whole._replace(prompt=named)))
+        levels.append(("by_annotator", made._replace(prompt=named)))
     if row.group in conditions.groups:
         prompt = with_group(row.prompt, str(row.group))
-        levels.append(("by_group", whole._replace(prompt=prompt)))
-    return [*levels, ("by_nothing", row)], left_out
+        levels.append(("by_group", made._replace(prompt=prompt)))
+    return [*levels, ("by_nothing", made)], left_out
 
 
 def _examples(conditions: Conditions, row: Row, start: int, number: int) -> list[Row]:
