@@ -1,5 +1,6 @@
 """Measures of predicted shares against observed ones, and the floor that sampling leaves."""
 
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.people.learners import log_law
@@ -21,7 +22,7 @@ def share_kl(laws: Floats, counts: Floats) -> Floats:
       `[N]`.
     """
     shares = counts / counts.sum(axis=1, keepdims=True)
-    return np.asarray(evaluation.soft_kl(laws, shares), float)
+    return np.asarray(evaluation.soft_kl(jnp.asarray(laws), jnp.asarray(shares)), np.float64)
 
 
 def noise_floor(laws: Floats, counts: Floats, rng: np.random.Generator) -> float:

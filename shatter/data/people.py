@@ -78,10 +78,13 @@ def best_completion(row: Row) -> Text | None:
 
 
 def best_place(ranks: Sequence[int]) -> int | None:
-    """Returns the place of the one best rank; None if there is none, or several.
+    """Finds the one best rank.
 
     Args:
       ranks: smaller is better, equal = unresolved, < 0 = not shown.
+
+    Returns:
+      Its place; None if there is no rank, or several are best.
     """
     shown = [rank for rank in ranks if rank >= 0]
     if not shown or shown.count(min(shown)) > 1:
