@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import softmax
@@ -51,10 +51,10 @@ class Population(NamedTuple):
     note: str = ""
 
 
-def digest(population: Population) -> str:
-    """Returns a checksum of a population, so that a run is not resumed with other data.
+def digest(population: tuple[Any, ...]) -> str:
+    """Returns a checksum of a named tuple of data, so that a run is not resumed with other data.
 
-    The note's wording is part of it: to reword a note is to begin runs anew.
+    The wording of a population's note is part of it: to reword it is to begin runs anew.
     """
     parts = [
         part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode()

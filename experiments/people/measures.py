@@ -1,9 +1,10 @@
 """Measures of predicted shares against observed ones, and the floor that sampling leaves."""
 
+import jax.numpy as jnp
 import numpy as np
-from scipy.special import entr
 
 from experiments.people.learners import log_law
+from shatter import evaluation
 from shatter.cli.common.votes import Floats
 
 BINS = 10  # of predicted shares
@@ -21,8 +22,7 @@ def share_kl(laws: Floats, counts: Floats) -> Floats:
       `[N]`.
     """
     shares = counts / counts.sum(axis=1, keepdims=True)
-    cross = -np.sum(shares * np.where(shares > 0, laws, 0.0), axis=1)
-    return cross - entr(shares).sum(axis=1)
+    return np.asarray(evaluation.soft_kl(jnp.asarray(laws), jnp.asarray(shares)), np.float64)
 
 
 def noise_floor(laws: Floats, counts: Floats, rng: np.random.Generator) -> float:

@@ -64,7 +64,7 @@ def person_losses(
     judged, choosing = persons[: config.max_persons], persons[config.max_persons :]
     choosing = (choosing or judged)[: config.max_persons]
     found = {"persons/number": float(len(judged))}
-    for number in config.numbers_of_answers:
+    for number in dict.fromkeys((0, *config.numbers_of_answers)):  # gains are over 0
         scale = 1.0
         if number:
             on_others = [person._replace(new=person.others) for person in choosing]

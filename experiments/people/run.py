@@ -12,13 +12,14 @@ from rich.table import Table
 
 from experiments.common.intervals import format_interval, mean_interval
 from experiments.common.sources import model_folder
+from experiments.inclusive.populations import digest
 from experiments.people import plot
 from experiments.people.config import Config, check
 from experiments.people.inputs import make_inputs
 from experiments.people.polls import attribution, draw_questions, load_poll
 from experiments.people.process import run_seed
 from shatter.cli.common import binary, run_folder
-from shatter.cli.common.frozen import load_frozen
+from shatter.cli.common.frozen import load_frozen, weights_hash
 from shatter.cli.common.progress import open_console, progress_bar
 
 FREE = ("run_dir", "data_dir")
@@ -32,7 +33,8 @@ def experiment(config: Config) -> None:
     poll = draw_questions(poll, config.max_questions, np.random.default_rng(config.seed))
     model = load_frozen(model_folder(config.model_name_or_path, config.data_dir))
     folder_name = f"{config.run_dir}/{config.dataset}"
-    with run_folder.open_run_folder(folder_name, config, free=FREE) as folder:
+    facts = {"data_sha256": digest(poll), "weights": weights_hash(model.params)}
+    with run_folder.open_run_folder(folder_name, config, free=FREE, **facts) as folder:
         began = time.perf_counter()
         found = []
         with progress_bar(console, config.num_seeds) as advance:

@@ -12,7 +12,7 @@ from shatter.data.conditions import (
 )
 from shatter.data.encoding import Encoded, TextTokenizer, encode_rows
 from shatter.data.layouts import DEMONSTRATED, LABELLED_FALSE, LABELLED_TRUE
-from shatter.data.people import with_annotator, with_examples, with_group
+from shatter.data.people import best_place, with_annotator, with_examples, with_group
 from shatter.data.report import Problem, Report, RowsError
 from shatter.data.rows import Row, read_rows, write_rows
 from shatter.data.selection import comparisons, demonstrations, pair_labels, without_preference
@@ -33,6 +33,7 @@ __all__ = [
     "Shown",
     "TextTokenizer",
     "batches",
+    "best_place",
     "blank",
     "collate",
     "comparisons",

@@ -151,10 +151,15 @@ def condition_training(
 ) -> tuple[list[Row], Shown]:
     """Says in the prompts of the rows to learn from who answers.
 
-    Every answer becomes several rows: one that says what `conditions.on` asks for, with `1 -
-    dropout` of its weight, and rows that say less, down to nothing, which share the rest equally.
-    So one model learns to answer as a person, as a group and as everybody. A row without annotator
-    or group gives their parts to what it can say.
+    Every answer becomes several rows: one that says what `conditions.on` asks for, and rows that
+    say less, down to nothing. So one model learns to answer as a person, as a group and as
+    everybody. A prompt of each kind has the same share of every answer's weight: the one that says
+    most `1 - dropout`, and the others equal parts of `dropout`. So what prompts of everybody, or of
+    a group, learn from are the shares of all its answers, whatever else is known of each.
+
+    The parts of an answer have its weight together if it can be shown in every way. A row that
+    cannot, because it names no annotator or no group or has no earlier answers, has only the parts
+    that it can say, so its total weight is smaller; with `dropout=0` it is left out.
 
     Earlier answers are other answers of the same person among these rows, never about the same
     completions of the same prompt. Their number is drawn evenly from 1 to `num_examples`.
@@ -167,7 +172,11 @@ def condition_training(
 
     Returns:
       The rows, and the counts.
+
+    Raises:
+      RowsError: if no row is left.
     """
+    shares = _shares(conditions)
     found: list[tuple[str, Row]] = []
     left_out = 0
     places = {
@@ -178,12 +187,17 @@ def condition_training(
         start = places.get(number, -1) + 1
         levels, num_left_out = _levels(conditions, row, start, num_examples, fits)
         left_out += num_left_out
-        rest = conditions.dropout / max(len(levels) - 1, 1)
-        first = 1.0 if len(levels) == 1 else 1.0 - conditions.dropout
-        shares = [first] + [rest] * (len(levels) - 1)
-        for share, (kind, conditioned) in zip(shares, levels, strict=True):
-            if share > 0:
-                found.append((kind, conditioned._replace(weight=share * row.weight)))
+        found += [
+            (kind, conditioned._replace(weight=shares[kind] * row.weight))
+            for kind, conditioned in levels
+            if shares[kind] > 0
+        ]
+    if not found:
+        raise RowsError(
+            f"condition_on={conditions.on}: expected rows whose prompts can say it, found none of "
+            f"{len(rows)}, and none is to be shown as less: set condition_dropout above 0, or use "
+            "another condition_on"
+        )
     return [row for _, row in found], _counts(conditions, rows, found, left_out)
 
 
@@ -213,6 +227,17 @@ def condition_held_out(
     return [row for _, row in found], _counts(conditions, rows, found, left_out)
 
 
+def _shares(conditions: Conditions) -> dict[str, float]:
+    """Returns the share of an answer's weight that each kind of prompt has; the sum is 1."""
+    if conditions.on == "none":
+        return {"by_nothing": 1.0}
+    less = ["by_nothing"]
+    if conditions.on != "group" and conditions.groups:
+        less.append("by_group")
+    shares = dict.fromkeys(less, conditions.dropout / len(less))
+    return shares | {f"by_{conditions.on}": 1.0 - conditions.dropout}
+
+
 def _levels(
     conditions: Conditions, row: Row, start: int, num_examples: int, fits: Fits
 ) -> tuple[list[tuple[str, Row]], int]:
@@ -230,23 +255,23 @@ def _levels(
     """
     levels: list[tuple[str, Row]] = []
     left_out = 0
-    whole = row._replace(whole_prompt=True)
+    made = row._replace(origin=row)
     if conditions.on == "examples":
         examples = _examples(conditions, row, start, num_examples)
-        shown = whole
+        shown = made
         for num in range(len(examples), 0, -1):
-            shown = whole._replace(prompt=with_examples(row.prompt, examples[:num]))
+            shown = made._replace(prompt=with_examples(row.prompt, examples[:num]))
             if fits(shown):
                 levels.append(("by_examples", shown))
                 break
             left_out += 1
     if conditions.on == "annotator" and row.annotator in conditions.answers:
         named = with_annotator(row.prompt, str(row.annotator))
-        levels.append(("by_annotator", whole._replace(prompt=named)))
+        levels.append(("by_annotator", made._replace(prompt=named)))
     if row.group in conditions.groups:
         prompt = with_group(row.prompt, str(row.group))
-        levels.append(("by_group", whole._replace(prompt=prompt)))
-    return [*levels, ("by_nothing", row)], left_out
+        levels.append(("by_group", made._replace(prompt=prompt)))
+    return [*levels, ("by_nothing", made)], left_out
 
 
 def _examples(conditions: Conditions, row: Row, start: int, number: int) -> list[Row]:

@@ -105,7 +105,11 @@ def encode_rows(
     is no BOS. A document that is too long first loses prompt tokens on the left, after BOS (see
     `truncate_prompt`): the prompt is cut to `max_prompt_length`, or as far as the longest
     completion needs, but at least half of `max_length` is left to it. Then completions lose tokens
-    on the right, before EOS. A row with `whole_prompt` whose prompt is too long is bad.
+    on the right, before EOS. A row whose prompt says more than that of its
+    `origin` is bad if it is too long.
+
+    Rows that were made from one row to say who answers stand and fall together with it: the bad
+    rows of the report are the origins, each once, and so are the rows that it counts.
 
     The loss counts the whole completion with its EOS, including messages of tools and users in it;
     in a row with `last_turn` only the last message of the completion.
@@ -142,17 +146,19 @@ def encode_rows(
     encode = functools.lru_cache(4096)(lambda text: tuple(tokenizer.encode(text)))
     bos = eos if tokenizer.bos is None else tokenizer.bos
     encoding = _Encoding(tokenizer, encode, bos, eos, max_length, max_prompt_length)
-    encoded: list[Encoded] = []
+    found: list[tuple[Encoded, tuple[int, ...]]] = []
     problems: list[Problem] = []
-    lost: list[tuple[int, ...]] = []
+    bad: set[int] = set()
     for row in rows:
+        origin = row.origin or row
         try:
-            encoded_row, lost_of_row = _encoded(row, encoding)
+            found.append(_encoded(row, encoding))
         except BadRow as error:
-            problems.append(Problem(row.source, raw_text(record_of(row)), *error.args))
-            continue
-        encoded.append(encoded_row)
-        lost.append(lost_of_row)
+            if row.origin is None or id(origin) not in bad:
+                problems.append(Problem(row.source, raw_text(record_of(origin)), *error.args))
+            bad.add(id(origin))
+    found = [(e, lost) for e, lost in found if id(e.row.origin or e.row) not in bad]
+    encoded, lost = [e for e, _ in found], [lost for _, lost in found]
     report = _with_counts(report or Report(read=len(rows)), encoded, problems, lost)
     settle(report, len(problems), on_bad_row, bad_rows_path)
     return encoded, report
@@ -169,8 +175,11 @@ def _with_counts(
       problems: the problems of the others.
       lost: how many tokens the prompt and each completion have lost, for every encoded row.
     """
+    rows = [row.row for row in encoded]
+    plain = [id(row) for row in rows if row.origin is None]
+    others = {id(row.origin) for row in rows if row.origin is not None}.difference(plain)
     return report._replace(
-        kept=len(encoded),
+        kept=len(plain) + len(others),
         skipped=report.skipped + len(problems),
         truncated_prompts=sum(of_prompt > 0 for of_prompt, *_ in lost),
         truncated_completions=sum(count > 0 for _, *counts in lost for count in counts),
@@ -199,13 +208,15 @@ def _encoded(row: Row, encoding: _Encoding) -> tuple[Encoded, tuple[int, ...]]:
         bos=encoding.bos,
         eos=encoding.eos,
     )
-    if row.whole_prompt and len(short) < len(prompt):
+    says_who = row.origin is not None and row.origin.prompt != row.prompt
+    if says_who and len(short) < len(prompt):
+        limit = "max_length" if encoding.max_prompt_length is None else "max_prompt_length"
         raise BadRow(
             "prompt",
-            f"room for a prompt that says who answers, {len(prompt)} tokens, in max_length = "
-            f"{encoding.max_length}",
+            f"room for a prompt that says who answers, {len(prompt)} tokens, in {limit} = "
+            f"{getattr(encoding, limit)}",
             f"room for {len(short)} beside a completion of {max(map(len, completions))} tokens",
-            "raise max_length (and max_prompt_length), or leave out its group or annotator",
+            f"raise {limit}, or leave out its group or annotator",
         )
     _assert_distinct(cut)
     skipped = tuple(number for *_, number in documents)

@@ -73,10 +73,23 @@ def best_completion(row: Row) -> Text | None:
     Args:
       row: the row.
     """
-    shown = [rank for rank in row.ranks if rank >= 0]
-    if row.ranks == LABELLED_FALSE or not shown or shown.count(min(shown)) > 1:
+    place = best_place(row.ranks)
+    return None if place is None or row.ranks == LABELLED_FALSE else row.completions[place]
+
+
+def best_place(ranks: Sequence[int]) -> int | None:
+    """Finds the one best rank.
+
+    Args:
+      ranks: smaller is better, equal = unresolved, < 0 = not shown.
+
+    Returns:
+      Its place; None if there is no rank, or several are best.
+    """
+    shown = [rank for rank in ranks if rank >= 0]
+    if not shown or shown.count(min(shown)) > 1:
         return None
-    return row.completions[row.ranks.index(min(shown))]
+    return list(ranks).index(min(shown))
 
 
 def _with_text(prompt: Text, text: str) -> Text:

@@ -26,8 +26,8 @@ class Row(NamedTuple):
         if the file has such counts; all rows made from one line share them.
       last_turn: whether the loss counts only the last message of each completion, a conversation,
         and not the turns before it.
-      whole_prompt: whether a prompt that is too long makes the row bad, because its beginning says
-        who answers; other prompts lose their beginning.
+      origin: the row that this row was made from to say who answers. Prompts that are too long lose
+        their beginning, but if it says who answers (the origin's prompt is another) the row is bad.
     """
 
     prompt: Text
@@ -39,7 +39,7 @@ class Row(NamedTuple):
     source: str = ""
     votes: tuple[float, ...] | None = None
     last_turn: bool = False
-    whole_prompt: bool = False
+    origin: "Row | None" = None
 
 
 def read_rows(

@@ -47,9 +47,48 @@ def test_conversations():
     assert SYSTEM["content"] == "Be brief."  # the rows are left as they were
 
 
+def mixed_file() -> list[Row]:
+    """Returns 30 answers to one question, of which some name a person, a group, both or neither."""
+    chances = rng(5)
+    rows = []
+    for n in range(30):
+        about = {"annotator": f"p{n % 6}"} if n % 3 else {}
+        about |= {"group": f"g{n % 2}"} if n % 5 else {}
+        ranks = (1, 2) if chances.random() < (0.8 if about else 0.2) else (2, 1)
+        weight = float(chances.integers(1, 9))
+        rows.append(Row("q", (" a", " b"), ranks, weight, source=str(n), **about))
+        other = " c" if n % 2 else " d"  # so that persons have answers about something else
+        rows.append(Row("q", (" a", other), ranks, weight, source=f"{n}+", **about))
+    return rows
+
+
+def best_share(rows: list[Row], weights: list[float]) -> float:
+    """Returns the weighted share of the first completion among answers about a and b."""
+    pairs = [(r, w) for r, w in zip(rows, weights, strict=True) if r.completions == (" a", " b")]
+    return sum(w for r, w in pairs if r.ranks == (1, 2)) / sum(w for _, w in pairs)
+
+
+@pytest.mark.parametrize("on", ["group", "annotator", "examples"])
+@pytest.mark.parametrize("dropout", [0.2, 0.7])
+def test_shares_of_everybody_and_of_groups_are_those_of_all_their_rows(on, dropout):
+    rows = mixed_file()
+    conditions = data.learn_conditions(rows, on, rng(), dropout=dropout, min_group_size=1)
+    found, _ = data.condition_training(conditions, rows, rng(1))
+    everybody = [row for row in found if row.prompt == "q"]
+    share = best_share(rows, [row.weight for row in rows])
+    assert best_share(everybody, [row.weight for row in everybody]) == pytest.approx(share, 1e-12)
+    assert [row.source for row in everybody] == [row.source for row in rows]
+    for group in ("g0", "g1"):
+        of_group = [row for row in rows if row.group == group]
+        shown = [row for row in found if row.prompt == data.with_group("q", group)]
+        assert [row.source for row in shown] == [row.source for row in of_group]
+        expected = best_share(of_group, [row.weight for row in of_group])
+        assert best_share(shown, [row.weight for row in shown]) == pytest.approx(expected, 1e-12)
+
+
 @pytest.mark.parametrize("on", ["group", "annotator", "examples"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_parts_of_an_answer_have_its_weight_together(on, dropout):
+def test_parts_of_an_answer_have_its_weight_together_if_it_can_say_everything(on, dropout):
     rows = answers(6, 4)
     rows[0] = rows[0]._replace(annotator=None, group=None, weight=2.0)
     rows[1] = rows[1]._replace(annotator=None, weight=3.0)
@@ -58,17 +97,28 @@ def test_parts_of_an_answer_have_its_weight_together(on, dropout):
     total: Counter[str] = Counter()
     for row in found:
         total[row.prompt.rsplit("\n\n")[-1]] += row.weight
-    assert total == pytest.approx({row.prompt: row.weight for row in rows})
+    less = 1 if on == "group" else 2
+    expected = {row.prompt: row.weight for row in rows}
+    expected[rows[0].prompt] = 2.0 * dropout / less  # as everybody's alone
+    expected[rows[1].prompt] = 3.0 * (1.0 if on == "group" else dropout)
+    assert total == pytest.approx({name: value for name, value in expected.items() if value})
     plain = {row.prompt: row.weight for row in found if "\n" not in row.prompt}
-    assert plain[rows[0].prompt] == 2.0  # it has nothing else to say
-    levels = 2 if on == "group" else 3
     if dropout:
-        assert plain[rows[5].prompt] == pytest.approx(dropout / (levels - 1))
-        assert len(found) == 1 + 2 + levels * (len(rows) - 2)
+        wanted = {row.prompt: row.weight * dropout / less for row in rows}
+        assert plain == pytest.approx(wanted)
         assert shown.by_nothing == len(rows)
     else:
-        assert list(plain) == [rows[0].prompt]
-    assert all(row.whole_prompt == ("\n" in row.prompt) for row in found)
+        assert not plain
+    assert all(row.prompt.endswith(row.origin.prompt) and row.origin in rows for row in found)
+
+
+def test_rows_of_which_none_can_say_it_and_nothing_less_is_learned():
+    rows = [Row(f"q{n}", (" a", " b"), (1, 2), annotator=f"p{n}") for n in range(3)]
+    conditions = data.learn_conditions(rows, "examples", rng(), dropout=0.0)
+    with pytest.raises(RowsError, match=r"condition_on=examples: .* none of 3.*condition_dropout"):
+        data.condition_training(conditions, rows, rng())
+    found, _ = data.condition_training(conditions._replace(dropout=0.2), rows, rng())
+    assert [row.weight for row in found] == pytest.approx([0.2] * 3)  # as everybody's
 
 
 def test_examples_are_other_answers_of_the_same_person():
@@ -106,7 +156,7 @@ def test_held_out_rows_know_the_training_rows_alone():
         assert more.prompt.split("\n\n")[1:3] == examples  # more examples begin with these
         assert f"{row.prompt} a" not in examples and one.weight == row.weight
     assert found[9].prompt == "Group of the person who answers: g0\n\nx"
-    assert found[10] == held[10]
+    assert found[10] == held[10]._replace(origin=held[10])
     assert shown == data.Shown(
         annotators=3, groups=3, unknown_annotators=1, unknown_groups=1,
         by_examples=9, by_annotator=0, by_group=1, by_nothing=1, left_out=0,

@@ -41,14 +41,15 @@ def soft_scores(encoded: Sequence[data.Encoded], utilities: np.ndarray) -> dict[
 
     Returns:
       soft_cross_entropy, soft_kl (KL(shares || model), nats) and soft_manhattan: means over
-      comparisons, each counting once, on which at least two answers are known. Answers without one
-      best completion do not count, nor comparisons of which a completion was not shown. Absent if
-      there is no such comparison.
+      comparisons, each counting once, on which at least two answers are known: rows, or votes
+      where rows have votes, whatever they weigh. Answers without one best completion do not count,
+      nor comparisons of which a completion was not shown. Absent if there is no such comparison.
     """
     shares: dict[tuple, Floats] = {}
     laws: dict[tuple, Floats] = {}
+    known: dict[tuple, float] = {}
     for row, values in zip(encoded, utilities.astype(float), strict=True):
-        choice, num = _choice(row.ranks), len(row.completions)
+        choice, num = data.best_place(row.ranks), len(row.completions)
         if choice is None or num < 2 or min(row.ranks) < 0:
             continue
         keys = [text_key(completion) for completion in row.row.completions]
@@ -56,7 +57,9 @@ def soft_scores(encoded: Sequence[data.Encoded], utilities: np.ndarray) -> dict[
         about = (row.prompt.tobytes(), *(keys[k] for k in order))
         laws.setdefault(about, log_softmax(values[order]))
         shares.setdefault(about, np.zeros(num))[order.index(choice)] += row.weight
-    several = [about for about, counts in shares.items() if counts.sum() >= FEWEST_ANSWERS]
+        votes_of_choice = 1.0 if row.votes is None else row.votes[choice]
+        known[about] = known.get(about, 0.0) + votes_of_choice
+    several = [about for about, number in known.items() if number >= FEWEST_ANSWERS]
     if not several:
         return {}
     size = (len(several), utilities.shape[1])
@@ -100,7 +103,7 @@ def person_scores(encoded: Sequence[data.Encoded], utilities: np.ndarray) -> lis
     weights: Any = np.array([row.weight for row in of_rows])
     ranks = votes.pad_ranks(of_rows)
     values = utilities[rows, : ranks.shape[1]]
-    choices: Any = np.array([_choice(row.ranks) for row in of_rows], float)  # NaN = none
+    choices: Any = np.array([data.best_place(row.ranks) for row in of_rows], float)  # NaN = none
     chose = np.flatnonzero(np.isfinite(choices))
     shown: Any = np.where(ranks >= 0, values, -np.inf)[chose]
     errors = evaluation.choice_errors(shown, choices[chose].astype(int))
@@ -137,11 +140,3 @@ def group_rows(encoded: Sequence[data.Encoded], min_group_size: int) -> dict[str
         if row.row.group is not None and sizes[row.row.group] >= min_group_size:
             found.setdefault(row.row.group, []).append(n)
     return dict(sorted(found.items()))
-
-
-def _choice(ranks: Sequence[int]) -> int | None:
-    """Returns the place of the one best rank; None if there is none, or several."""
-    shown = [rank for rank in ranks if rank >= 0]
-    if not shown or shown.count(min(shown)) > 1:
-        return None
-    return list(ranks).index(min(shown))

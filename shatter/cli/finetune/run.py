@@ -112,6 +112,7 @@ def _facts(config: Config, task: Task) -> dict[str, Any]:
         "weights": task.model.weights,
         "data": _data_hash(task),
         "held_out": list(task.held_out),  # the metrics have these names
+        "held_out_people": _people_hash(task),
     }
     if task.model.commit is not None:
         facts["commit"] = task.model.commit
@@ -129,6 +130,15 @@ def _data_hash(task: Task) -> str:
             for ids in (row.prompt, *row.completions):
                 digest.update(ids.tobytes())
     digest.update(task.train.ranks.tobytes() + task.train.weight.tobytes())
+    return digest.hexdigest()
+
+
+def _people_hash(task: Task) -> str:
+    """Returns a checksum of who gave the held-out answers, by which measures are taken."""
+    digest = hashlib.sha256()
+    for split in task.held_out.values():
+        for row in split.encoded:
+            digest.update(f"{row.row.annotator!r}{row.row.group!r}".encode(errors="replace"))
     return digest.hexdigest()
 
 

@@ -102,20 +102,23 @@ def make_task(
     if config.objective != "sft":  # no other objective learns from ties
         train = [row for row in rows["train"] if not data.without_preference([row])]
         rows = {**rows, "train": train}
-    people: dict[str, data.Shown] = {}
-    if config.condition_on != "none":
-        rows, people = _conditioned(config, model, rows)
     splits = {
         name: _encode(config, model, name, split, reports.get(name, data.Report(len(split))))
         for name, split in rows.items()
     }
+    people: dict[str, data.Shown] = {}
+    if config.condition_on != "none":
+        splits, people = _conditioned(config, model, splits)
     return Task(model, _merge(splits.pop("train")), splits, people)
 
 
 def _conditioned(
-    config: Config, model: Pretrained, rows: dict[str, list[data.Row]]
-) -> tuple[dict[str, list[data.Row]], dict[str, data.Shown]]:
-    """Says in the prompts who answers; held-out rows are there a second time as everybody's."""
+    config: Config, model: Pretrained, splits: dict[str, Split]
+) -> tuple[dict[str, Split], dict[str, data.Shown]]:
+    """Says in the prompts who answers; held-out rows are there a second time as everybody's.
+
+    A row whose prompt has no room to say it is left out in every form.
+    """
     rng = np.random.default_rng(config.seed)
     length, prompt_length = config.max_length, config.max_prompt_length
 
@@ -128,6 +131,9 @@ def _conditioned(
             return False
         return True
 
+    rows = {name: [row.row for row in split.encoded] for name, split in splits.items()}
+    found: dict[str, list[data.Row]] = {}
+    people: dict[str, data.Shown] = {}
     try:
         conditions = data.learn_conditions(
             rows["train"],
@@ -137,18 +143,22 @@ def _conditioned(
             dropout=config.condition_dropout,
             min_group_size=config.min_group_size,
         )
+        found["train"], people["train"] = data.condition_training(
+            conditions, rows["train"], rng, fits=fits
+        )
     except ValueError as error:
         raise UsageError(f"--dataset_name={config.dataset_name}: {error}") from error
-    found: dict[str, list[data.Row]] = {}
-    people: dict[str, data.Shown] = {}
-    found["train"], people["train"] = data.condition_training(
-        conditions, rows["train"], rng, fits=fits
-    )
-    for name, split in rows.items():
+    told: dict[str, Split] = {}
+    for name, split in splits.items():
         if name != "train":
-            found[name], people[name] = data.condition_held_out(conditions, split, fits=fits)
-            found[name + AS_EVERYBODY] = split
-    return found, people
+            found[name], people[name] = data.condition_held_out(conditions, rows[name], fits=fits)
+        told[name] = _encode(config, model, name, found[name], split.report)
+        if name != "train":
+            twins = [row.row.origin or row.row for row in told[name].encoded]
+            report = told[name].report._replace(problems=())  # they are listed under `name`
+            name += AS_EVERYBODY
+            told[name] = _encode(config, model, name, twins, report)
+    return told, people
 
 
 def unique_prompts(task: Task) -> list[np.ndarray]:

@@ -280,6 +280,7 @@ def test_files_may_be_given_by_other_paths_on_resumption(config, tmp_path):
         "weights",
         "data",
         "held_out",
+        "held_out_people",
         "checksum",
     }
     shutil.copytree(config.model_name_or_path, tmp_path / "moved")

@@ -11,6 +11,7 @@ from scipy.special import log_softmax, rel_entr
 
 from experiments.people import export, inputs, learners, measures, polls, run
 from experiments.people.config import Config, check
+from experiments.people.persons import Options, person_losses
 from experiments.people.polls import Poll, Question
 from shatter import data
 from shatter.cli.common.binary import UsageError
@@ -48,7 +49,10 @@ def test_new_questions_are_whole_batteries():
 
 
 def test_lines_for_fine_tuning_are_read_back(tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(export, "load_poll", lambda name, data_dir: made_up())
+    poll = made_up()
+    questions = [q._replace(prompt=f"{q.unit}: {n}") for n, q in enumerate(poll.questions)]
+    poll = poll._replace(questions=questions)
+    monkeypatch.setattr(export, "load_poll", lambda name, data_dir: poll)
     export.export(export.Config(folder=str(tmp_path)))
     rows, _ = data.read_rows(tmp_path / "train.jsonl")
     assert data.group_sizes(rows) == {"a": 15, "b": 15}
@@ -56,8 +60,11 @@ def test_lines_for_fine_tuning_are_read_back(tmp_path: Path, monkeypatch, capsys
     train, new = (data.read_rows(tmp_path / f"{part}.jsonl")[0] for part in ("train", "new"))
     assert len(train) + len(new) == 4 * 12
     assert len({row.annotator for row in train}) == 4 and {row.group for row in train} <= {"a", "b"}
-    assert not {row.prompt for row in new} & {"zzz"}
-    monkeypatch.setattr(export, "load_poll", lambda name, data_dir: made_up()._replace(groups=()))
+    prompts = [{row.prompt for row in part} for part in (train, new)]
+    assert set.union(*prompts) == {question.prompt for question in questions}
+    batteries = [{prompt.split(":")[0] for prompt in part} for part in prompts]
+    assert not prompts[0] & prompts[1] and not batteries[0] & batteries[1]
+    monkeypatch.setattr(export, "load_poll", lambda name, data_dir: poll._replace(groups=()))
     with pytest.raises(UsageError, match="has no groups: pass --by=person"):
         export.export(export.Config(folder=str(tmp_path)))
 
@@ -98,7 +105,7 @@ def test_measures_by_definition():
     counts = np.array([[3.0, 1.0, 0.0], [2.0, 0.0, 2.0]])
     shares = counts / 4
     np.testing.assert_allclose(
-        measures.share_kl(laws, counts), rel_entr(shares, np.exp(laws)).sum(axis=1)
+        measures.share_kl(laws, counts), rel_entr(shares, np.exp(laws)).sum(axis=1), rtol=1e-5
     )
     many = 4000 * np.exp(laws)
     floor = measures.noise_floor(laws, many, np.random.default_rng(0))
@@ -131,17 +138,33 @@ def test_n_grams_know_an_option_by_its_question():
     np.testing.assert_allclose(found[5], found[2], atol=1e-5)  # the same text
 
 
+def test_gains_are_over_no_answers_also_where_these_are_not_asked_for():
+    poll = made_up()
+    rng = np.random.default_rng(0)
+    valid = np.arange(3) < np.array([[len(q.options)] for q in poll.questions])
+    options = Options(rng.normal(size=(12, 3, 2)), rng.normal(size=(12, 3, 3)), valid)
+    config = Config(dataset="polis", numbers_of_answers=(1, 2), max_persons=2)
+    is_new = polls.new_questions(poll, rng)
+    found = [person_losses(config, poll, options, is_new, np.random.default_rng(s)) for s in (0, 1)]
+    summary = run._summarise(found)
+    for number in (1, 2):
+        gains = [one["persons/log_loss_0"] - one[f"persons/log_loss_{number}"] for one in found]
+        assert summary[f"persons/gain_{number}"]["mean"] == pytest.approx(np.mean(gains))
+    gains = [one["persons/blind_log_loss_0"] - one["persons/log_loss_0"] for one in found]
+    assert summary["persons/gain_group"]["mean"] == pytest.approx(np.mean(gains))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dataset": "x"}, "data set must be .*survey_opinions"),
+        ({"dataset": "x"}, "unknown data set .x.; .* survey_opinions"),
         ({"beta": -1.0}, "--beta must be"),
         ({"num_seeds": 1}, "--num_seeds must be at least 2"),
         ({"numbers_of_answers": (-1,)}, "--numbers_of_answers must be"),
     ],
 )
 def test_bad_flags(changes, message):
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match=message):
         check(dataclasses.replace(Config(), **changes))
     check(Config())
 
@@ -160,7 +183,7 @@ def test_a_tiny_run(make_model, tmp_path: Path, monkeypatch, capsys):
         num_depths=1,
         max_length=16,
         max_persons=5,
-        numbers_of_answers=(0, 2),
+        numbers_of_answers=(2,),
     )
     run.experiment(config)
     folder = tmp_path / "runs" / "polis"
@@ -178,3 +201,12 @@ def test_a_tiny_run(make_model, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(run, "run_seed", None)
     run.experiment(config)
     assert (folder / "metrics.csv").read_text() == before
+    # Other data under the same name is another run.
+    other = made_up()._replace(counts=2 * made_up().counts)
+    monkeypatch.setattr(run, "load_poll", lambda name, data_dir: other)
+    with pytest.raises(UsageError, match="data_sha256"):
+        run.experiment(config)
+    monkeypatch.setattr(run, "load_poll", lambda name, data_dir: made_up())
+    make_model(tmp_path / "tiny", 1)
+    with pytest.raises(UsageError, match="weights: found"):
+        run.experiment(config)
