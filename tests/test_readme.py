@@ -32,6 +32,7 @@ def test_two_commands_of_one_line():
         assert not command.rstrip().endswith("\\")
 
 
+@pytest.mark.slow
 def test_python_example_runs_as_it_stands(tmp_path: Path):
     """In an interpreter and a folder of its own, with warnings as errors."""
     # Two processes may meet at one entry of the compilation cache: see pyproject.toml.

@@ -8,6 +8,7 @@ import pytest
 from shatter import ensembles
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tau", "sigma"), [(0.5, 2.0), (3.0, 0.7)])
 def test_the_minimum_is_the_posterior_mean(tau: float, sigma: float):
     """The posterior by marginals: the population first, with persons integrated out, then each."""

@@ -41,6 +41,7 @@ def test_the_fit_is_the_minimum_and_its_covariance_the_inverse_of_the_hessian(fl
     np.testing.assert_array_equal(fit.covariance, fit.covariance.T)
 
 
+@pytest.mark.slow
 def test_the_covariance_elsewhere_is_the_inverse_of_the_hessian_there(float64):
     features, _, valid, weights = problem()
     shares = valid / np.maximum(valid.sum(axis=1, keepdims=True), 1)  # any of sum 1

@@ -73,6 +73,7 @@ def test_members_start_at_zero_and_at_their_priors(float64):
     assert len(np.unique(hidden)) == hidden.size  # and learn from starts of their own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prior_hidden", [(), (7,)])
 def test_particles_before_data_have_the_scale_of_the_prior(prior_hidden):
     num_members, prior_scale = 20_000, 1.7
@@ -125,6 +126,7 @@ def fit(ensemble, own, inputs, targets, num_steps=40):
     return jax.jit(lambda first: jax.lax.scan(step, first, length=num_steps)[0][0])(first)
 
 
+@pytest.mark.slow
 def test_the_point_head_learns_as_if_it_were_alone(float64):
     inputs, targets = jnp.asarray(features(3, 9, 3)), jnp.asarray(features(4, 9))
     ensemble, alone = SMALL(num_members=5), SMALL(num_members=1)
@@ -141,6 +143,7 @@ def test_the_point_head_learns_as_if_it_were_alone(float64):
     )
 
 
+@pytest.mark.slow
 def test_linear_particles_have_the_posteriors_covariance_around_the_point(float64):
     # The objective of a particle is quadratic in its differential, so its minimiser is an affine
     # function of prior and targets, and the law of the particles is exact without a single draw.

@@ -78,6 +78,7 @@ def test_the_expected_gradient_is_that_of_the_policy_step(beta, first_wins):
     np.testing.assert_allclose(slope, by_hand[1], rtol=1e-11, atol=1e-15)
 
 
+@pytest.mark.slow
 def test_the_first_part_is_the_slope_of_the_win_rate_over_the_policy_as_it_is():
     law = lambda params: jnp.exp(documents.document_log_probs(LM, params, TOKENS, MASK))
     frozen = law(jnp.asarray(PARAMS))

@@ -101,6 +101,7 @@ def test_a_damaged_record_of_paths(answered):
     run.experiment(LearnConfig(project=answered.project))
 
 
+@pytest.mark.slow
 def test_members_that_are_not_finite(answered, tmp_path):
     run.experiment(LearnConfig(project=answered.project))
     project = open_project(answered)
