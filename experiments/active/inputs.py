@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from experiments.active.config import Setting
-from experiments.active.features import components, text_features
 from experiments.active.process import Problem
 from experiments.active.splits import Division, load_divisions
+from experiments.common.features import components, text_features
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.frozen import Frozen, hidden_table
 from shatter.cli.common.learners import layers_of

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.active.features import text_features
+from experiments.common.features import text_features
 from experiments.people.config import Config
 from experiments.people.polls import Item, Poll
 from shatter import data

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.active.features import components
+from experiments.common.features import components
 from experiments.people import learners, measures
 from experiments.people.config import Config
 from experiments.people.inputs import Inputs, gram_components

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.active import features
+from experiments.common import features
 from shatter import models
 
 MODEL = models.TransformerConfig(vocab_size=11, max_length=12, width=8, num_layers=3, num_heads=2)
