@@ -306,9 +306,7 @@ def test_candidates_come_from_where_they_should(folder, tmp_path, source):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("setting", "utility"), [("closed", "sum"), ("open", "sum"), ("open", "tilt")]
-)
+@pytest.mark.parametrize(("setting", "utility"), [("closed", "sum"), ("open", "tilt")])
 def test_a_resumed_run_has_the_same_bits(folder, tmp_path, setting, utility):
     world, fixed = load(folder, tmp_path, setting, utility=utility)
     inputs = (
