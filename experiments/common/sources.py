@@ -78,6 +78,20 @@ def find(name: str, data_dir: str | Path | None = None) -> Path | None:
     return None
 
 
+def attribution(folder: str) -> str:
+    """Returns whom to name when figures or texts of a data set are shown, and its licence.
+
+    Args:
+      folder: the data set's folder in the data folder.
+    """
+    named = {
+        f"{source.attribution} ({source.licence})"
+        for source in SOURCES.values()
+        if source.folder == folder
+    }
+    return f"{folder}: {'; '.join(sorted(named))}"
+
+
 def _writable_cache() -> Path:
     """Returns the cache, or a temporary folder if the cache cannot be written."""
     folder = cache_dir()

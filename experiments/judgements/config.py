@@ -7,8 +7,8 @@ from typing import Any
 from experiments.judgements.datasets import DATASETS
 from shatter.cli.common import binary
 from shatter.cli.common.binary import UsageError
+from shatter.cli.finetune.checks import check as check_run
 from shatter.cli.finetune.config import Config as RunConfig
-from shatter.cli.finetune.config import check as check_run
 
 METHODS: dict[str, dict[str, Any]] = {
     "ilhf_mean": {"objective": "ilhf", "utility": "mean", "learning_rate": 1e-3},

@@ -18,7 +18,6 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.common import sources
-from experiments.common.source_files import SOURCES
 from experiments.judgements.captions import voted_pairs
 from experiments.judgements.splits import Pair, Parts, draw_new, split_known, split_pairs
 from shatter.cli.common import binary
@@ -94,7 +93,7 @@ def load_judgements(name: str, *, seed: int = 0, data_dir: str | Path | None = N
     except sources.SourceError as error:
         raise UsageError(str(error)) from error
     train, known, new = ([row for pair in part for row in pair_rows(pair)] for part in parts)
-    return Judgements(train, known, new, _attribution(name))
+    return Judgements(train, known, new, sources.attribution(name))
 
 
 def write_judgements(folder: str | Path, judgements: Judgements) -> None:
@@ -241,16 +240,6 @@ _LOADERS: dict[str, Loader] = {
     "polis": _polis,
 }
 DATASETS = tuple(_LOADERS)
-
-
-def _attribution(name: str) -> str:
-    """Returns whom to name when figures or texts of a data set are shown, and its licence."""
-    named = {
-        f"{source.attribution} ({source.licence})"
-        for source in SOURCES.values()
-        if source.folder == name
-    }
-    return f"{name}: {'; '.join(sorted(named))}"
 
 
 def _merged(pairs: Iterable[Pair]) -> list[Pair]:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.people.polls import Poll, attribution, load_poll, new_questions
+from experiments.common import sources
+from experiments.people.polls import Poll, load_poll, new_questions
 from shatter.cli.common import binary
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.progress import open_console
@@ -59,7 +60,7 @@ def export(config: Config) -> None:
         path = Path(config.folder) / f"{name}.jsonl"
         write_json_lines(path, lines)
         console.print(f"{path}: {len(lines):,} lines on {int(part.sum())} questions")
-    console.print(f"Data: {attribution(config.dataset)}")
+    console.print(f"Data: {sources.attribution(config.dataset)}")
 
 
 def group_lines(poll: Poll) -> list[tuple[int, dict[str, Any]]]:

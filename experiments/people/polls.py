@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.common import sources
-from experiments.common.source_files import SOURCES
 from experiments.inclusive.shares import load_shares
 from shatter.cli.common import binary
 from shatter.cli.common.binary import UsageError
@@ -264,16 +263,6 @@ _LOADERS: dict[str, Callable[[str | Path | None], Poll]] = {
     "pandalm": _pandalm,
 }
 POLLS = tuple(_LOADERS)
-
-
-def attribution(name: str) -> str:
-    """Returns whom to name when figures or texts of a poll are shown, and its licence."""
-    named = {
-        f"{source.attribution} ({source.licence})"
-        for source in SOURCES.values()
-        if source.folder == name
-    }
-    return f"{name}: {'; '.join(sorted(named))}"
 
 
 def _json_lines(path: Path) -> Iterable[dict]:

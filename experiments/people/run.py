@@ -11,12 +11,12 @@ import numpy as np
 from rich.table import Table
 
 from experiments.common.intervals import format_interval, mean_interval
-from experiments.common.sources import model_folder
+from experiments.common.sources import attribution, model_folder
 from experiments.inclusive.populations import digest
 from experiments.people import plot
 from experiments.people.config import Config, check
 from experiments.people.inputs import make_inputs
-from experiments.people.polls import attribution, draw_questions, load_poll
+from experiments.people.polls import draw_questions, load_poll
 from experiments.people.process import run_seed
 from shatter.cli.common import binary, run_folder
 from shatter.cli.common.frozen import load_frozen, weights_hash

@@ -105,8 +105,8 @@ def encode_rows(
     is no BOS. A document that is too long first loses prompt tokens on the left, after BOS (see
     `truncate_prompt`): the prompt is cut to `max_prompt_length`, or as far as the longest
     completion needs, but at least half of `max_length` is left to it. Then completions lose tokens
-    on the right, before EOS. A row whose prompt says more than that of its
-    `origin` is bad if it is too long.
+    on the right, before EOS. A row whose prompt says more than that of its `origin` is bad if it is
+    too long.
 
     Rows that were made from one row to say who answers stand and fall together with it: the bad
     rows of the report are the origins, each once, and so are the rows that it counts.

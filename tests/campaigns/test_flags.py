@@ -13,6 +13,7 @@ from experiments.label_loop import config as loop_config
 from experiments.label_loop import run as loop_run
 from experiments.label_loop.raters import model_rater
 from shatter.cli.common.binary import UsageError
+from shatter.cli.finetune import checks as finetune_checks
 from shatter.cli.finetune import config as finetune_config
 from shatter.cli.finetune import run as finetune_run
 from shatter.cli.label import config as label_config
@@ -129,7 +130,7 @@ def test_flags_of_finetune(tuning: finetune_config.Config, tally: Tally):
         config = dataclasses.replace(
             tuning, **{**COMPANIONS.get(name, {}), "dry_run": True, name: value}
         )
-        try_flag(tally, config, finetune_config.check, finetune_run.experiment, name, value)
+        try_flag(tally, config, finetune_checks.check, finetune_run.experiment, name, value)
     tally.settle()
 
 
@@ -192,10 +193,10 @@ def test_accepted_flags_of_finetune_run_to_their_end(
         config = dataclasses.replace(tuning, **{**own, name: value})
         dry = dataclasses.replace(config, dry_run=True)
         passed = Tally("", lambda name, value: None)
-        if try_flag(passed, dry, finetune_config.check, finetune_run.experiment, name, value):
+        if try_flag(passed, dry, finetune_checks.check, finetune_run.experiment, name, value):
             if name == "max_steps" or (name == "num_train_epochs" and value > 1e3):
                 continue  # it is meant as it is said, and takes for ever
-            try_flag(tally, config, finetune_config.check, finetune_run.experiment, name, value)
+            try_flag(tally, config, finetune_checks.check, finetune_run.experiment, name, value)
     tally.settle()
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from shatter import models
 from shatter.cli.finetune import run
-from shatter.cli.finetune.config import Config, check
+from shatter.cli.finetune.checks import check
+from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.task import load_task
 
 

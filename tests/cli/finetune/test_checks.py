@@ -16,9 +16,9 @@ from shatter.cli.common import checksums, run_folder
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.locks import alone
 from shatter.cli.common.progress import open_console
-from shatter.cli.finetune import config as flags
-from shatter.cli.finetune import plan, run, train
-from shatter.cli.finetune.config import Config, check
+from shatter.cli.finetune import checks, plan, run, train
+from shatter.cli.finetune.checks import check
+from shatter.cli.finetune.config import Config, program_config
 from shatter.cli.finetune.dry_run import describe
 from shatter.cli.finetune.task import load_task
 from tests.cli.finetune.runs import pair, write
@@ -62,7 +62,7 @@ def numeric_fields(config_class) -> set[str]:
 
 
 def test_every_number_has_a_range():
-    assert numeric_fields(Config) == set(flags.RANGES)
+    assert numeric_fields(Config) == set(checks.RANGES)
 
 
 def test_a_narrow_base_is_for_adapters():
@@ -74,8 +74,8 @@ def test_a_narrow_base_is_for_adapters():
 def test_programs_are_shared_by_runs_whose_prompts_say_different_things_of_people():
     of_people = {"condition_on": "examples", "num_examples": 2}
     shown = dataclasses.replace(REQUIRED, **of_people, condition_dropout=0.5, min_group_size=9)
-    assert flags.program_config(shown) == flags.program_config(REQUIRED)
-    assert flags.program_config(dataclasses.replace(shown, beta=0.3)) != flags.program_config(shown)
+    assert program_config(shown) == program_config(REQUIRED)
+    assert program_config(dataclasses.replace(shown, beta=0.3)) != program_config(shown)
 
 
 @pytest.mark.parametrize("name", sorted(numeric_fields(Config)))

@@ -11,7 +11,8 @@ from scipy.special import log_softmax
 
 from shatter.cli.common.binary import UsageError
 from shatter.cli.finetune import people, run, train
-from shatter.cli.finetune.config import Config, check
+from shatter.cli.finetune.checks import check
+from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.task import load_task
 from shatter.data import Encoded, Row
 from tests.cli.finetune.runs import assert_same, finetune, history, trained_params, write

@@ -20,7 +20,8 @@ from shatter.cli.common import cache, run_folder
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.progress import open_console
 from shatter.cli.finetune import batches, learning, measures, plan, reference, run, train
-from shatter.cli.finetune.config import Config, check, free_fields
+from shatter.cli.finetune.checks import check, free_fields
+from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.dry_run import describe
 from shatter.cli.finetune.pretrained import load_model
 from shatter.cli.finetune.task import load_task
