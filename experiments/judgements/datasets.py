@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.common import sources
+from experiments.common.texts import json_lines, load_arguments, load_statements
 from experiments.judgements.captions import voted_pairs
 from experiments.judgements.splits import Pair, Parts, draw_new, split_known, split_pairs
 from shatter.cli.common import binary
@@ -117,7 +118,7 @@ def pair_rows(pair: Pair) -> list[Row]:
 
 
 def _humour(rng: np.random.Generator, data_dir: str | Path | None) -> Parts:
-    items = _json_lines(sources.locate("ukp_humour_items", data_dir))
+    items = json_lines(sources.locate("ukp_humour_items", data_dir))
     texts = {str(item["id"]): item["text"].strip() for item in items}
     path = sources.locate("ukp_humour_pairs", data_dir)
     with path.open(newline="", encoding="utf-8") as file:
@@ -134,12 +135,7 @@ def _humour(rng: np.random.Generator, data_dir: str | Path | None) -> Parts:
 
 
 def _convarg(rng: np.random.Generator, data_dir: str | Path | None) -> Parts:
-    prompts = {
-        topic["topic"]: f"{topic['title']}\nStance: {topic['stance']}\nArgument:"
-        for topic in _json_lines(sources.locate("ukp_convarg_topics", data_dir))
-    }
-    arguments = _json_lines(sources.locate("ukp_convarg_arguments", data_dir))
-    texts = {argument["id"]: f" {argument['text'].strip()}" for argument in arguments}
+    prompts, texts = load_arguments(data_dir)
     path = sources.locate("ukp_convarg_pairs", data_dir)
     pairs = [
         Pair(
@@ -148,7 +144,7 @@ def _convarg(rng: np.random.Generator, data_dir: str | Path | None) -> Parts:
             tuple(record["votes"]),
             f"{path.name}:{number}",
         )
-        for number, record in enumerate(_json_lines(path), start=1)
+        for number, record in enumerate(json_lines(path), start=1)
     ]
     return split_pairs(_merged(pairs), rng, by_prompt=True)
 
@@ -158,7 +154,7 @@ def _captions(rng: np.random.Generator, data_dir: str | Path | None) -> Parts:
     about = sources.locate("newyorker_contests", data_dir).read_text(encoding="utf-8")
     cartoons: dict[str, str] = json.loads(about)["cartoon"]
     ratings: dict[str, dict[str, np.ndarray]] = {}
-    for record in _json_lines(path):
+    for record in json_lines(path):
         of_contest = ratings.setdefault(str(record["contest"]), {})
         of_contest[f" {record['caption'].strip()}"] = np.array(record["ratings"])
     parts = Parts([], [], [])
@@ -184,7 +180,7 @@ def _captions(rng: np.random.Generator, data_dir: str | Path | None) -> Parts:
 def _pandalm(rng: np.random.Generator, data_dir: str | Path | None) -> Parts:
     path = sources.locate("pandalm", data_dir)
     pairs = []
-    for number, record in enumerate(_json_lines(path), start=1):
+    for number, record in enumerate(json_lines(path), start=1):
         first, second = (f" {str(text).strip()}" for text in record["completions"])
         votes = tuple(record["answers"].count(answer) for answer in (1, 2, 0))
         pairs.append(
@@ -202,7 +198,7 @@ def _survey(rng: np.random.Generator, data_dir: str | Path | None) -> Parts:
             tuple(record["n_eff"] * record["distribution"][option] for option in (first, second)),
             f"{path.name}:{number}",
         )
-        for number, record in enumerate(_json_lines(path), start=1)
+        for number, record in enumerate(json_lines(path), start=1)
         if record["group"]["attribute"] == "all"
         for first, second in combinations(range(len(record["options"])), 2)
     ]
@@ -210,22 +206,16 @@ def _survey(rng: np.random.Generator, data_dir: str | Path | None) -> Parts:
 
 
 def _polis(rng: np.random.Generator, data_dir: str | Path | None) -> Parts:
-    about = sources.locate("polis_conversations", data_dir).read_text(encoding="utf-8")
-    topics = {name: record["topic"] for name, record in json.loads(about).items()}
-    texts = {
-        (record["conversation"], record["id"]): record["text"].strip()
-        for record in _json_lines(sources.locate("polis_statements", data_dir))
-    }
+    prompts = load_statements(data_dir).prompts
     path = sources.locate("polis_shares", data_dir)
     pairs = [
         Pair(
-            f"{topics[record['conversation']]}\nStatement: "
-            f"{texts[record['conversation'], record['id']]}\nI",
+            prompts[record["conversation"], record["id"]],
             (" agree", " disagree"),
             tuple(record["n"] * share for share in record["distribution"]),
             f"{path.name}:{number}",
         )
-        for number, record in enumerate(_json_lines(path), start=1)
+        for number, record in enumerate(json_lines(path), start=1)
         if record["group"] == "all"
     ]
     return split_pairs(_merged(pairs), rng, by_prompt=True)
@@ -255,11 +245,6 @@ def _merged(pairs: Iterable[Pair]) -> list[Pair]:
             total = tuple(x + y for x, y in zip(same.votes, votes, strict=True))
             merged[key] = same._replace(votes=total)
     return [pair for (_, texts), pair in merged.items() if len(texts) == 2]
-
-
-def _json_lines(path: Path) -> list[dict]:
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 @dataclasses.dataclass(frozen=True)

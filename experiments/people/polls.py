@@ -1,7 +1,6 @@
 """Polls: what everybody, groups and single persons answered to questions."""
 
 import csv
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.common import sources
+from experiments.common.texts import json_lines, load_arguments, load_statements
 from experiments.inclusive.shares import load_shares
 from shatter.cli.common import binary
 from shatter.cli.common.binary import UsageError
@@ -160,13 +160,8 @@ def _survey(data_dir: str | Path | None) -> Poll:
 
 
 def _polis(data_dir: str | Path | None) -> Poll:
-    about = sources.locate("polis_conversations", data_dir).read_text(encoding="utf-8")
-    topics = {name: record["topic"] for name, record in json.loads(about).items()}
-    texts = {
-        (record["conversation"], record["id"]): record["text"].strip()
-        for record in _json_lines(sources.locate("polis_statements", data_dir))
-    }
-    lines = list(_json_lines(sources.locate("polis_shares", data_dir)))
+    topics, prompts = load_statements(data_dir)
+    lines = json_lines(sources.locate("polis_shares", data_dir))
     groups: dict[tuple[str, str], int] = {}
     numbers: dict[tuple[str, int], int] = {}
     for line in lines:
@@ -181,12 +176,7 @@ def _polis(data_dir: str | Path | None) -> Poll:
         if number is not None:
             counts[number, row] = line["n"] * np.array(line["distribution"][:2])
     questions = [
-        Question(
-            f"{topics[name]}\nStatement: {texts[name, n]}\nI",
-            (" agree", " disagree"),
-            f"{name} {n}",
-        )
-        for name, n in numbers
+        Question(prompts[name, n], (" agree", " disagree"), f"{name} {n}") for name, n in numbers
     ]
     answers, person_groups = [], []
     path = sources.locate("polis_votes", data_dir)
@@ -203,12 +193,7 @@ def _polis(data_dir: str | Path | None) -> Poll:
 
 
 def _convarg(data_dir: str | Path | None) -> Poll:
-    prompts = {
-        topic["topic"]: f"{topic['title']}\nStance: {topic['stance']}\nArgument:"
-        for topic in _json_lines(sources.locate("ukp_convarg_topics", data_dir))
-    }
-    arguments = _json_lines(sources.locate("ukp_convarg_arguments", data_dir))
-    texts = {argument["id"]: f" {argument['text'].strip()}" for argument in arguments}
+    prompts, texts = load_arguments(data_dir)
     records = (
         (
             prompts[record["topic"]],
@@ -220,7 +205,7 @@ def _convarg(data_dir: str | Path | None) -> Poll:
                 if answer in "AB"
             ],
         )
-        for record in _json_lines(sources.locate("ukp_convarg_pairs", data_dir))
+        for record in json_lines(sources.locate("ukp_convarg_pairs", data_dir))
     )
     return _pairs(records)
 
@@ -233,7 +218,7 @@ def _pandalm(data_dir: str | Path | None) -> Poll:
             record["prompt"],
             [(n, answer - 1) for n, answer in enumerate(record["answers"]) if answer],
         )
-        for record in _json_lines(sources.locate("pandalm", data_dir))
+        for record in json_lines(sources.locate("pandalm", data_dir))
     )
     return _pairs(records)
 
@@ -263,9 +248,3 @@ _LOADERS: dict[str, Callable[[str | Path | None], Poll]] = {
     "pandalm": _pandalm,
 }
 POLLS = tuple(_LOADERS)
-
-
-def _json_lines(path: Path) -> Iterable[dict]:
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
