@@ -30,10 +30,12 @@ class Process(NamedTuple):
     Attributes:
       start: `(input) -> (carry, metrics)`, with the metrics before the first round.
       rounds: `(carry, first_round, chunk) -> (carry, metrics[num_rounds])`; the chunk is static.
+
+    Where a run has something that all seeds share, both take it last.
     """
 
-    start: Callable[[Any], tuple[Any, dict[str, jax.Array]]]
-    rounds: Callable[[Any, jax.Array, Chunk], tuple[Any, dict[str, jax.Array]]]
+    start: Callable[..., tuple[Any, dict[str, jax.Array]]]
+    rounds: Callable[..., tuple[Any, dict[str, jax.Array]]]
 
 
 def equal_chunks(num_rounds: int, num_queries: int, chunk_rounds: int) -> list[Chunk]:
@@ -57,6 +59,7 @@ def run_seeds(
     folder: Path,
     plan: Sequence[Chunk],
     *,
+    shared: tuple[Any, ...] = (),
     seeds_at_once: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
     progress: Callable[[int], None] = lambda rounds: None,
@@ -73,6 +76,8 @@ def run_seeds(
       inputs: the seeds' inputs, `[S]` on every leaf.
       folder: the folder for the files of this run.
       plan: the chunks.
+      shared: what all seeds share, as further arguments of the process, for example the parameters
+        of a large frozen model; it is neither repeated by seed nor saved.
       seeds_at_once: how many seeds are vmapped, on each device; the batches follow each other in
         one call. None = all.
       mesh: the devices that share the seeds and the members; None = one device. Another mesh gives
@@ -93,13 +98,13 @@ def run_seeds(
         return metrics
 
     @partial(jax.jit, static_argnums=2, compiler_options=compiler_options())
-    def rounds(carries: Any, first_round: jax.Array, chunk: Chunk) -> tuple[Any, Any]:
-        one_seed = lambda carry: process.rounds(carry, first_round, chunk)
+    def rounds(carries: Any, first_round: jax.Array, chunk: Chunk, shared: Any) -> tuple[Any, Any]:
+        one_seed = lambda carry: process.rounds(carry, first_round, chunk, *shared)
         return _over_seeds(one_seed, seeds_at_once, mesh)(carries)
 
     if mesh is not None:
         inputs = training.put(inputs, meshes.shardings(mesh, inputs))
-    carry, first = _all_seeds(process.start, seeds_at_once, mesh)(inputs)
+    carry, first = _all_seeds(process.start, seeds_at_once, mesh)(inputs, shared)
     history = {
         name: jnp.zeros((len(value), 1 + num_rounds, *value.shape[1:])).at[:, 0].set(value)
         for name, value in first.items()
@@ -114,7 +119,7 @@ def run_seeds(
         for chunk in plan:
             next_round = first_round + chunk.num_rounds
             if next_round > saved:
-                carry, metrics = rounds(carry, jnp.asarray(first_round), chunk)
+                carry, metrics = rounds(carry, jnp.asarray(first_round), chunk, shared)
                 columns = slice(1 + first_round, 1 + next_round)
                 history = {k: v.at[:, columns].set(metrics[k]) for k, v in history.items()}
                 _check_finite(history, columns)
@@ -130,10 +135,14 @@ def run_seeds(
 
 @cache
 def _all_seeds(
-    start: Callable[[Any], Any], seeds_at_once: int | None, mesh: jax.sharding.Mesh | None
-) -> Callable[[Any], Any]:
+    start: Callable[..., Any], seeds_at_once: int | None, mesh: jax.sharding.Mesh | None
+) -> Callable[[Any, Any], Any]:
     """Returns `start` over all seeds, jitted; arms that share a `start` share the program."""
-    return jax.jit(_over_seeds(start, seeds_at_once, mesh), compiler_options=compiler_options())
+
+    def every(inputs: Any, shared: Any) -> Any:
+        return _over_seeds(lambda one: start(one, *shared), seeds_at_once, mesh)(inputs)
+
+    return jax.jit(every, compiler_options=compiler_options())
 
 
 def _over_seeds(

@@ -28,12 +28,14 @@ class World(NamedTuple):
       table: a table over the same documents, which can represent every law.
       space: tokens and mask of all D documents; token 0 ends a document.
       log_probs: `(params) -> [D]`, the law of the model that learns over all documents.
+      law_of: `(apply) -> [D]`, the law of any `(tokens) -> logits`.
     """
 
     lm: models.LanguageModel
     table: models.LanguageModel
     space: tuple[Array, Array]
     log_probs: Callable[[Params], Array]
+    law_of: Callable[[Callable[[Array], Array]], Array]
 
 
 def check_documents(vocab_size: int, max_length: int, *, most: int) -> None:
@@ -59,14 +61,15 @@ def make_world(kind: ModelKind, *, vocab_size: int, max_length: int) -> World:
     """Enumerates the documents and builds the models."""
     space = documents.enumerate_documents(vocab_size=vocab_size, max_length=max_length, eos=EOS)
     table = models.tabular(vocab_size=vocab_size, max_length=max_length)
+    law_of = partial(tree_log_probs, vocab_size=vocab_size, max_length=max_length)
     if kind == "tabular":
         of_table = partial(table_log_probs, vocab_size=vocab_size, max_length=max_length)
-        return World(table, table, space, of_table)
+        return World(table, table, space, of_table, law_of)
     sizes = models.TransformerConfig(
         vocab_size=vocab_size, max_length=1 + max_length, **TRANSFORMER
     )
     lm = models.transformer(sizes)
-    return World(lm, table, space, lambda params: documents.document_log_probs(lm, params, *space))
+    return World(lm, table, space, lambda params: law_of(partial(lm.apply, params)), law_of)
 
 
 def table_log_probs(params: Params, *, vocab_size: int, max_length: int) -> Array:
@@ -83,12 +86,28 @@ def table_log_probs(params: Params, *, vocab_size: int, max_length: int) -> Arra
     Returns:
       `[D]`, nats, in the order of `documents.enumerate_documents`.
     """
-    levels = _open_levels(params, vocab_size, max_length)
-    below = levels.pop()
-    for level in reversed(levels):
-        children = level[:, 1:, None] + below.reshape(len(level), vocab_size - 1, -1)
-        below = jnp.concatenate([level[:, :1], children.reshape(len(level), -1)], axis=1)
-    return below[0]
+    return _law_of_levels(_open_levels(params, vocab_size, max_length))
+
+
+def tree_log_probs(apply: Callable[[Array], Array], *, vocab_size: int, max_length: int) -> Array:
+    """Returns the law of a causal model over all documents, `documents.document_log_probs` of it.
+
+    It runs over the documents that do not end before their last token alone, because they have all
+    prefixes: a quarter of the tokens at vocabulary 4 and length 4.
+
+    Args:
+      apply: `(tokens[n, T]) -> logits[n, T, V]`.
+      vocab_size: V; token 0 ends a document.
+      max_length: the largest number of tokens of a document.
+
+    Returns:
+      `[D]`, nats, in the order of `documents.enumerate_documents`.
+    """
+    longest = np.indices((vocab_size - 1,) * (max_length - 1)).reshape(max_length - 1, -1).T + 1
+    longest = np.pad(longest, ((0, 0), (1, 0)), constant_values=EOS)  # which also begins documents
+    log_probs = jax.nn.log_softmax(apply(jnp.asarray(longest)), axis=-1)
+    firsts = [(vocab_size - 1) ** (max_length - 1 - t) for t in range(max_length)]
+    return _law_of_levels([log_probs[::first, t] for t, first in enumerate(firsts)])
 
 
 def open_logits(vocab_size: int, max_length: int) -> np.ndarray:
@@ -107,6 +126,15 @@ def open_logits(vocab_size: int, max_length: int) -> np.ndarray:
         places.append(start * vocab_size + level[(slice(1, None),) * t].ravel())
         start += vocab_size**t
     return np.concatenate(places)
+
+
+def _law_of_levels(levels: list[Array]) -> Array:
+    """Returns the law `[D]` of the log-probs `[(V - 1)^t, V]` after every prefix of t tokens."""
+    *upper, below = levels
+    for level in reversed(upper):
+        children = level[:, 1:, None] + below.reshape(len(level), level.shape[1] - 1, -1)
+        below = jnp.concatenate([level[:, :1], children.reshape(len(level), -1)], axis=1)
+    return below[0]
 
 
 def _open_levels(params: Params, vocab_size: int, max_length: int) -> list[Array]:

@@ -10,7 +10,7 @@ import optax
 
 from experiments.common.didactic import World, open_logits
 from experiments.exploration.config import Config, Setting
-from shatter import documents, ensembles, exploration, losses, training
+from shatter import ensembles, exploration, losses, training
 from shatter.types import Array, Comparison, Key, Metrics, Params, Query
 
 LEARNING_RATE_RATIO = 0.05  # of a transformer's parameters to a table's logits
@@ -115,9 +115,7 @@ def _laws(
     """Returns `(shared, own_of_one) -> [D]`, a member's law."""
     if is_table:
         return lambda shared, own: world.log_probs(own)
-    return lambda shared, own: documents.log_prob(
-        ensemble.apply(shared, own, world.space[0]), *world.space
-    )
+    return lambda shared, own: world.law_of(functools.partial(ensemble.apply, shared, own))
 
 
 def _learner(

@@ -23,7 +23,7 @@ from shatter.cli.common.progress import open_console, progress_bar
 MOST_DOCUMENTS = 100_000
 MOST_RESPONSES = PASSIVE_CANDIDATES
 MOST_LAPLACE = 1024  # vocab_size ** max_length; the logits make a matrix to invert a round
-SECONDS = {"tabular": (6.0, 2e-8), "transformer": (60.0, 3e-5)}  # compilation, a document's score
+SECONDS = {"tabular": (6.0, 2e-8), "transformer": (20.0, 1.5e-6)}  # compilation, a document's score
 
 
 def check(config: Config) -> None:

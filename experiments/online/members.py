@@ -1,160 +1,206 @@
-"""The members: adapters on the base's upper blocks, their samples and their scores."""
+"""The members: adapters on the base's upper part, their samples and their scores."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from experiments.online.world import (
+    Fixed,
+    Read,
     Responses,
     World,
-    base_log_probs,
+    above,
     base_samples,
+    read,
+    response_log_probs,
+    response_logits,
     sample,
     valid_tokens,
 )
-from shatter import documents, ensembles, evaluation, exploration, losses, models
+from shatter import ensembles, evaluation, exploration, models
+from shatter.factored import FactoredLogits
 from shatter.types import Array, Key, Params, Query
 
 _SAMPLES_FOR_PRIOR = 64
 
 
-def make_ensemble(world: World, params: Params, prior_scale: Array) -> ensembles.Ensemble:
-    """Returns an ensemble of whole models, adapters on the upper blocks; `shared` is the base."""
+def make_ensemble(
+    world: World,
+    params: Params,
+    prior_scale: Array,
+    *,
+    num_members: int,
+    start: Literal["draw", "centre"] = "draw",
+) -> ensembles.Ensemble:
+    """Returns an ensemble of adapters on the upper part of the base, which `shared` leaves out."""
     upper = ensembles.adapters(
         world.parts.upper,
         jax.eval_shape(world.parts.upper_params, params),
         world.lora,
-        num_members=world.config.num_members,
+        num_members=num_members,
         prior_scale=prior_scale,
+        start=start,
     )
-
-    def init(key: Key) -> tuple[Params, Params]:
-        return params, upper.init(key)[1]
-
-    def apply(shared: Params, own: Params, tokens: Array, *, valid: Array | None = None) -> Array:
-        hidden = world.parts.lower(shared, tokens, valid=valid)
-        return upper.apply(world.parts.upper_params(shared), own, hidden, valid=valid)
-
-    return upper._replace(init=init, apply=apply)
+    return upper._replace(init=lambda key: ((), upper.init(key)[1]))
 
 
-def member_params(world: World, shared: Params, own: Params) -> Params:
+def member_params(world: World, params: Params, own: Params) -> Params:
     """Returns one member as parameters of the whole model, for generation."""
-    whole = ensembles.whole_adapters(own, world.layer)
-    return models.with_lora(shared, whole, world.lora)
+    whole = ensembles.whole_adapters(own, world.first_block)
+    return models.with_lora(params, whole, world.lora)
 
 
-def member_log_probs(
-    world: World, ensemble: ensembles.Ensemble, shared: Params, own: Params, responses: Any
-) -> Array:
-    """Returns one member's log-prob of every response, `[..., N]`, nats.
+def member_logits(world: World, params: Params, own: Params, known: Read) -> FactoredLogits:
+    """Returns one member's logits before every token of responses and after the last, as factors.
 
     Args:
       world: the world.
-      ensemble: of `make_ensemble`.
-      shared: the base.
+      params: the base.
       own: the member's adapters.
-      responses: `Responses` or a `Query`, with any leading axes.
+      known: responses, with any leading axes.
 
     Returns:
-      The log-probs. Those of responses of one token are looked up in the law after every prompt.
+      The factors of `[..., 1 + T, V]`, T the largest number of tokens of a response.
+    """
+    upper = models.with_lora(world.parts.upper_params(params), own, world.lora)
+    return response_logits(world, above(world, upper, known.hidden, valid_tokens(world, known)))
+
+
+def member_log_probs(world: World, params: Params, own: Params, known: Read) -> Array:
+    """Returns one member's log-prob of every response, `[..., N]`, nats.
+
+    The arguments are those of `member_logits`. Those of responses of one token are looked up in the
+    law after every prompt.
     """
     if world.is_closed:
-        laws = next_token_laws(world, ensemble, shared, own)
-        prompt_id = jnp.broadcast_to(responses.prompt_id[..., None], responses.tokens.shape[:-1])
-        return laws[prompt_id, responses.tokens[..., -1]]
-    logits = ensemble.apply(shared, own, responses.tokens, valid=valid_tokens(world, responses))
-    return documents.log_prob(logits, responses.tokens, responses.mask)
+        laws = next_token_laws(world, params, own)
+        prompt_id = jnp.broadcast_to(known.prompt_id[..., None], known.tokens.shape[:-1])
+        return laws[prompt_id, known.tokens[..., -1]]
+    logits = member_logits(world, params, own, known)
+    return response_log_probs(world, logits, known.tokens, known.mask)
 
 
-def member_utilities(
-    world: World, ensemble: ensembles.Ensemble, shared: Params, own: Params, responses: Any
-) -> Array:
-    """Returns the utilities by which one member learns and asks, `[..., N]`, nats.
-
-    The arguments are those of `member_log_probs`.
-    """
-    log_probs = member_log_probs(world, ensemble, shared, own, responses)
-    if world.config.utility == "sum":
-        return log_probs
-    return losses.tilted_utilities(log_probs, base_log_probs(world, shared, responses))
-
-
-def next_token_laws(
-    world: World, ensemble: ensembles.Ensemble, shared: Params, own: Params
-) -> Array:
+def next_token_laws(world: World, params: Params, own: Params) -> Array:
     """Returns one member's log-probs of the token after every prompt, `[P, V]`."""
-    logits = ensemble.apply(shared, own, world.prompts, valid=world.valid)
+    hidden = world.parts.lower(params, world.prompts, valid=world.valid)
+    upper = models.with_lora(world.parts.upper_params(params), own, world.lora)
+    logits = world.parts.upper.apply(upper, hidden, valid=world.valid)
     return jax.nn.log_softmax(logits[:, -1])
 
 
 def member_samples(
-    world: World, shared: Params, own: Params, key: Key, num_samples: int
+    world: World, params: Params, own: Params, key: Key, num_samples: int, **how: Any
 ) -> Responses:
-    """Draws samples for every prompt, the same number of each member: `[P, num_samples]`."""
-    draw = lambda own, key, prompt, valid, share: sample(
-        world, member_params(world, shared, own), key, prompt, valid, share
-    )
-    drawn = _shares(world, draw, own, key, world.prompts, world.valid, num_samples)
+    """Draws samples for every prompt, the same number of each of `own[M]`: `[P, num_samples]`."""
+    drawn = _shares(world, params, own, key, world.prompts, world.valid, num_samples, **how)
     return Responses(jnp.arange(len(world.prompts)), *drawn)
 
 
 def make_candidates(
-    world: World, source: str, temperature: float = 1.0
-) -> Callable[[Key, Params, Params], Query]:
-    """Returns a source of candidates: samples of the "base", or equally many of all "members".
+    world: World, params: Params, source: str, temperature: float = 1.0
+) -> Callable[[Key, Params], Query]:
+    """Returns a source of candidates: samples of the "base", or equally many of every member.
 
     Args:
       world: the world.
-      source: "base" or "members".
+      params: the base.
+      source: "base" or "learner".
       temperature: of every token.
 
     Returns:
-      `(key, shared, own[M]) -> candidates`, responses to a random prompt.
+      `(key, own[M]) -> candidates`, responses to a random prompt.
     """
 
-    def candidates(key: Key, shared: Params, own: Params) -> Query:
+    def candidates(key: Key, own: Params) -> Query:
         prompt_key, sample_key = jax.random.split(key)
         prompt_id = jax.random.randint(prompt_key, (), 0, len(world.prompts))
         place = (world.prompts[prompt_id], world.valid[prompt_id])
         number = world.config.num_candidates
         if source == "base":
-            drawn = sample(world, shared, sample_key, *place, number, temperature)
+            drawn = sample(world, params, sample_key, *place, number, temperature=temperature)
         else:
-            draw = lambda own, key, prompt, valid, share: sample(
-                world, member_params(world, shared, own), key, prompt, valid, share, temperature
-            )
-            drawn = _shares(world, draw, own, sample_key, *place, number)
+            drawn = _shares(world, params, own, sample_key, *place, number, temperature=temperature)
         return exploration.sampled_candidates(*drawn, prompt_id=prompt_id)
 
     return candidates
 
 
+def propose(
+    world: World,
+    fixed: Fixed,
+    candidates: Callable[[Key], Query],
+    values: Callable[[Read], Array],
+    explore: Callable[..., Array],
+    key: Key,
+) -> Read:
+    """Returns the queries of a round, read by the base once.
+
+    Args:
+      world: the world.
+      fixed: its arrays.
+      candidates: `(key) -> candidates[N]`.
+      values: `(candidates[B, N]) -> [M, B, N]`, nats, by which a pair is chosen.
+      explore: a `PairArm`.
+      key: a typed key.
+
+    Returns:
+      The pairs, `[B, 2]`. A candidate that the arm repeats leaves its slot empty.
+    """
+    candidate_key, explore_key = jax.random.split(key)
+    number = world.config.queries_per_round
+    pools = jax.vmap(candidates)(jax.random.split(candidate_key, number))
+    known = read(world, fixed, pools, valid=pools.valid)
+    chosen = jax.vmap(
+        lambda key, values, valid: explore(key, values, valid=valid), in_axes=(0, 1, 0)
+    )(jax.random.split(explore_key, number), values(known), pools.valid)
+    return jax.vmap(_take)(known, chosen)
+
+
+def _take(known: Read, chosen: Array) -> Read:
+    """Returns the chosen responses; a repeated one leaves its slot empty."""
+    is_first = jnp.argmax(chosen[:, None] == chosen[None, :], axis=1) == jnp.arange(len(chosen))
+    prompt_id, *others = known
+    taken = Read(prompt_id, *(leaf[chosen] for leaf in others))
+    return taken._replace(valid=taken.valid & is_first)
+
+
 def _shares(
-    world: World, draw: Any, own: Params, key: Key, prompt: Array, valid: Array, number: int
+    world: World,
+    params: Params,
+    own: Params,
+    key: Key,
+    prompt: Array,
+    valid: Array,
+    number: int,
+    **how: Any,
 ) -> tuple[Array, Array]:
     """Draws equally many samples of each member, joined along the axis of the samples."""
-    num_members = world.config.num_members
-    keys = jax.random.split(key, num_members)
-    drawn = jax.vmap(lambda own, key: draw(own, key, prompt, valid, number // num_members))(
-        own, keys
-    )
+    num_members = jax.tree.leaves(own)[0].shape[0]
+
+    def draw(own: Params, key: Key) -> tuple[Array, Array]:
+        whole = member_params(world, params, own)
+        return sample(world, whole, key, prompt, valid, number // num_members, **how)
+
+    drawn = jax.vmap(draw)(own, jax.random.split(key, num_members))
     # [M, ..., n, T] -> [..., M n, T]
     joined = [jnp.concatenate(part, axis=-2) for part in drawn]
     return joined[0], joined[1]
 
 
-def prior_scale_of(world: World, params: Params, key: Key) -> Array:
+def prior_scale_of(world: World, fixed: Fixed, key: Key) -> Array:
     """Returns the prior scale at which members disagree as the config says, on base samples."""
     pool_key, draw_key = jax.random.split(key)
-    pool = base_samples(world, params, pool_key, _SAMPLES_FOR_PRIOR)
+    number = min(_SAMPLES_FOR_PRIOR, max(world.config.num_base_samples // 4, 2))
+    pool = read(world, fixed, base_samples(world, fixed.params, pool_key, number))
 
     def spread(prior_scale: Array) -> Array:
-        ensemble = make_ensemble(world, params, prior_scale)
-        shared, own = ensemble.init(draw_key)
-        score = lambda own: member_log_probs(world, ensemble, shared, own, pool)
+        ensemble = make_ensemble(
+            world, fixed.params, prior_scale, num_members=world.config.num_members
+        )
+        own = ensemble.init(draw_key)[1]
+        score = lambda own: member_log_probs(world, fixed.params, own, pool)
         return evaluation.disagreement(jax.vmap(score)(own))
 
     return ensembles.prior_scale_for(spread, world.config.prior_spread, num_steps=12)

@@ -20,15 +20,20 @@ COLORS = {
     "double_thompson": "tab:cyan",
     "infomax": "tab:green",
     "v_optimal": "tab:red",
+    "offline": "0.5",
+    "periodic": "tab:brown",
+    "online": "tab:purple",
+    "information_directed": "tab:pink",
+    "dpo_offline": "gold",
+    "dpo_online": "navy",
 }
 TITLES = {
-    "kl": "KL(q || mixture), nats",
-    "total_variation": "total variation",
-    "entropy": "entropy of the mixture, nats",
-    "kl_majority": "KL(majority || mixture), nats",
-    "kl_minority": "KL(minority || mixture), nats",
-    "win_rate": "win rate against the base",
-    "choice_loss_q": "choice log-loss, samples of q",
+    "kl": "KL(q || who speaks), nats",
+    "entropy": "entropy of who speaks, nats",
+    "kl_majority": "KL(majority || who speaks), nats",
+    "kl_minority": "KL(minority || who speaks), nats",
+    "win_rate": "win rate of samples over the base's",
+    "win_greedy": "win rate of greedy decoding over the base's",
     "choice_loss_base": "choice log-loss, samples of p0",
     "tilt": "mean log q / p0 of samples, nats",
     "distinct": "different bigrams, share",
@@ -61,7 +66,8 @@ def draw(setting: str, results: Results, queries: np.ndarray, folder: Path) -> P
     for axis in axes[-1]:
         axis.set_xlabel("comparisons asked")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    columns = min(len(labels), 7)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     figure.suptitle(f"{setting}: dotted the base, dashed the population's law q", fontsize=10)
     path = folder / "online.png"
     figure.savefig(path, dpi=110)

@@ -15,10 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.online.config import chosen_by
-from experiments.online.world import Fixed, Words, World, base_log_probs
+from experiments.online.world import Fixed, Read, Words, World
 from shatter import choice
-from shatter.types import Array, Query, Rater
+from shatter.types import Array, Rater
 
 
 def mentions(tokens: Array, mask: Array, words: Words) -> Array:
@@ -46,7 +45,7 @@ def mentions(tokens: Array, mask: Array, words: Words) -> Array:
 def tastes(world: World, tokens: Array, mask: Array) -> Array:
     """Returns r_g of documents `[..., T]` for every segment: `[..., G]`, nats."""
     first, second = (mentions(tokens, mask, words).astype(float) for words in world.likes)
-    taste = world.taste * (first - second)
+    taste = world.config.taste * (first - second)
     return jnp.stack([taste, -taste], axis=-1)
 
 
@@ -70,15 +69,14 @@ def log_tilt(world: World, fixed: Fixed, responses: Any) -> Array:
 
 def valued(world: World, log_p0: Array, tilt: Array) -> Array:
     """Returns what people choose by, of log p0 and log q / p0 (or log q_g / p0): nats."""
-    return tilt if chosen_by(world.config) == "taste" else log_p0 + tilt
+    return tilt if world.config.choose_by == "taste" else log_p0 + tilt
 
 
 def make_rater(world: World, fixed: Fixed) -> Rater:
-    """Returns the population as a rater of queries."""
+    """Returns the population as a rater of queries that the base has read."""
 
-    def utilities(query: Query) -> Array:
-        log_p0 = base_log_probs(world, fixed.params, query)
-        return valued(world, log_p0[:, None], log_tilts(world, fixed, query)).T
+    def utilities(known: Read) -> Array:
+        return valued(world, known.log_p0[:, None], log_tilts(world, fixed, known)).T
 
     make = choice.segment_rater if world.config.people == "segments" else choice.mixture_rater
-    return make(utilities, log_weights(world))
+    return make(utilities, log_weights(world))  # type: ignore[arg-type]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -15,9 +14,10 @@ from experiments.common import chunks
 from experiments.common.intervals import format_interval
 from experiments.common.meshes import open_mesh
 from experiments.online import plot
-from experiments.online.config import ChooseBy, Config, People, Utility
+from experiments.online.arms import ARMS
+from experiments.online.config import ChooseBy, Config, People, Settled, Utility, settled
 from experiments.online.measures import MEASURES
-from experiments.online.process import ARMS, make_fixed, make_process
+from experiments.online.process import make_fixed, make_process
 from experiments.online.summary import Results, summarise
 from experiments.online.world import World, load_world
 from shatter.cli.common import binary, run_folder
@@ -25,25 +25,30 @@ from shatter.cli.common.progress import open_console, progress_bar
 from shatter.types import Params
 
 BASELINE = "passive"
-OPEN_ONLY = ("max_length", "batch_size", "pool_size", "num_samples")
+OPEN_ONLY = ("max_length", "batch_size", "num_base_samples", "num_samples")
+COLLAPSED = 0.1
+"""Entropy of a response, nats, below which who speaks says one thing."""
 
 
-def check(config: Config) -> None:
+def check(config: Config) -> Settled:
     """Raises an error if a flag has a value that cannot be used.
+
+    Returns:
+      The config, in which every flag has a value.
 
     Raises:
       UsageError: with the flag's name, what was expected and what was found.
     """
     binary.choose("setting", (config.setting,), tuple(MEASURES))
     binary.choose("arm", config.arms, tuple(ARMS))
-    binary.choose("people", (config.people,) if config.people else (), get_args(People))
+    config = settled(config)
+    binary.choose("people", (config.people,), get_args(People))
     binary.choose("utility", (config.utility,), get_args(Utility))
-    choose_by = (config.choose_by,) if config.choose_by else ()
-    binary.choose("choose_by", choose_by, get_args(ChooseBy))
+    binary.choose("choose_by", (config.choose_by,), get_args(ChooseBy))
     binary.at_least(
         config,
         num_seeds=2,
-        max_length=2,
+        max_length=1 if config.setting == "closed" else 2,
         num_members=1,
         rank=1,
         num_rounds=1,
@@ -51,13 +56,26 @@ def check(config: Config) -> None:
         num_candidates=2,
         num_steps=1,
         batch_size=1,
+        hidden=1,
+        num_particles=2,
+        policy_steps=1,
+        policy_batch=1,
+        period=1,
+        num_base_samples=16,
         pool_size=2,
         num_samples=2,
         chunk_rounds=1,
     )
     open_mesh(config.mesh, num_seeds=config.num_seeds, num_members=config.num_members)
-    optional = [name for name in ("taste", "learning_rate") if getattr(config, name) is not None]
-    binary.positive(config, "prior_spread", *optional)
+    rates = ("learning_rate", "reward_rate", "policy_rate")
+    binary.positive(config, "prior_spread", "taste", "dpo_beta", "beta", *rates)
+    binary.check_ranges(config, {"nudge": binary.real(0), "anchor_decay": binary.real(0, 1)})
+    is_retraining = any(ARMS[arm].retrained for arm in config.arms)
+    if is_retraining and config.num_rounds % config.period:
+        raise binary.UsageError(
+            "--num_rounds must be whole periods, so that offline and periodic learn from the last "
+            f"answers, found --num_rounds={config.num_rounds} and --period={config.period}"
+        )
     if config.utility == "tilt" and "v_optimal" in config.arms:
         raise binary.UsageError(
             "v_optimal weighs candidates by the members' utilities as log-probs, which tilts are "
@@ -73,11 +91,12 @@ def check(config: Config) -> None:
                 f"--{name} must be a multiple of --num_members, because all members draw equally "
                 f"many, found {getattr(config, name)} and {config.num_members}"
             )
+    return config
 
 
-def experiment(config: Config) -> None:
+def experiment(flags: Config) -> None:
     """Runs every arm of the setting, then writes and prints the results."""
-    check(config)
+    config = check(flags)
     console = open_console()
     began = time.perf_counter()
     world, params = load_world(config)
@@ -95,7 +114,7 @@ def experiment(config: Config) -> None:
         rows = [
             row
             for arm, metrics in results.items()
-            for row in run_folder.metric_rows(config.setting, "ilhf", arm, queries, metrics)
+            for row in run_folder.metric_rows(config.setting, ARMS[arm].kind, arm, queries, metrics)
         ]
         run_folder.write_csv(folder / "metrics.csv", rows)
         summary = [
@@ -105,6 +124,8 @@ def experiment(config: Config) -> None:
         run_folder.write_json(folder / "summary.json", summary)
         figure = plot.draw(config.setting, results, queries, folder)
         console.print(_table(config.setting, summary))
+        for row in summary:
+            _warn(console, row)
         console.print(
             f"{time.perf_counter() - began:.0f} s. Results in {folder}: metrics.csv, summary.json, "
             f"{figure.name}"
@@ -112,7 +133,7 @@ def experiment(config: Config) -> None:
 
 
 def _run(
-    config: Config,
+    config: Settled,
     world: World,
     params: Params,
     arms: tuple[str, ...],
@@ -120,7 +141,6 @@ def _run(
     console: Console,
 ) -> Results:
     fixed = make_fixed(world, params)
-    repeat = lambda leaf: jnp.repeat(leaf[None], config.num_seeds, axis=0)
     keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
     plan = chunks.equal_chunks(config.num_rounds, config.queries_per_round, config.chunk_rounds)
     results: Results = {}
@@ -129,9 +149,10 @@ def _run(
             advance(arm, 0)
             results[arm] = chunks.run_seeds(
                 make_process(world, arm),
-                (keys, jax.tree.map(repeat, fixed)),
+                keys,
                 folder / "arms" / arm,
                 plan,
+                shared=(fixed,),
                 seeds_at_once=1,
                 mesh=open_mesh(
                     config.mesh, num_seeds=config.num_seeds, num_members=config.num_members
@@ -139,6 +160,16 @@ def _run(
                 progress=partial(advance, arm),
             )
     return results
+
+
+def _warn(console: Console, row: dict) -> None:
+    if row["entropy"]["mean"] < COLLAPSED:
+        console.print(
+            f"warning: {row['arm']} says one thing to every prompt: the entropy of a response is "
+            f"{row['entropy']['mean']:.3f} nats on average; a higher --beta or --anchor_decay "
+            "helps a policy, a lower --learning_rate helps members",
+            style="yellow",
+        )
 
 
 def _table(setting: str, rows: list[dict]) -> Table:

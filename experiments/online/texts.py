@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 
 from experiments.online.population import mentions
-from experiments.online.world import Responses, World
+from experiments.online.world import Read, Responses, World
 from shatter.types import Array, Metrics
 
 SEGMENTS = ("majority", "minority")
 
 
-def text_measures(world: World, said: Responses) -> Metrics:
+def text_measures(world: World, said: Responses | Read) -> Metrics:
     """Returns how many samples of `[P, n]` mention what a segment likes, and how diverse they are.
 
     distinct: different bigrams over all bigrams of the responses to a prompt. pairwise: mean over

@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from experiments.common.sources import model_folder
-from experiments.online.config import LIKES, TASTES, Config, SettingName
+from experiments.online.config import LIKES, SettingName, Settled
 from shatter import documents, models
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.frozen import load_frozen
+from shatter.cli.common.learners import LAST_MLP_OUT
+from shatter.factored import FactoredLogits, target_log_probs
+from shatter.numerics import masked_mean, masked_sum
 from shatter.types import Array, Key, Params
 
 TARGETS = ("query", "value", "mlp_out")
@@ -25,31 +28,27 @@ class World(NamedTuple):
       config: the config.
       is_closed: whether a response is one token.
       lm: the base as a model.
-      parts: the base, cut below the blocks that have adapters.
-      layer: the first block that has adapters.
+      parts: the base, cut below the projections that have adapters.
+      first_block: the first block that has adapters.
       lora: targets and rank.
       tokenizer: of the base.
       prompts: int `[P, L]`, padded on the left.
       valid: bool `[P, L]`, false on their padding.
       ends: the tokens that end a response; empty where a response is one token.
-      max_length: largest number of response tokens.
       likes: for each segment the words it likes.
-      taste: how much it likes them, nats.
     """
 
-    config: Config
+    config: Settled
     is_closed: bool
     lm: models.LanguageModel
     parts: models.Layers
-    layer: int
+    first_block: int
     lora: models.LoraConfig
     tokenizer: models.Tokenizer
     prompts: Array
     valid: Array
     ends: tuple[int, ...]
-    max_length: int
     likes: tuple[Words, Words]
-    taste: float
 
 
 class Fixed(NamedTuple):
@@ -60,22 +59,50 @@ class Fixed(NamedTuple):
       log_z: `[P, G]`, `log E_p0 exp r_g`: exact where responses have one token; else an estimate
         from samples, taken as a constant of the population's law.
       prior_scale: `[]`, the scale of the members' prior.
+      centre: `[F]`, the mean of the base's features over its own samples.
+      width: `[F]`, their standard deviation.
     """
 
     params: Params
     log_z: Array
     prior_scale: Array
+    centre: Array
+    width: Array
 
 
 class Responses(NamedTuple):
-    """Responses to prompts: the part of a `Query` that scores read."""
+    """Responses to prompts."""
 
     prompt_id: Array  # int [...]
     tokens: Array  # int [..., N, T]
     mask: Array  # bool [..., N, T]
 
 
-def load_world(config: Config) -> tuple[World, Params]:
+class Read(NamedTuple):
+    """Responses as the frozen base reads them; it is asked and kept in the place of a `Query`.
+
+    Attributes:
+      prompt_id: int `[...]`.
+      tokens: int `[..., N, T]`.
+      mask: bool `[..., N, T]`, true on the response's tokens.
+      valid: bool `[..., N]`, false on an empty slot.
+      log_p0: `[..., N]`, nats.
+      features: `[..., N, F]`, of mean 0 and deviation 1 over samples of the base: those after the
+        final norm, their mean over the response's tokens and the last one's.
+      hidden: `[..., N, T', H]`, what enters the adapted part, of all tokens or of those from the
+        last of the prompt on; without entries where nobody needs it.
+    """
+
+    prompt_id: Array
+    tokens: Array
+    mask: Array
+    valid: Array
+    log_p0: Array
+    features: Array
+    hidden: Array
+
+
+def load_world(config: Settled) -> tuple[World, Params]:
     """Loads the base and encodes prompts and words.
 
     Returns:
@@ -85,49 +112,95 @@ def load_world(config: Config) -> tuple[World, Params]:
       UsageError: if the model cannot be loaded, or prompts or words do not fit it.
     """
     sizes, params, tokenizer = load_frozen(model_folder(config.model_name_or_path, config.data_dir))
-    if not 1 <= config.adapted_blocks < sizes.num_layers:
+    is_last = config.adapted_layers == LAST_MLP_OUT
+    if not is_last and not 1 <= int(config.adapted_layers) < sizes.num_layers:
         raise UsageError(
-            f"--adapted_blocks must be from 1 to {sizes.num_layers - 1}, below the number of the "
-            f"model's blocks, found {config.adapted_blocks}"
+            f"--adapted_layers must be {LAST_MLP_OUT} or from 1 to {sizes.num_layers - 1}, below "
+            f"the number of the model's blocks, found {config.adapted_layers}"
         )
     is_closed = config.setting == "closed"
-    max_length = 1 if is_closed else config.max_length
-    begin = [tokenizer.bos] if tokenizer.adds_bos and tokenizer.bos is not None else []
-    rows = [begin + tokenizer.encode(prompt) for prompt in config.prompts]
-    if not rows or not all(config.prompts):
-        raise UsageError(f"--prompts must be texts that are not empty, found {config.prompts}")
+    rows = _prompt_rows(tokenizer, config)
     longest = max(len(row) for row in rows)
-    if longest + max_length > sizes.max_length:
+    if longest + config.max_length > sizes.max_length:
         raise UsageError(
-            f"the longest of --prompts and a response have {longest} + {max_length} tokens, over "
-            f"the model's {sizes.max_length}: shorten one"
+            f"the longest of --prompts and a response have {longest} + {config.max_length} tokens, "
+            f"over the model's {sizes.max_length}: shorten one"
         )
     prompts, valid = documents.pad_prompts(rows, buckets=(longest,))
-    layer = sizes.num_layers - config.adapted_blocks
+    cut = sizes.num_layers - (0 if is_last else int(config.adapted_layers))
+    targets = ("mlp_out",) if is_last else TARGETS
     world = World(
         config,
         is_closed,
         models.transformer(sizes),
-        models.split_layers(sizes, layer),
-        layer,
-        models.LoraConfig(rank=config.rank, alpha=float(config.rank), targets=TARGETS),
+        models.split_layers(sizes, cut),
+        min(cut, sizes.num_layers - 1),
+        models.LoraConfig(rank=config.rank, alpha=float(config.rank), targets=targets),
         tokenizer,
         jnp.asarray(prompts, int),
         jnp.asarray(valid),
-        () if is_closed else _sentence_ends(tokenizer, sizes.vocab_size),
-        max_length,
+        () if is_closed else _ends(tokenizer, sizes.vocab_size, config.setting),
         _likes(tokenizer, config.setting),
-        TASTES[config.setting] if config.taste is None else config.taste,
     )
     return world, params
 
 
-def base_log_probs(world: World, params: Params, responses: Any) -> Array:
-    """Returns log p0 of every response, `[..., N]`, nats."""
-    valid = valid_tokens(world, responses)
-    return documents.document_log_probs(
-        world.lm, params, responses.tokens, responses.mask, valid=valid
+def read(world: World, fixed: Fixed, responses: Any, *, valid: Array | None = None) -> Read:
+    """Runs the frozen base over responses, once for all learners.
+
+    Args:
+      world: the world.
+      fixed: its arrays.
+      responses: `Responses` or a `Query`, with any leading axes.
+      valid: bool `[..., N]`, false on empty slots; None = all true.
+
+    Returns:
+      The responses with what the base computes of them.
+    """
+    tokens, mask = responses.tokens, responses.mask
+    number = world.config.max_length
+    of_tokens = valid_tokens(world, responses)
+    hidden = world.parts.lower(fixed.params, tokens, valid=of_tokens)
+    if world.config.adapted_layers == LAST_MLP_OUT:  # above, tokens no longer see each other
+        hidden = hidden[..., -number - 1 :, :]
+    upper = world.parts.upper_params(fixed.params)
+    logits = above(world, upper, hidden, of_tokens)
+    of_upper: Any = world.parts.upper.features
+    features = of_upper(upper, hidden, valid=of_tokens)[..., -number:, :]
+    said = mask[..., -number:]
+    last = number - 1 - jnp.argmax(said[..., ::-1], axis=-1)
+    ends = jnp.take_along_axis(features, last[..., None, None], axis=-2)[..., 0, :]
+    rows = jnp.concatenate([masked_mean(features, said[..., None], axis=-2), ends], axis=-1)
+    centre, width = (jnp.broadcast_to(leaf, rows.shape) for leaf in (fixed.centre, fixed.width))
+    return Read(
+        responses.prompt_id,
+        tokens,
+        mask,
+        jnp.ones(tokens.shape[:-1], bool) if valid is None else valid,
+        response_log_probs(world, logits, tokens, mask),
+        (rows - centre) / width,
+        hidden,
     )
+
+
+def above(world: World, upper: Params, hidden: Array, valid: Array) -> FactoredLogits:
+    """Returns the logits of the adapted part, with or without adapters, as factors."""
+    factored: Any = world.parts.upper.factored
+    logits: FactoredLogits = factored(upper, hidden, valid=valid)
+    return logits
+
+
+def response_logits(world: World, logits: FactoredLogits) -> FactoredLogits:
+    """Returns the factors of the logits before every token of a response and after the last."""
+    return logits.map_rows(lambda leaf: leaf[..., -world.config.max_length - 1 :, :])
+
+
+def response_log_probs(world: World, logits: FactoredLogits, tokens: Array, mask: Array) -> Array:
+    """Returns log-probs `[...]` of responses in `tokens[..., T]`, nats, from the factors."""
+    number = world.config.max_length
+    before = response_logits(world, logits).map_rows(lambda leaf: leaf[..., :-1, :])
+    log_probs = target_log_probs(before, tokens[..., -number:])
+    return masked_sum(log_probs, mask[..., -number:])
 
 
 def base_samples(world: World, params: Params, key: Key, num_samples: int) -> Responses:
@@ -154,7 +227,9 @@ def sample(
     prompt: Array,
     valid: Array,
     num_samples: int,
+    *,
     temperature: float = 1.0,
+    top_k: int | None = None,
 ) -> tuple[Array, Array]:
     """Draws responses to one prompt or to several: their tokens and mask."""
     drawn = documents.sample(
@@ -163,10 +238,11 @@ def sample(
         key,
         prompt,
         num_samples=num_samples,
-        max_length=world.max_length,
+        max_length=world.config.max_length,
         eos=world.ends or None,
         valid=valid,
         temperature=temperature,
+        top_k=top_k,
     )
     return drawn.tokens, drawn.mask
 
@@ -174,14 +250,34 @@ def sample(
 def valid_tokens(world: World, responses: Any) -> Array:
     """Returns a mask in the shape of the tokens, false on the padding of prompts."""
     of_prompt = world.valid[responses.prompt_id]
-    of_response = jnp.ones((*of_prompt.shape[:-1], world.max_length), bool)
+    of_response = jnp.ones((*of_prompt.shape[:-1], world.config.max_length), bool)
     valid = jnp.concatenate([of_prompt, of_response], axis=-1)
     return jnp.broadcast_to(valid[..., None, :], responses.tokens.shape)
 
 
-def _sentence_ends(tokenizer: models.Tokenizer, vocab_size: int) -> tuple[int, ...]:
-    ends = [token for token in range(vocab_size) if tokenizer.decode([token]) in SENTENCE_ENDS]
-    return tuple(dict.fromkeys([*([] if tokenizer.eos is None else [tokenizer.eos]), *ends]))
+def _prompt_rows(tokenizer: models.Tokenizer, config: Settled) -> list[list[int]]:
+    """Returns the tokens of every prompt, in the setting chat as the user's message."""
+    if not all(prompt.strip() for prompt in config.prompts):
+        raise UsageError(f"--prompts must be texts that are not empty, found {config.prompts}")
+    if config.setting == "chat":
+        rendered = []
+        for prompt in config.prompts:
+            message = [{"role": "user", "content": prompt}]
+            try:
+                rendered.append(tokenizer.render_chat(message, add_generation_prompt=True))
+            except ValueError as error:
+                raise UsageError(f"--setting=chat, prompt {prompt!r}: {error}") from error
+        return [tokenizer.encode(text) for text in rendered]
+    begin = [tokenizer.bos] if tokenizer.adds_bos and tokenizer.bos is not None else []
+    return [begin + tokenizer.encode(prompt) for prompt in config.prompts]
+
+
+def _ends(tokenizer: models.Tokenizer, vocab_size: int, setting: SettingName) -> tuple[int, ...]:
+    """Returns the tokens that end a response: EOS, in the open setting also a sentence's end."""
+    ends = [] if tokenizer.eos is None else [tokenizer.eos]
+    if setting == "open":
+        ends += [t for t in range(vocab_size) if tokenizer.decode([t]) in SENTENCE_ENDS]
+    return tuple(dict.fromkeys(ends))
 
 
 def _likes(tokenizer: models.Tokenizer, setting: SettingName) -> tuple[Words, Words]:
@@ -196,5 +292,6 @@ def _likes(tokenizer: models.Tokenizer, setting: SettingName) -> tuple[Words, Wo
 
 
 def _word(tokenizer: models.Tokenizer, word: str) -> tuple[int, ...]:
-    """Returns the tokens of a word in the middle of a sentence."""
-    return tuple(tokenizer.encode(f"a {word}")[len(tokenizer.encode("a")) :])
+    """Returns the tokens of a word, or of a punctuation mark, in the middle of a text."""
+    text = f"a {word}" if word[0].isalnum() else f"a{word}"
+    return tuple(tokenizer.encode(text)[len(tokenizer.encode("a")) :])

@@ -13,7 +13,7 @@ from experiments.pipeline.algorithms import Algorithm
 from experiments.pipeline.config import Config, Setting
 from experiments.pipeline.measures import measure
 from experiments.pipeline.world import Problem
-from shatter import documents, ensembles, losses, training
+from shatter import ensembles, losses, training
 from shatter.types import Array, Key, Metrics, Params, Query
 
 
@@ -109,8 +109,7 @@ def _law(plan: Plan, shared: Params, own: Params) -> Array:
     """Returns a member's law of all documents, `[D]`."""
     if plan.setting.learner == "tabular":
         return plan.world.log_probs(own)
-    logits = plan.ensemble.apply(shared, own, plan.world.space[0])
-    return documents.log_prob(logits, *plan.world.space)
+    return plan.world.law_of(partial(plan.ensemble.apply, shared, own))
 
 
 def _utilities(plan: Plan, law: Array) -> Array:

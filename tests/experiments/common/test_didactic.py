@@ -47,3 +47,17 @@ def test_a_table_has_its_law_without_looking_up_prefixes(vocab_size, max_length,
     # Only logits after prefixes that have not ended matter.
     matters = np.flatnonzero(np.any(np.asarray(jacobian) != 0, axis=0).ravel())
     np.testing.assert_array_equal(np.sort(open_logits(vocab_size, max_length)), matters)
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "max_length"),
+    [(3, 2), *[pytest.param(*sizes, marks=pytest.mark.slow) for sizes in [(4, 3), (2, 4), (3, 1)]]],
+)
+def test_a_transformer_has_its_law_from_the_longest_prefixes(vocab_size, max_length, float64):
+    world = make_world("transformer", vocab_size=vocab_size, max_length=max_length)
+    params = world.lm.init(jax.random.key(0))
+    every = lambda params: documents.document_log_probs(world.lm, params, *world.space)
+    np.testing.assert_allclose(world.log_probs(params), every(params), rtol=1e-10)
+    last = lambda law: jax.grad(lambda params: law(params)[-2])(params)
+    grads = last(every), last(world.log_probs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), *grads)

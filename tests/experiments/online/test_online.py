@@ -13,96 +13,51 @@ import pytest
 
 from experiments.common import chunks
 from experiments.online import measures, population, process, run
-from experiments.online.config import Config
+from experiments.online.arms import Speaker
+from experiments.online.config import settled
 from experiments.online.members import (
     make_candidates,
-    make_ensemble,
     member_log_probs,
     member_params,
     member_samples,
-    member_utilities,
     next_token_laws,
 )
+from experiments.online.one_model import response_utility
 from experiments.online.texts import text_measures
 from experiments.online.world import (
-    Fixed,
     Responses,
     all_responses,
-    base_log_probs,
     base_samples,
     load_world,
+    read,
 )
 from shatter import documents, losses
 from shatter.cli.common.binary import UsageError
-from shatter.types import Query
+from tests.experiments.online.worlds import (
+    TINY,
+    WORDS,
+    draw_members,
+    load,
+    next_laws,
+    one_of,
+    read_everything,
+    shown,
+    tiny,
+)
 
 pytestmark = pytest.mark.slow  # whole runs of an experiment
-
-WORDS = ["a", ".", "saw", "found", "happy", "very", "friend", "mom"]
-WORDS += ["dog", "cat", "big", "shiny", "red", "little", "small", "pretty"]
-TINY = {
-    "prompts": ("saw a", "a dog found a"),
-    "num_seeds": 2,
-    "max_length": 3,
-    "num_members": 2,
-    "rank": 2,
-    "num_rounds": 2,
-    "queries_per_round": 2,
-    "num_candidates": 4,
-    "num_steps": 1,
-    "batch_size": 2,
-    "pool_size": 6,
-    "num_samples": 4,
-    "chunk_rounds": 1,
-}
-
-
-@pytest.fixture(scope="module")
-def folder(make_model, tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "tiny"
-    make_model(path, 2, words=WORDS, seed=7)
-    return path
-
-
-def tiny(folder, tmp_path, **changes):
-    values = {"model_name_or_path": str(folder), "run_dir": str(tmp_path / "run"), **TINY}
-    return Config(**{**values, **changes})
-
-
-def load(folder, tmp_path, setting, **changes):
-    """Returns the world and its arrays, with a prior scale of 1."""
-    world, params = load_world(tiny(folder, tmp_path, setting=setting, **changes))
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), params)
-    log_z = jax.jit(partial(process.log_normalisers, world))(params, jax.random.key(0))
-    return world, Fixed(params, log_z, jnp.ones(()))
-
-
-def draw_members(world, fixed, prior_scale=1.0):
-    ensemble = make_ensemble(world, fixed.params, jnp.asarray(prior_scale))
-    return ensemble, jax.jit(ensemble.init)(jax.random.key(3))[1]
-
-
-def next_laws(world, params):
-    """Log-probs of the token after every prompt, without padding."""
-    rows = [jnp.array([[1, *world.tokenizer.encode(prompt)]]) for prompt in TINY["prompts"]]
-    return jnp.stack([jax.nn.log_softmax(world.lm.apply(params, row)[0, -1]) for row in rows])
-
-
-def one_of(own, m):
-    return jax.tree.map(lambda leaf: leaf[m], own)
 
 
 def test_the_population_is_as_documented(folder, tmp_path, float64):
     world, fixed = load(folder, tmp_path, "closed")
 
     @jax.jit
-    def compute(params):
-        everything = all_responses(world, params)
-        log_p0 = base_log_probs(world, params, everything)
-        log_q = log_p0 + population.log_tilt(world, fixed._replace(params=params), everything)
-        return everything, log_q, next_laws(world, params)
+    def compute(fixed):
+        everything = read(world, fixed, all_responses(world, fixed.params))
+        log_q = everything.log_p0 + population.log_tilt(world, fixed, everything)
+        return everything, log_q, next_laws(world, fixed.params)
 
-    everything, log_q, base = compute(fixed.params)
+    everything, log_q, base = compute(fixed)
     for p0, found in zip(np.exp(base), np.asarray(log_q), strict=True):
         text = [world.tokenizer.decode([token]) for token in range(len(p0))]
         likes = [(t in ("happy", "very")) * 1.0 - (t in ("friend", "mom")) for t in text]
@@ -111,9 +66,7 @@ def test_the_population_is_as_documented(folder, tmp_path, float64):
         expected = 0.7 * first / first.sum() + 0.3 * second / second.sum()
         np.testing.assert_allclose(np.exp(found), expected, rtol=1e-10)
     pair = jnp.argsort(log_q[1])[-3:-1]
-    query = Query(
-        jnp.array(1), everything.tokens[1, pair], everything.mask[1, pair], pair, jnp.ones(2, bool)
-    )
+    query = shown(everything, 1, pair)
     ranks = jax.jit(
         lambda keys: jax.vmap(population.make_rater(world, fixed), in_axes=(0, None))(keys, query)
     )(jax.random.split(jax.random.key(0), 4000))
@@ -124,20 +77,17 @@ def test_the_population_is_as_documented(folder, tmp_path, float64):
 
 def test_people_of_one_segment_choose_by_its_law(folder, tmp_path, float64):
     world, fixed = load(folder, tmp_path, "closed", people="segments")
-    everything = jax.jit(partial(all_responses, world))(fixed.params)
+    everything = read_everything(world, fixed)
     log_p0 = jax.jit(partial(next_laws, world))(fixed.params)[1]
     liked = [[word[0] for word in words] for words in world.likes]
     pairs = jnp.array(list(itertools.product(*liked)))  # a word that each segment likes
     pair = pairs[jnp.argmin(jnp.abs(log_p0[pairs[:, 0]] - log_p0[pairs[:, 1]]))]
-    query = Query(
-        jnp.array(1), everything.tokens[1, pair], everything.mask[1, pair], pair, jnp.ones(2, bool)
-    )
+    query = shown(everything, 1, pair)
 
     @jax.jit
     def compute(keys):
         rater = population.make_rater(world, fixed)
-        log_q = base_log_probs(world, fixed.params, query)[:, None]
-        log_q += population.log_tilts(world, fixed, query)
+        log_q = query.log_p0[:, None] + population.log_tilts(world, fixed, query)
         return jax.vmap(rater, in_axes=(0, None))(keys, query), log_q
 
     ranks, log_q = compute(jax.random.split(jax.random.key(0), 4000))
@@ -180,55 +130,87 @@ def test_inclusive_learning_from_infinitely_many_answers_ends_in_q(
     assert jnp.abs(away).max() > 1e-3 and at_q < at_p0
 
 
-def test_members_score_as_whole_models(folder, tmp_path, float64):
-    world, fixed = load(folder, tmp_path, "open")
-    ensemble, own = draw_members(world, fixed)
+@pytest.mark.parametrize("layers", [1, "last_mlp_out"])
+def test_members_score_as_whole_models(folder, tmp_path, float64, layers):
+    world, fixed = load(folder, tmp_path, "open", adapted_layers=layers)
+    own = draw_members(world, fixed)
 
     @jax.jit
-    def both(own, params):
-        drawn = member_samples(world, params, own, jax.random.key(1), 6)
-        score = lambda own: member_log_probs(world, ensemble, params, own, drawn)
+    def both(own, fixed):
+        drawn = member_samples(world, fixed.params, own, jax.random.key(1), 6)
+        known = read(world, fixed, drawn)
+        found = jax.vmap(lambda own: member_log_probs(world, fixed.params, own, known))(own)
         tilted = world._replace(config=dataclasses.replace(world.config, utility="tilt"))
-        tilts = jax.vmap(lambda own: member_utilities(tilted, ensemble, params, own, drawn))(own)
-        expected = []
+        utilities = [
+            jax.vmap(lambda own: response_utility(w, fixed.params, kind, own, known))(own)  # noqa: B023
+            for w, kind in ((world, "ilhf"), (tilted, "ilhf"), (world, "dpo"))
+        ]
+        expected, base = [], []
         for m in range(2):
-            whole = member_params(world, params, one_of(own, m))
+            whole = member_params(world, fixed.params, one_of(own, m))
             for p in range(2):  # without padding, and without split layers
                 start = (2, 0)[p]  # "saw a" is shorter than "a dog found a" by two
                 tokens, mask = drawn.tokens[p, :, start:], drawn.mask[p, :, start:]
-                expected.append(documents.log_prob(world.lm.apply(whole, tokens), tokens, mask))
-        log_p0 = base_log_probs(world, params, drawn)
-        return drawn, jax.vmap(score)(own), jnp.stack(expected), tilts, log_p0
+                of = lambda params: documents.log_prob(world.lm.apply(params, tokens), tokens, mask)  # noqa: B023
+                expected.append(of(whole))
+                base.append(of(fixed.params))
+        return known, found, jnp.stack(expected), jnp.stack(base[:2]), utilities
 
-    drawn, found, expected, tilts, log_p0 = both(own, fixed.params)
+    known, found, expected, base, (summed, tilts, dpo) = both(own, fixed)
     np.testing.assert_allclose(found, expected.reshape(found.shape), atol=1e-10)
-    np.testing.assert_allclose(tilts, np.subtract(found, log_p0), atol=1e-10)
-    ended = np.isin(drawn.tokens, world.ends) & drawn.mask
-    assert not (ended[..., :-1] & drawn.mask[..., 1:]).any()  # a response ends with its sentence
+    np.testing.assert_allclose(known.log_p0, base, atol=1e-10)
+    np.testing.assert_allclose(summed, found, atol=1e-12)
+    np.testing.assert_allclose(tilts, np.subtract(found, base), atol=1e-10)
+    np.testing.assert_allclose(dpo, 0.1 * np.subtract(found, base), atol=1e-10)
+    assert np.abs(tilts).max() > 1e-3  # the members are not the base
+    ended = np.isin(known.tokens, world.ends) & known.mask
+    assert not (ended[..., :-1] & known.mask[..., 1:]).any()  # a response ends with its sentence
+
+
+@pytest.mark.parametrize("layers", [1, "last_mlp_out"])
+def test_features_are_those_of_the_response(folder, tmp_path, float64, layers):
+    world, fixed = load(folder, tmp_path, "open", adapted_layers=layers)
+
+    @jax.jit
+    def both(fixed):
+        known = read(world, fixed, base_samples(world, fixed.params, jax.random.key(1), 3))
+        start = 2  # the padding of the first prompt
+        return known, world.lm.features(fixed.params, known.tokens[0, :, start:])
+
+    known, features = both(fixed)
+    mask = np.asarray(known.mask[0, :, 2:])
+    for found, states, said in zip(known.features[0], features, mask, strict=True):
+        expected = np.concatenate([states[said].mean(axis=0), states[said][-1]])
+        np.testing.assert_allclose(found, expected, atol=1e-9)
+    assert len({int(said.sum()) for said in mask}) > 1  # responses of several lengths
 
 
 def test_exact_measures_against_a_direct_computation(folder, tmp_path, float64):
     world, fixed = load(folder, tmp_path, "closed")
-    ensemble, own = draw_members(world, fixed)
+    own = draw_members(world, fixed)
 
     @jax.jit
-    def compute(own, params):
-        everything = all_responses(world, params)
-        log_q = base_log_probs(world, params, everything)
-        log_q = log_q + population.log_tilt(world, fixed, everything)
+    def compute(own, fixed):
+        params = fixed.params
+        everything = read(world, fixed, all_responses(world, params))
+        log_q = everything.log_p0 + population.log_tilt(world, fixed, everything)
         laws = [next_laws(world, member_params(world, params, one_of(own, m))) for m in range(2)]
         scores = [  # looked up in the laws, and as of any response
-            member_log_probs(w, ensemble, params, one_of(own, 1), everything)
+            member_log_probs(w, params, one_of(own, 1), everything)
             for w in (world, world._replace(is_closed=False))
         ]
-        measure = partial(measures.closed, world, fixed, ensemble)
+        measure = lambda own: measures.closed(world, fixed, Speaker(own, None, None))
         of_p0 = measure(jax.tree.map(jnp.zeros_like, own))
         return measure(own), of_p0, log_q, jnp.stack(laws), scores
 
-    found, of_p0, log_q, laws, scores = compute(own, fixed.params)
+    found, of_p0, log_q, laws, scores = compute(own, fixed)
     mixture, q = np.exp(laws).mean(axis=0), np.exp(log_q)
+    next_p0 = jax.jit(partial(next_laws, world))(fixed.params)
     np.testing.assert_allclose(found["kl"], np.mean(np.sum(q * (log_q - np.log(mixture)), 1)))
     np.testing.assert_allclose(found["total_variation"], np.abs(q - mixture).sum(1).mean() / 2)
+    best = [log_q[p, [law[p].argmax() for law in (mixture, np.exp(next_p0))]] for p in range(2)]
+    wins = [1 / (1 + np.exp(base - own)) for own, base in best]
+    np.testing.assert_allclose(found["win_greedy"], np.mean(wins))
     np.testing.assert_allclose(found["entropy"], -np.mean(np.sum(mixture * np.log(mixture), 1)))
     np.testing.assert_allclose(of_p0["kl"], of_p0["base_kl"], rtol=1e-9)
     np.testing.assert_allclose(of_p0["kl_to_base"], 0.0, atol=1e-12)
@@ -239,30 +221,71 @@ def test_exact_measures_against_a_direct_computation(folder, tmp_path, float64):
 def test_sampled_measures_estimate_the_exact_ones(folder, tmp_path):
     """On responses of one token, where both are known."""
     world, fixed = load(folder, tmp_path, "closed", taste=3.0)
-    ensemble, own = draw_members(world, fixed, prior_scale=6.0)
+    own = draw_members(world, fixed, prior_scale=6.0)
 
     @jax.jit
-    def both(own, params, key):
-        given_here = fixed._replace(params=params)
-        pool = base_samples(world, params, key, 4000)
-        log_p0 = base_log_probs(world, params, pool)
-        tilt = population.log_tilt(world, given_here, pool)
-        tilts = population.log_tilts(world, given_here, pool)
+    def both(own, fixed, key):
+        pool = read(world, fixed, base_samples(world, fixed.params, key, 4000))
+        tilt = population.log_tilt(world, fixed, pool)
+        tilts = population.log_tilts(world, fixed, pool)
         none = jnp.zeros((2, 1, 2), int)
-        held_out = measures.HeldOut(pool, log_p0, tilts, none, none[..., 0], none, none[..., 0])
-        score = lambda own: member_log_probs(world, ensemble, params, own, pool)
-        found = measures._from_pool(world, held_out, jax.vmap(score)(own))
-        at_q = measures._from_pool(world, held_out, (log_p0 + tilt)[None])
-        return found, at_q, measures.closed(world, given_here, ensemble, own)
+        held_out = measures.HeldOut(pool, tilts, none, none[..., 0], none, none[..., 0])
+        score = jax.vmap(lambda own: member_log_probs(world, fixed.params, own, pool))(own)
+        found = measures._from_pool(world, held_out, score, score)
+        at_q = measures._of_law(world, held_out, pool.log_p0 + tilt)
+        return found, at_q, measures.closed(world, fixed, Speaker(own, None, None))
 
-    found, at_q, exact = both(own, fixed.params, jax.random.key(5))
+    found, at_q, exact = both(own, fixed, jax.random.key(5))
     for name in ("kl", "kl_majority", "kl_minority"):
         np.testing.assert_allclose(found[name], exact[name], atol=0.06)
     assert abs(at_q["kl"]) < 0.03 and exact["kl"] > 0.2
 
 
+def test_greedy_decoding_is_the_likeliest_token_after_token(folder, tmp_path):
+    """And of several members that of the one which the mixture finds likeliest."""
+    world, fixed = load(folder, tmp_path, "open", utility="tilt")
+    own = draw_members(world, fixed, prior_scale=30.0)
+
+    @jax.jit
+    def greedy(own, fixed):
+        score = jax.vmap(
+            lambda own, known: member_log_probs(world, fixed.params, own, known), in_axes=(0, None)
+        )
+        return measures._greedy_wins(world, fixed, own, jax.random.key(0), score)
+
+    found = greedy(own, fixed)
+    apply = jax.jit(world.lm.apply)
+
+    def decoded(params, prompt):
+        tokens = [1, *world.tokenizer.encode(prompt)]
+        begin = len(tokens)
+        while len(tokens) < begin + world.config.max_length:
+            tokens.append(int(jnp.argmax(apply(params, jnp.array([tokens]))[0, -1])))
+            if tokens[-1] in world.ends:
+                break
+        return tokens, begin
+
+    def log_prob(params, tokens, begin):
+        laws = jax.nn.log_softmax(apply(params, jnp.array([tokens]))[0])
+        return sum(float(laws[t - 1, tokens[t]]) for t in range(begin, len(tokens)))
+
+    for p, prompt in enumerate(TINY["prompts"]):
+        members = [member_params(world, fixed.params, one_of(own, m)) for m in range(2)]
+        texts = [decoded(params, prompt) for params in members]
+        mixture = [np.logaddexp(*(log_prob(params, *text) for params in members)) for text in texts]
+        both = [texts[int(np.argmax(mixture))], decoded(fixed.params, prompt)]
+        liked = []
+        for tokens, begin in both:
+            words = set(tokens[begin:])
+            first, second = (any(w[0] in words for w in likes) for likes in world.likes)
+            tilt = 4.0 * (float(first) - float(second)) * np.array([1.0, -1.0])
+            tilt = tilt - np.asarray(fixed.log_z[p])
+            liked.append(np.log(np.exp(tilt) @ np.array([0.7, 0.3])))
+        np.testing.assert_allclose(found[p], 1 / (1 + np.exp(liked[1] - liked[0])), rtol=1e-4)
+
+
 def test_texts_are_counted(folder, tmp_path):
-    world, _ = load_world(tiny(folder, tmp_path, setting="open"))
+    world, _ = load_world(settled(tiny(folder, tmp_path, setting="open")))
     index = {word: 3 + n for n, word in enumerate(WORDS)}
     sentences = ["big big .", "big big .", "little red saw", "small ."]
     rows = [[index[word] for word in text.split()] for text in sentences]
@@ -282,22 +305,22 @@ def test_texts_are_counted(folder, tmp_path):
     assert both.tolist() == [False, False, True, True]
 
 
-@pytest.mark.parametrize("source", ["base", "members"])
+@pytest.mark.parametrize("source", ["base", "learner"])
 def test_candidates_come_from_where_they_should(folder, tmp_path, source):
     world, fixed = load(folder, tmp_path, "closed")
-    ensemble, own = draw_members(world, fixed, prior_scale=6.0)
+    own = draw_members(world, fixed, prior_scale=6.0)
 
     @jax.jit
     def draw(keys, params, own):
-        candidates = make_candidates(world, source)
-        drawn = jax.vmap(candidates, in_axes=(0, None, None))(keys, params, own)
-        laws = jax.vmap(lambda own: next_token_laws(world, ensemble, params, own))(own)
+        candidates = make_candidates(world, params, source)
+        drawn = jax.vmap(candidates, in_axes=(0, None))(keys, own)
+        laws = jax.vmap(lambda own: next_token_laws(world, params, own))(own)
         return drawn, jnp.exp(laws), jnp.exp(next_laws(world, params))
 
     keys = jax.random.split(jax.random.key(2), 3000)
     drawn, laws, base = draw(keys, fixed.params, own)
     assert jnp.abs(laws - base[None]).sum(-1).min() > 0.2  # the members are not the base
-    expected = {"base": jnp.stack([base, base]), "members": laws}[source]
+    expected = {"base": jnp.stack([base, base]), "learner": laws}[source]
     for p in range(2):
         said = np.asarray(drawn.tokens[drawn.prompt_id == p, :, -1])
         for m, part in enumerate((said[:, :2], said[:, 2:])):  # a member's share
@@ -306,15 +329,17 @@ def test_candidates_come_from_where_they_should(folder, tmp_path, source):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("setting", "utility"), [("closed", "sum"), ("open", "tilt")])
-def test_a_resumed_run_has_the_same_bits(folder, tmp_path, setting, utility):
+@pytest.mark.parametrize(
+    ("setting", "arm"),
+    [("closed", "infomax"), ("open", "infomax"), ("open", "information_directed")],
+)
+def test_a_resumed_run_has_the_same_bits(folder, tmp_path, setting, arm):
+    utility = "tilt" if setting == "open" else "sum"
     world, fixed = load(folder, tmp_path, setting, utility=utility)
-    inputs = (
-        jax.random.split(jax.random.key(0), 2),
-        jax.tree.map(lambda leaf: jnp.repeat(leaf[None], 2, axis=0), fixed),
-    )
+    fixed = process.make_fixed(world, fixed.params)
+    keys = jax.random.split(jax.random.key(0), 2)
     plan = chunks.equal_chunks(2, 2, 1)
-    the_run = partial(chunks.run_seeds, process.make_process(world, "infomax"), inputs)
+    the_run = partial(chunks.run_seeds, process.make_process(world, arm), keys, shared=(fixed,))
     whole = the_run(tmp_path / "whole", plan, seeds_at_once=1)
 
     def killed(rounds):
@@ -348,7 +373,7 @@ def test_a_run_writes_its_folder(folder, tmp_path, capsys):
     run.experiment(config)
     assert (out / "metrics.csv").read_text() == before
     assert "double_thompson" in capsys.readouterr().out
-    with pytest.raises(UsageError, match=r"taste: found None, wanted 2\.0"):
+    with pytest.raises(UsageError, match=r"taste: found 5\.0, wanted 2\.0"):
         run.experiment(dataclasses.replace(config, taste=2.0))
 
 
@@ -362,12 +387,21 @@ def test_bad_flags(folder, tmp_path):
             "as log-probs, which tilts are not: .*--utility=sum .*a law of its own",
         ),
         ({"people": "crowd"}, r"unknown people 'crowd'; the known ones are: mixture, segments"),
-        ({"setting": "ajar"}, r"unknown setting 'ajar'; the known ones are: closed, open"),
+        ({"setting": "ajar"}, r"unknown setting 'ajar'; the known ones are: closed, open, chat"),
         ({"num_seeds": 1}, r"--num_seeds must be at least 2, found 1"),
         ({"taste": -1.0}, r"--taste must be positive, found -1"),
         ({"minority": 1.0}, r"--minority must be between 0 and 1, found 1"),
         ({"num_candidates": 5}, r"--num_candidates must be a multiple of --num_members.* 5 and 2"),
-        ({"adapted_blocks": 2}, r"--adapted_blocks must be from 1 to 1"),
+        ({"adapted_layers": 2}, r"--adapted_layers must be last_mlp_out or from 1 to 1"),
+        ({"nudge": -0.1}, r"--nudge must be .* found -0\.1"),
+        (
+            {"arms": ("offline",), "period": 3},
+            r"--num_rounds must be whole periods.*--num_rounds=2 and --period=3",
+        ),
+        (
+            {"setting": "chat"},
+            r"--setting=chat, prompt 'saw a': the tokenizer has no chat template",
+        ),
         ({"max_length": 28, "setting": "open"}, r"5 \+ 28 tokens, over the model's 32"),
         ({"prompts": ("saw a", "")}, r"--prompts must be texts that are not empty"),
         ({"model_name_or_path": "nowhere"}, r"--model_name_or_path=nowhere: there is no folder"),
