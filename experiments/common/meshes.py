@@ -44,6 +44,8 @@ def open_mesh(text: str, *, num_seeds: int, num_members: int) -> jax.sharding.Me
 def shardings(mesh: jax.sharding.Mesh, tree: Any) -> Any:
     """Returns where the state of a run lies: seeds first, then the members where they have an axis.
 
+    Members whose number the mesh's does not divide, as one policy, are kept whole on every device.
+
     Args:
       mesh: the mesh.
       tree: arrays, `[S]` on every leaf, or their shapes.
@@ -53,7 +55,8 @@ def shardings(mesh: jax.sharding.Mesh, tree: Any) -> Any:
     """
 
     def axes(path: str, shape: tuple[int, ...]) -> tuple[str | None, ...]:
-        of_members = len(shape) > 1 and _OF_MEMBERS & set(path.split("/"))
+        of_members = len(shape) > 1 and not _OF_MEMBERS.isdisjoint(path.split("/"))
+        of_members = of_members and shape[1] % training.axis_size(mesh, "member") == 0
         first = ("seed", "member") if of_members else ("seed",)
         return (*first, *[None] * (len(shape) - len(first)))
 

@@ -99,7 +99,7 @@ class Config:
 
     prior_spread: float = 1.0
     """Standard deviation of members' log-odds of two samples of the base before there is data,
-    nats; sets the prior scale of the adapters, and is that of the reward model's heads."""
+    nats; sets the prior scale of the adapters."""
 
     num_rounds: int | None = None
     """Rounds of asking and learning; not given = 10, chat 8."""
@@ -131,6 +131,9 @@ class Config:
     num_particles: int = 16
     """Randomised-prior particles around the reward model's point head, for the arm
     information_directed."""
+
+    reward_scale: float = 2.0
+    """Standard deviation of a reward of the reward model before there is data, nats."""
 
     reward_rate: float = 0.05
     """Adam's, of the reward model."""

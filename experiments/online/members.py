@@ -100,7 +100,7 @@ def member_samples(
 
 def make_candidates(
     world: World, params: Params, source: str, temperature: float = 1.0
-) -> Callable[[Key, Params], Query]:
+) -> Callable[[Key, Params, Array], Query]:
     """Returns a source of candidates: samples of the "base", or equally many of every member.
 
     Args:
@@ -110,18 +110,16 @@ def make_candidates(
       temperature: of every token.
 
     Returns:
-      `(key, own[M]) -> candidates`, responses to a random prompt.
+      `(key, own[M], prompt_id) -> candidates[N]`, responses to a prompt.
     """
 
-    def candidates(key: Key, own: Params) -> Query:
-        prompt_key, sample_key = jax.random.split(key)
-        prompt_id = jax.random.randint(prompt_key, (), 0, len(world.prompts))
+    def candidates(key: Key, own: Params, prompt_id: Array) -> Query:
         place = (world.prompts[prompt_id], world.valid[prompt_id])
         number = world.config.num_candidates
         if source == "base":
-            drawn = sample(world, params, sample_key, *place, number, temperature=temperature)
+            drawn = sample(world, params, key, *place, number, temperature=temperature)
         else:
-            drawn = _shares(world, params, own, sample_key, *place, number, temperature=temperature)
+            drawn = _shares(world, params, own, key, *place, number, temperature=temperature)
         return exploration.sampled_candidates(*drawn, prompt_id=prompt_id)
 
     return candidates
@@ -130,39 +128,41 @@ def make_candidates(
 def propose(
     world: World,
     fixed: Fixed,
-    candidates: Callable[[Key], Query],
+    candidates: Callable[[Key, Array], Query],
     values: Callable[[Read], Array],
     explore: Callable[..., Array],
     key: Key,
 ) -> Read:
-    """Returns the queries of a round, read by the base once.
+    """Returns the queries of a round, each about a random prompt, read by the base once.
+
+    Every query has candidates of its own; in the setting chat all queries about a prompt share
+    theirs, because sampling is what takes the time there.
 
     Args:
       world: the world.
       fixed: its arrays.
-      candidates: `(key) -> candidates[N]`.
-      values: `(candidates[B, N]) -> [M, B, N]`, nats, by which a pair is chosen.
+      candidates: `(key, prompt_id) -> candidates[N]`.
+      values: `(candidates[C, N]) -> [M, C, N]`, nats, by which a pair is chosen.
       explore: a `PairArm`.
       key: a typed key.
 
     Returns:
       The pairs, `[B, 2]`. A candidate that the arm repeats leaves its slot empty.
     """
-    candidate_key, explore_key = jax.random.split(key)
-    number = world.config.queries_per_round
-    pools = jax.vmap(candidates)(jax.random.split(candidate_key, number))
+    prompt_key, candidate_key, explore_key = jax.random.split(key, 3)
+    number, num_prompts = world.config.queries_per_round, len(world.prompts)
+    prompt_id = jax.random.randint(prompt_key, (number,), 0, num_prompts)
+    of_pools, pool = prompt_id, jnp.arange(number)
+    if world.config.setting == "chat":
+        of_pools, pool = jnp.arange(num_prompts), prompt_id
+    pools = jax.vmap(candidates)(jax.random.split(candidate_key, len(of_pools)), of_pools)
     known = read(world, fixed, pools, valid=pools.valid)
     chosen = jax.vmap(
         lambda key, values, valid: explore(key, values, valid=valid), in_axes=(0, 1, 0)
-    )(jax.random.split(explore_key, number), values(known), pools.valid)
-    return jax.vmap(_take)(known, chosen)
-
-
-def _take(known: Read, chosen: Array) -> Read:
-    """Returns the chosen responses; a repeated one leaves its slot empty."""
-    is_first = jnp.argmax(chosen[:, None] == chosen[None, :], axis=1) == jnp.arange(len(chosen))
-    prompt_id, *others = known
-    taken = Read(prompt_id, *(leaf[chosen] for leaf in others))
+    )(jax.random.split(explore_key, number), values(known)[:, pool], pools.valid[pool])
+    _, *others = known
+    taken = Read(prompt_id, *(leaf[pool[:, None], chosen] for leaf in others))
+    is_first = jnp.stack([jnp.ones(number, bool), chosen[:, 1] != chosen[:, 0]], axis=-1)
     return taken._replace(valid=taken.valid & is_first)
 
 

@@ -23,7 +23,7 @@ def one_model(world: World, fixed: Fixed, arm: Arm) -> Learner:
 
     def ask(key: Key, shared: Params, own: Params, store: training.Store) -> Read:
         del shared, store
-        candidates = lambda key: sources(key, own)
+        candidates = lambda key, prompt_id: sources(key, own, prompt_id)
         return propose(world, fixed, candidates, partial(of_all, own), arm.explore, key)
 
     interaction = training.interaction(

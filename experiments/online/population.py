@@ -7,7 +7,8 @@ inclusive learning (ILHF) from infinitely many comparisons ends in q itself. Wit
 With `--choose_by=taste` people choose by log q / p0 (or log q_g / p0) instead, from which learning
 by the tilt ends in q.
 The tastes: `r_1 = taste ([a word that segment 1 likes occurs] - [one that segment 2 likes
-occurs])`, and `r_2 = -r_1`.
+occurs])`, and `r_2 = -r_1`. In the setting chat segments do not mind each other's words: `r_g =
+taste [a word that segment g likes occurs]`.
 """
 
 from typing import Any
@@ -44,9 +45,10 @@ def mentions(tokens: Array, mask: Array, words: Words) -> Array:
 
 def tastes(world: World, tokens: Array, mask: Array) -> Array:
     """Returns r_g of documents `[..., T]` for every segment: `[..., G]`, nats."""
-    first, second = (mentions(tokens, mask, words).astype(float) for words in world.likes)
-    taste = world.config.taste * (first - second)
-    return jnp.stack([taste, -taste], axis=-1)
+    likes = [mentions(tokens, mask, words).astype(float) for words in world.likes]
+    if world.config.setting != "chat":
+        likes = [likes[0] - likes[1], likes[1] - likes[0]]
+    return world.config.taste * jnp.stack(likes, axis=-1)
 
 
 def log_weights(world: World) -> Array:

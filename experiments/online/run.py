@@ -67,7 +67,7 @@ def check(config: Config) -> Settled:
         chunk_rounds=1,
     )
     open_mesh(config.mesh, num_seeds=config.num_seeds, num_members=config.num_members)
-    rates = ("learning_rate", "reward_rate", "policy_rate")
+    rates = ("learning_rate", "reward_scale", "reward_rate", "policy_rate")
     binary.positive(config, "prior_spread", "taste", "dpo_beta", "beta", *rates)
     binary.check_ranges(config, {"nudge": binary.real(0), "anchor_decay": binary.real(0, 1)})
     is_retraining = any(ARMS[arm].retrained for arm in config.arms)

@@ -65,7 +65,7 @@ def two_models(world: World, fixed: Fixed, arm: Arm) -> Learner:
     heads = ensembles.prior_heads(
         fixed.centre.shape[0],
         num_members=1 + (config.num_particles if has_particles else 0),
-        prior_scale=config.prior_spread,
+        prior_scale=config.reward_scale,
         hidden=config.hidden,
         prior_hidden=config.hidden,
     )
@@ -85,7 +85,7 @@ def _rewards(parts: Parts, policy: Params) -> training.Interaction:
     world, fixed, arm, heads, _ = parts
     config = world.config
     sources = make_candidates(world, fixed.params, arm.candidates, arm.temperature)
-    candidates = lambda key: sources(key, _as_members(policy))
+    candidates = lambda key, prompt_id: sources(key, _as_members(policy), prompt_id)
     of_all = jax.vmap(partial(heads.apply, ()), in_axes=(0, None))
 
     def ask(key: Key, shared: Params, own: Params, store: training.Store) -> Read:

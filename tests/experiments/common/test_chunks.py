@@ -87,6 +87,30 @@ def test_a_killed_run_resumes_from_its_last_chunk(tmp_path, after):
         np.testing.assert_array_equal(whole[name], resumed[name])
 
 
+def test_what_seeds_share_is_passed_on_and_not_saved(tmp_path):
+    start, rounds = walk()
+    shared = jnp.arange(100_000.0)
+
+    def begin(key, shared):
+        carry, metrics = start(key)
+        return carry, metrics | {"sum": jnp.sum(shared)}
+
+    def go_on(carry, first_round, chunk, shared):
+        carry, metrics = rounds(carry, first_round, chunk)
+        return carry, metrics | {"sum": jnp.full(chunk.num_rounds, jnp.sum(shared))}
+
+    process, plan = chunks.Process(begin, go_on), chunks.equal_chunks(4, 2, 2)
+    folder = tmp_path / "cut"
+    with pytest.raises(Killed):
+        chunks.run_seeds(process, keys(), folder, plan, shared=(shared,), progress=killer(2))
+    saved = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert saved < shared.nbytes
+    found = chunks.run_seeds(process, keys(), folder, plan, shared=(shared,))
+    np.testing.assert_array_equal(found["sum"], np.full((NUM_SEEDS, 5), float(jnp.sum(shared))))
+    alone = chunks.run_seeds(walk(), keys(), tmp_path / "alone", plan)
+    np.testing.assert_array_equal(found["place"], alone["place"])
+
+
 def test_a_finished_run_is_read_not_run(tmp_path):
     plan = chunks.equal_chunks(4, 2, 2)
     first = chunks.run_seeds(walk(), keys(), tmp_path, plan)

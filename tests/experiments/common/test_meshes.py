@@ -55,6 +55,8 @@ def test_a_mesh_gives_the_numbers_of_one_device(tmp_path, text, at_once):
     state = {"members": jnp.zeros((4, 6, 3)), "key": keys}
     spec = meshes.shardings(mesh, state)["members"].spec
     assert [axes for axes in spec if axes is not None] == list(mesh.shape)
+    alone = meshes.shardings(mesh, {"members": jnp.zeros((4, 1, 3))})["members"].spec
+    assert "member" not in alone  # one policy, which two devices cannot share
 
     def stop(rounds):
         raise KeyboardInterrupt

@@ -21,6 +21,7 @@ from experiments.online.members import (
     member_params,
     member_samples,
     next_token_laws,
+    propose,
 )
 from experiments.online.one_model import response_utility
 from experiments.online.texts import text_measures
@@ -31,7 +32,7 @@ from experiments.online.world import (
     load_world,
     read,
 )
-from shatter import documents, losses
+from shatter import documents, exploration, losses
 from shatter.cli.common.binary import UsageError
 from tests.experiments.online.worlds import (
     TINY,
@@ -284,6 +285,33 @@ def test_greedy_decoding_is_the_likeliest_token_after_token(folder, tmp_path):
         np.testing.assert_allclose(found[p], 1 / (1 + np.exp(liked[1] - liked[0])), rtol=1e-4)
 
 
+@pytest.mark.parametrize("setting", ["open", "chat"])
+def test_queries_are_taken_from_candidates_to_their_prompts(folder, tmp_path, setting):
+    """Of which every query has its own, and in the setting chat every prompt."""
+    world, fixed = load(folder, tmp_path, "open")
+    world = world._replace(
+        config=dataclasses.replace(world.config, setting=setting, queries_per_round=40)
+    )
+    source = make_candidates(world, fixed.params, "base")
+    candidates = lambda key, prompt_id: source(key, None, prompt_id)
+    values = lambda known: jnp.stack([known.log_p0, -known.log_p0])
+
+    @jax.jit
+    def ask(fixed):
+        return propose(world, fixed, candidates, values, exploration.uniform, jax.random.key(0))
+
+    asked = ask(fixed)
+    read_again = jax.jit(lambda fixed: read(world, fixed, asked, valid=asked.valid))(fixed)
+    for found, again in zip(asked, read_again, strict=True):  # each belongs to its document
+        np.testing.assert_allclose(found, again, rtol=1e-4, atol=1e-5)
+    begins = [[1, *world.tokenizer.encode(prompt)] for prompt in TINY["prompts"]]
+    for prompt, rows in zip(asked.prompt_id, asked.tokens[:, :, :5], strict=True):
+        begin = begins[int(prompt)]
+        assert all(row[-len(begin) :].tolist() == begin for row in rows)
+    texts = {tuple(row) for row in asked.tokens.reshape(80, -1).tolist()}
+    assert (len(texts) <= 8) == (setting == "chat")  # two prompts of four candidates each
+
+
 def test_texts_are_counted(folder, tmp_path):
     world, _ = load_world(settled(tiny(folder, tmp_path, setting="open")))
     index = {word: 3 + n for n, word in enumerate(WORDS)}
@@ -313,7 +341,8 @@ def test_candidates_come_from_where_they_should(folder, tmp_path, source):
     @jax.jit
     def draw(keys, params, own):
         candidates = make_candidates(world, params, source)
-        drawn = jax.vmap(candidates, in_axes=(0, None))(keys, own)
+        prompts = jnp.arange(len(keys)) % 2
+        drawn = jax.vmap(candidates, in_axes=(0, None, 0))(keys, own, prompts)
         laws = jax.vmap(lambda own: next_token_laws(world, params, own))(own)
         return drawn, jnp.exp(laws), jnp.exp(next_laws(world, params))
 
