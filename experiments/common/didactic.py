@@ -103,10 +103,11 @@ def tree_log_probs(apply: Callable[[Array], Array], *, vocab_size: int, max_leng
     Returns:
       `[D]`, nats, in the order of `documents.enumerate_documents`.
     """
-    longest = np.indices((vocab_size - 1,) * (max_length - 1)).reshape(max_length - 1, -1).T + 1
+    length, branches = max_length - 1, vocab_size - 1
+    longest = np.indices((branches,) * length).reshape(length, branches**length).T + 1
     longest = np.pad(longest, ((0, 0), (1, 0)), constant_values=EOS)  # which also begins documents
     log_probs = jax.nn.log_softmax(apply(jnp.asarray(longest)), axis=-1)
-    firsts = [(vocab_size - 1) ** (max_length - 1 - t) for t in range(max_length)]
+    firsts = [branches ** (length - t) for t in range(max_length)]
     return _law_of_levels([log_probs[::first, t] for t, first in enumerate(firsts)])
 
 

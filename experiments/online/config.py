@@ -13,7 +13,7 @@ ChooseBy = Literal["density", "taste"]
 LIKES: dict[SettingName, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "closed": (("happy", "very"), ("friend", "mom")),
     "open": (("big", "shiny", "red"), ("little", "small", "pretty")),
-    "chat": (("!",), ("?",)),
+    "chat": (("I",), ("you",)),
 }
 """The words that the two segments like to read, by setting."""
 
@@ -105,11 +105,11 @@ class Config:
     """Rounds of asking and learning; not given = 10, chat 8."""
 
     queries_per_round: int | None = None
-    """Comparisons asked a round; not given = 24, chat 8."""
+    """Comparisons asked a round; not given = 24, chat 64."""
 
     num_candidates: int | None = None
-    """Responses drawn afresh for every query, by the base or the policy, or equally many by every
-    member; not given = 8, chat 4."""
+    """Responses drawn afresh for every query, in chat for every prompt a round, by the base or the
+    policy, or equally many by every member; not given = 8, chat 16."""
 
     num_steps: int | None = None
     """Adam steps a round on the answers so far; not given = 12, chat 8."""
@@ -163,11 +163,13 @@ class Config:
     """Rounds between the retrainings of offline and periodic; not given = 5, chat 8."""
 
     num_base_samples: int | None = None
-    """open and chat: samples of the base for every prompt that estimate the normalisers of the
-    population's law; not given = 2048, chat 128."""
+    """Samples of the base for every prompt that estimate the normalisers of the population's law,
+    but in the closed setting; a quarter of as many, 64 at most, set the prior scale. Not given =
+    2048, chat 128."""
 
     pool_size: int | None = None
-    """open and chat: held-out samples of the base for every prompt; not given = 48, chat 24."""
+    """Samples of the base for every prompt: held-out ones, but in the closed setting, and as many
+    by which features are scaled; not given = 48, chat 24."""
 
     num_samples: int | None = None
     """open and chat: samples of who speaks for every prompt, at every measurement; not given = 16,
@@ -233,8 +235,8 @@ _CHANGES: dict[SettingName, dict[str, Any]] = {
         "num_members": 4,
         "adapted_layers": LAST_MLP_OUT,
         "num_rounds": 8,
-        "queries_per_round": 8,
-        "num_candidates": 4,
+        "queries_per_round": 64,
+        "num_candidates": 16,
         "num_steps": 8,
         "policy_steps": 2,
         "policy_batch": 2,

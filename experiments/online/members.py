@@ -1,7 +1,7 @@
 """The members: adapters on the base's upper part, their samples and their scores."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,6 @@ def make_ensemble(
     prior_scale: Array,
     *,
     num_members: int,
-    start: Literal["draw", "centre"] = "draw",
 ) -> ensembles.Ensemble:
     """Returns an ensemble of adapters on the upper part of the base, which `shared` leaves out."""
     upper = ensembles.adapters(
@@ -41,9 +40,24 @@ def make_ensemble(
         world.lora,
         num_members=num_members,
         prior_scale=prior_scale,
-        start=start,
     )
     return upper._replace(init=lambda key: ((), upper.init(key)[1]))
+
+
+def make_one(world: World, params: Params, prior_scale: Array) -> ensembles.Ensemble:
+    """Returns an ensemble of one, which is the base before there is data and is pulled to it."""
+    upper = ensembles.adapters(
+        world.parts.upper,
+        jax.eval_shape(world.parts.upper_params, params),
+        world.lora,
+        num_members=1,
+        prior_scale=prior_scale,
+        start="centre",
+    )
+    return upper._replace(
+        init=lambda key: ((), jax.vmap(upper.start)(upper.init(key)[1])),
+        observation_weights=lambda key, shape: jnp.ones((1, *shape)),
+    )
 
 
 def member_params(world: World, params: Params, own: Params) -> Params:
@@ -135,8 +149,8 @@ def propose(
 ) -> Read:
     """Returns the queries of a round, each about a random prompt, read by the base once.
 
-    Every query has candidates of its own; in the setting chat all queries about a prompt share
-    theirs, because sampling is what takes the time there.
+    Every query has candidates of its own. In the setting chat, where sampling takes the time, those
+    about a prompt share a pool, and each may choose from a random half of it, so that they differ.
 
     Args:
       world: the world.
@@ -149,7 +163,7 @@ def propose(
     Returns:
       The pairs, `[B, 2]`. A candidate that the arm repeats leaves its slot empty.
     """
-    prompt_key, candidate_key, explore_key = jax.random.split(key, 3)
+    prompt_key, candidate_key, half_key, explore_key = jax.random.split(key, 4)
     number, num_prompts = world.config.queries_per_round, len(world.prompts)
     prompt_id = jax.random.randint(prompt_key, (number,), 0, num_prompts)
     of_pools, pool = prompt_id, jnp.arange(number)
@@ -157,13 +171,22 @@ def propose(
         of_pools, pool = jnp.arange(num_prompts), prompt_id
     pools = jax.vmap(candidates)(jax.random.split(candidate_key, len(of_pools)), of_pools)
     known = read(world, fixed, pools, valid=pools.valid)
+    valid = pools.valid[pool]
+    if world.config.setting == "chat":
+        order = jnp.argsort(jax.random.uniform(half_key, valid.shape), axis=1)
+        valid = valid & (order < (valid.shape[1] + 1) // 2)
     chosen = jax.vmap(
         lambda key, values, valid: explore(key, values, valid=valid), in_axes=(0, 1, 0)
-    )(jax.random.split(explore_key, number), values(known)[:, pool], pools.valid[pool])
+    )(jax.random.split(explore_key, number), values(known)[:, pool], valid)
     _, *others = known
     taken = Read(prompt_id, *(leaf[pool[:, None], chosen] for leaf in others))
     is_first = jnp.stack([jnp.ones(number, bool), chosen[:, 1] != chosen[:, 0]], axis=-1)
     return taken._replace(valid=taken.valid & is_first)
+
+
+def without_hidden(known: Read) -> Read:
+    """Returns responses to be kept where no adapter will read what entered the adapted part."""
+    return known._replace(hidden=known.hidden[..., :1, :1])
 
 
 def _shares(

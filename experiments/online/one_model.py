@@ -3,12 +3,18 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from experiments.online.arms import Arm, Kind, Learner, Speaker
 from experiments.online.config import Utility
-from experiments.online.members import make_candidates, make_ensemble, member_log_probs, propose
+from experiments.online.members import (
+    make_candidates,
+    make_ensemble,
+    make_one,
+    member_log_probs,
+    propose,
+    without_hidden,
+)
 from experiments.online.world import Fixed, Read, World
 from shatter import ensembles, losses, training
 from shatter.types import Array, Key, Params
@@ -24,7 +30,8 @@ def one_model(world: World, fixed: Fixed, arm: Arm) -> Learner:
     def ask(key: Key, shared: Params, own: Params, store: training.Store) -> Read:
         del shared, store
         candidates = lambda key, prompt_id: sources(key, own, prompt_id)
-        return propose(world, fixed, candidates, partial(of_all, own), arm.explore, key)
+        asked = propose(world, fixed, candidates, partial(of_all, own), arm.explore, key)
+        return without_hidden(asked) if world.is_closed else asked  # laws are looked up there
 
     interaction = training.interaction(
         _ensemble(world, fixed, arm.kind),
@@ -65,12 +72,11 @@ def response_utility(world: World, params: Params, kind: Kind, own: Params, know
 
 
 def _ensemble(world: World, fixed: Fixed, kind: Kind) -> ensembles.Ensemble:
-    """Returns the members; DPO's is one, which starts at the base and weighs all answers alike."""
+    """Returns the members; DPO's is one, pulled to the base, which weighs all answers alike."""
     if kind == "ilhf":
         return make_ensemble(
             world, fixed.params, fixed.prior_scale, num_members=world.config.num_members
         )
     # Its prior is as wide in utilities as a member's, which are beta times as large.
     scale = fixed.prior_scale / world.config.dpo_beta
-    one = make_ensemble(world, fixed.params, scale, num_members=1, start="centre")
-    return one._replace(observation_weights=lambda key, shape: jnp.ones((1, *shape)))
+    return make_one(world, fixed.params, scale)

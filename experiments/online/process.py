@@ -38,8 +38,7 @@ def make_fixed(world: World, params: Params) -> Fixed:
     Returns:
       The arrays.
     """
-    z_key, prior_key = jax.random.split(jax.random.key(world.config.seed + 1))
-    feature_key = jax.random.fold_in(z_key, 1)
+    z_key, prior_key, feature_key = jax.random.split(jax.random.key(world.config.seed + 1), 3)
 
     def arrays(params: Params) -> tuple[Array, ...]:
         fixed = Fixed(params, jnp.zeros(()), jnp.ones(()), jnp.zeros(()), jnp.ones(()))
@@ -47,6 +46,7 @@ def make_fixed(world: World, params: Params) -> Fixed:
         drawn = base_samples(world, params, feature_key, world.config.pool_size)
         features = read(world, fixed, drawn).features
         centre, width = jnp.mean(features, axis=(0, 1)), jnp.std(features, axis=(0, 1))
+        width = jnp.maximum(width, 1e-6)
         return fixed.log_z, prior_scale_of(world, fixed, prior_key), centre, width
 
     return Fixed(params, *jax.jit(arrays, compiler_options=compiler_options())(params))
@@ -59,7 +59,7 @@ def log_normalisers(world: World, fixed: Fixed, key: Key) -> Array:
         log_p0 = read(world, fixed, everything).log_p0[..., None]
         tilted = log_p0 + tastes(world, everything.tokens, everything.mask)
         return jax.nn.logsumexp(tilted, axis=1)
-    number = world.config.num_base_samples // _PARTS_OF_Z
+    number = -(-world.config.num_base_samples // _PARTS_OF_Z)
 
     def one(key: Key) -> Array:
         drawn = base_samples(world, fixed.params, key, number)
@@ -78,8 +78,9 @@ def make_process(world: World, arm: str) -> Process:
       arm: a name in `ARMS`.
 
     Returns:
-      `start` and `rounds`, whose input is a seed's key and which share `Fixed`. Who learns at the
-      start and the held-out samples depend on the key and on the kind of learner alone.
+      `start` and `rounds`, whose input is a seed's key and which share `Fixed`. The held-out
+      samples depend on the key alone; who learns starts alike in all arms of a kind, but for the
+      particles of a pipeline.
     """
     return Process(_start(_Static(world, ARMS[arm])), functools.partial(_rounds, world, ARMS[arm]))
 
@@ -104,12 +105,12 @@ def _start(static: _Static) -> Callable[..., tuple[Any, Metrics]]:
     world = static.world
 
     def start(key: Key, fixed: Fixed) -> tuple[Any, Metrics]:
-        held_out_key, init_key, run_key = jax.random.split(key, 3)
+        held_out_key, init_key, run_key, measure_key = jax.random.split(key, 4)
         held_out = measures.draw_held_out(world, fixed, held_out_key)
         learner = make_learner(world, fixed, static.arm)
         state = learner.interaction.init(init_key)
-        metrics = _evaluate(world, fixed, learner, held_out, run_key, state)
-        return (held_out, state, run_key), metrics
+        metrics = _evaluate(world, fixed, learner, held_out, measure_key, state)
+        return (held_out, state, run_key, measure_key), metrics
 
     return start
 
@@ -117,18 +118,18 @@ def _start(static: _Static) -> Callable[..., tuple[Any, Metrics]]:
 def _rounds(
     world: World, arm: Arm, carry: Any, first_round: Array, chunk: Chunk, fixed: Fixed
 ) -> Any:
-    held_out, state, key = carry
+    held_out, state, key, measure_key = carry
     learner = make_learner(world, fixed, arm)
     state, metrics = training.run_rounds(
         learner.interaction,
         make_rater(world, fixed),
-        functools.partial(_evaluate, world, fixed, learner, held_out, key),
+        functools.partial(_evaluate, world, fixed, learner, held_out, measure_key),
         state,
         key,
         num_rounds=chunk.num_rounds,
         first_round=first_round,
     )
-    return (held_out, state, key), metrics
+    return (held_out, state, key, measure_key), metrics
 
 
 def make_learner(world: World, fixed: Fixed, arm: Arm) -> Learner:
@@ -143,5 +144,4 @@ def _evaluate(
     speaker = learner.speaker(state)
     if world.is_closed:
         return measures.closed(world, fixed, speaker)
-    sample_key = jax.random.fold_in(jax.random.fold_in(key, speaker.step), 1)
-    return measures.opened(world, fixed, speaker, held_out, sample_key)
+    return measures.opened(world, fixed, speaker, held_out, jax.random.fold_in(key, speaker.step))

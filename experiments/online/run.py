@@ -25,7 +25,7 @@ from shatter.cli.common.progress import open_console, progress_bar
 from shatter.types import Params
 
 BASELINE = "passive"
-OPEN_ONLY = ("max_length", "batch_size", "num_base_samples", "num_samples")
+OPEN_ONLY = ("max_length", "batch_size", "num_samples")
 COLLAPSED = 0.1
 """Entropy of a response, nats, below which who speaks says one thing."""
 
@@ -68,13 +68,20 @@ def check(config: Config) -> Settled:
     )
     open_mesh(config.mesh, num_seeds=config.num_seeds, num_members=config.num_members)
     rates = ("learning_rate", "reward_scale", "reward_rate", "policy_rate")
-    binary.positive(config, "prior_spread", "taste", "dpo_beta", "beta", *rates)
-    binary.check_ranges(config, {"nudge": binary.real(0), "anchor_decay": binary.real(0, 1)})
+    binary.positive(config, "prior_spread", "taste", "dpo_beta", *rates)
+    shares = {"nudge": binary.real(0), "beta": binary.real(0), "anchor_decay": binary.real(0, 1)}
+    binary.check_ranges(config, shares)
     is_retraining = any(ARMS[arm].retrained for arm in config.arms)
     if is_retraining and config.num_rounds % config.period:
         raise binary.UsageError(
             "--num_rounds must be whole periods, so that offline and periodic learn from the last "
             f"answers, found --num_rounds={config.num_rounds} and --period={config.period}"
+        )
+    if "periodic" in config.arms and config.num_rounds == config.period:
+        raise binary.UsageError(
+            "--arms: periodic needs two periods or more, because before the first has ended its "
+            "policy is the base and it learns as offline does, found "
+            f"--num_rounds={config.num_rounds} and --period={config.period}"
         )
     if config.utility == "tilt" and "v_optimal" in config.arms:
         raise binary.UsageError(
@@ -167,7 +174,7 @@ def _warn(console: Console, row: dict) -> None:
         console.print(
             f"warning: {row['arm']} says one thing to every prompt: the entropy of a response is "
             f"{row['entropy']['mean']:.3f} nats on average; a higher --beta or --anchor_decay "
-            "helps a policy, a lower --learning_rate helps members",
+            "helps a policy, a higher --dpo_beta DPO, a lower --learning_rate members",
             style="yellow",
         )
 

@@ -10,10 +10,11 @@ import optax
 from experiments.online.arms import Arm, Learner, Speaker
 from experiments.online.members import (
     make_candidates,
-    make_ensemble,
+    make_one,
     member_logits,
     member_samples,
     propose,
+    without_hidden,
 )
 from experiments.online.world import Fixed, Read, World, read, response_log_probs
 from shatter import ensembles, exploration, losses, training
@@ -93,7 +94,7 @@ def _rewards(parts: Parts, policy: Params) -> training.Interaction:
         voters = jax.tree.map(lambda leaf: leaf[min(1, len(leaf) - 1) :], own)  # not their point
         values = lambda known: of_all(voters, known.features)
         asked = propose(world, fixed, candidates, values, arm.explore, key)
-        return asked._replace(hidden=asked.hidden[..., :1, :1])  # kept small: it reads features
+        return without_hidden(asked)
 
     return training.interaction(
         heads,
@@ -109,10 +110,8 @@ def _rewards(parts: Parts, policy: Params) -> training.Interaction:
 def _init(parts: Parts, key: Key) -> State:
     """Returns the start: rewards of 0, and a policy that is the base."""
     own_key, policy_key, reward_key = jax.random.split(key, 3)
-    one = make_ensemble(
-        parts.world, parts.fixed.params, jnp.ones(()), num_members=1, start="centre"
-    )
-    own = one.start(jax.tree.map(lambda leaf: leaf[0], one.init(own_key)[1]))
+    one = make_one(parts.world, parts.fixed.params, jnp.ones(()))
+    own = jax.tree.map(lambda leaf: leaf[0], one.init(own_key)[1])
     rewards = _rewards(parts, own).init(reward_key)
     return State(rewards, parts.policy.init(own, policy_key), own, own)
 
@@ -125,14 +124,15 @@ def _learn(parts: Parts, state: State, answers: Comparison) -> tuple[State, Metr
     if not parts.arm.retrained:
         return _train(parts, state, jnp.asarray(config.policy_steps)), metrics
 
-    def retrain(state: State) -> State:
-        key = jax.random.fold_in(state.policy.key, state.policy.step)
-        fresh = parts.policy.init(state.start, key)
-        state = state._replace(policy=fresh, anchor=state.start)
-        return _train(parts, state, rewards.step * config.policy_steps)
-
+    # Not a `cond`, which takes both ways where seeds are vmapped: no steps where none are due.
     is_due = rewards.step % config.period == 0
-    return jax.lax.cond(is_due, retrain, lambda state: state, state), metrics
+    now = (state.policy.params, state.policy.opt_state, state.anchor)
+    fresh = parts.policy.init(state.start, state.policy.key)
+    start = (fresh.params, fresh.opt_state, state.start)
+    params, opt_state, anchor = jax.tree.map(partial(jnp.where, is_due), start, now)
+    policy = state.policy._replace(params=params, opt_state=opt_state)
+    num_steps = jnp.where(is_due, rewards.step * config.policy_steps, 0)
+    return _train(parts, state._replace(policy=policy, anchor=anchor), num_steps), metrics
 
 
 def _train(parts: Parts, state: State, num_steps: Array) -> State:

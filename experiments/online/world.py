@@ -90,7 +90,7 @@ class Read(NamedTuple):
       features: `[..., N, F]`, of mean 0 and deviation 1 over samples of the base: those after the
         final norm, their mean over the response's tokens and the last one's.
       hidden: `[..., N, T', H]`, what enters the adapted part, of all tokens or of those from the
-        last of the prompt on; without entries where nobody needs it.
+        last of the prompt on; one entry where only other learners than adapters will read it.
     """
 
     prompt_id: Array

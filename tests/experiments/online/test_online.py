@@ -17,6 +17,7 @@ from experiments.online.arms import Speaker
 from experiments.online.config import settled
 from experiments.online.members import (
     make_candidates,
+    make_one,
     member_log_probs,
     member_params,
     member_samples,
@@ -312,6 +313,40 @@ def test_queries_are_taken_from_candidates_to_their_prompts(folder, tmp_path, se
     assert (len(texts) <= 8) == (setting == "chat")  # two prompts of four candidates each
 
 
+def test_queries_of_a_prompt_differ_where_they_share_candidates(folder, tmp_path):
+    """Though the arm is not random: each may choose from a half of the pool."""
+    world, fixed = load(folder, tmp_path, "open", num_candidates=8, num_members=2, max_length=6)
+    config = dataclasses.replace(world.config, setting="chat", queries_per_round=24)
+    world = world._replace(config=config)
+    source = make_candidates(world, fixed.params, "base")
+    candidates = lambda key, prompt_id: source(key, None, prompt_id)
+    values = lambda known: jnp.stack([known.log_p0, -known.log_p0])
+    ask = lambda fixed: propose(
+        world, fixed, candidates, values, exploration.infomax, jax.random.key(0)
+    )
+    asked = jax.jit(ask)(fixed)
+    assert bool(jnp.all(asked.valid))
+    pairs = {tuple(sorted(map(tuple, pair))) for pair in asked.tokens.tolist()}
+    assert len(pairs) >= 8  # one a prompt would be 2
+
+
+def test_one_model_without_members_is_the_base_and_is_pulled_to_it(folder, tmp_path, float64):
+    world, fixed = load(folder, tmp_path, "closed")
+    one = make_one(world, fixed.params, jnp.asarray(3.0))
+
+    @jax.jit
+    def compute(fixed):
+        own = jax.tree.map(lambda leaf: leaf[0], one.init(jax.random.key(1))[1])
+        law = next_token_laws(world, fixed.params, own)
+        moved = jax.tree.map(lambda leaf: leaf + 0.1, own)
+        return law, one.penalty(own, own), one.penalty(moved, own), one.start(own)
+
+    law, at_start, away, _ = compute(fixed)
+    np.testing.assert_allclose(law, next_laws(world, fixed.params), atol=1e-10)
+    assert at_start == 0 < away
+    np.testing.assert_array_equal(one.observation_weights(jax.random.key(0), (3,)), [[1, 1, 1]])
+
+
 def test_texts_are_counted(folder, tmp_path):
     world, _ = load_world(settled(tiny(folder, tmp_path, setting="open")))
     index = {word: 3 + n for n, word in enumerate(WORDS)}
@@ -357,7 +392,6 @@ def test_candidates_come_from_where_they_should(folder, tmp_path, source):
             np.testing.assert_allclose(found, expected[m, p], atol=4 * 0.5 / part.size**0.5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "arm"),
     [("closed", "infomax"), ("open", "infomax"), ("open", "information_directed")],
@@ -383,7 +417,6 @@ def test_a_resumed_run_has_the_same_bits(folder, tmp_path, setting, arm):
     assert np.ptp(whole["kl"], axis=1).max() > 0  # it learned
 
 
-@pytest.mark.slow
 def test_a_run_writes_its_folder(folder, tmp_path, capsys):
     config = tiny(folder, tmp_path, arms=("double_thompson",))
     run.experiment(config)
