@@ -13,8 +13,9 @@ import tempfile
 from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 from absl import logging
 
 from experiments.common.downloads import from_package, from_url
@@ -206,3 +207,15 @@ def _write(source: Source, origin: str, parts: Iterator[bytes], target: Path) ->
                 f"{origin} gave another file than {source.filename} as published: expected "
                 f"sha256 {source.sha256}, found {found}. Nothing was saved to {target}."
             )
+
+
+def digest(population: tuple[Any, ...]) -> str:
+    """Returns a checksum of a named tuple of data, so that a run is not resumed with other data.
+
+    The wording of a population's note is part of it: to reword it is to begin runs anew.
+    """
+    parts = [
+        part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode()
+        for part in population
+    ]
+    return hashlib.sha256(b"".join(parts)).hexdigest()

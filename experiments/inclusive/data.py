@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.common.shares import load_shares
 from experiments.common.sources import SourceError
 from experiments.inclusive.arrays import UNKNOWN, Floats, Ints
-from experiments.inclusive.shares import load_shares
 from experiments.inclusive.tables import (
     Attribute,
     Table,

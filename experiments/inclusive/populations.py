@@ -1,14 +1,13 @@
 """Loads a data set as a population: texts, recorded people, and their divisions into halves."""
 
-import hashlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import softmax
 
-from experiments.common import sources
-from experiments.inclusive import classical, data, likings, people, shares
+from experiments.common import shares, sources
+from experiments.inclusive import classical, data, likings, people
 from experiments.inclusive.arrays import Floats, Ints
 from experiments.inclusive.config import Config
 from shatter.cli.common.binary import UsageError
@@ -49,18 +48,6 @@ class Population(NamedTuple):
     question: Ints
     groups: tuple[str, ...] = ()
     note: str = ""
-
-
-def digest(population: tuple[Any, ...]) -> str:
-    """Returns a checksum of a named tuple of data, so that a run is not resumed with other data.
-
-    The wording of a population's note is part of it: to reword it is to begin runs anew.
-    """
-    parts = [
-        part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode()
-        for part in population
-    ]
-    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def load(config: Config) -> Population:

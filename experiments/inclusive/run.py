@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from experiments.common import chunks
+from experiments.common import chunks, sources
 from experiments.inclusive import plot, populations, process, references, texts
 from experiments.inclusive.arms import ARMS
 from experiments.inclusive.config import Config
@@ -77,7 +77,7 @@ def experiment(config: Config) -> None:
     if config.dataset != "shares":
         console.print(_resampling(population, int(asked[-1])))
     with run_folder.open_run_folder(
-        f"{config.run_dir}/{config.dataset}", config, data_sha256=populations.digest(population)
+        f"{config.run_dir}/{config.dataset}", config, data_sha256=sources.digest(population)
     ) as folder:
         began = time.perf_counter()
         results = _run(config, population, arms, folder, console)

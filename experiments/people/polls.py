@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.common import sources
+from experiments.common.shares import load_shares
 from experiments.common.texts import json_lines, load_arguments, load_statements
-from experiments.inclusive.shares import load_shares
 from shatter.cli.common import binary
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.votes import Floats, Ints

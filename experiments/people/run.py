@@ -11,8 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from experiments.common.intervals import format_interval, mean_interval
-from experiments.common.sources import attribution, model_folder
-from experiments.inclusive.populations import digest
+from experiments.common.sources import attribution, digest, model_folder
 from experiments.people import plot
 from experiments.people.config import Config, check
 from experiments.people.inputs import make_inputs

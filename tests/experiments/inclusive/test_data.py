@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from experiments.common import sources
+from experiments.common.shares import load_shares
 from experiments.common.sources import SourceError
 from experiments.inclusive import data
 from experiments.inclusive.data import load_nonvoters
 from experiments.inclusive.people import survey_shares
-from experiments.inclusive.shares import load_shares
 
 COLUMNS = list(data._QUESTIONS)
 Change = Callable[[dict[str, str]], None]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
+from experiments.common import sources
 from experiments.inclusive import classical, populations, references, run
 from experiments.inclusive.arms import ARMS
 from experiments.inclusive.config import Config
@@ -131,10 +132,10 @@ def test_resampling_is_announced():
 
 def test_a_run_is_not_resumed_with_other_data(config):
     folder = f"{config.run_dir}/{config.dataset}"
-    digest = populations.digest(populations.load(config))
+    digest = sources.digest(populations.load(config))
     with run_folder.open_run_folder(folder, config, data_sha256=digest):
         pass
-    assert populations.digest(populations.load(config)) == digest
+    assert sources.digest(populations.load(config)) == digest
     file = Path(config.shares_file)
     file.write_text(file.read_text().replace("0.3, 0.7", "0.4, 0.6"))
     with pytest.raises(UsageError, match=rf"data_sha256: found '{digest}', wanted"):

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from experiments.common.sources import SourceError
-from experiments.inclusive.arrays import Floats
 
 SUM_TOLERANCE = 1e-3  # published shares are rounded
 
@@ -53,7 +53,7 @@ class Shares(NamedTuple):
     id: str
     prompt: str
     completions: tuple[str, ...]
-    shares: Floats
+    shares: npt.NDArray[np.float64]
     n: int
     n_eff: float
     group: Group | None
@@ -194,7 +194,7 @@ def _completions(line: _Line) -> tuple[str, ...]:
     return texts
 
 
-def _distribution(line: _Line, num_completions: int) -> Floats:
+def _distribution(line: _Line, num_completions: int) -> npt.NDArray[np.float64]:
     field, values = line.pick("shares", "distribution")
     if not isinstance(values, list) or not all(_is_number(value) for value in values):
         raise line.error(field, _NUMBERS, values, "Write finite numbers, not text, null or NaN.")

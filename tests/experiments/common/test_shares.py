@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from experiments.common import sources
+from experiments.common.shares import Group, load_shares
 from experiments.common.sources import SourceError
-from experiments.inclusive.shares import Group, load_shares
 
 GOOD: dict[str, Any] = {
     "prompt": "Tea?",
