@@ -99,8 +99,12 @@ class Config:
     max_length: int = 256
     """The largest number of tokens of prompt and text that the features see."""
 
+    utility: learners.Utility = "ratio"
+    """adapters: the utility of a text. sum: its log-prob (ILHF as it is written). tilt: that less
+    the base's. ratio: the tilt a token, scaled (DPO's implicit reward)."""
+
     utility_scale: float = 10.0
-    """adapters: nats of utility for a nat of mean log-prob a token."""
+    """ratio: nats of utility for a nat of mean log-prob a token."""
 
     lora_r: int = 4
     """adapters: rank."""
@@ -142,6 +146,7 @@ class Setting:
             learning_rate=self.learning_rate,
             num_steps=self.num_steps,
             batch_size=self.batch_size or None,
+            utility=self.config.utility,
             utility_scale=self.config.utility_scale,
             lora_r=self.config.lora_r,
         )

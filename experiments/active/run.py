@@ -3,6 +3,7 @@
 import time
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ from experiments.judgements.datasets import DATASETS
 from shatter import models
 from shatter.cli.common import binary, run_folder
 from shatter.cli.common.frozen import Frozen, load_frozen
+from shatter.cli.common.learners import Utility
 from shatter.cli.common.progress import open_console, progress_bar
 
 FREE = ("run_dir", "mesh", "data_dir", "ensembles", "arms")
@@ -46,6 +48,7 @@ def check(config: Config) -> list[Setting]:
     """
     binary.choose("data set", (config.dataset,), DATASETS)
     binary.choose("arm", config.arms, tuple(ARMS))
+    binary.choose("utility", (config.utility,), get_args(Utility))
     binary.positive(config, "boltzmann_temperature", "utility_scale")
     binary.at_least(config, seed=0, num_outcomes=1, max_length=8, adapter_length=8, lora_r=1)
     binary.at_least(config, num_depths=1, num_components=0)

@@ -108,6 +108,7 @@ def test_bad_flags(tmp_path):
     bad = {
         r"unknown data set 'jokes'; the known ones are: ukp_humour": {"dataset": "jokes"},
         r"unknown arm 'lucky'; the known ones are: random, passive": {"arms": ("lucky",)},
+        r"unknown utility 'odd'; the known ones are: ratio, tilt, sum": {"utility": "odd"},
         r"unknown ensemble 'trees'; the known ones are: laplace, heads": {"ensembles": ("trees",)},
         r"--num_seeds must be at least 2, found 1": {"num_seeds": 1},
         r"each stage must be a whole number .* found \(30,\) and \(100,\)": {
@@ -170,3 +171,8 @@ def test_a_whole_run(tmp_path, data_dir):
         assert {file.name for file in (folder / "arms" / kind).iterdir()} == {"random", "v_optimal"}
     with pytest.raises(UsageError, match=r"ends at 20000 queries, and a pool of ukp_humour has 10"):
         run.experiment(Config(**{**flags, "until": (20000,), "run_dir": str(tmp_path / "large")}))
+
+
+def test_the_utility_of_adapters_is_the_flags():
+    (setting,) = settings(Config(ensembles=("adapters",), utility="sum"))
+    assert setting.learner.utility == "sum"
