@@ -62,8 +62,7 @@ class Config:
 
     taste: float | None = None
     """Nats that a response gains by a word that a segment likes, and loses by one that the other
-    likes; not given = 5 in the closed setting, where such words are rarer, 4 in the open, 3 in
-    chat."""
+    likes; not given = 5 in the closed setting, where such words are rarer, else 4."""
 
     minority: float = 0.3
     """Weight of the second segment."""
@@ -102,24 +101,25 @@ class Config:
     nats; sets the prior scale of the adapters."""
 
     num_rounds: int | None = None
-    """Rounds of asking and learning; not given = 10, chat 8."""
+    """Rounds of asking and learning; not given = 10, chat 4."""
 
     queries_per_round: int | None = None
-    """Comparisons asked a round; not given = 24, chat 64."""
+    """Comparisons asked a round; not given = 24, chat 256."""
 
     num_candidates: int | None = None
     """Responses drawn afresh for every query, in chat for every prompt a round, by the base or the
     policy, or equally many by every member; not given = 8, chat 16."""
 
     num_steps: int | None = None
-    """Adam steps a round on the answers so far; not given = 12, chat 8."""
+    """Adam steps a round on the answers so far; not given = 12, chat 16."""
 
     batch_size: int = 16
     """open and chat: comparisons a step, drawn from all so far. In the closed setting, and of the
     reward model, a step takes all."""
 
     learning_rate: float | None = None
-    """Adam's, of ILHF's and DPO's adapters; not given = 0.01 in the closed setting, else 0.004."""
+    """Adam's, of ILHF's and DPO's adapters; not given = 0.01 in the closed setting, 0.004 in the
+    open, 0.003 in chat."""
 
     dpo_beta: float = 0.1
     """DPO's beta."""
@@ -139,11 +139,12 @@ class Config:
     """Adam's, of the reward model."""
 
     policy_rate: float | None = None
-    """Adam's, of the pipeline's policy; not given = 0.01 in the closed setting, else 0.004."""
+    """Adam's, of the pipeline's policy; not given = 0.01 in the closed setting, 0.004 in the open,
+    0.003 in chat."""
 
     policy_steps: int | None = None
     """Adam steps of the policy a round; a retraining takes as many as all rounds so far together.
-    Not given = 8, chat 2."""
+    Not given = 8."""
 
     policy_batch: int | None = None
     """Pairs of fresh samples of the policy for every prompt, a step; not given = 8 in the closed
@@ -160,7 +161,7 @@ class Config:
     """Weight of the KL from the anchor in the policy's loss."""
 
     period: int | None = None
-    """Rounds between the retrainings of offline and periodic; not given = 5, chat 8."""
+    """Rounds between the retrainings of offline and periodic; not given = 5, chat 4."""
 
     num_base_samples: int | None = None
     """Samples of the base for every prompt that estimate the normalisers of the population's law,
@@ -229,18 +230,19 @@ _CHANGES: dict[SettingName, dict[str, Any]] = {
             "I have a day off tomorrow. What could I do?",
             "Say hello to a new neighbour.",
         ),
-        "taste": 3.0,
+        "taste": 4.0,
         "utility": "tilt",
         "max_length": 48,
         "num_members": 4,
         "adapted_layers": LAST_MLP_OUT,
-        "num_rounds": 8,
-        "queries_per_round": 64,
+        "num_rounds": 4,
+        "queries_per_round": 256,
         "num_candidates": 16,
-        "num_steps": 8,
-        "policy_steps": 2,
+        "num_steps": 16,
+        "learning_rate": 3e-3,
+        "policy_rate": 3e-3,
         "policy_batch": 2,
-        "period": 8,
+        "period": 4,
         "num_base_samples": 128,
         "pool_size": 24,
         "num_samples": 8,
