@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-from shatter import exploration, training
-from shatter.types import Array, Params
+import jax.numpy as jnp
+
+from shatter import ensembles, exploration, training
+from shatter.types import Array, Key, Params
 
 Kind = Literal["ilhf", "pipeline", "dpo"]
 
@@ -44,6 +46,26 @@ ARMS = {
     "dpo_offline": Arm("base", exploration.uniform, kind="dpo"),
     "dpo_online": Arm("learner", exploration.uniform, kind="dpo"),
 }
+
+
+def chooser(arm: Arm, *, is_tilt: bool) -> Callable[[Key, Array, Array, Array], Array]:
+    """Returns how an arm chooses the pair of one query.
+
+    Args:
+      arm: the arm.
+      is_tilt: whether values are log pi - log p0, and not log pi.
+
+    Returns:
+      `(key, values[M, N], log_p0[N], valid[N]) -> indices[2]`.
+    """
+
+    def choose(key: Key, values: Array, log_p0: Array, valid: Array) -> Array:
+        if is_tilt and arm.explore is exploration.v_optimal:  # it weighs candidates by their law
+            law = ensembles.mixture_log_probs(values + jnp.broadcast_to(log_p0, values.shape))
+            return exploration.v_optimal(key, values, valid=valid, law=law)
+        return arm.explore(key, values, valid=valid)
+
+    return choose
 
 
 class Speaker(NamedTuple):

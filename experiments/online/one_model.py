@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import optax
 
-from experiments.online.arms import Arm, Kind, Learner, Speaker
+from experiments.online.arms import Arm, Kind, Learner, Speaker, chooser
 from experiments.online.config import Utility
 from experiments.online.members import (
     make_candidates,
@@ -25,12 +25,13 @@ def one_model(world: World, fixed: Fixed, arm: Arm) -> Learner:
     config = world.config
     utility = partial(response_utility, world, fixed.params, arm.kind)
     of_all = jax.vmap(utility, in_axes=(0, None))
+    choose = chooser(arm, is_tilt=config.utility == "tilt")
     sources = make_candidates(world, fixed.params, arm.candidates, arm.temperature)
 
     def ask(key: Key, shared: Params, own: Params, store: training.Store) -> Read:
         del shared, store
         candidates = lambda key, prompt_id: sources(key, own, prompt_id)
-        asked = propose(world, fixed, candidates, partial(of_all, own), arm.explore, key)
+        asked = propose(world, fixed, candidates, partial(of_all, own), choose, key)
         return without_hidden(asked) if world.is_closed else asked  # laws are looked up there
 
     interaction = training.interaction(

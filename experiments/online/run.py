@@ -83,13 +83,6 @@ def check(config: Config) -> Settled:
             "policy is the base and it learns as offline does, found "
             f"--num_rounds={config.num_rounds} and --period={config.period}"
         )
-    if config.utility == "tilt" and "v_optimal" in config.arms:
-        raise binary.UsageError(
-            "v_optimal weighs candidates by the members' utilities as log-probs, which tilts are "
-            "not: leave it out of --arms, or choose --utility=sum (`shatter label` takes the pair, "
-            "because it gives v_optimal a law of its own, in which the texts of a prompt weigh "
-            "alike)"
-        )
     if not 0 < config.minority < 1:
         raise binary.UsageError(f"--minority must be between 0 and 1, found {config.minority}")
     for name in ("num_candidates", "num_samples"):

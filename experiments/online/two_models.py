@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.online.arms import Arm, Learner, Speaker
+from experiments.online.arms import Arm, Learner, Speaker, chooser
 from experiments.online.members import (
     make_candidates,
     make_one,
@@ -93,7 +93,7 @@ def _rewards(parts: Parts, policy: Params) -> training.Interaction:
         del shared, store
         voters = jax.tree.map(lambda leaf: leaf[min(1, len(leaf) - 1) :], own)  # not their point
         values = lambda known: of_all(voters, known.features)
-        asked = propose(world, fixed, candidates, values, arm.explore, key)
+        asked = propose(world, fixed, candidates, values, chooser(arm, is_tilt=False), key)
         return without_hidden(asked)
 
     return training.interaction(

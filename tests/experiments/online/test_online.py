@@ -13,7 +13,7 @@ import pytest
 
 from experiments.common import chunks
 from experiments.online import measures, population, process, run
-from experiments.online.arms import Speaker
+from experiments.online.arms import ARMS, Speaker, chooser
 from experiments.online.config import settled
 from experiments.online.members import (
     make_candidates,
@@ -299,7 +299,14 @@ def test_queries_are_taken_from_candidates_to_their_prompts(folder, tmp_path, se
 
     @jax.jit
     def ask(fixed):
-        return propose(world, fixed, candidates, values, exploration.uniform, jax.random.key(0))
+        return propose(
+            world,
+            fixed,
+            candidates,
+            values,
+            chooser(ARMS["passive"], is_tilt=False),
+            jax.random.key(0),
+        )
 
     asked = ask(fixed)
     read_again = jax.jit(lambda fixed: read(world, fixed, asked, valid=asked.valid))(fixed)
@@ -322,7 +329,7 @@ def test_queries_of_a_prompt_differ_where_they_share_candidates(folder, tmp_path
     candidates = lambda key, prompt_id: source(key, None, prompt_id)
     values = lambda known: jnp.stack([known.log_p0, -known.log_p0])
     ask = lambda fixed: propose(
-        world, fixed, candidates, values, exploration.infomax, jax.random.key(0)
+        world, fixed, candidates, values, chooser(ARMS["infomax"], is_tilt=False), jax.random.key(0)
     )
     asked = jax.jit(ask)(fixed)
     assert bool(jnp.all(asked.valid))
@@ -345,6 +352,31 @@ def test_one_model_without_members_is_the_base_and_is_pulled_to_it(folder, tmp_p
     np.testing.assert_allclose(law, next_laws(world, fixed.params), atol=1e-10)
     assert at_start == 0 < away
     np.testing.assert_array_equal(one.observation_weights(jax.random.key(0), (3,)), [[1, 1, 1]])
+
+
+def test_v_optimal_weighs_candidates_by_their_law_though_values_are_tilts(float64):
+    keys = jax.random.split(jax.random.key(0), 3)
+    values, log_p0 = jax.random.normal(keys[0], (20, 5, 6)), jax.random.normal(keys[1], (20, 6))
+    valid, choose = jnp.ones(6, bool), chooser(ARMS["v_optimal"], is_tilt=True)
+
+    @jax.jit
+    def pairs(values, log_p0):
+        of_law = jax.nn.logsumexp(values + 3.0 * log_p0[None], axis=0)
+        found = choose(keys[2], values, 3.0 * log_p0, valid)
+        return jnp.sort(
+            jnp.stack(
+                [
+                    found,
+                    exploration.v_optimal(keys[2], values, valid=valid, law=of_law),
+                    exploration.v_optimal(keys[2], values, valid=valid),
+                ]
+            )
+        )
+
+    rows = jax.lax.map(lambda row: pairs(*row), (values, log_p0))
+    found, expected, of_tilts = jnp.moveaxis(rows, 1, 0)
+    np.testing.assert_array_equal(found, expected)
+    assert jnp.any(of_tilts != expected)  # the law of the tilts is another one
 
 
 def test_texts_are_counted(folder, tmp_path):
@@ -444,10 +476,6 @@ def test_bad_flags(folder, tmp_path):
         ({"arms": ("lucky",)}, r"unknown arm 'lucky'; the known ones are: passive, pool_infomax"),
         ({"utility": "odd"}, r"unknown utility 'odd'; the known ones are: sum, tilt"),
         ({"choose_by": "eye"}, r"unknown choose_by 'eye'; the known ones are: density, taste"),
-        (
-            {"utility": "tilt", "arms": ("v_optimal",)},
-            "as log-probs, which tilts are not: .*--utility=sum .*a law of its own",
-        ),
         ({"people": "crowd"}, r"unknown people 'crowd'; the known ones are: mixture, segments"),
         ({"setting": "ajar"}, r"unknown setting 'ajar'; the known ones are: closed, open, chat"),
         ({"num_seeds": 1}, r"--num_seeds must be at least 2, found 1"),
