@@ -163,6 +163,9 @@ class Config:
     period: int | None = None
     """Rounds between the retrainings of offline and periodic; not given = 5, chat 4."""
 
+    readout_beta: float = 0.3
+    """closed: temperature of the read-out of every learned reward, p0 exp(r / beta) / Z."""
+
     num_base_samples: int | None = None
     """Samples of the base for every prompt that estimate the normalisers of the population's law,
     but in the closed setting; a quarter of as many, 64 at most, set the prior scale. Not given =

@@ -73,7 +73,11 @@ def draw_held_out(world: World, fixed: Fixed, key: Key) -> Any:
 
 
 def closed(world: World, fixed: Fixed, speaker: Speaker) -> Metrics:
-    """Returns exact measures over all responses of one token, means over prompts."""
+    """Returns exact measures over all responses of one token, means over prompts.
+
+    Those that begin with readout are of p0 exp(r / beta) / Z, r what the learner takes people to
+    choose by: what each of them would say if it had only to win.
+    """
     everything = read(world, fixed, all_responses(world, fixed.params))
     log_p0 = everything.log_p0  # [P, V]
     by_segment = log_p0[..., None] + log_tilts(world, fixed, everything)
@@ -91,6 +95,9 @@ def closed(world: World, fixed: Fixed, speaker: Speaker) -> Metrics:
         return found | {"win_rate": of_samples, "win_greedy": wins}
 
     metrics = measure(mixture)
+    reward = ensembles.mixture_log_probs(speaker.utilities(everything))
+    readout, _ = evaluation.posterior_optimum(log_p0, reward, beta=world.config.readout_beta)
+    metrics |= {f"readout_{name}": value for name, value in measure(readout).items()}
     segments = jax.vmap(evaluation.segment_kl)(by_segment.swapaxes(1, 2), mixture)
     metrics |= {f"kl_{name}": segments[:, g] for g, name in enumerate(SEGMENTS)}
     metrics |= {f"base_{name}": value for name, value in measure(log_p0).items()}

@@ -201,7 +201,8 @@ def test_exact_measures_against_a_direct_computation(folder, tmp_path, float64):
             member_log_probs(w, params, one_of(own, 1), everything)
             for w in (world, world._replace(is_closed=False))
         ]
-        measure = lambda own: measures.closed(world, fixed, Speaker(own, None, None))
+        of = jax.vmap(partial(member_log_probs, world, params), in_axes=(0, None))
+        measure = lambda own: measures.closed(world, fixed, Speaker(own, partial(of, own), None))
         of_p0 = measure(jax.tree.map(jnp.zeros_like, own))
         return measure(own), of_p0, log_q, jnp.stack(laws), scores
 
@@ -214,6 +215,11 @@ def test_exact_measures_against_a_direct_computation(folder, tmp_path, float64):
     wins = [1 / (1 + np.exp(base - own)) for own, base in best]
     np.testing.assert_allclose(found["win_greedy"], np.mean(wins))
     np.testing.assert_allclose(found["entropy"], -np.mean(np.sum(mixture * np.log(mixture), 1)))
+    read_out = np.exp(next_p0) * mixture ** (1 / 0.3)
+    read_out /= read_out.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(
+        found["readout_kl"], np.mean(np.sum(q * (log_q - np.log(read_out)), 1))
+    )
     np.testing.assert_allclose(of_p0["kl"], of_p0["base_kl"], rtol=1e-9)
     np.testing.assert_allclose(of_p0["kl_to_base"], 0.0, atol=1e-12)
     for score in scores:
@@ -235,7 +241,10 @@ def test_sampled_measures_estimate_the_exact_ones(folder, tmp_path):
         score = jax.vmap(lambda own: member_log_probs(world, fixed.params, own, pool))(own)
         found = measures._from_pool(world, held_out, score, score)
         at_q = measures._of_law(world, held_out, pool.log_p0 + tilt)
-        return found, at_q, measures.closed(world, fixed, Speaker(own, None, None))
+        of = lambda known: jax.vmap(lambda own: member_log_probs(world, fixed.params, own, known))(
+            own
+        )
+        return found, at_q, measures.closed(world, fixed, Speaker(own, of, None))
 
     found, at_q, exact = both(own, fixed, jax.random.key(5))
     for name in ("kl", "kl_majority", "kl_minority"):
