@@ -104,7 +104,7 @@ class Config:
     """Rounds of asking and learning; not given = 10, chat 4."""
 
     queries_per_round: int | None = None
-    """Comparisons asked a round; not given = 24, chat 256."""
+    """Comparisons asked a round; not given = 24, chat 64."""
 
     num_candidates: int | None = None
     """Responses drawn afresh for every query, in chat for every prompt a round, by the base or the
@@ -239,7 +239,7 @@ _CHANGES: dict[SettingName, dict[str, Any]] = {
         "num_members": 4,
         "adapted_layers": LAST_MLP_OUT,
         "num_rounds": 4,
-        "queries_per_round": 256,
+        "queries_per_round": 64,
         "num_candidates": 16,
         "num_steps": 16,
         "learning_rate": 3e-3,
