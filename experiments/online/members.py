@@ -1,7 +1,7 @@
 """The members: adapters on the base's upper part, their samples and their scores."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ def make_ensemble(
     prior_scale: Array,
     *,
     num_members: int,
+    start: Literal["draw", "centre"] = "draw",
 ) -> ensembles.Ensemble:
     """Returns an ensemble of adapters on the upper part of the base, which `shared` leaves out."""
     upper = ensembles.adapters(
@@ -40,22 +41,16 @@ def make_ensemble(
         world.lora,
         num_members=num_members,
         prior_scale=prior_scale,
+        start=start,
     )
     return upper._replace(init=lambda key: ((), upper.init(key)[1]))
 
 
 def make_one(world: World, params: Params, prior_scale: Array) -> ensembles.Ensemble:
     """Returns an ensemble of one, which is the base before there is data and is pulled to it."""
-    upper = ensembles.adapters(
-        world.parts.upper,
-        jax.eval_shape(world.parts.upper_params, params),
-        world.lora,
-        num_members=1,
-        prior_scale=prior_scale,
-        start="centre",
-    )
-    return upper._replace(
-        init=lambda key: ((), jax.vmap(upper.start)(upper.init(key)[1])),
+    one = make_ensemble(world, params, prior_scale, num_members=1, start="centre")
+    return one._replace(
+        init=lambda key: ((), jax.vmap(one.start)(one.init(key)[1])),
         observation_weights=lambda key, shape: jnp.ones((1, *shape)),
     )
 

@@ -117,10 +117,7 @@ def experiment(flags: Config) -> None:
             for row in run_folder.metric_rows(config.setting, ARMS[arm].kind, arm, queries, metrics)
         ]
         run_folder.write_csv(folder / "metrics.csv", rows)
-        summary = [
-            summarise(config.setting, arm, metrics, results[BASELINE], queries)
-            for arm, metrics in results.items()
-        ]
+        summary = [summarise(config.setting, arm, results, queries) for arm in results]
         run_folder.write_json(folder / "summary.json", summary)
         figure = plot.draw(config.setting, results, queries, folder)
         console.print(_table(config.setting, summary))

@@ -50,7 +50,14 @@ def test_a_run_writes_its_folder(folder, tmp_path, capsys):
     starts = {(row["seed"], row["value"]) for row in kl if row["step"] == "0"}
     assert len(starts) == 2  # the arms start from the same members
     summary = json.loads((out / "summary.json").read_text())
-    assert summary[0]["difference"]["kl"]["mean"] == 0 != summary[1]["difference"]["kl"]["mean"]
+    ends = {row["arm"]: row["kl"]["mean"] for row in summary}
+    less = summary[1]["less"]["passive"]["kl"]["mean"]
+    np.testing.assert_allclose(less, ends["double_thompson"] - ends["passive"], atol=1e-6)
+    averages = [
+        np.mean([float(r["value"]) for r in kl if r["arm"] == a and r["step"] != "0"]) for a in ends
+    ]
+    mean_less = summary[1]["mean_less"]["passive"]["kl"]["mean"]
+    np.testing.assert_allclose(mean_less, averages[1] - averages[0], atol=1e-6)
     assert (out / "online.png").stat().st_size > 10_000
     before = (out / "metrics.csv").read_text()
     run.experiment(config)
