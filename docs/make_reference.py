@@ -27,6 +27,7 @@ PUBLIC = [
     "shatter.training",
     "shatter.evaluation",
     "shatter.inference",
+    "shatter.search",
     "shatter.data",
 ]
 WIDTH = 88  # longer signatures get one parameter a line

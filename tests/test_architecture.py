@@ -29,7 +29,8 @@ ARROWS: dict[str, set[str]] = {
     "losses": {"choice"},
     "ensembles": {"models"},
     "exploration": {"choice"},
-    "search": {"documents"},
+    "search": {"models", "documents", "inference"},
+    "environments": {"models", "documents"},
     "training": set(),
     "data": set(),
     "inference": {"models", "documents"},
@@ -39,7 +40,7 @@ COMMAND = "cli"  # may import every part; no part may import it
 LIBRARY = [path for path in MODULES if path.relative_to(ROOT / "shatter").parts[0] != COMMAND]
 # Slow or heavy to import, so imported where they are used.
 LAZY = [
-    *("tensorflow_probability", "distrax", "rlax", "matplotlib", "orbax", "scipy.stats"),
+    *("tensorflow_probability", "distrax", "rlax", "mctx", "matplotlib", "orbax", "scipy.stats"),
     *("gguf", "grain", "jinja2", "pyarrow", "safetensors", "tokenizers", "huggingface_hub"),
 ]
 

@@ -162,11 +162,11 @@ def option_log_probs(lm: models.LanguageModel, params: Params, pool: Pool) -> Ar
 
 
 def _bucket_log_probs(lm: models.LanguageModel, params: Params, bucket: Bucket) -> Array:
-    assert lm.init_cache is not None and lm.decode is not None and lm.repeat_cache is not None
+    assert lm.init_cache is not None and lm.decode is not None and lm.take_cache is not None
     size, num_options, length = bucket.options.shape
     cache = lm.init_cache(size, bucket.prompts.shape[1] - 1 + length)
     _, cache = lm.decode(params, cache, bucket.prompts[:, :-1], valid=bucket.prompt_valid[:, :-1])
-    cache = lm.repeat_cache(cache, num_options)
+    cache = lm.take_cache(cache, jnp.repeat(jnp.arange(size), num_options))
     separator = jnp.repeat(bucket.prompts[:, -1:], num_options, axis=0)
     tokens = jnp.concatenate([separator, bucket.options.reshape(-1, length)], axis=1)
     mask = jnp.pad(bucket.option_mask.reshape(-1, length), ((0, 0), (1, 0)))

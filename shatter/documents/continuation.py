@@ -1,7 +1,7 @@
 """How documents are continued token by token: by a model's cache, or by full forward passes."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,58 @@ from shatter.models import LanguageModel
 from shatter.types import Array, Params
 
 Step = Callable[[Any, Array, Array], tuple[Array, Any]]
-"""`(past, token[B], t) -> (logits[B, V], past)`: the law of response token t after the token before
+"""`(past, token[N], t) -> (logits[N, V], past)`: the law of response token t after the token before
 it. The past is the cache, or the tokens so far."""
 
 
-def last_valid(valid: Array | None, prompts: Array) -> Array:
+class Continuation(NamedTuple):
+    """Prompts that have been read, and how their responses go on.
+
+    Attributes:
+      past: what has been read, with a row for every response.
+      token: int `[N]`, the last token of every row's prompt, which the first step reads.
+      step: reads a token of every row and gives the law of the next one.
+      take: `(past, rows[N]) -> past`, the chosen rows in their order; they must be rows of the same
+        prompt.
+    """
+
+    past: Any
+    token: Array
+    step: Step
+    take: Callable[[Any, Array], Any]
+
+
+def continuation(
+    lm: LanguageModel,
+    params: Params,
+    prompts: Array,
+    valid: Array | None,
+    num_samples: int,
+    max_length: int,
+) -> Continuation:
+    """Reads prompts, and returns how their responses go on, by the model's cache if it has one.
+
+    Args:
+      lm: the language model.
+      params: its parameters.
+      prompts: int `[B, P]`.
+      valid: bool `[B, P]`, false on padding, left or right; None = all true.
+      num_samples: number of responses to each prompt, whose rows follow each other.
+      max_length: largest number of response tokens.
+
+    Returns:
+      The continuation of `N = B num_samples` rows.
+    """
+    last = _last_valid(valid, prompts)
+    token = jnp.repeat(
+        jnp.take_along_axis(prompts, last[:, None], axis=1)[:, 0], num_samples, axis=0
+    )
+    make = _with_cache if lm.decode is not None else _without_cache
+    past, step, take = make(lm, params, prompts, valid, last, num_samples, max_length)
+    return Continuation(past, token, step, take)
+
+
+def _last_valid(valid: Array | None, prompts: Array) -> Array:
     """Returns the column of the last token of every prompt that is not padding, `[B]`."""
     batch, prompt_length = prompts.shape
     if valid is None:
@@ -28,7 +75,7 @@ def last_valid(valid: Array | None, prompts: Array) -> Array:
     return prompt_length - 1 - jnp.argmax(valid[:, ::-1], axis=1)
 
 
-def with_cache(
+def _with_cache(
     lm: LanguageModel,
     params: Params,
     prompts: Array,
@@ -36,14 +83,14 @@ def with_cache(
     last: Array,
     num_samples: int,
     max_length: int,
-) -> tuple[Any, Step]:
-    """Returns the first cache and the step of decoding with a cache.
+) -> tuple[Any, Step, Callable[[Any, Array], Any]]:
+    """Returns the first cache, the step of decoding with a cache, and how its rows are taken.
 
     The first cache holds every prompt without its last token, which the first step reads. The
     logits of this prefill are not used, so a compiled program does not compute them. In a prompt
     with padding on the right, the cache marks the last token as padding.
     """
-    assert lm.init_cache is not None and lm.decode is not None
+    assert lm.init_cache is not None and lm.decode is not None and lm.take_cache is not None
     decode = lm.decode
     batch, prompt_length = prompts.shape
     # While it is traced, the model raises an error for documents that are too long for it. The
@@ -57,26 +104,22 @@ def with_cache(
     jax.eval_shape(lm.apply, params, longest)
     if valid is not None:
         valid = valid[:, :-1] & (jnp.arange(prompt_length - 1)[None] != last[:, None])
-    shared = lm.repeat_cache is not None
-    if not shared:
-        prompts = jnp.repeat(prompts, num_samples, axis=0)
-        valid = None if valid is None else jnp.repeat(valid, num_samples, axis=0)
     # The last token of a document is never read, so it needs no place in the cache.
-    cache = lm.init_cache(prompts.shape[0], prompt_length + max_length - 1)
+    cache = lm.init_cache(batch, prompt_length + max_length - 1)
     if prompt_length > 1:
         _, cache = decode(params, cache, prompts[:, :-1], valid=valid)
-    if lm.repeat_cache is not None and num_samples > 1:
-        cache = lm.repeat_cache(cache, num_samples)
+    if num_samples > 1:
+        cache = lm.take_cache(cache, jnp.repeat(jnp.arange(batch), num_samples))
 
     def step(cache: Any, token: Array, t: Array) -> tuple[Array, Any]:
         del t
         logits, cache = decode(params, cache, token[:, None])
         return logits[:, 0], cache
 
-    return cache, step
+    return cache, step, lm.take_cache
 
 
-def without_cache(
+def _without_cache(
     lm: LanguageModel,
     params: Params,
     prompts: Array,
@@ -84,8 +127,8 @@ def without_cache(
     last: Array,
     num_samples: int,
     max_length: int,
-) -> tuple[Any, Step]:
-    """Returns the first tokens and the step of decoding without a cache.
+) -> tuple[Any, Step, Callable[[Any, Array], Any]]:
+    """Returns the first tokens, the step of decoding without a cache, and how rows are taken.
 
     Every step is a full forward pass.
     """
@@ -103,4 +146,4 @@ def without_cache(
         logits = lm.apply(params, tokens, valid=valid)
         return jnp.take_along_axis(logits, column[..., None], axis=1)[:, 0], tokens
 
-    return tokens, step
+    return tokens, step, lambda tokens, rows: tokens[rows]

@@ -10,7 +10,7 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.experimental import checkify
 
-from shatter.documents.continuation import Step, last_valid, with_cache, without_cache
+from shatter.documents.continuation import Step, continuation
 from shatter.documents.filters import sampling_logits
 from shatter.documents.scoring import eos_tuple, is_eos, response_mask
 from shatter.models import LanguageModel
@@ -117,13 +117,10 @@ def sample(
     leading = (*prompt.shape[:-1], num_samples)
     prompts = jnp.asarray(prompt).reshape(-1, prompt.shape[-1])
     prompt_length = prompts.shape[1]
-    last = last_valid(valid, prompts)
     law = lambda logits: sampling_logits(
         logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
     )
-    continuing = with_cache if lm.decode is not None else without_cache
-    past, step = continuing(lm, params, prompts, valid, last, num_samples, max_length)
-    token = jnp.repeat(_at(prompts, last), num_samples)
+    past, token, step, _ = continuation(lm, params, prompts, valid, num_samples, max_length)
     response, drawn_with, raw = _draw_response(
         step, past, token, key, max_length=max_length, law=law, greedy=top_k == 1, eos=eos
     )

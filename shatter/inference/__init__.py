@@ -11,12 +11,13 @@ from shatter.inference.importance import (
 )
 from shatter.inference.rejection import Rejection, rejection_sample
 from shatter.inference.smc import Particles, smc, weighted_decoding
-from shatter.inference.twists import Twist, exact_twist
+from shatter.inference.twists import Twist, TwistModel, exact_twist
 
 __all__ = [
     "Particles",
     "Rejection",
     "Twist",
+    "TwistModel",
     "check_weights",
     "effective_sample_size",
     "exact_twist",

@@ -1,7 +1,7 @@
 """Sequential Monte Carlo with twists, and decoding by a twist without weights."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from jax.experimental import checkify
 
 from shatter.documents import Samples, response_mask
+from shatter.documents.continuation import continuation
 from shatter.inference.importance import (
     effective_sample_size,
     has_mass,
     log_evidence,
     resample,
 )
-from shatter.inference.twists import Twist
+from shatter.inference.twists import Twist, TwistModel, guide
 from shatter.models import LanguageModel
 from shatter.numerics import LOG_ZERO, finite_logs
 from shatter.types import Array, Key, Params
@@ -33,6 +34,9 @@ class Particles(NamedTuple):
       effective_sample_size: `[]`, of these weights; it does not reflect the diversity that
         resampling has lost.
       num_resamplings: int `[]`, number of resamplings.
+      raw_log_probs: `[N]`, log p0 of the documents, nats.
+      num_tokens: int `[]`, the laws of a next token that were needed, one for every document that
+        was not at its end, at every step.
     """
 
     tokens: Array
@@ -41,27 +45,47 @@ class Particles(NamedTuple):
     log_evidence: Array
     effective_sample_size: Array
     num_resamplings: Array
+    raw_log_probs: Array
+    num_tokens: Array
+
+
+class _Rows(NamedTuple):
+    """The documents so far, their last token, which of them go on, and what has been read."""
+
+    tokens: Array
+    token: Array
+    alive: Array
+    past: Any
+    guide_past: Any
 
 
 class _Cloud(NamedTuple):
-    """The documents so far, which of them go on, their log psi and their log weights."""
+    """The documents so far, their log psi, log p0 and log weights, and two counts."""
 
-    tokens: Array
-    alive: Array
+    rows: _Rows
     log_twists: Array
+    raw_log_probs: Array
     log_weights: Array
     num_resamplings: Array
+    num_tokens: Array
 
 
 class _Drawn(NamedTuple):
     """Documents with one more token, and the log-probs and twists of that token, `[N]` each."""
 
-    tokens: Array
-    alive: Array
+    rows: _Rows
     log_probs: Array
     raw_log_probs: Array
     log_twists: Array
     log_normaliser: Array
+
+
+class _Extension(NamedTuple):
+    """Documents that are prompts yet, how they get a token, and how some of them are taken."""
+
+    start: _Rows
+    extend: Callable[[Key, _Rows, Array], _Drawn]
+    take: Callable[[_Rows, Array], _Rows]
 
 
 def smc(
@@ -70,10 +94,12 @@ def smc(
     key: Key,
     prompt: Array,
     *,
-    twist: Twist,
+    twist: Twist | TwistModel,
     num_particles: int,
     max_length: int,
     eos: int | None = None,
+    valid: Array | None = None,
+    potential: Callable[[Array, Array], Array] | None = None,
     twisted_proposal: bool = True,
     resample_below: float | Array = 0.5,
 ) -> Particles:
@@ -84,7 +110,11 @@ def smc(
     Otherwise a ~ p0 and it grows by `log psi(s.a) - log psi(s)`. psi of the prompt is 1. Z_hat is
     unbiased for any twist before the end of documents; a better twist makes the weights vary less.
     Before each token the particles are resampled systematically if their effective sample size is
-    small. Each token needs a full forward pass.
+    small. The model is read with its cache if it has one, and so is a `TwistModel`.
+
+    A learned twist is a guess at the end of documents too. With `potential`, the log weight of
+    every document grows by its own potential less the twist's at last, so that the target has the
+    potential whatever the twist says.
 
     Source: Zhao, Brekelmans, Makhzani, Grosse, Probabilistic Inference in Language Models via
     Twisted Sequential Monte Carlo, https://arxiv.org/abs/2404.17546.
@@ -94,10 +124,14 @@ def smc(
       params: its parameters.
       key: a typed key.
       prompt: int `[P]`, P >= 1.
-      twist: see `Twist`; at a document's end it gives the log potential r / beta itself.
+      twist: see `Twist`; at a document's end it gives the log potential r / beta itself, unless
+        `potential` does.
       num_particles: N.
       max_length: largest number of response tokens.
       eos: the token that ends a response; None = every response has `max_length` tokens.
+      valid: bool `[P]`, false on the prompt's padding, left or right; None = all true.
+      potential: `(tokens[N, T], mask[N, T]) -> [N]`, r / beta of whole documents, nats; None = the
+        twist is right at their end.
       twisted_proposal: whether tokens are drawn with the twist or from p0 alone.
       resample_below: resample if the effective sample size is below this share of N; 0 = never,
         1 = before every token, unless all weights are equal.
@@ -109,34 +143,45 @@ def smc(
       AssertionError: if the shapes or types do not fit.
       ValueError: if a size is not positive, or `eos` is not a token of the vocabulary.
     """
-    tokens, alive = _start(prompt, num_particles, max_length)
-    extend = _extending(lm, params, twist, eos=eos, twisted=twisted_proposal)
+    start, extend, take = _extension(
+        lm, params, prompt, valid, twist, num_particles, max_length, eos, twisted=twisted_proposal
+    )
 
     def step(cloud: _Cloud, t: Array) -> tuple[_Cloud, None]:
         resample_key, draw_key = jax.random.split(jax.random.fold_in(key, t))
-        cloud = _resampled(resample_key, cloud, resample_below)
-        drawn = extend(draw_key, cloud.tokens, cloud.alive, prompt.shape[0] + t)
+        cloud = _resampled(resample_key, cloud, resample_below, take)
+        alive = cloud.rows.alive
+        drawn = extend(draw_key, cloud.rows, t)
         after = drawn.log_normaliser if twisted_proposal else drawn.log_twists
-        gain = jnp.where(cloud.alive, after - cloud.log_twists, 0.0)
-        log_weights = jnp.where(has_mass(cloud.log_weights), cloud.log_weights + gain, LOG_ZERO)
+        log_weights = _added(cloud.log_weights, jnp.where(alive, after - cloud.log_twists, 0.0))
         return cloud._replace(
-            tokens=drawn.tokens,
-            alive=drawn.alive,
-            log_twists=drawn.log_twists,
+            rows=drawn.rows,
+            log_twists=jnp.where(alive, drawn.log_twists, cloud.log_twists),
+            raw_log_probs=cloud.raw_log_probs + jnp.where(alive, drawn.raw_log_probs, 0.0),
             log_weights=log_weights,
+            num_tokens=cloud.num_tokens + jnp.sum(alive),
         ), None
 
-    zeros = jnp.zeros(num_particles)
-    start = _Cloud(tokens, alive, zeros, zeros, jnp.zeros((), int))
-    cloud, _ = jax.lax.scan(step, start, jnp.arange(max_length))
-    log_weights = jnp.maximum(cloud.log_weights, LOG_ZERO)
+    zeros, none = jnp.zeros(num_particles), jnp.zeros((), int)
+    cloud, _ = jax.lax.scan(
+        step, _Cloud(start, zeros, zeros, zeros, none, none), jnp.arange(max_length)
+    )
+    tokens, log_weights = cloud.rows.tokens, cloud.log_weights
+    mask = response_mask(tokens, prompt_length=prompt.shape[0], eos=eos)
+    if potential is not None:
+        log_potentials = potential(tokens, mask)
+        chex.assert_equal_shape([log_potentials, log_weights])
+        log_weights = _added(log_weights, finite_logs(log_potentials) - cloud.log_twists)
+    log_weights = jnp.maximum(log_weights, LOG_ZERO)
     return Particles(
-        tokens=cloud.tokens,
-        mask=response_mask(cloud.tokens, prompt_length=prompt.shape[0], eos=eos),
+        tokens=tokens,
+        mask=mask,
         log_weights=log_weights,
         log_evidence=log_evidence(log_weights),
         effective_sample_size=effective_sample_size(log_weights),
         num_resamplings=cloud.num_resamplings,
+        raw_log_probs=cloud.raw_log_probs,
+        num_tokens=cloud.num_tokens,
     )
 
 
@@ -146,10 +191,11 @@ def weighted_decoding(
     key: Key,
     prompt: Array,
     *,
-    twist: Twist,
+    twist: Twist | TwistModel,
     num_samples: int,
     max_length: int,
     eos: int | None = None,
+    valid: Array | None = None,
 ) -> Samples:
     """Draws every token from p0(a | s) psi(s.a), normalised over a, without weights.
 
@@ -170,6 +216,7 @@ def weighted_decoding(
       num_samples: N.
       max_length: largest number of response tokens.
       eos: the token that ends a response; None = every response has `max_length` tokens.
+      valid: bool `[P]`, false on the prompt's padding, left or right; None = all true.
 
     Returns:
       The documents, with log-probs under the law that they were drawn from and under p0 itself. If
@@ -179,13 +226,13 @@ def weighted_decoding(
       AssertionError: if the shapes or types do not fit.
       ValueError: if a size is not positive, or `eos` is not a token of the vocabulary.
     """
-    tokens, alive = _start(prompt, num_samples, max_length)
-    extend = _extending(lm, params, twist, eos=eos, twisted=True)
+    start, extend, _ = _extension(
+        lm, params, prompt, valid, twist, num_samples, max_length, eos, twisted=True
+    )
 
-    def step(carry: tuple[Array, Array], t: Array) -> tuple[tuple[Array, Array], Array]:
-        tokens, alive = carry
-        drawn = extend(jax.random.fold_in(key, t), tokens, alive, prompt.shape[0] + t)
-        possible = ~alive | has_mass(drawn.log_normaliser)
+    def step(rows: _Rows, t: Array) -> tuple[_Rows, Array]:
+        drawn = extend(jax.random.fold_in(key, t), rows, t)
+        possible = ~rows.alive | has_mass(drawn.log_normaliser)
         checkify.debug_check(
             jnp.all(possible),
             "the twist forbids every next token of sample {row} after {t} tokens",
@@ -193,54 +240,79 @@ def weighted_decoding(
             t=t,
         )
         scores = jnp.stack([drawn.log_probs, drawn.raw_log_probs])
-        return (drawn.tokens, drawn.alive), jnp.where(alive, scores, 0.0)
+        return drawn.rows, jnp.where(rows.alive, scores, 0.0)
 
-    (tokens, _), scores = jax.lax.scan(step, (tokens, alive), jnp.arange(max_length))
+    rows, scores = jax.lax.scan(step, start, jnp.arange(max_length))
     log_probs, raw_log_probs = jnp.sum(scores, axis=0)
-    mask = response_mask(tokens, prompt_length=prompt.shape[0], eos=eos)
-    return Samples(tokens, mask, log_probs, raw_log_probs)
+    mask = response_mask(rows.tokens, prompt_length=prompt.shape[0], eos=eos)
+    return Samples(rows.tokens, mask, log_probs, raw_log_probs)
 
 
-def _start(prompt: Array, num_documents: int, max_length: int) -> tuple[Array, Array]:
-    """Returns rows with the prompt and room for a response, and that all of them go on."""
-    chex.assert_type(prompt, int)
-    chex.assert_rank(prompt, 1)
-    if num_documents < 1 or max_length < 1 or prompt.shape[0] < 1:
-        raise ValueError(
-            "expected at least one document, max_length >= 1 and at least one prompt token (BOS if "
-            f"there is nothing else), found {num_documents}, {max_length} and {prompt.shape[0]}"
-        )
-    row = jnp.pad(prompt, (0, max_length))
-    return jnp.tile(row, (num_documents, 1)), jnp.ones(num_documents, bool)
+def _added(log_weights: Array, gain: Array) -> Array:
+    """Returns log weights that have grown; what is zero stays zero."""
+    return jnp.where(has_mass(log_weights), log_weights + gain, LOG_ZERO)
 
 
-def _resampled(key: Key, cloud: _Cloud, resample_below: float | Array) -> _Cloud:
+def _resampled(
+    key: Key,
+    cloud: _Cloud,
+    resample_below: float | Array,
+    take: Callable[[_Rows, Array], _Rows],
+) -> _Cloud:
     """Returns the cloud, resampled to equal weights if its effective sample size is small."""
     num_particles = cloud.log_weights.shape[0]
-    size = effective_sample_size(cloud.log_weights)
-    few = size < resample_below * num_particles
-    chosen = resample(key, cloud.log_weights, num_samples=num_particles)
-    ancestors = jnp.where(few, chosen, jnp.arange(num_particles))
-    return _Cloud(
-        tokens=cloud.tokens[ancestors],
-        alive=cloud.alive[ancestors],
-        log_twists=cloud.log_twists[ancestors],
-        log_weights=jnp.where(few, log_evidence(cloud.log_weights), cloud.log_weights),
-        num_resamplings=cloud.num_resamplings + few,
+    few = effective_sample_size(cloud.log_weights) < resample_below * num_particles
+
+    ancestors = resample(key, cloud.log_weights, num_samples=num_particles)
+
+    def resampled(cloud: _Cloud) -> _Cloud:
+        return cloud._replace(
+            rows=take(cloud.rows, ancestors),
+            log_twists=cloud.log_twists[ancestors],
+            raw_log_probs=cloud.raw_log_probs[ancestors],
+            log_weights=jnp.full_like(cloud.log_weights, log_evidence(cloud.log_weights)),
+            num_resamplings=cloud.num_resamplings + 1,
+        )
+
+    return jax.lax.cond(few, resampled, lambda cloud: cloud, cloud)
+
+
+def _extension(
+    lm: LanguageModel,
+    params: Params,
+    prompt: Array,
+    valid: Array | None,
+    twist: Twist | TwistModel,
+    num_rows: int,
+    max_length: int,
+    eos: int | None,
+    *,
+    twisted: bool,
+) -> _Extension:
+    """Returns rows with a prompt and room for a response, and how they go on."""
+    chex.assert_type(prompt, int)
+    chex.assert_rank(prompt, 1)
+    prompt_length = prompt.shape[0]
+    if num_rows < 1 or max_length < 1 or prompt_length < 1:
+        raise ValueError(
+            "expected at least one document, max_length >= 1 and at least one prompt token (BOS if "
+            f"there is nothing else), found {num_rows}, {max_length} and {prompt_length}"
+        )
+    if valid is not None:
+        chex.assert_type(valid, bool)
+        chex.assert_equal_shape([prompt, valid])
+    row_valid = None if valid is None else valid[None]
+    past, token, read, take_past = continuation(
+        lm, params, prompt[None], row_valid, num_rows, max_length
     )
+    guiding = guide(twist, prompt, valid, num_rows, max_length)
+    tokens = jnp.tile(jnp.pad(prompt, (0, max_length)), (num_rows, 1))
+    start = _Rows(tokens, token, jnp.ones(num_rows, bool), past, guiding.past)
 
-
-def _extending(
-    lm: LanguageModel, params: Params, twist: Twist, *, eos: int | None, twisted: bool
-) -> Callable[[Key, Array, Array, Array], _Drawn]:
-    """Returns the function that appends a token to every document, and EOS to ended ones."""
-
-    def extend(key: Key, tokens: Array, alive: Array, length: Array) -> _Drawn:
-        # A causal model ignores the tokens after the document so far. No token follows the last
-        # one, so its logits are not needed.
-        logits = lm.apply(params, tokens[:, :-1])
-        logits = jax.lax.dynamic_index_in_dim(logits, length - 1, axis=1, keepdims=False)
-        log_twists = twist(tokens, length)
+    def extend(key: Key, rows: _Rows, t: Array) -> _Drawn:
+        """Appends a token to every document, and EOS to ended ones."""
+        logits, past = read(rows.past, rows.token, t)
+        log_twists, guide_past = guiding.step(rows.guide_past, rows.tokens, rows.token, t)
         chex.assert_equal_shape([logits, log_twists])
         chex.assert_type([logits, log_twists], float)
         if eos is not None and not 0 <= eos < logits.shape[1]:
@@ -255,19 +327,23 @@ def _extending(
         log_twists = finite_logs(log_twists).astype(float)
         log_normaliser = jax.nn.logsumexp(raw + log_twists, axis=1)
         law = raw + log_twists - log_normaliser[:, None] if twisted else raw
-        token = jax.random.categorical(key, law)
+        token, alive = jax.random.categorical(key, law).astype(rows.token.dtype), rows.alive
         if eos is not None:
             token = jnp.where(alive, token, eos)
             alive = alive & (token != eos)
         at = lambda table: jnp.take_along_axis(table, token[:, None], axis=1)[:, 0]
-        column = token[:, None].astype(tokens.dtype)
-        return _Drawn(
-            tokens=jax.lax.dynamic_update_slice_in_dim(tokens, column, length, axis=1),
-            alive=alive,
-            log_probs=at(law),
-            raw_log_probs=at(raw),
-            log_twists=at(log_twists),
-            log_normaliser=log_normaliser,
+        column = token[:, None].astype(rows.tokens.dtype)
+        tokens = jax.lax.dynamic_update_slice_in_dim(rows.tokens, column, prompt_length + t, axis=1)
+        extended = _Rows(tokens, token, alive, past, guide_past)
+        return _Drawn(extended, at(law), at(raw), at(log_twists), log_normaliser)
+
+    def take(rows: _Rows, chosen: Array) -> _Rows:
+        return _Rows(
+            tokens=rows.tokens[chosen],
+            token=rows.token[chosen],
+            alive=rows.alive[chosen],
+            past=take_past(rows.past, chosen),
+            guide_past=guiding.take(rows.guide_past, chosen),
         )
 
-    return extend
+    return _Extension(start, extend, take)

@@ -1,13 +1,16 @@
 """Twists, the estimates of a document's final potential that guide SMC and weighted decoding."""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import chex
 import jax.numpy as jnp
 
+from shatter.documents.continuation import continuation
 from shatter.inference.importance import has_mass
+from shatter.models import LanguageModel
 from shatter.numerics import assert_positive, at_least_float32
-from shatter.types import Array
+from shatter.types import Array, Params
 
 Twist = Callable[[Array, Array], Array]
 """`(tokens[N, T], length[]) -> log_twists[N, V]`: log psi(s.a) for every next token a, in nats.
@@ -19,6 +22,69 @@ exp(r / beta), because the target is p0(x) psi(x) / Z. Elsewhere psi is a guess;
 proportional to E_p0[exp(r / beta) | s.a]. It may be zero (-inf) only where every document that
 begins with s.a has a potential of zero.
 """
+
+
+class TwistModel(NamedTuple):
+    """A twist that is a model: `log psi(s.a) = scale logits[a]` after the tokens s, in nats.
+
+    It is read token by token with its cache, as the language model is, where a `Twist` computes
+    every step anew. With `scale = 1 / beta` its logits are values, in the unit of the reward.
+
+    Attributes:
+      lm: a language model, or another function of tokens with its shape.
+      params: its parameters.
+      scale: what its logits are multiplied by.
+    """
+
+    lm: LanguageModel
+    params: Params
+    scale: float | Array = 1.0
+
+
+class Guide(NamedTuple):
+    """A twist that has read a prompt.
+
+    Attributes:
+      past: what has been read, with a row for every response.
+      step: `(past, tokens[N, T], token[N], t) -> (log_twists[N, V], past)`; it reads the tokens so
+        far, of which `token` is the last, and gives log psi of every response token t.
+      take: `(past, rows[N]) -> past`, the chosen rows in their order.
+    """
+
+    past: Any
+    step: Callable[[Any, Array, Array, Array], tuple[Array, Any]]
+    take: Callable[[Any, Array], Any]
+
+
+def guide(
+    twist: Twist | TwistModel, prompt: Array, valid: Array | None, num_rows: int, max_length: int
+) -> Guide:
+    """Returns a twist, of either kind, that has read a prompt.
+
+    Args:
+      twist: the twist.
+      prompt: int `[P]`.
+      valid: bool `[P]`, false on padding; None = all true. A `Twist` sees the padding itself.
+      num_rows: N, number of responses.
+      max_length: largest number of response tokens.
+
+    Returns:
+      The guide.
+    """
+    if not isinstance(twist, TwistModel):
+        compute = twist
+        step = lambda past, tokens, token, t: (compute(tokens, prompt.shape[0] + t), past)
+        return Guide((), step, lambda past, rows: past)
+    lm, params, scale = twist
+    row_valid = None if valid is None else valid[None]
+    past, _, read, take = continuation(lm, params, prompt[None], row_valid, num_rows, max_length)
+
+    def read_scaled(past: Any, tokens: Array, token: Array, t: Array) -> tuple[Array, Any]:
+        del tokens
+        logits, past = read(past, token, t)
+        return scale * logits, past
+
+    return Guide(past, read_scaled, take)
 
 
 def exact_twist(

@@ -31,6 +31,8 @@ from shatter.losses.preference import dpo_loss, ipo_loss, selm_loss, slic_loss, 
 from shatter.losses.reinforcement import (
     adapt_beta,
     generalised_advantages,
+    grpo_advantages,
+    grpo_loss,
     kl_penalised_rewards,
     ppo_loss,
     reinforce_loss,
@@ -40,10 +42,12 @@ from shatter.losses.reinforcement import (
 )
 from shatter.losses.supervised import reward_model_loss, reward_model_ranking_loss, sft_loss
 from shatter.losses.tilt import tilted_utilities
+from shatter.losses.twists import contrastive_twist_loss
 
 __all__ = [
     "adapt_beta",
     "adapt_proposal",
+    "contrastive_twist_loss",
     "dpo_loss",
     "elbo",
     "exact_posterior_loss",
@@ -53,6 +57,8 @@ __all__ = [
     "forward_kl_slope",
     "gdc_loss",
     "generalised_advantages",
+    "grpo_advantages",
+    "grpo_loss",
     "ilhf_loss",
     "ilhf_ranking_loss",
     "ipo_loss",

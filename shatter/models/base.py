@@ -27,8 +27,9 @@ class LanguageModel(NamedTuple):
       init_cache: `(batch, length) -> cache`, an empty cache for `length` tokens; optional.
       decode: `(params, cache, tokens[B, t], *, valid=None) -> (logits[B, t, V], cache)`, both the
         prefill and every later step of generation; optional.
-      repeat_cache: `(cache, n) -> cache`, with every row of the batch n times in a row, so that
-        several responses share the prefill of their prompt; present if `decode` is.
+      take_cache: `(cache, rows[N]) -> cache`, the chosen rows of the batch in their order, so that
+        several responses share the prefill of their prompt, and a search goes on from some of its
+        documents; present if `decode` is.
       factored: `(params, tokens, *, valid=None) -> FactoredLogits`, the logits of `apply` as
         factors; optional.
     """
@@ -38,7 +39,7 @@ class LanguageModel(NamedTuple):
     features: Callable[..., Array] | None = None
     init_cache: Callable[[int, int], Any] | None = None
     decode: Callable[..., tuple[Array, Any]] | None = None
-    repeat_cache: Callable[[Any, int], Any] | None = None
+    take_cache: Callable[[Any, Array], Any] | None = None
     factored: Callable[..., FactoredLogits] | None = None
 
 

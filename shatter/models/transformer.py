@@ -74,15 +74,14 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         logits, _, _, cache = outputs
         return logits, cache
 
-    return LanguageModel(init, apply, features, init_cache, decode, _repeat_cache, factored)
+    return LanguageModel(init, apply, features, init_cache, decode, _take_cache, factored)
 
 
-def _repeat_cache(cache: Cache, num: int) -> Cache:
+def _take_cache(cache: Cache, rows: Array) -> Cache:
     keys, values = (
-        None if array is None else jnp.repeat(array, num, axis=1)
-        for array in (cache.keys, cache.values)
+        None if array is None else array[:, rows] for array in (cache.keys, cache.values)
     )
-    return Cache(keys, values, jnp.repeat(cache.valid, num, axis=0), cache.length)
+    return Cache(keys, values, cache.valid[rows], cache.length)
 
 
 class Outputs(NamedTuple):

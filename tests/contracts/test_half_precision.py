@@ -323,6 +323,12 @@ CASES = {
             lambda beta, kl: losses.adapt_beta(beta, kl, target=6.0, num_samples=3, horizon=7.0),
             [np.array(0.3), np.array(5.7)],
         ),
+        "contrastive_twist_loss": (
+            lambda twists, potentials: losses.contrastive_twist_loss(
+                twists, potentials, jnp.array([[True, False], [True, True], [True, True]])
+            ),
+            [np.stack([A[:3], B[:3]], axis=1), np.append(R[:2], -INF)],
+        ),
         "dpo_loss": (
             lambda *x: losses.dpo_loss(*x, beta=0.3, label_smoothing=0.1),
             [np.append(A[:3], -INF), B, C, R - 3.0],
@@ -346,6 +352,11 @@ CASES = {
         "generalised_advantages": (
             lambda r, v: losses.generalised_advantages(r, v, MASK, discount=0.9),
             [TWO_TOKENS, TWO_TOKENS[::-1]],
+        ),
+        "grpo_advantages": (losses.grpo_advantages, [R]),
+        "grpo_loss": (
+            lambda *x: losses.grpo_loss(*x, MASK, beta=0.3),
+            [np.where(MASK, TWO_TOKENS, -INF), TWO_TOKENS[::-1], TWO_TOKENS - 0.2, R[:2]],
         ),
         "ilhf_loss": (lambda u: losses.ilhf_loss(u, jnp.array(0)), [WITH_EMPTY]),
         "ilhf_ranking_loss": (lambda u: losses.ilhf_ranking_loss(u, RANKS), [A]),
