@@ -28,6 +28,7 @@ PUBLIC = [
     "shatter.evaluation",
     "shatter.inference",
     "shatter.search",
+    "shatter.environments",
     "shatter.data",
 ]
 WIDTH = 88  # longer signatures get one parameter a line

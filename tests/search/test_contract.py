@@ -107,6 +107,7 @@ def test_the_cache_gives_what_full_passes_give_and_lanes_what_loops_give(float64
         assert 0 < of_row.num_tokens <= (22 if "tree" in name else 14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["best_of_n", "value_guided", "sequential_monte_carlo"])
 def test_tokens_spent_are_the_rows_that_the_model_reads(float64, name: str):
     """Where no response ends early, every row of every step; counted in the model."""
@@ -176,6 +177,7 @@ def test_an_eos_outside_of_the_vocabulary(name: str):
         jax.eval_shape(call, make_params(0), make_params(1), jax.random.key(0), PROMPT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["best_of_n", "sequential_monte_carlo", "beam_search"])
 def test_checkify_finds_a_reward_of_nan(name: str):
     call = run(name, reward=lambda tokens, mask: jnp.where(tokens[:, 2] < 9, jnp.nan, 0.0))

@@ -6,7 +6,7 @@ from shatter import training
 from shatter.cli.common import binary
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.processes import Cluster, check_cluster
-from shatter.cli.finetune.config import EXAMPLE, FREE, MESH_AXES, Config
+from shatter.cli.finetune.config import EXAMPLE, FREE, MESH_AXES, ONLINE, Config
 
 SIZE = binary.whole(1, 2**16)  # of a batch
 LENGTH = binary.whole(1, 2**20)  # tokens; the model's own limit is checked when it is opened
@@ -52,6 +52,14 @@ RANGES = {
     "resume_from_checkpoint": binary.whole(1, other=("auto", "never")),
     "num_generations": binary.whole(0, 2**10),
     "max_completion_length": LENGTH,
+    "reward_weights": binary.real(0),
+    "temperature": binary.POSITIVE,
+    "top_k": binary.whole(1, other=(None,)),
+    "top_p": binary.Range(0, 1, above=True, other=(None,)),
+    "min_p": binary.Range(0, 1, other=(None,)),
+    "num_iterations": binary.whole(1, 2**10),
+    "epsilon": binary.Range(0, 1, above=True),
+    "epsilon_high": binary.Range(0, binary.LARGEST, above=True, other=(None,)),
 }
 """The range of every flag that is a number."""
 
@@ -64,7 +72,8 @@ def check(config: Config) -> None:
     """
     binary.check_texts(config)
     binary.require(config, ("model_name_or_path", "dataset_name"), EXAMPLE)
-    binary.check_ranges(config, RANGES)
+    may_be_free = {"beta": binary.real(0)} if config.objective in ("rloo", "grpo") else {}
+    binary.check_ranges(config, RANGES | may_be_free)
     if config.template_date is not None:
         binary.date("template_date", config.template_date)
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
@@ -74,6 +83,8 @@ def check(config: Config) -> None:
                 f"--{name}={value} belongs to {place}: leave --{name} out, which nothing reads, or "
                 f"change {place.split('=')[0]}"
             )
+    if config.objective in ONLINE:
+        _check_online(config)
     if config.fused_attention and not config.bf16:
         raise UsageError("--fused_attention needs --bf16, found no --bf16")
     if config.base_dtype != "float32" and not config.use_peft:
@@ -97,6 +108,50 @@ def check(config: Config) -> None:
         check_cluster(cluster)
 
 
+def _check_online(config: Config) -> None:
+    """Raises an error if flags of reinforcement learning do not belong together."""
+    about = f"--objective={config.objective}"
+    sources = (*((config.reward_model,) if config.reward_model else ()), *config.reward_function)
+    if not sources:
+        raise UsageError(
+            f"{about} needs a reward, found neither --reward_model nor --reward_function: pass "
+            "--reward_model=FOLDER that --objective=reward_model wrote, or "
+            "--reward_function=MODULE:FUNCTION"
+        )
+    if config.reward_weights and len(config.reward_weights) != len(sources):
+        raise UsageError(
+            f"--reward_weights must be one number for each of the {len(sources)} rewards "
+            f"({', '.join(sources)}), found {len(config.reward_weights)}: {config.reward_weights}"
+        )
+    least = 1 if config.objective == "posterior" else 2
+    if config.num_generations < least:
+        raise UsageError(
+            f"--num_generations must be at least {least} with {about}, which "
+            + ("draws completions" if least == 1 else "compares the completions to a prompt")
+            + f", found {config.num_generations}: pass --num_generations=4"
+        )
+    if config.max_length <= config.max_completion_length:
+        raise UsageError(
+            f"--max_length must be above --max_completion_length={config.max_completion_length}, "
+            f"because a prompt has at least one token, found {config.max_length}: raise "
+            "--max_length or lower --max_completion_length"
+        )
+    room = config.max_length - config.max_completion_length
+    if config.max_prompt_length is not None and config.max_prompt_length > room:
+        raise UsageError(
+            f"--max_prompt_length must be at most {room}, because --max_length={config.max_length} "
+            f"leaves {config.max_completion_length} tokens to --max_completion_length, found "
+            f"{config.max_prompt_length}: lower it or raise --max_length"
+        )
+    if config.condition_on != "none":
+        raise UsageError(
+            f"--condition_on={config.condition_on} belongs to objectives that learn from answers, "
+            f"found {about}: leave --condition_on out"
+        )
+    if config.multihost:
+        raise UsageError(f"--multihost does not go with {about}: run one process with --mesh")
+
+
 def cluster_of(config: Config) -> Cluster | None:
     """Returns where the processes of a run meet; None if there is one process."""
     fields = (getattr(config, name) for name in Cluster._fields)
@@ -105,7 +160,11 @@ def cluster_of(config: Config) -> Cluster | None:
 
 def free_fields(config: Config) -> tuple[str, ...]:
     """Returns the fields that may differ between a run and its resumption."""
-    return (*FREE, *_unread(config))
+    free = (*FREE, *_unread(config))
+    if config.objective in ONLINE:  # which learns from the completions that these flags describe
+        learned = ("num_generations", "max_completion_length")
+        free = tuple(name for name in free if name not in learned)
+    return free
 
 
 def _unread(config: Config) -> dict[str, str]:
@@ -120,6 +179,7 @@ def _unread(config: Config) -> dict[str, str]:
         unread = dict.fromkeys(("utility", "utility_scale"), place)
     elif config.utility not in ("mean", "ratio"):
         unread["utility_scale"] = f"--utility=mean or ratio, found --utility={config.utility}"
+    unread |= _unread_online(config)
     if config.condition_on != "examples":
         unread["num_examples"] = (
             f"--condition_on=examples, found --condition_on={config.condition_on}"
@@ -128,4 +188,22 @@ def _unread(config: Config) -> dict[str, str]:
         unread["condition_dropout"] = (
             "--condition_on=group, annotator or examples, found --condition_on=none"
         )
+    return unread
+
+
+def _unread_online(config: Config) -> dict[str, str]:
+    """Returns the flags of reinforcement learning that nothing reads, as `_unread` does."""
+    found = f"found --objective={config.objective}"
+    unread: dict[str, str] = {}
+    if config.objective not in ONLINE:
+        rewards = ("reward_model", "reward_function", "reward_weights")
+        sampling = ("temperature", "top_k", "top_p", "min_p")
+        unread |= dict.fromkeys(
+            (*rewards, *sampling), f"--objective=rloo, grpo or posterior, {found}"
+        )
+    if config.objective not in ("rloo", "grpo"):
+        names = ("num_iterations", "epsilon", "epsilon_high")
+        unread |= dict.fromkeys(names, f"--objective=rloo or grpo, {found}")
+    if config.objective != "grpo":
+        unread |= dict.fromkeys(("scale_rewards", "loss_type"), f"--objective=grpo, {found}")
     return unread

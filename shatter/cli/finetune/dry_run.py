@@ -9,7 +9,7 @@ from shatter import models
 from shatter.cli.common import binary
 from shatter.cli.common.binary import UsageError
 from shatter.cli.finetune import learning, places, plan
-from shatter.cli.finetune.config import Config
+from shatter.cli.finetune.config import ONLINE, Config
 from shatter.cli.finetune.results import count_parameters, people_lines
 from shatter.cli.finetune.task import Task
 from shatter.factored import sizes
@@ -29,7 +29,7 @@ def describe(config: Config, task: Task, console: Console) -> None:
             console.print(f"bad row: {problem}")
     for line in people_lines(task):
         console.print(line)
-    _show_first(task, console)
+    _show_first(config, task, console)
     num_steps = count_steps(config, task)
     trained = jax.eval_shape(
         lambda key: learning.start(config, task.model, key),
@@ -39,7 +39,10 @@ def describe(config: Config, task: Task, console: Console) -> None:
     mesh = places.mesh_of(config)
     size, rows = plan.batch_size(config), task.train.encoded
     num_slots = max(len(row.completions) for row in rows)
-    longest = max(row.length for row in rows)
+    longest, shown = max(row.length for row in rows), "comparisons"
+    if config.objective in ONLINE:
+        num_slots, shown = config.num_generations, f"prompts ({config.num_generations} completions)"
+        longest += config.max_completion_length
     logits = size * num_slots * longest * task.model.config.vocab_size
     held_logits = sizes.slice_size() if logits > sizes.MULTIPLIED_OUT_UP_TO else logits
     base, own = (places.count_bytes(config, tree) for tree in (task.model.params, trained))
@@ -47,7 +50,7 @@ def describe(config: Config, task: Task, console: Console) -> None:
     of_each = " of each" if mesh.size > 1 else ""
     console.print(
         f"\n{parameters:,} parameters, {num_trained:,} of them trained; {num_steps:,} steps of "
-        f"{size * config.gradient_accumulation_steps} comparisons on {mesh.size} "
+        f"{size * config.gradient_accumulation_steps} {shown} on {mesh.size} "
         f"{jax.default_backend()} device(s) ({places.describe(mesh)}).\nMemory{of_each}: about "
         f"{memory / 1e6:,.0f} MB (pretrained and trained parameters, gradient, two moments, and "
         "three copies of the longest batch's logits, or of a slice where they are many; the "
@@ -85,9 +88,13 @@ def _table(task: Task) -> Table:
     return table
 
 
-def _show_first(task: Task, console: Console) -> None:
-    """Shows the first comparison token by token, in brackets what the loss counts."""
+def _show_first(config: Config, task: Task, console: Console) -> None:
+    """Shows the first comparison token by token, in brackets what the loss counts; or a prompt."""
     tokenizer, first = task.model.tokenizer, task.train.encoded[0]
+    if config.objective in ONLINE:
+        text = "".join(_token_text(tokenizer, token) for token in first.prompt)
+        console.print(f"\nThe first prompt, token by token: {text}")
+        return
     console.print("\nThe first comparison, token by token; the loss counts those in [brackets]:")
     skipped = first.skipped or (0,) * len(first.completions)
     for rank, completion, num in zip(first.ranks, first.completions, skipped, strict=True):

@@ -15,7 +15,7 @@ from shatter import models
 from shatter.cli.common import binary, compiling, run_folder
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.frozen import load_frozen, weights_hash
-from shatter.cli.finetune.config import Config
+from shatter.cli.finetune.config import ONLINE, Config
 from shatter.types import Params
 
 LORA_TARGETS = {
@@ -139,7 +139,9 @@ def _template_date(config: Config) -> datetime.datetime:
 def _check_lengths(config: Config, positions: int) -> None:
     """Raises an error if a length exceeds the model's positions."""
     limits = {"max_length": positions}
-    if config.objective != "reward_model":
+    if config.objective in ONLINE:
+        limits["max_completion_length"] = positions - 1
+    elif config.objective != "reward_model":
         limits["kl_length"] = positions - 1  # a prompt has at least one token
         if config.num_generations:
             limits["max_completion_length"] = positions - 1

@@ -115,6 +115,8 @@ def _facts(config: Config, task: Task) -> dict[str, Any]:
         "held_out": list(task.held_out),  # the metrics have these names
         "held_out_people": _people_hash(task),
     }
+    if task.rewards:
+        facts["rewards"] = [reward.digest for reward in task.rewards]
     if task.model.commit is not None:
         facts["commit"] = task.model.commit
     if tokenizer.asks_for_date and tokenizer.date is not None:

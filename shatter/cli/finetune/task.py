@@ -10,8 +10,11 @@ import numpy as np
 from shatter import data
 from shatter.cli.common.binary import UsageError
 from shatter.cli.finetune import places
-from shatter.cli.finetune.config import Config
+from shatter.cli.finetune.config import ONLINE, Config
 from shatter.cli.finetune.pretrained import Pretrained, load_model
+from shatter.cli.finetune.prompts import load_prompts
+from shatter.cli.finetune.reward_models import open_rewards
+from shatter.cli.finetune.rewards import Reward
 
 AS_EVERYBODY = "_as_everybody"
 """The end of the name of held-out rows whose prompts do not say who answers, beside those that
@@ -49,12 +52,15 @@ class Task(NamedTuple):
       train: the comparisons to learn from.
       held_out: the comparisons to evaluate by, by name.
       people: counts of how prompts say who answers, by name; empty if they do not.
+      rewards: what rewards completions, for objectives that learn from them; their rows are
+        prompts.
     """
 
     model: Pretrained
     train: Training
     held_out: dict[str, Split]
     people: Mapping[str, data.Shown] = MappingProxyType({})
+    rewards: tuple[Reward, ...] = ()
 
     @property
     def splits(self) -> dict[str, Split | Training]:
@@ -71,12 +77,27 @@ def load_task(config: Config) -> Task:
     places.mesh_of(config)
     model = load_model(config)
     places.check_mesh(config, model.params)
+    if config.objective in ONLINE:
+        return _prompts_task(config, model)
     rows: dict[str, list[data.Row]] = {}
     reports: dict[str, data.Report] = {}
     rows["train"], reports["train"] = _read(config, config.dataset_name)
     for name, file in _names(config.eval_dataset_name).items():
         rows[name], reports[name] = _read(config, file, "--eval_dataset_name")
     return make_task(config, model, rows, reports)
+
+
+def _prompts_task(config: Config, model: Pretrained) -> Task:
+    """Opens the rewards and the files of prompts."""
+    rewards = open_rewards(config, model)
+    encoded, report = load_prompts(config, model, config.dataset_name, "--dataset_name")
+    ranks, weight = np.zeros((len(encoded), 1, 1), np.int32), np.ones((len(encoded), 1), np.float32)
+    held_out = {
+        name: Split(*load_prompts(config, model, file, "--eval_dataset_name"))
+        for name, file in _names(config.eval_dataset_name).items()
+    }
+    train = Training(encoded, ranks, weight, report)
+    return Task(model, train, held_out, rewards=rewards)
 
 
 def make_task(

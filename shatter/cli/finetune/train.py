@@ -9,9 +9,16 @@ import optax
 
 from shatter import data, training
 from shatter.cli.common.checkpoints import Checkpoints
-from shatter.cli.finetune import checkpoints, evaluation, history, places, plan
-from shatter.cli.finetune.batches import count_tokens
-from shatter.cli.finetune.config import Config
+from shatter.cli.finetune import (
+    checkpoints,
+    evaluation,
+    history,
+    online,
+    online_evaluation,
+    places,
+    plan,
+)
+from shatter.cli.finetune.config import ONLINE, Config
 from shatter.cli.finetune.history import Log as _Log
 from shatter.cli.finetune.history import Record, Sums
 from shatter.cli.finetune.learning import Trainable
@@ -126,10 +133,7 @@ def train(
         made with other batches or software.
     """
     length, facts = plan.run_length(config, task), plan.plan_facts(config, task)
-    prepared = evaluation.prepare(config, task, progress)
-    state, update = make_update(
-        config, task, prepared.ref_log_probs, prepared.frozen, length.num_steps
-    )
+    evaluate, state, update = _prepare(config, task, length.num_steps, progress)
     size = plan.batch_size(config)
     part, num_parts = training.rows_of_process(places.mesh_of(config), size)
     batches = data.batches(
@@ -145,9 +149,9 @@ def train(
         run = _Run(
             config=config,
             length=length,
-            evaluate=prepared.evaluate,
+            evaluate=evaluate,
             update=update,
-            schedule=make_schedule(config, length.num_steps),
+            schedule=_schedule(config, length.num_steps),
             task=task,
             batches=batches,
             log=log,
@@ -167,6 +171,26 @@ def train(
     log.close()
     tokens = position.tokens - start.tokens
     return Result(position.state.params, log.rows, seconds, tokens, people)
+
+
+def _prepare(
+    config: Config, task: Task, num_steps: int, progress: Progress
+) -> tuple[evaluation.Evaluate, training.TrainState, Update]:
+    """Returns what measures a model, the state before the first step, and what makes a step."""
+    if config.objective in ONLINE:
+        state, update = online.make_update(config, task, num_steps)
+        return online_evaluation.make_evaluate(config, task), state, update
+    prepared = evaluation.prepare(config, task, progress)
+    refs, frozen = prepared.ref_log_probs, prepared.frozen
+    state, update = make_update(config, task, refs, frozen, num_steps)
+    return prepared.evaluate, state, update
+
+
+def _schedule(config: Config, num_steps: int) -> optax.Schedule:
+    """Returns the learning rate of a step's last update; only reinforcement makes several."""
+    num = config.num_iterations
+    of_update = make_schedule(config, num_steps * num)
+    return lambda step: of_update(step * num + num - 1)
 
 
 def _resume_or_begin(run: _Run, state: training.TrainState) -> _Position:
@@ -191,10 +215,9 @@ def _take_step(run: _Run, position: _Position) -> _Position:
     # The last step may have fewer batches; blank ones keep the compiled program.
     batches += [data.blank(batches[-1])] * (length.step_batches - len(batches))
     state, measured = run.update(position.state, batches)
-    tokens = sum(count_tokens(batch, run.task.train) for batch in batches)
     return position._replace(
         step=position.step + 1,
-        tokens=position.tokens + tokens,
+        tokens=position.tokens + measured.num_tokens,
         state=state,
         pending=[*position.pending, measured],
     )
@@ -213,7 +236,8 @@ def _report(run: _Run, position: _Position, start: _Start) -> _Position:
         run.log.add(_at_step(run, step) | row | rate)
         speed = _speed(start, position, run.length.num_steps)
         num_new = step - (step - 1) // config.logging_steps * config.logging_steps
-        run.progress(f"loss {row['loss']:.4f}, {speed}" if "loss" in row else speed, num_new)
+        shown = [f"{name} {row[name]:.4f}" for name in ("loss", "reward") if name in row]
+        run.progress(", ".join([*shown, speed]), num_new)
         position = position._replace(sums={})
     if _is_due(config.eval_steps, step) and not is_last:
         _log_evaluation(run, position)

@@ -23,10 +23,12 @@ class Measured(NamedTuple):
     Attributes:
       metrics: those of each batch, still on the devices.
       weight: the weight of all answers of the update.
+      num_tokens: the number of tokens of its documents, without padding.
     """
 
     metrics: list[Any]
     weight: float
+    num_tokens: int
 
 
 Update = Callable[[training.TrainState, Sequence[data.Batch]], tuple[training.TrainState, Measured]]
@@ -64,7 +66,8 @@ def make_update(
             arrays = batches.step_batch(batch, refs, task.train, total, number)
             state, metrics = learner.step(state, frozen, training.put_rows(mesh, arrays, size))
             measured.append(metrics)
-        return state, Measured(measured, total)
+        num_tokens = sum(batches.count_tokens(batch, task.train) for batch in parts)
+        return state, Measured(measured, total, num_tokens)
 
     return state, update
 

@@ -1,0 +1,192 @@
+"""Losses of the objectives that learn from rewards of the model's own completions."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from shatter import losses
+from shatter.cli.finetune import learning
+from shatter.cli.finetune.config import Config
+from shatter.cli.finetune.learning import Frozen, Trainable
+from shatter.cli.finetune.objectives import Mean
+from shatter.cli.finetune.pretrained import Pretrained
+from shatter.cli.finetune.rollouts import policy_log_probs
+from shatter.types import Array, Key
+
+
+class PolicyBatch(NamedTuple):
+    """N completions of each of B prompts, and their rewards.
+
+    Attributes:
+      tokens: int `[B, N, T]`.
+      mask: bool `[B, N, T]`, true on the completion.
+      valid: bool `[B, N, T]`, false on padding.
+      log_probs: `[B, N, T]`, of the policy that drew them, nats.
+      ref_log_probs: `[B, N, T]`, of the reference, nats.
+      rewards: `[B, N]`.
+      deviations: `[B]`, by what grpo divides rewards less their mean.
+      weight: `[B, N]`, each completion's share of the step's completions; 0 = it fills up a batch.
+      token_weight: `[B, N]`, the weight of its tokens in grpo's loss.
+    """
+
+    tokens: Array
+    mask: Array
+    valid: Array
+    log_probs: Array
+    ref_log_probs: Array
+    rewards: Array
+    deviations: Array
+    weight: Array
+    token_weight: Array
+
+
+class Losses(NamedTuple):
+    """Losses of completions `[B, N]`, their weights, and the ratios that were clipped.
+
+    Attributes:
+      losses: `[B, N]`.
+      weight: `[B, N]`, with which they are summed to the loss.
+      ratios: `[B, N]` or `[B, N, T]`, policy to the policy that drew; None = there is none.
+      advantages: in the shape of `ratios`, or broadcastable to it.
+      counted: bool in the shape of `ratios`, where there is one.
+    """
+
+    losses: Array
+    weight: Array
+    ratios: Array | None = None
+    advantages: Array | None = None
+    counted: Array | None = None
+
+
+def _penalised(config: Config, log_probs: Array, batch: PolicyBatch) -> Array:
+    """Returns rewards less `beta (log pi - log p0)` of the completion, `[B, N]`."""
+    log_ratio = jnp.sum(jax.lax.stop_gradient(log_probs) - batch.ref_log_probs, axis=-1)
+    return batch.rewards - config.beta * log_ratio
+
+
+def _others_mean(values: Array) -> Array:
+    """Returns the mean of the other values of each row, `[B, N]`; 0 if there are none."""
+    num_others = values.shape[-1] - 1
+    return (
+        (jnp.sum(values, axis=-1, keepdims=True) - values) / max(num_others, 1) * min(num_others, 1)
+    )
+
+
+def _rloo(config: Config, log_probs: Array, batch: PolicyBatch) -> Losses:
+    """Returns PPO's surrogate of documents with the leave-one-out advantage."""
+    old = batch.log_probs if config.num_iterations > 1 else jax.lax.stop_gradient(log_probs)
+    gains = _penalised(config, old, batch)
+    advantages = gains - _others_mean(gains)
+    own, before = jnp.sum(log_probs, axis=-1), jnp.sum(old, axis=-1)
+    found = losses.grpo_loss(
+        own[..., None],
+        before[..., None],
+        before[..., None],
+        advantages,
+        jnp.ones((*own.shape, 1), bool),
+        beta=0.0,
+        clip=config.epsilon,
+        clip_high=config.epsilon_high,
+    )
+    return Losses(
+        found, batch.weight, jnp.exp(own - before), advantages, jnp.any(batch.mask, axis=-1)
+    )
+
+
+def _grpo(config: Config, log_probs: Array, batch: PolicyBatch) -> Losses:
+    """Returns GRPO's loss, whose KL penalty is at every token."""
+    old = batch.log_probs if config.num_iterations > 1 else jax.lax.stop_gradient(log_probs)
+    if config.scale_rewards == "none":
+        advantages = batch.rewards - jnp.mean(batch.rewards, axis=-1, keepdims=True)
+    else:
+        advantages = losses.grpo_advantages(batch.rewards, batch.deviations[:, None])
+    found = losses.grpo_loss(
+        log_probs,
+        old,
+        batch.ref_log_probs,
+        advantages,
+        batch.mask,
+        beta=config.beta,
+        clip=config.epsilon,
+        clip_high=config.epsilon_high,
+    )
+    ratios = jnp.exp(log_probs - old)
+    return Losses(found, batch.token_weight, ratios, advantages[..., None], batch.mask)
+
+
+def _posterior(config: Config, log_probs: Array, batch: PolicyBatch) -> Losses:
+    """Returns minus the KL-regularised objective, with rewards-to-go and the others as baseline.
+
+    The mean gain of the other completions is taken from the reward and from the loss, so that the
+    loss is that of `losses.token_posterior_loss` and its gradient has less variance.
+    """
+    baselines = _others_mean(_penalised(config, log_probs, batch))
+    found = losses.token_posterior_loss(
+        log_probs, batch.ref_log_probs, batch.rewards - baselines, batch.mask, beta=config.beta
+    )
+    return Losses(found - baselines, batch.weight)
+
+
+OBJECTIVES: dict[str, Callable[[Config, Array, PolicyBatch], Losses]] = {
+    "rloo": _rloo,
+    "grpo": _grpo,
+    "posterior": _posterior,
+}
+
+
+def make_objective(
+    config: Config, model: Pretrained
+) -> Callable[..., tuple[Array, dict[str, Any]]]:
+    """Binds an objective to the model.
+
+    Args:
+      config: the config.
+      model: the pretrained model.
+
+    Returns:
+      `(trainable, frozen, key, batch) -> (loss, metrics)`, of which those of a step's batches add
+      up. "kl" is the batch's part of the mean of log pi - log p0, nats a completion.
+    """
+
+    def objective(
+        trainable: Trainable, frozen: Frozen, key: Key, batch: PolicyBatch
+    ) -> tuple[Array, dict[str, Any]]:
+        del key
+        params = learning.assemble(model, trainable, frozen.params)
+        log_probs = policy_log_probs(
+            model, params, batch.tokens, batch.mask, batch.valid, config.temperature
+        )
+        found = OBJECTIVES[config.objective](config, log_probs, batch)
+        loss = jnp.sum(found.weight * found.losses)
+        lengths = jnp.sum(batch.mask, axis=-1)
+        metrics: dict[str, Any] = {
+            "objective": Mean(loss, jnp.sum(batch.weight)),
+            "entropy": Mean(
+                -jnp.sum(batch.weight * jnp.sum(log_probs, axis=-1)),
+                jnp.sum(batch.weight * lengths),
+            ),
+            "kl": jnp.sum(batch.weight * jnp.sum(log_probs - batch.ref_log_probs, axis=-1))
+            / config.num_iterations,
+        }
+        return loss, metrics | _clip_ratios(config, found, batch.weight)
+
+    return objective
+
+
+def _clip_ratios(config: Config, found: Losses, weight: Array) -> dict[str, Mean]:
+    """Returns the shares of ratios from which no gradient passes, under TRL's names."""
+    if found.ratios is None or found.advantages is None or found.counted is None:
+        return {}
+    high = config.epsilon if config.epsilon_high is None else config.epsilon_high
+    is_low = (found.ratios < 1 - config.epsilon) & (found.advantages < 0)
+    is_high = (found.ratios > 1 + high) & (found.advantages > 0)
+    weight = weight.reshape(weight.shape + (1,) * (found.ratios.ndim - weight.ndim))
+    counted = jnp.where(found.counted, weight, 0.0)
+    mean = lambda values: Mean(jnp.sum(counted * values), jnp.sum(counted))
+    return {
+        "clip_ratio/low_mean": mean(is_low),
+        "clip_ratio/high_mean": mean(is_high),
+        "clip_ratio/region_mean": mean(is_low | is_high),
+    }

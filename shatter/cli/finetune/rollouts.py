@@ -1,0 +1,179 @@
+"""Completions that the model writes in training, with log-probs by the training forward pass."""
+
+import functools
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from shatter import data, documents, models, training
+from shatter.cli.common import processes
+from shatter.cli.common.sampling import Sampling, response_text
+from shatter.cli.finetune import learning, places
+from shatter.cli.finetune.config import Config
+from shatter.cli.finetune.learning import Trainable
+from shatter.cli.finetune.pretrained import Pretrained, compiler_options, without_arrays
+from shatter.cli.finetune.prompts import longest_prompt
+from shatter.cli.finetune.rewards import Completion
+from shatter.factored import FactoredLogits
+from shatter.types import Array, Key, Params
+
+
+class Rollouts(NamedTuple):
+    """N completions of each of B prompts.
+
+    Attributes:
+      tokens: int `[B, N, T]`: padding, prompt, completion, padding.
+      mask: bool `[B, N, T]`, true on the completion, with the token that ended it.
+      valid: bool `[B, N, T]`, false on padding.
+      log_probs: `[B, N, T]`, of the completion's tokens under the policy that drew them, computed
+        by the forward pass of training, nats; 0 elsewhere.
+      ref_log_probs: `[B, N, T]`, under the reference, nats.
+      drawn_log_probs: `[B, N]`, of completions under the law that they were drawn from, as the
+        sampler computed them, nats.
+    """
+
+    tokens: Array
+    mask: Array
+    valid: Array
+    log_probs: Array
+    ref_log_probs: Array
+    drawn_log_probs: Array
+
+
+def policy_log_probs(
+    model: Pretrained, params: Params, tokens: Array, mask: Array, valid: Array, temperature: float
+) -> Array:
+    """Returns the log-probs of completions' tokens under the model at a temperature.
+
+    Args:
+      model: the pretrained model.
+      params: parameters for `model.lm`.
+      tokens: int `[..., T]`.
+      mask: bool `[..., T]`, true on the completion.
+      valid: bool `[..., T]`, false on padding.
+      temperature: divides the logits.
+
+    Returns:
+      `[..., T]`, nats; 0 outside the mask.
+    """
+    logits = models.lazy_logits(model.lm, params, tokens, valid=valid)
+    # Softmax of padding may be NaN, and its gradient would be 0 times NaN.
+    counts = jnp.concatenate([mask[..., 1:], jnp.zeros_like(mask[..., :1])], axis=-1)
+    keep = lambda leaf: jnp.where(counts[..., None], leaf, 0.0)
+    if isinstance(logits, FactoredLogits):
+        logits = _tempered(logits, temperature).map_rows(keep)
+    else:
+        logits = keep(logits / temperature)
+    return jnp.where(mask, documents.token_log_probs(logits, tokens), 0.0)
+
+
+def _tempered(logits: FactoredLogits, temperature: float) -> FactoredLogits:
+    if temperature == 1.0:
+        return logits
+    rows, columns = logits
+    scale = (
+        jnp.ones_like(rows.features[..., :1], logits.dtype) if rows.scale is None else rows.scale
+    )
+    bias = None if columns.bias is None else columns.bias / temperature
+    return FactoredLogits(rows._replace(scale=scale / temperature), columns._replace(bias=bias))
+
+
+def make_sampling(config: Config, model: Pretrained, num_samples: int) -> Sampling:
+    """Returns how completions are drawn.
+
+    Args:
+      config: the config.
+      model: the pretrained model, with its tokenizer.
+      num_samples: completions of each prompt.
+    """
+    ends = models.end_tokens(model.config, model.tokenizer)
+    length, filters = config.max_completion_length, (config.top_k, config.top_p, config.min_p)
+    return Sampling(num_samples, length, ends, config.temperature, *filters)
+
+
+Draw = Callable[[Trainable, Key, Sequence[data.Encoded], int], Rollouts]
+"""Draws completions of prompts that are padded to a length."""
+
+
+def make_draw(config: Config, model: Pretrained, num_samples: int) -> Draw:
+    """Makes a function that draws completions; it compiles one program per length of prompts.
+
+    Args:
+      config: the config.
+      model: the pretrained model, on the devices; it is the reference.
+      num_samples: completions of each prompt.
+
+    Returns:
+      `(trainable, key, prompts[B], length) -> rollouts`, on the host. B is a multiple of the
+      devices that share a batch.
+    """
+    run = _program(without_arrays(model), make_sampling(config, model, num_samples))
+    mesh = places.mesh_of(config)
+
+    def draw(
+        trainable: Trainable, key: Key, prompts: Sequence[data.Encoded], length: int
+    ) -> Rollouts:
+        ids = [row.prompt.tolist() for row in prompts]
+        padded = documents.pad_prompts(ids, buckets=[min(length, longest_prompt(config))])
+        tokens, valid = training.put_rows(mesh, padded, len(ids))
+        rollouts: Rollouts = processes.fetch(run(trainable, model.params, key, tokens, valid))
+        return rollouts
+
+    return draw
+
+
+@functools.cache
+def _program(model: Pretrained, sampling: Sampling) -> Callable[..., Rollouts]:
+    """Compiles `(trainable, pretrained, key, tokens[B, P], valid[B, P]) -> rollouts`."""
+
+    @partial(jax.jit, compiler_options=compiler_options(model))
+    def run(
+        trainable: Trainable, pretrained: Params, key: Key, tokens: Array, valid: Array
+    ) -> Rollouts:
+        params = learning.assemble(model, trainable, pretrained)
+        settings: dict[str, Any] = vars(sampling)
+        samples = documents.sample(model.lm, params, key, tokens, valid=valid, **settings)
+        before = jnp.pad(valid, ((0, 0), (0, sampling.max_length)))
+        whole = samples.mask | before[:, None]
+        score = lambda p: policy_log_probs(
+            model, p, samples.tokens, samples.mask, whole, sampling.temperature
+        )
+        return Rollouts(
+            samples.tokens,
+            samples.mask,
+            whole,
+            score(params),
+            score(pretrained),
+            samples.log_probs,
+        )
+
+    return run
+
+
+def completions_of(
+    model: Pretrained, prompts: Sequence[data.Encoded], rollouts: Rollouts
+) -> list[Completion]:
+    """Returns the completions as texts, prompt by prompt.
+
+    Args:
+      model: the pretrained model, with its tokenizer.
+      prompts: the B prompts.
+      rollouts: their completions, on the host.
+
+    Returns:
+      B N completions.
+    """
+    ends, found = models.end_tokens(model.config, model.tokenizer), []
+    for row, tokens, mask in zip(prompts, rollouts.tokens, rollouts.mask, strict=True):
+        prompt = row.prompt.tolist()
+        for ids, is_own in zip(tokens, mask, strict=True):
+            response = np.asarray(ids)[np.asarray(is_own)].tolist()
+            finished = response[-1] in ends
+            text = response_text(model.tokenizer, prompt, response[:-1] if finished else response)
+            about = row.row.prompt, text, row.row.source
+            found.append(Completion(*about, prompt + response, len(prompt), finished))
+    return found
