@@ -1,0 +1,166 @@
+"""The arms: searches at a budget, and a policy trained with the same reward."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.common.didactic import EOS, World
+from experiments.search.config import Config
+from experiments.search.problem import (
+    PROMPT,
+    Problem,
+    draw_problem,
+    gold_reward,
+    learned_reward,
+    train_policy,
+)
+from shatter import evaluation, inference, search
+from shatter.cli.common.compiling import compiler_options
+from shatter.types import Array, Key, Metrics
+
+LAWS_A_TOKEN = {"tree_gumbel": 2, "tree_muzero": 2}
+"""The fewest laws that a token needs, where they are more than one."""
+
+Search = Callable[..., search.Found]
+
+
+def problems(config: Config, world: World) -> Problem:
+    """Returns the problems of all seeds, `[S]` on every leaf."""
+    keys = jax.random.split(_key(config, 0), config.num_seeds)
+    draw = jax.vmap(partial(draw_problem, config, world))
+    return jax.jit(draw, compiler_options=compiler_options())(keys)
+
+
+def _key(config: Config, part: int) -> Key:
+    """Returns the key of a part of the run: problems, searches, training."""
+    return jax.random.fold_in(jax.random.key(config.seed), part)
+
+
+def budgets_of(config: Config, arm: str) -> list[int]:
+    """Returns the budgets that an arm can spend."""
+    least = LAWS_A_TOKEN.get(arm, 1) * config.max_length
+    return [budget for budget in config.budgets if budget >= least]
+
+
+def run_search(
+    config: Config, world: World, drawn: Problem, arm: str, budget: int
+) -> dict[str, np.ndarray]:
+    """Runs one search at one budget, all seeds and keys in one call.
+
+    Args:
+      config: the config.
+      world: the documents.
+      drawn: the problems, `[S]` on every leaf.
+      arm: the search.
+      budget: laws of a next token.
+
+    Returns:
+      Means over keys, `[S]`: the learned and the gold reward of the best response by the learned
+      one, its log-prob under the model, and the laws that were needed.
+    """
+
+    def one(problem: Problem, key: Key) -> Metrics:
+        reward = partial(learned_reward, config, problem)
+        found = _search(config, world, problem, arm)(key, reward=reward, budget=budget)
+        best = (found.tokens[found.best][None], found.mask[found.best][None])
+        return {
+            "learned": reward(*best)[0],
+            "gold": gold_reward(config, world, problem, *best)[0],
+            "log_prob": found.log_probs[found.best],
+            "tokens": found.num_tokens.astype(float),
+        }
+
+    keys = jax.random.split(_key(config, 1), (config.num_seeds, config.num_draws))
+    lifted = jax.vmap(jax.vmap(one, in_axes=(None, 0)))
+    metrics = jax.jit(lifted, compiler_options=compiler_options())(drawn, keys)
+    return {name: np.asarray(values).mean(axis=1) for name, values in metrics.items()}
+
+
+def _search(config: Config, world: World, problem: Problem, arm: str) -> Search:
+    """Returns `(key, *, reward, budget) -> found` of an arm."""
+    twist = inference.TwistModel(world.table, problem.twist)
+    made: dict[str, tuple[Any, dict[str, Any]]] = {
+        "best_of_n": (search.best_of_n, {}),
+        "beam": (search.beam_search, {}),
+        "beam_by_value": (search.beam_search, {"twist": twist}),
+        "guided": (search.value_guided, {"twist": twist}),
+        "smc": (search.sequential_monte_carlo, {"twist": twist, "beta": config.beta}),
+        "smc_without_twist": (search.sequential_monte_carlo, {"beta": config.beta}),
+        "tree_gumbel": (search.tree_search, {"twist": twist, "beta": config.beta}),
+        "tree_muzero": (
+            search.tree_search,
+            {"twist": twist, "beta": config.beta, "policy": search.muzero()},
+        ),
+    }
+    function, given = made[arm]
+    given = {"max_length": config.max_length, "eos": EOS} | given
+    return lambda key, **more: function(world.table, problem.params, key, PROMPT, **more, **given)
+
+
+def run_training(config: Config, world: World, drawn: Problem) -> dict[str, np.ndarray]:
+    """Trains the policy of every seed.
+
+    Args:
+      config: the config.
+      world: the documents.
+      drawn: the problems, `[S]` on every leaf.
+
+    Returns:
+      `[S, 1 + steps]`: the learned and the gold reward that it expects, its KL from the model, and
+      the tokens that were sampled by then.
+    """
+
+    def one(problem: Problem, key: Key) -> Metrics:
+        laws, num_tokens = train_policy(config, world, problem, key)
+        learned, gold = rewards_of_all(config, world, problem)
+        ref = world.log_probs(problem.params)
+        shares = jnp.exp(laws)
+        return {
+            "learned": shares @ learned,
+            "gold": shares @ gold,
+            "kl": jnp.sum(shares * (laws - ref[None]), axis=1),
+            "tokens": num_tokens.astype(float),
+        }
+
+    keys = jax.random.split(_key(config, 2), config.num_seeds)
+    metrics = jax.jit(jax.vmap(one), compiler_options=compiler_options())(drawn, keys)
+    return {name: np.asarray(values) for name, values in metrics.items()}
+
+
+def rewards_of_all(config: Config, world: World, problem: Problem) -> tuple[Array, Array]:
+    """Returns the learned and the gold reward of all documents, `[D]` each."""
+    return (
+        learned_reward(config, problem, *world.space),
+        gold_reward(config, world, problem, *world.space),
+    )
+
+
+def frontier(
+    config: Config, world: World, drawn: Problem, betas: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Computes the optima of the learned reward at KL coefficients, which nothing can exceed.
+
+    Args:
+      config: the config.
+      world: the documents.
+      drawn: the problems, `[S]` on every leaf.
+      betas: `[N]`.
+
+    Returns:
+      `[S, N]`: KL from the model, the learned reward, and the gold reward.
+    """
+
+    def one(problem: Problem) -> Metrics:
+        learned, gold = rewards_of_all(config, world, problem)
+        ref = world.log_probs(problem.params)
+        kl, reward = evaluation.reward_kl_frontier(ref, learned, jnp.asarray(betas))
+        law = lambda beta: evaluation.posterior_optimum(ref, learned, beta=beta)[0]
+        laws = jax.vmap(law)(jnp.asarray(betas))
+        return {"kl": kl, "learned": reward, "gold": jnp.exp(laws) @ gold}
+
+    metrics = jax.jit(jax.vmap(one), compiler_options=compiler_options())(drawn)
+    return {name: np.asarray(values) for name, values in metrics.items()}
