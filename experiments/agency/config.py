@@ -34,10 +34,10 @@ class Config:
     """Operands are drawn from 1 to this number."""
 
     price: float = 0.05
-    """What every action costs; the right answer earns 1."""
+    """What every action costs, below .5; the right answer earns 1."""
 
     num_demonstrations: int = 512
-    """Episodes of the expert. Other questions are new to whoever learns from them."""
+    """Episodes of the expert, about questions of the training part."""
 
     quality: float = 0.8
     """Probability that an action of the expert is no mistake; it solves a question with this to
@@ -49,13 +49,13 @@ class Config:
     num_layers: int = 2
     """Of the transformer."""
 
-    num_rounds: int = 20
+    num_rounds: int = 16
     """Rounds of updates and a measurement."""
 
-    imitation_rounds: int = 10
+    imitation_rounds: int = 8
     """Rounds of imitation in imitation_rl."""
 
-    updates_per_round: int = 40
+    updates_per_round: int = 25
     """Adam steps a round."""
 
     batch_size: int = 64
@@ -73,8 +73,8 @@ class Config:
     beta: float = 0.02
     """KL coefficient of RL after imitation."""
 
-    num_evaluated: int = 64
-    """New questions at every measurement, of every seed; each is answered --num_tries times."""
+    num_evaluated: int = 32
+    """Held-out questions at every measurement, of every seed; each is tried --num_tries times."""
 
     num_tries: int = 4
     """Episodes of a question at a measurement; the best of them is what search finds."""

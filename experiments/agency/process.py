@@ -14,6 +14,8 @@ from shatter.numerics import masked_sum
 from shatter.types import Array, Key, Metrics, Params
 
 VOCABULARY = environments.ARITHMETIC_VOCABULARY
+_HELD_OUT = 5  # one question in so many
+_TRIES = 64  # keys among which there is one with a question of the wanted part
 
 
 class Setting(NamedTuple):
@@ -22,7 +24,8 @@ class Setting(NamedTuple):
     Attributes:
       config: the config.
       lm: the model.
-      environment: questions and a calculator.
+      environment: questions of the training part, and a calculator.
+      held_out: the same with the questions of the other part.
       expert: the script, at the config's quality.
       limits: of an episode.
     """
@@ -30,6 +33,7 @@ class Setting(NamedTuple):
     config: Config
     lm: models.LanguageModel
     environment: environments.Environment
+    held_out: environments.Environment
     expert: Any
     limits: dict[str, int]
 
@@ -76,7 +80,26 @@ def make_setting(config: Config) -> Setting:
         "end_of_action": environments.ARITHMETIC_END,
     }
     expert = environments.arithmetic_expert(sizes, quality=config.quality)
-    return Setting(config, lm, environment, expert, limits)
+    train, held_out = (with_questions(environment, held_out=part) for part in (False, True))
+    return Setting(config, lm, train, held_out, expert, limits)
+
+
+def with_questions(
+    environment: environments.Environment, *, held_out: bool
+) -> environments.Environment:
+    """Returns an environment whose questions are of one part: a fifth of all are held out."""
+
+    def is_held_out(state: environments.ArithmeticState) -> Array:
+        numbers = jnp.concatenate([state.operands, state.operators])
+        return jnp.sum(numbers * (1 + 2 * jnp.arange(numbers.size))) % _HELD_OUT == 0
+
+    def reset(key: Key) -> tuple[Any, environments.Tokens]:
+        keys = jax.random.split(key, _TRIES)
+        states, _ = jax.vmap(environment.reset)(keys)
+        fits = jax.vmap(is_held_out)(states) == held_out
+        return environment.reset(keys[jnp.argmax(fits)])
+
+    return environment._replace(reset=reset)
 
 
 def demonstrations(setting: Setting, key: Key, number: int) -> environments.Transcript:
@@ -88,13 +111,18 @@ def demonstrations(setting: Setting, key: Key, number: int) -> environments.Tran
 
 
 def episodes(
-    setting: Setting, params: Params, key: Key, num_questions: int, num_tries: int
+    setting: Setting,
+    environment: environments.Environment,
+    params: Params,
+    key: Key,
+    num_questions: int,
+    num_tries: int,
 ) -> environments.Transcript:
     """Returns the model's episodes, several of every question, `[num_questions, num_tries]`."""
     question_key, draw_key = jax.random.split(key)
 
     def of_question(question: Key, draws: Key) -> environments.Transcript:
-        same = setting.environment._replace(reset=lambda _: setting.environment.reset(question))
+        same = environment._replace(reset=lambda _: environment.reset(question))
         play = lambda key: environments.rollout(setting.lm, params, key, same, **setting.limits)
         return jax.vmap(play)(draws)
 
@@ -190,7 +218,7 @@ def _reinforce(setting: Setting, arm: str, reference: Params, params: Params, ke
     """Returns the gradient of RLOO on the model's own episodes, less the KL from the reference."""
     config = setting.config
     num_questions = config.batch_size // config.num_samples
-    seen = episodes(setting, params, key, num_questions, config.num_samples)
+    seen = episodes(setting, setting.environment, params, key, num_questions, config.num_samples)
     beta = config.beta if arm == "imitation_rl" else 0.0
     score = lambda params: masked_sum(_log_probs(setting, params, seen), seen.is_action)
     penalty = beta * (score(params) - score(reference))
@@ -199,9 +227,11 @@ def _reinforce(setting: Setting, arm: str, reference: Params, params: Params, ke
 
 
 def _measure(setting: Setting, state: State, key: Key) -> Metrics:
-    """Returns measures of the model's episodes on new questions."""
+    """Returns measures of the model's episodes on held-out questions."""
     config = setting.config
-    seen = episodes(setting, state.params, key, config.num_evaluated, config.num_tries)
+    seen = episodes(
+        setting, setting.held_out, state.params, key, config.num_evaluated, config.num_tries
+    )
     returns = jnp.sum(seen.rewards, axis=-1)
     is_right = jnp.max(seen.rewards, axis=-1) > 0.5  # the right answer earns 1 less a price
     score = lambda params: masked_sum(_log_probs(setting, params, seen), seen.is_action)

@@ -27,7 +27,7 @@ MEASURES = {
     "return": "return",
     "actions": "actions an episode",
     "invalid": "invalid actions",
-    "kl_from_reference": "KL from imitation",
+    "kl_from_reference": "KL from the start of RL",
 }
 
 
@@ -71,10 +71,10 @@ def check(config: Config) -> None:
             f"--batch_size must be a multiple of --num_samples={config.num_samples}, found "
             f"{config.batch_size}"
         )
-    if not 0 <= config.quality <= 1 or not config.price >= 0 or not config.beta >= 0:
+    if not 0 <= config.quality <= 1 or not 0 <= config.price < 0.5 or not config.beta >= 0:
         raise binary.UsageError(
-            "expected --quality from 0 to 1, --price and --beta of at least 0, found "
-            f"{config.quality}, {config.price} and {config.beta}"
+            "expected --quality from 0 to 1, --price from 0 to below .5 and --beta of at least 0, "
+            f"found {config.quality}, {config.price} and {config.beta}"
         )
 
 
@@ -159,8 +159,8 @@ def _table(config: Config, summary: dict[str, Any]) -> Table:
     table = Table(
         title=f"after {config.num_rounds * config.updates_per_round} updates: the expert is right "
         f"in {summary['expert_success']:.2f} of its episodes",
-        caption=f"means over {config.num_seeds} seeds [95%]; new questions, {config.num_tries} "
-        "episodes each",
+        caption=f"means over {config.num_seeds} seeds [95%]; held-out questions, "
+        f"{config.num_tries} episodes each; without RL the KL is that from the random start",
     )
     table.add_column("arm")
     for label in MEASURES.values():
@@ -194,7 +194,9 @@ def _draw(
             switch = config.imitation_rounds * config.updates_per_round
             axis.axvline(switch, color="0.8", linewidth=0.8, zorder=0)
     axes[0].legend(fontsize=8)
-    figure.suptitle(f"arithmetic with a calculator, new questions ({config.num_seeds} seeds, 95%)")
+    figure.suptitle(
+        f"arithmetic with a calculator, held-out questions ({config.num_seeds} seeds, 95%)"
+    )
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

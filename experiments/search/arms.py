@@ -111,7 +111,8 @@ def run_training(config: Config, world: World, drawn: Problem) -> dict[str, np.n
 
     Returns:
       `[S, 1 + steps]`: the learned and the gold reward that it expects, its KL from the model, and
-      the tokens that were sampled by then.
+      the tokens that were sampled by then. `[S, budgets]`: "best_learned" and "best_gold", the
+      exact rewards of the best of n of its samples, n those that a budget pays for.
     """
 
     def one(problem: Problem, key: Key) -> Metrics:
@@ -119,11 +120,18 @@ def run_training(config: Config, world: World, drawn: Problem) -> dict[str, np.n
         learned, gold = rewards_of_all(config, world, problem)
         ref = world.log_probs(problem.params)
         shares = jnp.exp(laws)
+        numbers = [budget // config.max_length for budget in config.budgets]
+        of_best = [
+            evaluation.best_of_n_log_probs(laws[-1], learned, num_samples=n) for n in numbers
+        ]
+        best = jnp.exp(jnp.stack(of_best))
         return {
             "learned": shares @ learned,
             "gold": shares @ gold,
             "kl": jnp.sum(shares * (laws - ref[None]), axis=1),
             "tokens": num_tokens.astype(float),
+            "best_learned": best @ learned,
+            "best_gold": best @ gold,
         }
 
     keys = jax.random.split(_key(config, 2), config.num_seeds)

@@ -13,6 +13,8 @@ SEARCHES = (
     "tree_muzero",
 )
 TRAINED = "rloo"
+BEST_OF_TRAINED = "rloo_best_of_n"
+"""What comes with `rloo`: the best of n samples of the trained policy, computed exactly."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +56,8 @@ class Config:
     """Choices between two samples of the model that the reward model learns from."""
 
     misfit: float = 0.5
-    """Share of the gold reward's variance that no reward model can learn here, because it is not
-    linear in the counts of tokens and of pairs of tokens."""
+    """Share of the gold reward's variance, about, that no reward model can learn here, because it
+    is not linear in the counts of tokens and of pairs of tokens."""
 
     beta: float = 0.3
     """KL coefficient: of the twists, of the trees and of the trained policy. Rewards have a

@@ -6,13 +6,14 @@ import matplotlib
 import numpy as np
 
 from experiments.common.intervals import mean_interval
-from experiments.search.config import SEARCHES, TRAINED, Config
+from experiments.search.config import BEST_OF_TRAINED, SEARCHES, TRAINED, Config
 from experiments.search.summary import Results
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-_COLORS = dict(zip((*SEARCHES, TRAINED), plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
+_NAMES = (*SEARCHES, TRAINED, BEST_OF_TRAINED)
+_COLORS = {name: plt.get_cmap("tab10")(place) for place, name in enumerate(_NAMES)}
 
 
 def draw(

@@ -12,6 +12,7 @@ from shatter import choice, documents, ensembles, losses
 from shatter.types import Array, Key, Params
 
 PROMPT = jnp.array([0])
+_ANCHORS = 1_000  # samples that set the factors of a learned twist
 
 
 class Problem(NamedTuple):
@@ -23,6 +24,7 @@ class Problem(NamedTuple):
       gold_table: the rest of the gold reward, a number for every token after a prefix.
       centre: `[]`, what is taken from the gold reward, so that its mean is 0 under the model.
       weights: `[F]`, the reward model's.
+      learned_centre: `[]`, what is taken from its reward, for the same reason.
       twist: the parameters of a table that is the twist.
       twist_tokens: int `[]`, tokens that were sampled to learn it.
     """
@@ -32,6 +34,7 @@ class Problem(NamedTuple):
     gold_table: Params
     centre: Array
     weights: Array
+    learned_centre: Array
     twist: Params
     twist_tokens: Array
 
@@ -54,7 +57,7 @@ def gold_reward(
 
 def learned_reward(config: Config, problem: Problem, tokens: Array, mask: Array) -> Array:
     """Returns the reward model's reward of documents, `[N]`."""
-    return counts(config, tokens, mask) @ problem.weights
+    return counts(config, tokens, mask) @ problem.weights - problem.learned_centre
 
 
 def draw_problem(config: Config, world: World, key: Key) -> Problem:
@@ -64,22 +67,27 @@ def draw_problem(config: Config, world: World, key: Key) -> Problem:
     law, (tokens, mask) = jnp.exp(world.log_probs(params)), world.space
     share = jnp.sqrt(jnp.array([1.0 - config.misfit, config.misfit]))
     num_features = config.vocab_size + config.vocab_size**2
-    weights, _ = _standard(law, counts(config, tokens, mask), weight_key, num_features)
+    weights = jax.random.normal(weight_key, (num_features,))
+    weights = weights / jnp.sqrt(_variance(law, counts(config, tokens, mask) @ weights))
     table = jax.random.normal(table_key, params.shape)
-    rest = _along(world, table, tokens, mask)
-    table = table / jnp.sqrt(_variance(law, rest))
+    rest, of_counts = _along(world, table, tokens, mask), counts(config, tokens, mask)
+    explained = _least_squares(law, of_counts, rest)
+    scale = share[1] / jnp.sqrt(_variance(law, rest - of_counts @ explained))
     problem = Problem(
         params=params,
-        gold_weights=share[0] * weights,
-        gold_table=share[1] * table,
+        gold_weights=share[0] * weights - scale * explained,
+        gold_table=scale * table,
         centre=jnp.zeros(()),
         weights=jnp.zeros(num_features),
+        learned_centre=jnp.zeros(()),
         twist=jnp.zeros(params.shape),
         twist_tokens=jnp.zeros((), int),
     )
     gold = gold_reward(config, world, problem, tokens, mask)
     problem = problem._replace(centre=law @ gold)
     problem = problem._replace(weights=_learn_reward(config, world, problem, ask_key, answer_key))
+    learned = learned_reward(config, problem, tokens, mask)
+    problem = problem._replace(learned_centre=law @ learned)
     if config.twist == "exact":
         return problem._replace(twist=_exact_twist(config, world, problem))
     twist, num_tokens = _learn_twist(config, world, problem, twist_key)
@@ -114,9 +122,28 @@ def _learn_twist(config: Config, world: World, problem: Problem, key: Key) -> tu
         return (optax.apply_updates(table, updates), state), jnp.sum(mask)
 
     start = jnp.zeros(problem.params.shape)
-    keys = jax.random.split(key, config.twist_steps)
+    learn_key, anchor_key = jax.random.split(key)
+    keys = jax.random.split(learn_key, config.twist_steps)
     (table, _), num_tokens = jax.lax.scan(step, (start, optimizer.init(start)), keys)
-    return table, jnp.sum(num_tokens)
+    tokens, mask = _sample(config, world, problem.params, anchor_key, _ANCHORS)
+    table = _anchored(config, world, problem, table, tokens, mask)
+    return table, jnp.sum(num_tokens) + jnp.sum(mask)
+
+
+def _anchored(
+    config: Config, world: World, problem: Problem, table: Params, tokens: Array, mask: Array
+) -> Params:
+    """Returns the twist with the factor at each length that makes its mean that of the potential.
+
+    The mean is over samples of the model that have a token there.
+    """
+    logits = world.table.apply(table, tokens[:, :-1])
+    log_twists = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
+    gains = learned_reward(config, problem, tokens, mask)[:, None] / config.beta
+    total = lambda logs: jax.nn.logsumexp(jnp.where(mask[:, 1:], logs, -jnp.inf), axis=0)
+    shifts = total(jnp.broadcast_to(gains, log_twists.shape)) - total(log_twists)
+    sizes = [config.vocab_size**t for t in range(config.max_length)]
+    return table + jnp.repeat(shifts, jnp.array(sizes), total_repeat_length=sum(sizes))[:, None]
 
 
 def _exact_twist(config: Config, world: World, problem: Problem) -> Params:
@@ -194,8 +221,8 @@ def _variance(law: Array, values: Array) -> Array:
     return law @ jnp.square(values - law @ values)
 
 
-def _standard(law: Array, features: Array, key: Key, number: int) -> tuple[Array, Array]:
-    """Returns Gaussian weights, scaled so that the product has variance 1 under a law, and it."""
-    weights = jax.random.normal(key, (number,))
-    weights = weights / jnp.sqrt(_variance(law, features @ weights))
-    return weights, features @ weights
+def _least_squares(law: Array, features: Array, values: Array) -> Array:
+    """Returns the weights of the linear function of features that explains most under a law."""
+    root = jnp.sqrt(law)[:, None]
+    centred = features - law @ features
+    return jnp.linalg.lstsq(root * centred, root[:, 0] * (values - law @ values))[0]

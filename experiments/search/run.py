@@ -11,8 +11,8 @@ from rich.console import Console
 
 from experiments.common.didactic import World, check_documents, make_world
 from experiments.search import arms, plot
-from experiments.search.config import SEARCHES, TRAINED, Config
-from experiments.search.problem import Problem
+from experiments.search.config import BEST_OF_TRAINED, SEARCHES, TRAINED, Config
+from experiments.search.problem import Problem, counts
 from experiments.search.summary import BASELINE, Results, summarise, summary_table
 from shatter.cli.common import binary, run_folder
 from shatter.cli.common.progress import open_console, progress_bar
@@ -71,8 +71,8 @@ def experiment(config: Config) -> None:
         f"search: {config.num_seeds} seeds, {len(config.arms)} arms, budgets up to "
         f"{config.budgets[-1]} tokens, about {minutes(config):.0f} minutes on 2 CPU cores"
     )
-    free = ("run_dir", "arms")
-    with run_folder.open_run_folder(config.run_dir, config, free=free) as folder:
+    free, software = ("run_dir", "arms"), f"jax {jax.__version__}"  # arms are paired by seed
+    with run_folder.open_run_folder(config.run_dir, config, free=free, software=software) as folder:
         began = time.perf_counter()
         drawn = arms.problems(config, world)
         results, budgets = _results(config, world, drawn, folder, console)
@@ -104,7 +104,10 @@ def _results(
             advance(arm, 0)
             if arm == TRAINED:
                 run = partial(arms.run_training, config, world, drawn)
-                results[arm] = _kept(folder / "arms" / f"{arm}.npz", run)
+                metrics = _kept(folder / "arms" / f"{arm}.npz", run)
+                best = {name: metrics.pop(f"best_{name}") for name in ("learned", "gold")}
+                results |= {arm: metrics, BEST_OF_TRAINED: best}
+                budgets[BEST_OF_TRAINED] = list(config.budgets)
                 advance(arm, 1)
                 continue
             parts = []
@@ -133,7 +136,11 @@ def _kept(path: Path, run: partial) -> dict[str, np.ndarray]:
 
 
 def _facts(config: Config, world: World, drawn: Problem) -> dict[str, np.ndarray]:
-    """Returns of every seed how often the reward model is right, and what the twist cost, `[S]`."""
+    """Returns facts of every seed, `[S]`.
+
+    How often the reward model is right, the variance of the gold reward, the share of it that no
+    reward model can learn, and what the twist cost.
+    """
 
     def one(problem: Problem) -> dict[str, jax.Array]:
         learned, gold = arms.rewards_of_all(config, world, problem)
@@ -141,8 +148,14 @@ def _facts(config: Config, world: World, drawn: Problem) -> dict[str, np.ndarray
         difference = lambda values: values[:, None] - values[None, :]
         agree = (difference(learned) > 0) == (difference(gold) > 0)
         apart = (law[:, None] * law[None, :]) * ~jnp.eye(len(law), dtype=bool)
+        variance = lambda values: law @ jnp.square(values - law @ values)
+        features = counts(config, *world.space)
+        root = jnp.sqrt(law)
+        fit = jnp.linalg.lstsq(root[:, None] * (features - law @ features), root * gold)[0]
         return {
             "accuracy": jnp.sum(apart * agree) / jnp.sum(apart),
+            "gold_variance": variance(gold),
+            "out_of_reach": variance(gold - features @ fit) / variance(gold),
             "twist_tokens": problem.twist_tokens.astype(float),
         }
 

@@ -10,7 +10,7 @@ from shatter.data.conditions import (
     group_sizes,
     learn_conditions,
 )
-from shatter.data.encoding import Encoded, TextTokenizer, encode_rows
+from shatter.data.encoding import Encoded, TextTokenizer, encode_prompts, encode_rows
 from shatter.data.layouts import DEMONSTRATED, LABELLED_FALSE, LABELLED_TRUE
 from shatter.data.people import best_place, with_annotator, with_examples, with_group
 from shatter.data.report import Problem, Report, RowsError
@@ -40,6 +40,7 @@ __all__ = [
     "condition_held_out",
     "condition_training",
     "demonstrations",
+    "encode_prompts",
     "encode_rows",
     "group_sizes",
     "learn_conditions",

@@ -18,7 +18,9 @@ from shatter.data.report import (
 )
 from shatter.data.rows import Row, record_of
 from shatter.data.texts import Text, shown
-from shatter.data.truncation import truncate_document
+from shatter.data.truncation import truncate_document, truncate_prompt
+
+_UNLIMITED = 2**30
 
 
 class TextTokenizer(Protocol):
@@ -137,6 +139,51 @@ def encode_rows(
             "expected max_length >= 3 (BOS, a token, EOS) and max_prompt_length >= 1, found "
             f"{max_length} and {max_prompt_length}"
         )
+    encoding = _encoding(tokenizer, max_length, max_prompt_length)
+    return _encode(rows, encoding, _encoded, on_bad_row, bad_rows_path, report)
+
+
+def encode_prompts(
+    rows: Sequence[Row],
+    tokenizer: TextTokenizer,
+    *,
+    max_prompt_length: int | None = None,
+    on_bad_row: OnBadRow = "fail",
+    report: Report | None = None,
+) -> tuple[list[Encoded], Report]:
+    """Encodes prompts that a model will complete; what completions the rows have is not read.
+
+    A prompt is encoded alone, as it is where a model answers, so that its last word may be one that
+    a completion would change (`story.` before `.`). It begins and is cut as in `encode_rows`.
+
+    Args:
+      rows: the rows.
+      tokenizer: the tokenizer of the model.
+      max_prompt_length: the largest number of tokens of a prompt; None = all are kept.
+      on_bad_row: as in `encode_rows`.
+      report: the report of reading the rows, which the returned one continues.
+
+    Returns:
+      The prompts, each with EOS as its only completion, and the report.
+
+    Raises:
+      RowsError: as `encode_rows`.
+      ValueError: if `max_prompt_length` is below 1.
+    """
+    if max_prompt_length is not None and max_prompt_length < 1:
+        raise ValueError(f"expected max_prompt_length >= 1, found {max_prompt_length}")
+    encoding = _encoding(tokenizer, _UNLIMITED, max_prompt_length)
+    return _encode(rows, encoding, _encoded_prompt, on_bad_row, None, report)
+
+
+def _encoding(
+    tokenizer: TextTokenizer, max_length: int, max_prompt_length: int | None
+) -> _Encoding:
+    """Returns how texts are encoded.
+
+    Raises:
+      RowsError: if the tokenizer has no EOS.
+    """
     eos = tokenizer.eos
     if eos is None:
         raise RowsError(
@@ -145,14 +192,25 @@ def encode_rows(
         )
     encode = functools.lru_cache(4096)(lambda text: tuple(tokenizer.encode(text)))
     bos = eos if tokenizer.bos is None else tokenizer.bos
-    encoding = _Encoding(tokenizer, encode, bos, eos, max_length, max_prompt_length)
+    return _Encoding(tokenizer, encode, bos, eos, max_length, max_prompt_length)
+
+
+def _encode(
+    rows: Sequence[Row],
+    encoding: _Encoding,
+    encode: Callable[[Row, _Encoding], tuple[Encoded, tuple[int, ...]]],
+    on_bad_row: OnBadRow,
+    bad_rows_path: str | Path | None,
+    report: Report | None,
+) -> tuple[list[Encoded], Report]:
+    """Encodes rows one by one; see `encode_rows`."""
     found: list[tuple[Encoded, tuple[int, ...]]] = []
     problems: list[Problem] = []
     bad: set[int] = set()
     for row in rows:
         origin = row.origin or row
         try:
-            found.append(_encoded(row, encoding))
+            found.append(encode(row, encoding))
         except BadRow as error:
             if row.origin is None or id(origin) not in bad:
                 problems.append(Problem(row.source, raw_text(record_of(origin)), *error.args))
@@ -235,6 +293,24 @@ def _encoded(row: Row, encoding: _Encoding) -> tuple[Encoded, tuple[int, ...]]:
     return Encoded(arrays[0], tuple(arrays[1:]), *about), lost
 
 
+def _encoded_prompt(row: Row, encoding: _Encoding) -> tuple[Encoded, tuple[int, ...]]:
+    """Encodes the prompt of a row; also returns how many tokens it has lost."""
+    try:
+        start = _start_text(row.prompt, encoding.tokenizer)
+        prompt = list(encoding.encode(start)) if start else []
+    except RowsError:
+        raise
+    except ValueError as error:  # from the tokenizer
+        raise BadRow("prompt", "a text that the tokenizer can encode", str(error)) from error
+    if not prompt or (encoding.tokenizer.adds_bos and prompt[0] != encoding.bos):
+        prompt = [encoding.bos, *prompt]
+    limit = encoding.max_prompt_length or len(prompt)
+    short = np.asarray(truncate_prompt(prompt, limit, bos=encoding.bos), np.int32)
+    eos = np.asarray([encoding.eos], np.int32)
+    found = Encoded(short, (eos,), row.ranks, row.weight, row.votes, row)
+    return found, (len(prompt) - len(short), 0)
+
+
 def _document(
     prompt: Text, completion: Text, last_turn: bool, encoding: _Encoding
 ) -> tuple[list[int], list[int], int]:
@@ -288,18 +364,12 @@ def _texts(
 
     Conversations are rendered by the chat template.
     """
+    start = _start_text(prompt, tokenizer)
     if isinstance(prompt, str):
-        return prompt, prompt, prompt + cast(str, completion)
-    if tokenizer.chat_template is None:
-        raise RowsError(
-            "the rows are conversations and the tokenizer has no chat template: expected a "
-            "template, found none; pass one (--chat_template=FILE, a Jinja template such as the "
-            "chat_template of a tokenizer_config.json), or write prompts and completions as text"
-        )
+        return start, start, start + cast(str, completion)
     turns = cast(tuple, completion)
     earlier = turns[:-1] if last_turn else ()
     try:
-        start = tokenizer.render_chat(list(prompt), add_generation_prompt=True)
         before = start
         if earlier:
             before = tokenizer.render_chat([*prompt, *earlier], add_generation_prompt=True)
@@ -316,6 +386,22 @@ def _texts(
             )
     # `before` can be shorter than `start` where the template hides earlier turns.
     return start, max(start, before, key=len), whole
+
+
+def _start_text(prompt: Text, tokenizer: TextTokenizer) -> str:
+    """Returns a prompt as text; a conversation is rendered by the chat template."""
+    if isinstance(prompt, str):
+        return prompt
+    if tokenizer.chat_template is None:
+        raise RowsError(
+            "the rows are conversations and the tokenizer has no chat template: expected a "
+            "template, found none; pass one (--chat_template=FILE, a Jinja template such as the "
+            "chat_template of a tokenizer_config.json), or write prompts and completions as text"
+        )
+    try:
+        return tokenizer.render_chat(list(prompt), add_generation_prompt=True)
+    except ValueError as error:
+        raise BadRow("prompt", "a conversation for the chat template", str(error)) from error
 
 
 def _assert_distinct(completions: Sequence[list[int]]) -> None:

@@ -58,11 +58,11 @@ class ArithmeticConfig:
     def num_digits(self) -> int:
         """The largest number of digits of a number.
 
-        It holds m + m^2 + ... + m^(n + 1), the largest result if every step makes the mistake of
-        the scripted expert.
+        It holds the largest result if every step makes the mistake of the scripted expert: m + m^2
+        + ... + m^(n + 1) by products, m + n (m + 1) by sums.
         """
-        sizes = (self.max_operand ** (k + 1) for k in range(self.num_operations + 1))
-        return len(str(sum(sizes)))
+        n, m = self.num_operations, self.max_operand
+        return len(str(max(sum(m ** (k + 1) for k in range(n + 1)), m + n * (m + 1))))
 
     @property
     def max_action_length(self) -> int:

@@ -73,10 +73,11 @@ def host_play(
         state, observation, reward, done = environment.step(state, said)
         rewards.append(_finite(reward, turn))
         is_invalid.append(action[-1] != end_of_action or bool(environment.is_invalid(state)))
+        if done or turn + 1 == max_turns:
+            break  # nobody reads the answer to the last action
         ids = encode(observation, codec, f"the observation after action {turn}")
         ids = _read_by(policy, ids, f"after action {turn}")
-        too_long = len(written) + len(ids) + max_action_length > max_length
-        if done or turn + 1 == max_turns or too_long:
+        if len(written) + len(ids) + max_action_length > max_length:
             break
     return _transcript(written, rewards, is_invalid, bool(done), max_length, max_turns)
 

@@ -328,6 +328,7 @@ def grpo_loss(
     chex.assert_equal_shape([own[..., 0], advantages])
     own, old, ref = (jnp.where(mask, finite_logs(logs), 0.0) for logs in (own, old, ref))
     old, ref = jax.lax.stop_gradient((old, ref))
+    beta = jnp.broadcast_to(beta, advantages.shape)[..., None]
     advantages = jax.lax.stop_gradient(at_least_float32(advantages))[..., None]
     ratios = bounded_exp(own - old)
     clipped = jnp.clip(ratios, 1.0 - clip, 1.0 + (clip if clip_high is None else clip_high))

@@ -19,9 +19,14 @@ def contrastive_twist_loss(
     `pi_t(k) ~ w_t(k) psi(x_k,1:t)`; both sum to one over the samples, and `w_t = p0 / proposal` of
     the first t tokens is 1 where the samples are p0's. The gradient of a term is `E_pi_t grad log
     psi - E_sigma_t grad log psi`, the contrastive one, estimated with self-normalised weights. With
-    infinitely many samples it is 0 where psi(s) is proportional to E_p0[phi | s] at each length,
-    the twist with which sequential Monte Carlo is exact; that factor does not matter. The loss
-    itself is not 0 there, because documents that begin alike have different potentials.
+    infinitely many samples it is 0 where psi(s) is proportional to E_p0[phi | s] at each length.
+    The loss itself is not 0 there, because documents that begin alike have different potentials.
+
+    That factor, one for each length, is hardly learned: it is only seen beside documents that have
+    ended. It does not matter to decoding token by token, nor to the evidence of sequential Monte
+    Carlo. It does where documents of different lengths are compared, as in beams with EOS and in
+    trees: multiply psi after t tokens by the mean of phi over samples that have a token t, over the
+    mean of psi there.
     After a document's end its potential stands in the place of its twist.
 
     Source: Zhao, Brekelmans, Makhzani, Grosse, Probabilistic Inference in Language Models via
@@ -31,7 +36,8 @@ def contrastive_twist_loss(
       log_twists: `[..., K, T]`, log psi of the document up to and including token t, nats.
       log_potentials: `[..., K]`, log phi of the whole documents, for example r / beta, nats; no
         gradient passes.
-      mask: bool `[..., K, T]`, true on the response's tokens, EOS included.
+      mask: bool `[..., K, T]`, true on the response's tokens, EOS included; there are no columns of
+        the prompt.
       log_ratios: `[..., K, T]`, log p0 - log proposal of every token, nats; no gradient passes;
         None = the samples are p0's.
 

@@ -10,6 +10,7 @@ from jax.experimental import checkify
 
 from shatter.inference import Twist
 from shatter.models import LanguageModel
+from shatter.numerics import at_least_float32
 from shatter.types import Array, Params
 
 Reward = Callable[[Array, Array], Array]
@@ -30,7 +31,8 @@ class Found(NamedTuple):
         represent p0 exp(r / beta) / Z, and 0 of every other search.
       best: int `[]`, the first row with the largest reward.
       num_tokens: int `[]`, the laws of a next token that the search needed. Reading the prompt is
-        not counted, nor is what the reward and the twist compute.
+        not counted, nor is what the reward and the twist compute: a `TwistModel` reads as many
+        tokens again.
     """
 
     tokens: Array
@@ -69,20 +71,20 @@ def found(
     Raises:
       AssertionError: if the reward is not one number for each document.
     """
-    rewards = rewards_of(reward, tokens, mask)
-    if exists is not None:
-        rewards = jnp.where(exists, rewards, -jnp.inf)
+    rewards = rewards_of(reward, tokens, mask, exists)
     log_weights = jnp.zeros_like(log_probs) if log_weights is None else log_weights
     return Found(tokens, mask, rewards, log_probs, log_weights, jnp.argmax(rewards), num_tokens)
 
 
-def rewards_of(reward: Reward, tokens: Array, mask: Array) -> Array:
-    """Returns the rewards of documents, `[N]`, checked.
+def rewards_of(reward: Reward, tokens: Array, mask: Array, exists: Array | None = None) -> Array:
+    """Returns the rewards of documents, `[N]`, in float32 at least, checked.
 
     Args:
       reward: the reward.
       tokens: int `[N, T]`.
       mask: bool `[N, T]`.
+      exists: bool `[N]`, false in rows that hold no response, whose reward is -inf; None = all
+        true.
 
     Returns:
       The rewards.
@@ -90,11 +92,12 @@ def rewards_of(reward: Reward, tokens: Array, mask: Array) -> Array:
     Raises:
       AssertionError: if the reward is not one number for each document.
     """
-    rewards = reward(tokens, mask)
-    chex.assert_type(rewards, float)
+    rewards = at_least_float32(reward(tokens, mask))
     chex.assert_shape(
         rewards, tokens.shape[:1], custom_message="the reward gives one number for every document"
     )
+    if exists is not None:
+        rewards = jnp.where(exists, rewards, -jnp.inf)
     checkify.debug_check(
         ~jnp.any(jnp.isnan(rewards)),
         "the reward of response {row} is NaN",

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+from jax.experimental import checkify
 
 from shatter.documents import response_mask
 from shatter.documents.continuation import continuation
@@ -51,7 +52,8 @@ def beam_search(
     own, so that the search is for the likeliest documents, and the reward only ranks what was
     found. With the twist r / beta at the end the search is for the likeliest of the posterior p0
     exp(r / beta) / Z, and with `prior_weight = 0` for the largest value. A document that has ended
-    keeps its place while its score is among the best.
+    keeps its place while its score is among the best, so that with EOS the twist has to be right in
+    its factor at each length too (see `losses.contrastive_twist_loss`).
 
     Args:
       lm: the language model p0.
@@ -102,6 +104,9 @@ def beam_search(
         vocab_size = logits.shape[1]
         if eos is not None and not 0 <= eos < vocab_size:
             raise ValueError(f"eos must be a token, 0 <= eos < {vocab_size}, found {eos}")
+        checkify.debug_check(
+            ~jnp.any(jnp.isnan(logits) | jnp.isnan(log_twists)), "logits or log twists hold a NaN"
+        )
         log_p0 = jax.nn.log_softmax(finite_logs(logits)).astype(float)
         total = beams.log_probs[:, None] + log_p0
         scores = prior_weight * total + finite_logs(log_twists).astype(float)

@@ -29,7 +29,8 @@ def best_of_n(
 
     The law of the best is `p(x) = F(r)^n - F_-(r)^n` over documents sorted by reward, F the
     distribution function of p0 and F_- the same below r, where no two rewards are equal. Its
-    KL from p0 is at most log n - (n - 1) / n, whatever the reward.
+    KL from p0 is at most log n - (n - 1) / n, whatever the reward. With a temperature or filters
+    all this holds of the law that is drawn from, in the place of p0.
 
     Source: Stiennon et al., Learning to summarize from human feedback, appendix G.3,
     https://arxiv.org/abs/2009.01325.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from shatter.documents import response_mask
 from shatter.documents.continuation import continuation
 from shatter.inference import Twist, TwistModel
+from shatter.inference.importance import has_mass
 from shatter.inference.twists import guide
 from shatter.models import LanguageModel
 from shatter.numerics import assert_positive, finite_logs
@@ -25,8 +26,9 @@ def gumbel_muzero(*, gumbel_scale: float = 1.0, max_num_considered_actions: int 
     """Returns the policy of Gumbel MuZero, at a KL coefficient instead of a rescaled value.
 
     Among the tokens that sequential halving leaves it takes the one with the largest `g + log p0 +
-    Q`, g Gumbel noise and Q the value in units of beta. With exact Q of all tokens that is a sample
-    of p0 exp(Q), the improved policy, and with `gumbel_scale = 0` its mode.
+    Q`, g Gumbel noise and Q the value in units of beta. With the exact Q = log psi of all tokens
+    that is a sample of p0 psi, and with `gumbel_scale = 0` its mode. Q is the mean of what was
+    found below a token, so it is exact for the last token of a document and below psi before it.
 
     Source: Danihelka, Guez, Schrittwieser, Silver, Policy improvement by planning with Gumbel,
     https://openreview.net/forum?id=bERaNdoegnO.
@@ -76,8 +78,11 @@ def muzero(
 
     def rescaled(tree: Any, node: Array) -> Array:
         values = _guided_values(tree, node)
-        low, high = jnp.min(values), jnp.max(values)
-        return (values - low) / jnp.maximum(high - low, 1e-8)
+        is_possible = has_mass(values)
+        low = jnp.min(jnp.where(is_possible, values, jnp.inf))
+        high = jnp.max(jnp.where(is_possible, values, -jnp.inf))
+        scaled = (values - low) / jnp.maximum(high - low, 1e-8)
+        return jnp.where(is_possible, scaled, 0.0)
 
     def policy(key: Key, root: Any, recurrent_fn: Any, *, is_guided: bool, **sizes: int) -> Any:
         siblings = mctx.qtransform_by_parent_and_siblings
@@ -160,8 +165,12 @@ def tree_search(
     A node is a document so far, with the model's cache; its children are the `top_k` likeliest next
     tokens, their prior is the model's law over these, and a node's value is its log psi, which also
     stands for children that were not visited yet. A document that ends gives r / beta, and nothing
-    after it. The tree of a token is not kept for the
-    next one. Every node keeps a cache of its own, so memory grows with the simulations.
+    after it; of the ended documents in the tree only the one that is said counts. Documents of
+    different lengths are compared, so the twist has to be right in its factor at each length too
+    (see `losses.contrastive_twist_loss`). The tree of a token is not kept for the next one, and
+    simulations that end in a document that is known need no law, so that less than the budget may
+    be spent. Every node keeps a cache of its own, so memory grows with the simulations. Under
+    `jax.vmap` both sides of every condition are computed: `checkify` one prompt at a time.
 
     Args:
       lm: the language model p0.
@@ -171,7 +180,8 @@ def tree_search(
       reward: see `Reward`.
       beta: KL coefficient, > 0: rewards are divided by it.
       twist: log psi(s.a) of every next token, nats: the value in units of beta; None = 0, where
-        only documents that end within the tree tell something.
+        only documents that end within the tree tell something, and an unfinished one is worth a
+        reward of 0, so that rewards should be centred.
       policy: how the tree is searched; None = `gumbel_muzero()`.
       top_k: A, the number of tokens that may follow a document.
       budget: largest number of laws of a next token.
@@ -226,7 +236,7 @@ def tree_search(
         """Returns the index of the next token, and the laws that the tree needed."""
         root = mctx.RootFnOutput(
             prior_logits=node.log_probs[None],
-            value=jax.nn.logsumexp(node.log_probs + node.log_twists)[None],
+            value=_value(node, twist)[None],
             embedding=jax.tree.map(lambda leaf: leaf[None], node),
         )
         output = policy(
@@ -255,6 +265,13 @@ def tree_search(
     (node, num_tokens), _ = jax.lax.scan(step, carry, jnp.arange(max_length))
     tokens = node.tokens[None]
     return found(reward, tokens, mask_of(tokens), node.log_prob[None], num_tokens)
+
+
+def _value(node: _Node, twist: Twist | TwistModel | None) -> Array:
+    """Returns log psi of a document, by its likeliest next tokens; 0 without a twist."""
+    if twist is None:
+        return jnp.zeros_like(node.log_prob)
+    return jax.nn.logsumexp(jax.nn.log_softmax(node.log_probs) + node.log_twists)
 
 
 class _Opening(NamedTuple):

@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shatter.data import Report, Row, RowsError, collate, encode_rows, read_rows
+from shatter.data import (
+    Report,
+    Row,
+    RowsError,
+    collate,
+    encode_prompts,
+    encode_rows,
+    read_rows,
+)
 from shatter.models import load_tokenizer
 
 USER = {"role": "user", "content": "hi"}
@@ -395,6 +403,26 @@ def test_real_tokenizers_give_the_text_back(data_dir, load):
         assert tokenizer.decode(ids).strip() == f"{prompt} {text}".strip()
         whole = tokenizer.encode(f"{prompt} {text}")
         assert ids == [first] * (tokenizer.adds_bos or not prompt) + whole + [tokenizer.eos]
+
+
+@pytest.mark.parametrize("load", [gpt2, stories])
+def test_prompts_alone_may_end_in_what_a_completion_would_change(data_dir, load):
+    """Their tokens are those of the prompt, whatever would merge with what comes after it."""
+    tokenizer = load(data_dir)
+    prompts = ["Lily had a dog.", "What is 2+2?", "Q: why?\n\nA:", "(a)", "", "a "]
+    rows = [Row(prompt, (".",), (0,)) for prompt in prompts]
+    encoded, report = encode_prompts(rows, tokenizer)
+    assert report.kept == len(prompts)
+    first = tokenizer.eos if tokenizer.bos is None else tokenizer.bos
+    for prompt, row in zip(prompts, encoded, strict=True):
+        whole = [*([first] if tokenizer.adds_bos or not prompt else []), *tokenizer.encode(prompt)]
+        assert row.prompt.tolist() == whole
+        assert [ids.tolist() for ids in row.completions] == [[tokenizer.eos]]
+    cut, report = encode_prompts(rows, tokenizer, max_prompt_length=3)
+    assert max(len(row.prompt) for row in cut) == 3 and report.truncated_prompts > 0
+    if load is gpt2:
+        with pytest.raises(RowsError, match="a token across the end of the prompt"):
+            encode_rows(rows[:1], tokenizer, max_length=99)
 
 
 def test_real_preferences_in_real_tokens(data_dir):

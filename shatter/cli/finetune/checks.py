@@ -118,6 +118,11 @@ def _check_online(config: Config) -> None:
             "--reward_model=FOLDER that --objective=reward_model wrote, or "
             "--reward_function=MODULE:FUNCTION"
         )
+    if len(set(sources)) < len(sources):
+        raise UsageError(
+            f"--reward_function: expected different functions, found {', '.join(sources)}: name "
+            "each once, and give its weight by --reward_weights"
+        )
     if config.reward_weights and len(config.reward_weights) != len(sources):
         raise UsageError(
             f"--reward_weights must be one number for each of the {len(sources)} rewards "
@@ -195,6 +200,11 @@ def _unread_online(config: Config) -> dict[str, str]:
     """Returns the flags of reinforcement learning that nothing reads, as `_unread` does."""
     found = f"found --objective={config.objective}"
     unread: dict[str, str] = {}
+    if config.objective in ONLINE:
+        names = ("kl_length", "kl_batch_size", "label_smoothing", "delta", "min_group_size")
+        unread |= dict.fromkeys(
+            names, f"--objective=ilhf and others that learn from answers, {found}"
+        )
     if config.objective not in ONLINE:
         rewards = ("reward_model", "reward_function", "reward_weights")
         sampling = ("temperature", "top_k", "top_p", "min_p")

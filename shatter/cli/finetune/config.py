@@ -39,6 +39,7 @@ FREE = (
     "commit",
     "dataset_name",
     "eval_dataset_name",
+    "reward_model",
     "data_dir",  # a flag of older versions
     "num_devices",  # another
     # The comparisons of a batch are counted over all devices (`batch_size`) and compared.

@@ -166,8 +166,11 @@ def step_batches(config: Config, parts: Sequence[_Part]) -> list[PolicyBatch]:
             "dr_grpo": config.max_completion_length,
         }[config.loss_type]
         own = np.asarray([deviation(row) for row in part.rewards])
+        gains = part.rewards
+        if config.objective == "grpo":  # before float32 rounds them, for deviations may be 0
+            gains = gains - gains.mean(axis=1, keepdims=True)
         deviations = np.full(shape[0], whole) if config.scale_rewards == "batch" else own
-        numbers: Any = (part.rewards, deviations, weight, weight / divisor)
+        numbers: Any = (gains, deviations, weight, weight / divisor)
         fields = part.rollouts[:5]
         dtype = np.asarray(part.rollouts.log_probs).dtype
         made.append(PolicyBatch(*fields, *(number.astype(dtype) for number in numbers)))

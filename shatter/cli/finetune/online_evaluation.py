@@ -68,7 +68,7 @@ def _evaluate(
         rewards, each = score_all(task.rewards, kept)
         log_ratio = np.asarray(rollouts.log_probs) - np.asarray(rollouts.ref_log_probs)
         found = {"reward": rewards, "kl": log_ratio.sum(-1)[is_real, 0]}
-        found |= {"completions/length": np.asarray(rollouts.mask).sum(-1)[is_real, 0]}
+        found |= {"completions/mean_length": np.asarray(rollouts.mask).sum(-1)[is_real, 0]}
         if len(each) > 1:
             found |= {f"rewards/{name}": values for name, values in each.items()}
         for name, values in found.items():
@@ -76,7 +76,7 @@ def _evaluate(
     record: Record = {}
     for name, parts in columns.items():
         values = np.concatenate(parts).astype(np.float64)
-        record[f"{name.replace('/length', '/mean_length')}"] = float(values.mean())
+        record[name] = float(values.mean())
         if name in ("reward", "kl"):
             record[f"{name}_standard_error"] = deviation(values) / len(values) ** 0.5
     return record

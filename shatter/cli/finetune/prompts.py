@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from shatter import data
 from shatter.cli.common.binary import UsageError
 from shatter.cli.finetune.config import Config
@@ -50,10 +48,9 @@ def load_prompts(
         num_read, num_bad = len(rows) + len(problems), len(problems)
         report = data.Report(num_read, len(rows), num_bad, problems=tuple(problems))
         settle(report, num_bad, config.on_bad_row, None)
-        encoded, report = data.encode_rows(
+        encoded, report = data.encode_prompts(
             rows,
             model.tokenizer,
-            max_length=2**30,
             max_prompt_length=config.max_prompt_length,
             on_bad_row=config.on_bad_row,
             report=report,
@@ -65,10 +62,12 @@ def load_prompts(
 
 def _row(record: dict[str, Any], source: str) -> data.Row:
     """Returns a row with the prompt of an object and a completion that stands for all."""
-    if "prompt" not in record:  # the beginning that two completions share
-        prompt = answers_of(record).prompt
-    else:
+    if any(field in record for field in ("chosen", "rejected", "completion", "completions")):
+        prompt = answers_of(record).prompt  # which may be told in the completions too
+    elif "prompt" in record:
         prompt = _prompt_alone(record["prompt"])
+    else:
+        prompt = answers_of(record).prompt  # raises the error that says what a row may be
     return data.Row(prompt, (_any_completion(prompt),), data.DEMONSTRATED, source=source)
 
 
@@ -90,8 +89,7 @@ def _with_room(
     for row in encoded:
         length = len(row.prompt)
         if length <= room:
-            eos = row.completions[0][-1:]
-            kept.append(row._replace(completions=(eos.astype(np.int32),), skipped=()))
+            kept.append(row)
             continue
         expected = (
             f"at most {room} tokens, because --max_length={config.max_length} has to hold "

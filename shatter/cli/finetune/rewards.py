@@ -4,8 +4,7 @@ import hashlib
 import importlib
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,8 +66,16 @@ def score_all(
       UsageError: if a function fails, or a reward is not a finite number.
     """
     each = {reward.name: reward.score(completions) for reward in rewards}
-    total = sum(reward.weight * each[reward.name] for reward in rewards)
-    return np.asarray(total, np.float64), each
+    total = np.asarray(sum(r.weight * each[r.name] for r in rewards), np.float64)
+    with np.errstate(over="ignore"):
+        is_finite = np.isfinite(total.astype(np.float32))
+    if not is_finite.all():
+        first = int(np.argmin(is_finite))
+        raise UsageError(
+            f"the weighted sum of rewards must fit into float32, found {total[first]!r}, for "
+            f"{_shown(completions[first])}: scale the rewards down, and the same command goes on"
+        )
+    return total, each
 
 
 def open_function(name: str) -> Reward:
@@ -88,8 +95,8 @@ def open_function(name: str) -> Reward:
     if not (module_name and colon and attribute):
         raise UsageError(f"--reward_function: expected MODULE:FUNCTION, found {name!r}: {example}")
     try:
-        with _from_here():
-            module = importlib.import_module(module_name)
+        _look_here()
+        module = importlib.import_module(module_name)
     except Exception as error:
         raise UsageError(
             f"--reward_function={name}: the module {module_name} cannot be imported from "
@@ -107,21 +114,20 @@ def open_function(name: str) -> Reward:
     return Reward(name, digest, 1.0, lambda found: _call(name, function, found))
 
 
-@contextmanager
-def _from_here() -> Iterator[None]:
-    """Looks for modules in the present folder first, where a command would not look."""
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(Path.cwd()))
+def _look_here() -> None:
+    """Looks for modules in the present folder first, where a command would not look.
+
+    It stays so, because a reward function may import when it is called.
+    """
+    if sys.path[:1] != [str(Path.cwd())]:
+        sys.path.insert(0, str(Path.cwd()))
 
 
 def _call(name: str, function: Callable[..., Any], completions: Sequence[Completion]) -> np.ndarray:
     """Calls a reward function, and checks that it returns a finite number for each completion."""
     try:
         values = list(function(*_arguments(completions)))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may exit
         culprit = _first_to_fail(function, completions)
         raise UsageError(
             f"--reward_function={name} raised {type(error).__name__}: {error}, for "
@@ -149,7 +155,7 @@ def _first_to_fail(function: Callable[..., Any], completions: Sequence[Completio
     for completion in completions:
         try:
             list(function(*_arguments([completion])))
-        except Exception:
+        except (Exception, SystemExit):
             return completion
     return completions[0]
 

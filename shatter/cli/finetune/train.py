@@ -1,13 +1,15 @@
 """The training loop of a run: steps, metrics, evaluations and checkpoints."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import optax
 
 from shatter import data, training
+from shatter.cli.common.binary import UsageError
 from shatter.cli.common.checkpoints import Checkpoints
 from shatter.cli.finetune import (
     checkpoints,
@@ -162,12 +164,18 @@ def train(
         position = _resume_or_begin(run, state)
         start = _Start(position.step, position.tokens, time.perf_counter())
         while position.step < length.num_steps:
-            position = _take_step(run, position)
-            position = _report(run, position, start)
+            with _kept_on_failure(run, position):
+                after = _take_step(run, position)
+            position = _report(run, after, start)
+            is_last = position.step == length.num_steps
+            if _is_due(config.eval_steps, position.step) and not is_last:
+                with _kept_on_failure(run, position, evaluate=True):
+                    _log_evaluation(run, position)
             _save_if_due(run, position)
         seconds = time.perf_counter() - start.time
         progress("evaluating after training", 0)
-        people = _log_evaluation(run, position)
+        with _kept_on_failure(run, position):
+            people = _log_evaluation(run, position)
     log.close()
     tokens = position.tokens - start.tokens
     return Result(position.state.params, log.rows, seconds, tokens, people)
@@ -204,7 +212,11 @@ def _resume_or_begin(run: _Run, state: training.TrainState) -> _Position:
     run.batches.set_state(resumed.loop["iterator"])
     run.progress(f"resumed after step {resumed.step}", resumed.step)
     tokens, sums = resumed.loop["tokens"], resumed.loop["sums"]
-    return _Position(resumed.step, tokens, resumed.state, sums, [])
+    position = _Position(resumed.step, tokens, resumed.state, sums, [])
+    if resumed.loop.get("evaluate"):  # checkpoints of older versions have no such field
+        with _kept_on_failure(run, position, evaluate=True):
+            _log_evaluation(run, position)
+    return position
 
 
 def _take_step(run: _Run, position: _Position) -> _Position:
@@ -239,8 +251,6 @@ def _report(run: _Run, position: _Position, start: _Start) -> _Position:
         shown = [f"{name} {row[name]:.4f}" for name in ("loss", "reward") if name in row]
         run.progress(", ".join([*shown, speed]), num_new)
         position = position._replace(sums={})
-    if _is_due(config.eval_steps, step) and not is_last:
-        _log_evaluation(run, position)
     return position
 
 
@@ -249,13 +259,32 @@ def _save_if_due(run: _Run, position: _Position) -> None:
     is_last = position.step == run.length.num_steps
     if is_last or not _is_due(run.config.save_steps, position.step):
         return
+    _save(run, position, run.batches.get_state())
+
+
+def _save(run: _Run, position: _Position, iterator: Any, *, evaluate: bool = False) -> None:
+    """Saves a checkpoint, after whose restoration the model is evaluated first if asked for."""
     loop = {
-        "iterator": run.batches.get_state(),
+        "iterator": iterator,
         "facts": run.facts,
         "sums": position.sums,
         "tokens": position.tokens,
+        "evaluate": evaluate,
     }
     checkpoints.save(run.saved, position.step, position.state, loop, run.log)
+
+
+@contextmanager
+def _kept_on_failure(run: _Run, position: _Position, *, evaluate: bool = False) -> Iterator[None]:
+    """Saves the steps that are finished if a reward fails, which may be the user's own function."""
+    is_online = run.config.objective in ONLINE
+    iterator = run.batches.get_state() if is_online else None
+    try:
+        yield
+    except UsageError:
+        if is_online and position.step > 0 and position.step not in run.saved.steps():
+            _save(run, _fetch(run, position), iterator, evaluate=evaluate)
+        raise
 
 
 def _log_evaluation(run: _Run, position: _Position) -> dict[str, list[Person]]:

@@ -138,42 +138,58 @@ def test_a_killed_run_resumes_to_the_bit(
     assert history(config)[0]["eval_held/kl"] == 0.0  # the base is the reference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("broken", "message"),
+    ("broken", "fail_at", "eval_steps", "saved", "message"),
     [
-        pytest.param(
+        (
             "raise",
+            4,  # in step 3; the first call is the evaluation before
+            -1,
+            {"2"},
             "tiny_rewards:count raised RuntimeError: out of order, for the prompt '",
-            marks=pytest.mark.slow,
         ),
-        pytest.param(
-            "nan",
-            r"expected a finite number, found nan, for the prompt .*train\.jsonl:\d\) and the",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
+        (
             "few",
+            5,  # in step 4
+            -1,
+            {"2", "3"},
             r"expected [48] numbers, one for each completion, found 1: \[1\.0\]; the first was ",
-            marks=pytest.mark.slow,
         ),
+        (
+            "nan",
+            4,  # in the evaluation after step 2
+            2,
+            {"2"},
+            r"expected a finite number, found nan, for the prompt .*train\.jsonl:\d\) and the",
+        ),
+        ("raise", 6, -1, {"2", "4"}, "out of order"),  # in the evaluation after training
     ],
-    ids=["raise", "nan", "few"],
+    ids=["step", "later step", "evaluation", "last evaluation"],
 )
 def test_a_reward_that_fails_ends_the_run_which_then_goes_on(
-    config: Config, tmp_path: Path, broken: str, message: str
+    config: Config,
+    tmp_path: Path,
+    broken: str,
+    fail_at: int,
+    eval_steps: int,
+    saved: set[str],
+    message: str,
 ):
-    """The checkpoint before it is good: the run ends with the bits of one that never failed."""
-    config = dataclasses.replace(config, eval_dataset_name=(), kl_samples=2)
+    """No finished step is lost: the run ends with the bits of one that never failed."""
+    config = dataclasses.replace(
+        config, eval_dataset_name=(), kl_samples=2, eval_steps=eval_steps, save_total_limit=3
+    )
     finetune(config)
     failing = dataclasses.replace(config, output_dir=str(tmp_path / "failing"))
     file = Path("tiny_rewards.py")
-    file.write_text(
-        MODULE.replace("fail_at, broken = 0, None, None", f"fail_at, broken = 0, 4, '{broken}'")
-    )
+    defect = f"fail_at, broken = 0, {fail_at}, '{broken}'"
+    file.write_text(MODULE.replace("fail_at, broken = 0, None, None", defect))
     del sys.modules["tiny_rewards"]
     with pytest.raises(UsageError, match=message):
         finetune(failing)
-    assert [path.name for path in (Path(failing.output_dir) / "checkpoints").iterdir()] == ["2"]
+    checkpoints = Path(failing.output_dir) / "checkpoints"
+    assert {path.name for path in checkpoints.iterdir()} == saved
     file.write_text(MODULE)  # mended
     del sys.modules["tiny_rewards"]
     finetune(failing)

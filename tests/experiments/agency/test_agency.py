@@ -66,9 +66,23 @@ def test_the_expert_is_right_as_often_as_its_quality_says(setting):
     assert np.asarray(shown.done).all() and not np.asarray(shown.num_invalid).any()
 
 
+def test_no_question_is_in_both_parts(setting):
+    """A fifth of them is held out."""
+    questions = []
+    for environment in (setting.environment, setting.held_out):
+        states, _ = jax.jit(jax.vmap(environment.reset))(jax.random.split(jax.random.key(5), 400))
+        rows = np.concatenate([states.operands, states.operators], axis=1)
+        questions.append({tuple(row) for row in rows.tolist()})
+    train, held_out = questions
+    assert not train & held_out
+    assert len(train | held_out) == 3 * 3 * 3 and 3 <= len(held_out) <= 9
+
+
 def test_tries_share_their_question_and_nothing_else(setting):
     params = jax.jit(setting.lm.init)(jax.random.key(1))
-    play = jax.jit(lambda params, key: process.episodes(setting, params, key, 3, 4))
+    play = jax.jit(
+        lambda params, key: process.episodes(setting, setting.held_out, params, key, 3, 4)
+    )
     seen = play(params, jax.random.key(2))
     assert seen.tokens.shape[:2] == (3, 4)
     said = np.where(np.asarray(seen.is_action | ~seen.valid), -1, np.asarray(seen.tokens))
@@ -87,7 +101,7 @@ def test_the_gradient_of_rl_is_that_of_the_leave_one_out_gains(setting):
     @jax.jit
     def both(params, reference):
         found = process._reinforce(setting, "imitation_rl", reference, params, key)
-        seen = process.episodes(setting, params, key, 2, 2)
+        seen = process.episodes(setting, setting.environment, params, key, 2, 2)
 
         def score(params):
             log_probs = process._log_probs(setting, params, seen)
@@ -112,6 +126,7 @@ def test_the_gradient_of_rl_is_that_of_the_leave_one_out_gains(setting):
         ({"batch_size": 5}, "multiple of --num_samples"),
         ({"width": 6}, "multiple of 4"),
         ({"quality": 1.5}, "--quality"),
+        ({"price": 0.5}, "--price"),
         ({"max_operand": 99, "num_operations": 3}, "four digits"),
     ],
 )
