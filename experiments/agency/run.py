@@ -119,7 +119,7 @@ def minutes(config: Config) -> float:
     updates = config.num_rounds * config.updates_per_round
     lanes = config.num_seeds * config.batch_size * updates / 512_000
     size = config.width * config.width * config.num_layers / 2_048
-    return len(config.arms) * (0.5 + 4.0 * lanes * size * config.num_operations / 2)
+    return len(config.arms) * (0.5 + 10.0 * lanes * size * config.num_operations / 2)
 
 
 def _expert_success(setting: Setting) -> float:

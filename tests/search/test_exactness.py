@@ -250,6 +250,32 @@ def test_gumbel_muzero_samples_the_posterior_where_all_tokens_are_tried(float64)
     assert (found.num_tokens == 1).all()  # every document ends with its token
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("forbids", [None, 2])
+def test_muzero_without_a_twist_and_with_one_that_forbids(float64, forbids):
+    """One token: the best document is visited most; a forbidden one is not taken for a scale."""
+    lm = tabular(vocab_size=4, max_length=1)
+    params = jnp.asarray(np.random.default_rng(0).standard_normal((1, 1, 4)))
+    gains = jnp.array([-1.3, -0.5, -0.1, -0.9])
+    twist = None
+    if forbids is not None:
+        twist = inference.TwistModel(lm, (gains / BETA).at[forbids].set(-jnp.inf)[None, None])
+    call = lambda params: search.tree_search(
+        lm,
+        params,
+        jax.random.key(0),
+        PROMPT,
+        reward=lambda tokens, mask: gains[tokens[:, 1]],
+        beta=BETA,
+        twist=twist,
+        policy=search.muzero(pb_c_init=0.1),
+        budget=33,
+        max_length=1,
+    )
+    found = jax.jit(call)(params)
+    assert found.tokens[0, 1] == (2 if forbids is None else 1)
+
+
 def prefix_twists(table, tokens):
     """Returns log psi after every token of responses, `[K, L]`, from a table `[1, prefixes, V]`."""
     logits = LM.apply(table, tokens[:, :-1])

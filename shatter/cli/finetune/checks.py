@@ -212,8 +212,8 @@ def _unread_online(config: Config) -> dict[str, str]:
             (*rewards, *sampling), f"--objective=rloo, grpo or posterior, {found}"
         )
     if config.objective not in ("rloo", "grpo"):
-        names = ("num_iterations", "epsilon", "epsilon_high")
-        unread |= dict.fromkeys(names, f"--objective=rloo or grpo, {found}")
+        of_ratios = ("num_iterations", "epsilon", "epsilon_high")
+        unread |= dict.fromkeys(of_ratios, f"--objective=rloo or grpo, {found}")
     if config.objective != "grpo":
         unread |= dict.fromkeys(("scale_rewards", "loss_type"), f"--objective=grpo, {found}")
     return unread
