@@ -60,7 +60,7 @@ def broken(**changes) -> Environment:
         ({"state": lambda state: state._replace(num_steps=jnp.zeros(2))}, "a state of the same"),
         ({"state": lambda state: (state,)}, "a state of the same"),
     ],
-    ids=str,
+    ids=["reward", "done", "state", "structure"],
 )
 def test_a_step_of_wrong_shapes_is_an_error(changes: dict, message: str):
     expert = lambda key, state: as_tokens([1, END])
