@@ -234,6 +234,8 @@ def _expected(value: Any, bounds: Range) -> str | None:
     others = "".join(f"{special} or " for special in other if special is not None)
     if value in other:
         return None
+    if not isinstance(value, int | float):
+        return f"{others}a number"
     too_low = not (low < value if above else low <= value)
     too_high = not (value < high if below else value <= high)
     if (too_low or too_high) and high <= 1:
