@@ -57,7 +57,7 @@ some = functools.cache(drawn)
 fast_step = jax.jit(step)
 
 
-@every_model
+@pytest.mark.parametrize("kind", ["tabular", pytest.param("transformer", marks=pytest.mark.slow)])
 def test_transcripts_are_what_the_environment_says_to_the_actions(kind: str):
     """A replay of the actions rebuilds every token, reward and flag."""
     transcripts = some(kind)
@@ -156,6 +156,7 @@ def test_vmap_is_a_loop():
         assert_equal_transcripts(one(KEYS[i]), row(transcripts, i), tolerance=2e-6)
 
 
+@pytest.mark.slow
 def test_frequencies_are_those_of_the_recorded_log_probs():
     """Given the prompt, a transcript has the probability of its actions: exp of their sum."""
     num = 20_000

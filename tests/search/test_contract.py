@@ -127,6 +127,7 @@ def test_tokens_spent_are_the_rows_that_the_model_reads(float64, name: str):
     assert found.num_tokens == 12 == sum(int(rows) * int(new) for rows, new in read)
 
 
+@pytest.mark.slow
 def test_tokens_of_a_tree_are_its_open_nodes(float64):
     """Those that the model reads, by its calls: a root and the simulations that open a document."""
     read = []

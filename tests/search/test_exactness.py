@@ -14,6 +14,7 @@ PROMPT = jnp.array([0])
 LM = tabular(vocab_size=V, max_length=L)
 PARAMS = np.random.default_rng(3).standard_normal(jax.eval_shape(LM.init, jax.random.key(0)).shape)
 both_ends = pytest.mark.parametrize("eos", [None, 0])
+one_end = pytest.mark.parametrize("eos", [pytest.param(None, marks=pytest.mark.slow), 0])
 REWARDS = np.random.default_rng(8).standard_normal(V**L)
 
 
@@ -50,7 +51,7 @@ def place_of(rows, tokens):
     return same.argmax(-1)
 
 
-@both_ends
+@one_end
 def test_a_beam_that_covers_the_space_finds_the_optima(float64, eos):
     """Of the model, of the posterior with the reward at the end, and of the reward alone."""
     tokens, _, log_p0, rewards, _, posterior = enumerate_all(eos)
@@ -193,7 +194,7 @@ def test_guided_by_the_exact_value_responses_are_samples_of_the_posterior(float6
     assert (np.abs(counts - 20_000 * posterior) <= 4 * error).all()
 
 
-@both_ends
+@one_end
 @pytest.mark.parametrize("name", ["gumbel", pytest.param("muzero", marks=pytest.mark.slow)])
 def test_a_tree_with_the_exact_value(float64, eos, name: str):
     """At a small beta the exact value is that of the best document, and the tree finds it."""
@@ -228,6 +229,7 @@ def test_a_tree_with_the_exact_value(float64, eos, name: str):
     assert found.rewards[0] == rewards.max()
 
 
+@pytest.mark.slow
 def test_gumbel_muzero_samples_the_posterior_where_all_tokens_are_tried(float64):
     """One token, every one of them simulated: g + log p0 + r / beta is largest with the law p*."""
     lm = tabular(vocab_size=4, max_length=1)
