@@ -143,7 +143,8 @@ def _anchored(
     total = lambda logs: jax.nn.logsumexp(jnp.where(mask[:, 1:], logs, -jnp.inf), axis=0)
     shifts = total(jnp.broadcast_to(gains, log_twists.shape)) - total(log_twists)
     sizes = [config.vocab_size**t for t in range(config.max_length)]
-    return table + jnp.repeat(shifts, jnp.array(sizes), total_repeat_length=sum(sizes))[:, None]
+    factors = jnp.repeat(shifts, jnp.array(sizes), total_repeat_length=sum(sizes))
+    return table + factors[None, :, None]
 
 
 def _exact_twist(config: Config, world: World, problem: Problem) -> Params:
@@ -224,5 +225,5 @@ def _variance(law: Array, values: Array) -> Array:
 def _least_squares(law: Array, features: Array, values: Array) -> Array:
     """Returns the weights of the linear function of features that explains most under a law."""
     root = jnp.sqrt(law)[:, None]
-    centred = features - law @ features
+    centred = features - (law @ features)[None]
     return jnp.linalg.lstsq(root * centred, root[:, 0] * (values - law @ values))[0]

@@ -151,7 +151,7 @@ def _facts(config: Config, world: World, drawn: Problem) -> dict[str, np.ndarray
         variance = lambda values: law @ jnp.square(values - law @ values)
         features = counts(config, *world.space)
         root = jnp.sqrt(law)
-        fit = jnp.linalg.lstsq(root[:, None] * (features - law @ features), root * gold)[0]
+        fit = jnp.linalg.lstsq(root[:, None] * (features - (law @ features)[None]), root * gold)[0]
         return {
             "accuracy": jnp.sum(apart * agree) / jnp.sum(apart),
             "gold_variance": variance(gold),
