@@ -10,7 +10,7 @@ import pytest
 
 from experiments.common.didactic import make_world
 from experiments.search import arms, run
-from experiments.search.config import SEARCHES, TRAINED, Config
+from experiments.search.config import BEST_OF_TRAINED, SEARCHES, TRAINED, Config
 from shatter import evaluation
 from shatter.cli.common.binary import UsageError
 
@@ -40,7 +40,7 @@ def test_a_run_writes_its_folder_and_is_resumed(tmp_path, monkeypatch):
     first = (*SEARCHES[:2], TRAINED)
     run.experiment(tiny(tmp_path, arms=first))
     before = json.loads((tmp_path / "summary.json").read_text())
-    assert {row["arm"] for row in before} == {"problem", *first}
+    assert {row["arm"] for row in before} == {"problem", *first, BEST_OF_TRAINED}
     searched = arms.run_search
     done = []
     monkeypatch.setattr(
@@ -53,7 +53,7 @@ def test_a_run_writes_its_folder_and_is_resumed(tmp_path, monkeypatch):
     assert [row for row in after if row in before] == before
     with (tmp_path / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {row["arm"] for row in rows} == {*SEARCHES, TRAINED}
+    assert {row["arm"] for row in rows} == {*SEARCHES, TRAINED, BEST_OF_TRAINED}
     spent = [row for row in rows if row["metric"] == "tokens" and row["arm"] != TRAINED]
     assert all(0 < float(row["value"]) <= int(row["step"]) for row in spent)
     assert (tmp_path / "search.png").stat().st_size > 10_000
