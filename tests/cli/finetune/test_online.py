@@ -47,6 +47,8 @@ def config(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "tiny_rewards.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "tiny_rewards", raising=False)
+    # A module that is written twice in a second with as many letters would be read from its cache.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     return Config(
         model_name_or_path=str(model_folder),
         dataset_name=write(tmp_path / "train.jsonl", ROWS),
