@@ -13,7 +13,6 @@ from shatter import documents, environments, losses, models
 from shatter.numerics import masked_sum
 from shatter.types import Array, Key, Metrics, Params
 
-VOCABULARY = environments.ARITHMETIC_VOCABULARY
 _HELD_OUT = 5  # one question in so many
 _TRIES = 64  # keys among which there is one with a question of the wanted part
 
@@ -66,7 +65,7 @@ def make_setting(config: Config) -> Setting:
     length = question.tokens.shape[0] + turns * turn
     lm = models.transformer(
         models.TransformerConfig(
-            vocab_size=len(VOCABULARY),
+            vocab_size=len(environments.ARITHMETIC_VOCABULARY),
             max_length=length,
             width=config.width,
             num_layers=config.num_layers,
@@ -132,7 +131,10 @@ def episodes(
 
 def agency_process(setting: Setting, arm: str) -> Process:
     """Returns the run of one seed; its input is a key."""
-    return Process(partial(_start, setting, arm), partial(_rounds, setting, arm))
+    return Process(partial(_start, setting), partial(_rounds, setting, arm))
+
+
+_ADAM = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
 
 
 def _is_rl(config: Config, arm: str, number: Array) -> Array:
@@ -141,17 +143,11 @@ def _is_rl(config: Config, arm: str, number: Array) -> Array:
     return number >= first[arm]
 
 
-def _optimizer(config: Config, arm: str, *, rl: bool) -> optax.GradientTransformation:
-    rate = config.rl_rate if rl and arm == "imitation_rl" else config.learning_rate
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
-
-
-def _start(setting: Setting, arm: str, key: Key) -> tuple[State, Metrics]:
+def _start(setting: Setting, key: Key) -> tuple[State, Metrics]:
     init_key, show_key, run_key, measure_key = jax.random.split(key, 4)
     params = setting.lm.init(init_key)
     shown = demonstrations(setting, show_key, setting.config.num_demonstrations)
-    opt_state = _optimizer(setting.config, arm, rl=False).init(params)
-    state = State(params, opt_state, params, shown, run_key)
+    state = State(params, _ADAM.init(params), params, shown, run_key)
     return state, _measure(setting, state, measure_key)
 
 
@@ -167,33 +163,27 @@ def _one_round(setting: Setting, arm: str, state: State, number: Array) -> tuple
     config = setting.config
     update_key, measure_key = jax.random.split(jax.random.fold_in(state.key, number))
     is_rl = _is_rl(config, arm, number)
-    before = _is_rl(config, arm, number - 1)
-    begins = is_rl & ~before
-    fresh = _optimizer(config, arm, rl=True).init(state.params)
-    opt_state = jax.tree.map(partial(jnp.where, begins), fresh, state.opt_state)
-    reference = jax.tree.map(partial(jnp.where, begins), state.params, state.reference)
-    state = state._replace(opt_state=opt_state, reference=reference)
+    begins = is_rl & ~_is_rl(config, arm, number - 1)
+    opt_state, reference = jax.tree.map(
+        partial(jnp.where, begins),
+        (_ADAM.init(state.params), state.params),
+        (state.opt_state, state.reference),
+    )
+    later = config.rl_rate if arm == "imitation_rl" else config.learning_rate
+    rate = jnp.where(is_rl, later, config.learning_rate)
+    imitate = partial(_imitate, setting, state.shown)
+    reinforce = partial(_reinforce, setting, arm, reference)
 
     def update(carry: tuple[Params, Any], key: Key) -> tuple[tuple[Params, Any], None]:
         params, opt_state = carry
-        of_both = {
-            False: partial(_imitate, setting, state.shown),
-            True: partial(_reinforce, setting, arm, reference),
-        }
-        if arm == "imitation_rl":
-            # The round is one of all seeds, so that one branch is taken under vmap too.
-            found = jax.lax.cond(is_rl, of_both[True], of_both[False], params, key)
-        else:
-            found = of_both[arm == "rl"](params, key)
-        steps = [
-            _optimizer(config, arm, rl=rl).update(found, opt_state, params) for rl in (False, True)
-        ]
-        updates, opt_state = jax.tree.map(partial(jnp.where, is_rl), steps[1], steps[0])
-        return (optax.apply_updates(params, updates), opt_state), None
+        # The round is one of all seeds, so that one branch is taken under vmap too.
+        slope = jax.lax.cond(is_rl, reinforce, imitate, params, key)
+        updates, opt_state = _ADAM.update(slope, opt_state)
+        return (jax.tree.map(lambda p, u: p - rate * u, params, updates), opt_state), None
 
     keys = jax.random.split(update_key, config.updates_per_round)
-    (params, opt_state), _ = jax.lax.scan(update, (state.params, state.opt_state), keys)
-    state = state._replace(params=params, opt_state=opt_state)
+    (params, opt_state), _ = jax.lax.scan(update, (state.params, opt_state), keys)
+    state = state._replace(params=params, opt_state=opt_state, reference=reference)
     return state, _measure(setting, state, measure_key)
 
 

@@ -47,6 +47,13 @@ def counts(config: Config, tokens: Array, mask: Array) -> Array:
     return jnp.concatenate([jnp.sum(said, axis=1), pairs.reshape(len(tokens), -1)], axis=1)
 
 
+def least_squares(law: Array, features: Array, values: Array) -> Array:
+    """Returns the weights of the linear function of features that explains most under a law."""
+    root = jnp.sqrt(law)[:, None]
+    centred = features - (law @ features)[None]
+    return jnp.linalg.lstsq(root * centred, root[:, 0] * (values - law @ values))[0]
+
+
 def gold_reward(
     config: Config, world: World, problem: Problem, tokens: Array, mask: Array
 ) -> Array:
@@ -71,7 +78,7 @@ def draw_problem(config: Config, world: World, key: Key) -> Problem:
     weights = weights / jnp.sqrt(_variance(law, counts(config, tokens, mask) @ weights))
     table = jax.random.normal(table_key, params.shape)
     rest, of_counts = _along(world, table, tokens, mask), counts(config, tokens, mask)
-    explained = _least_squares(law, of_counts, rest)
+    explained = least_squares(law, of_counts, rest)
     scale = share[1] / jnp.sqrt(_variance(law, rest - of_counts @ explained))
     problem = Problem(
         params=params,
@@ -220,10 +227,3 @@ def _along(world: World, table: Params, tokens: Array, mask: Array) -> Array:
 
 def _variance(law: Array, values: Array) -> Array:
     return law @ jnp.square(values - law @ values)
-
-
-def _least_squares(law: Array, features: Array, values: Array) -> Array:
-    """Returns the weights of the linear function of features that explains most under a law."""
-    root = jnp.sqrt(law)[:, None]
-    centred = features - (law @ features)[None]
-    return jnp.linalg.lstsq(root * centred, root[:, 0] * (values - law @ values))[0]

@@ -12,7 +12,7 @@ from rich.console import Console
 from experiments.common.didactic import World, check_documents, make_world
 from experiments.search import arms, plot
 from experiments.search.config import BEST_OF_TRAINED, SEARCHES, TRAINED, Config
-from experiments.search.problem import Problem, counts
+from experiments.search.problem import Problem, counts, least_squares
 from experiments.search.summary import BASELINE, Results, summarise, summary_table
 from shatter.cli.common import binary, run_folder
 from shatter.cli.common.progress import open_console, progress_bar
@@ -150,12 +150,11 @@ def _facts(config: Config, world: World, drawn: Problem) -> dict[str, np.ndarray
         apart = (law[:, None] * law[None, :]) * ~jnp.eye(len(law), dtype=bool)
         variance = lambda values: law @ jnp.square(values - law @ values)
         features = counts(config, *world.space)
-        root = jnp.sqrt(law)
-        fit = jnp.linalg.lstsq(root[:, None] * (features - (law @ features)[None]), root * gold)[0]
+        rest = gold - features @ least_squares(law, features, gold)
         return {
             "accuracy": jnp.sum(apart * agree) / jnp.sum(apart),
             "gold_variance": variance(gold),
-            "out_of_reach": variance(gold - features @ fit) / variance(gold),
+            "out_of_reach": variance(rest) / variance(gold),
             "twist_tokens": problem.twist_tokens.astype(float),
         }
 

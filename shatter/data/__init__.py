@@ -10,9 +10,10 @@ from shatter.data.conditions import (
     group_sizes,
     learn_conditions,
 )
-from shatter.data.encoding import Encoded, TextTokenizer, encode_prompts, encode_rows
+from shatter.data.encoding import Encoded, encode_prompts, encode_rows
 from shatter.data.layouts import DEMONSTRATED, LABELLED_FALSE, LABELLED_TRUE
 from shatter.data.people import best_place, with_annotator, with_examples, with_group
+from shatter.data.rendering import TextTokenizer
 from shatter.data.report import Problem, Report, RowsError
 from shatter.data.rows import Row, read_rows, write_rows
 from shatter.data.selection import comparisons, demonstrations, pair_labels, without_preference

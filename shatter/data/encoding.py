@@ -1,12 +1,19 @@
 """Encodes rows of text as tokens: the prompt once, and every completion with one EOS at its end."""
 
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import NamedTuple
 
 import numpy as np
 
+from shatter.data.rendering import (
+    Encoding,
+    TextTokenizer,
+    document_ids,
+    make_encoding,
+    start_text,
+    with_bos,
+)
 from shatter.data.report import (
     BadRow,
     OnBadRow,
@@ -17,39 +24,9 @@ from shatter.data.report import (
     settle,
 )
 from shatter.data.rows import Row, record_of
-from shatter.data.texts import Text, shown
 from shatter.data.truncation import truncate_document, truncate_prompt
 
 _UNLIMITED = 2**30
-
-
-class TextTokenizer(Protocol):
-    """The tokenizer that rows need; `shatter.models.Tokenizer` is one.
-
-    Attributes:
-      bos: the id of the token that begins a document; None = EOS serves in its place.
-      eos: the id of the token that ends a document; rows cannot be encoded without it.
-      adds_bos: whether documents of this model begin with `bos`.
-      chat_template: the template of conversations, if there is one.
-    """
-
-    @property
-    def bos(self) -> int | None: ...  # noqa: D102
-    @property
-    def eos(self) -> int | None: ...  # noqa: D102
-    @property
-    def adds_bos(self) -> bool: ...  # noqa: D102
-    @property
-    def chat_template(self) -> str | None: ...  # noqa: D102
-
-    def encode(self, text: str) -> Sequence[int]:
-        """Returns the ids of a text, without added special tokens."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of ids."""
-
-    def render_chat(self, messages: Any, *, add_generation_prompt: bool = False) -> str:
-        """Returns a conversation as text with special tokens; raises ValueError if it cannot."""
 
 
 class Encoded(NamedTuple):
@@ -78,17 +55,6 @@ class Encoded(NamedTuple):
     def length(self) -> int:
         """The number of tokens of the longest document, prompt included."""
         return len(self.prompt) + max(map(len, self.completions))
-
-
-class _Encoding(NamedTuple):
-    """The tokenizer, with its `encode` cached, and the limits on lengths."""
-
-    tokenizer: TextTokenizer
-    encode: Callable[[str], tuple[int, ...]]
-    bos: int
-    eos: int
-    max_length: int
-    max_prompt_length: int | None
 
 
 def encode_rows(
@@ -139,7 +105,7 @@ def encode_rows(
             "expected max_length >= 3 (BOS, a token, EOS) and max_prompt_length >= 1, found "
             f"{max_length} and {max_prompt_length}"
         )
-    encoding = _encoding(tokenizer, max_length, max_prompt_length)
+    encoding = make_encoding(tokenizer, max_length, max_prompt_length)
     return _encode(rows, encoding, _encoded, on_bad_row, bad_rows_path, report)
 
 
@@ -172,33 +138,14 @@ def encode_prompts(
     """
     if max_prompt_length is not None and max_prompt_length < 1:
         raise ValueError(f"expected max_prompt_length >= 1, found {max_prompt_length}")
-    encoding = _encoding(tokenizer, _UNLIMITED, max_prompt_length)
+    encoding = make_encoding(tokenizer, _UNLIMITED, max_prompt_length)
     return _encode(rows, encoding, _encoded_prompt, on_bad_row, None, report)
-
-
-def _encoding(
-    tokenizer: TextTokenizer, max_length: int, max_prompt_length: int | None
-) -> _Encoding:
-    """Returns how texts are encoded.
-
-    Raises:
-      RowsError: if the tokenizer has no EOS.
-    """
-    eos = tokenizer.eos
-    if eos is None:
-        raise RowsError(
-            "the tokenizer has no EOS, so no completion can end: expected eos_token in "
-            "tokenizer_config.json or eos_token_id in config.json, found neither"
-        )
-    encode = functools.lru_cache(4096)(lambda text: tuple(tokenizer.encode(text)))
-    bos = eos if tokenizer.bos is None else tokenizer.bos
-    return _Encoding(tokenizer, encode, bos, eos, max_length, max_prompt_length)
 
 
 def _encode(
     rows: Sequence[Row],
-    encoding: _Encoding,
-    encode: Callable[[Row, _Encoding], tuple[Encoded, tuple[int, ...]]],
+    encoding: Encoding,
+    encode: Callable[[Row, Encoding], tuple[Encoded, tuple[int, ...]]],
     on_bad_row: OnBadRow,
     bad_rows_path: str | Path | None,
     report: Report | None,
@@ -247,17 +194,16 @@ def _with_counts(
     )
 
 
-def _encoded(row: Row, encoding: _Encoding) -> tuple[Encoded, tuple[int, ...]]:
+def _encoded(row: Row, encoding: Encoding) -> tuple[Encoded, tuple[int, ...]]:
     """Encodes a row; also returns how many tokens its prompt and each completion have lost."""
     try:
-        documents = [_document(row.prompt, c, row.last_turn, encoding) for c in row.completions]
+        documents = [document_ids(row.prompt, c, row.last_turn, encoding) for c in row.completions]
     except RowsError:
         raise
     except ValueError as error:  # from the tokenizer
         raise BadRow("row", "texts that the tokenizer can encode", str(error)) from error
     prompt, completions = documents[0][0], [completion for _, completion, _ in documents]
-    if not prompt or (encoding.tokenizer.adds_bos and prompt[0] != encoding.bos):
-        prompt = [encoding.bos, *prompt]
+    prompt = with_bos(prompt, encoding)
     short, cut = truncate_document(
         prompt,
         completions,
@@ -293,115 +239,21 @@ def _encoded(row: Row, encoding: _Encoding) -> tuple[Encoded, tuple[int, ...]]:
     return Encoded(arrays[0], tuple(arrays[1:]), *about), lost
 
 
-def _encoded_prompt(row: Row, encoding: _Encoding) -> tuple[Encoded, tuple[int, ...]]:
+def _encoded_prompt(row: Row, encoding: Encoding) -> tuple[Encoded, tuple[int, ...]]:
     """Encodes the prompt of a row; also returns how many tokens it has lost."""
     try:
-        start = _start_text(row.prompt, encoding.tokenizer)
+        start = start_text(row.prompt, encoding.tokenizer)
         prompt = list(encoding.encode(start)) if start else []
     except RowsError:
         raise
     except ValueError as error:  # from the tokenizer
         raise BadRow("prompt", "a text that the tokenizer can encode", str(error)) from error
-    if not prompt or (encoding.tokenizer.adds_bos and prompt[0] != encoding.bos):
-        prompt = [encoding.bos, *prompt]
+    prompt = with_bos(prompt, encoding)
     limit = encoding.max_prompt_length or len(prompt)
     short = np.asarray(truncate_prompt(prompt, limit, bos=encoding.bos), np.int32)
     eos = np.asarray([encoding.eos], np.int32)
     found = Encoded(short, (eos,), row.ranks, row.weight, row.votes, row)
     return found, (len(prompt) - len(short), 0)
-
-
-def _document(
-    prompt: Text, completion: Text, last_turn: bool, encoding: _Encoding
-) -> tuple[list[int], list[int], int]:
-    """Encodes one document.
-
-    Returns:
-      The ids of the prompt, without an added BOS; those of the completion, with EOS; and how many
-      of the completion's first ids the loss leaves out, because they are before its last turn.
-    """
-    eos, decode = encoding.eos, encoding.tokenizer.decode
-    start, before, whole = _texts(prompt, completion, last_turn, encoding.tokenizer)
-    ids = list(encoding.encode(whole))
-    num = _num_before(start, ids, encoding)
-    skipped = _num_before(before, ids, encoding) - num
-    body = ids[num:]
-    # A template may close the last turn with EOS, followed by white space at most.
-    while eos in body:
-        last = len(body) - 1 - body[::-1].index(eos)
-        if decode(body[last + 1 :]).strip():
-            break
-        body = body[:last]
-    if len(body) <= skipped:
-        raise BadRow("completion", "at least one token before EOS", shown(completion))
-    if isinstance(completion, str) and eos in body:
-        raise BadRow("completion", f"EOS, token {eos}, at the end only", shown(completion))
-    return ids[:num], [*body, eos], skipped
-
-
-def _num_before(start: str, ids: list[int], encoding: _Encoding) -> int:
-    """Returns how many tokens the start of a document has; it must end where a token ends."""
-    start_ids = list(encoding.encode(start)) if start else []
-    if ids[: len(start_ids)] == start_ids:
-        return len(start_ids)
-    first = next(n for n, a in enumerate(start_ids) if ids[n : n + 1] != [a])
-    decode = encoding.tokenizer.decode
-    alone, merged = (decode(part[first : first + 1]) for part in (start_ids, ids))
-    raise BadRow(
-        "prompt",
-        f"a prompt whose tokens the document begins with, token {first} being {alone!r}",
-        f"{merged!r}, a token across the end of the prompt {start[-20:]!r}",
-        "move the white space at the end of the prompt to the start of the completion"
-        if start[-1:].isspace()
-        else "let the prompt end where a word ends",
-    )
-
-
-def _texts(
-    prompt: Text, completion: Text, last_turn: bool, tokenizer: TextTokenizer
-) -> tuple[str, str, str]:
-    """Returns the prompt, the text before the turns that count, and the whole document.
-
-    Conversations are rendered by the chat template.
-    """
-    start = _start_text(prompt, tokenizer)
-    if isinstance(prompt, str):
-        return start, start, start + cast(str, completion)
-    turns = cast(tuple, completion)
-    earlier = turns[:-1] if last_turn else ()
-    try:
-        before = start
-        if earlier:
-            before = tokenizer.render_chat([*prompt, *earlier], add_generation_prompt=True)
-        whole = tokenizer.render_chat([*prompt, *turns])
-    except ValueError as error:
-        raise BadRow("prompt", "a conversation for the chat template", str(error)) from error
-    for part in (start, before):
-        if not whole.startswith(part):
-            raise BadRow(
-                "prompt",
-                f"a template that begins the whole conversation with its prompt, ...{part[-40:]!r}",
-                f"...{whole[max(len(part) - 40, 0) : len(part)]!r}",
-                "the template's generation prompt must be what it writes before an answer",
-            )
-    # `before` can be shorter than `start` where the template hides earlier turns.
-    return start, max(start, before, key=len), whole
-
-
-def _start_text(prompt: Text, tokenizer: TextTokenizer) -> str:
-    """Returns a prompt as text; a conversation is rendered by the chat template."""
-    if isinstance(prompt, str):
-        return prompt
-    if tokenizer.chat_template is None:
-        raise RowsError(
-            "the rows are conversations and the tokenizer has no chat template: expected a "
-            "template, found none; pass one (--chat_template=FILE, a Jinja template such as the "
-            "chat_template of a tokenizer_config.json), or write prompts and completions as text"
-        )
-    try:
-        return tokenizer.render_chat(list(prompt), add_generation_prompt=True)
-    except ValueError as error:
-        raise BadRow("prompt", "a conversation for the chat template", str(error)) from error
 
 
 def _assert_distinct(completions: Sequence[list[int]]) -> None:

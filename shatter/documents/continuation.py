@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_batching import custom_vmap
 from jax.experimental import checkify
 
 from shatter.models import LanguageModel
@@ -61,6 +62,27 @@ def continuation(
     make = _with_cache if lm.decode is not None else _without_cache
     past, step, take = make(lm, params, prompts, valid, last, num_samples, max_length)
     return Continuation(past, token, step, take)
+
+
+@custom_vmap
+def any_of_all_lanes(alive: Array) -> Array:
+    """Returns whether any row goes on, under `jax.vmap` of all lanes together.
+
+    A cond on it then stays one, where vmap turns a cond on a batch into a select.
+
+    Args:
+      alive: bool `[...]`.
+
+    Returns:
+      bool `[]`.
+    """
+    return jnp.any(alive)
+
+
+@any_of_all_lanes.def_vmap
+def _one_answer(axis_size: int, in_batched: list, alive: Array) -> tuple[Array, bool]:
+    del axis_size, in_batched
+    return any_of_all_lanes(alive), False
 
 
 def _last_valid(valid: Array | None, prompts: Array) -> Array:

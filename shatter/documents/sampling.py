@@ -7,10 +7,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_batching import custom_vmap
 from jax.experimental import checkify
 
-from shatter.documents.continuation import Step, continuation
+from shatter.documents.continuation import Step, any_of_all_lanes, continuation
 from shatter.documents.filters import sampling_logits
 from shatter.documents.scoring import eos_tuple, is_eos, response_mask
 from shatter.models import LanguageModel
@@ -181,18 +180,6 @@ def pad_prompts(
     return tokens, np.arange(length)[None] >= length - np.array(lengths)[:, None]
 
 
-@custom_vmap
-def _any(alive: Array) -> Array:
-    return jnp.any(alive)
-
-
-@_any.def_vmap
-def _any_of_all_lanes(axis_size: int, in_batched: list, alive: Array) -> tuple[Array, bool]:
-    """Returns one answer for all lanes, because vmap turns a cond on a batch into a select."""
-    del axis_size, in_batched
-    return _any(alive), False
-
-
 def _draw_response(
     step: Step,
     past: Any,
@@ -239,7 +226,7 @@ def _draw_response(
         return carry, tuple(out)
 
     def draw_if_any(carry: tuple, t: Array) -> tuple[tuple, tuple[Array, ...]]:
-        return jax.lax.cond(_any(carry[2]), draw, idle, carry, t)
+        return jax.lax.cond(any_of_all_lanes(carry[2]), draw, idle, carry, t)
 
     start = (past, token, jnp.ones(token.shape, bool))
     _, (tokens, drawn_with, raw) = jax.lax.scan(

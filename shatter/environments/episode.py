@@ -4,9 +4,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import custom_vmap
 from jax.experimental import checkify
 
+from shatter.documents.continuation import any_of_all_lanes
 from shatter.environments.base import Environment, State, Transcript, require
 from shatter.environments.policies import Policy
 from shatter.environments.texts import Tokens, pad
@@ -55,18 +55,6 @@ class _Written(NamedTuple):
     turn: Array
 
 
-@custom_vmap
-def _any(alive: Array) -> Array:
-    return jnp.any(alive)
-
-
-@_any.def_vmap
-def _any_of_all_lanes(axis_size: int, in_batched: list, alive: Array) -> tuple[Array, bool]:
-    """Returns one answer for all lanes, because vmap turns a cond on a batch into a select."""
-    del axis_size, in_batched
-    return _any(alive), False
-
-
 def play(policy: Policy, key: Key, environment: Environment, limits: Limits) -> Transcript:
     """Plays one episode.
 
@@ -94,7 +82,7 @@ def play(policy: Policy, key: Key, environment: Environment, limits: Limits) -> 
         return episode, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
     def step_if_any(episode: _Episode, t: Array) -> tuple[_Episode, _Written]:
-        return jax.lax.cond(_any(episode.alive), step, idle, episode, t)
+        return jax.lax.cond(any_of_all_lanes(episode.alive), step, idle, episode, t)
 
     episode, written = jax.lax.scan(step_if_any, start, jnp.arange(limits.max_length))
     return Transcript(

@@ -262,7 +262,6 @@ def _resampled(
     """Returns the cloud, resampled to equal weights if its effective sample size is small."""
     num_particles = cloud.log_weights.shape[0]
     few = effective_sample_size(cloud.log_weights) < resample_below * num_particles
-
     ancestors = resample(key, cloud.log_weights, num_samples=num_particles)
 
     def resampled(cloud: _Cloud) -> _Cloud:

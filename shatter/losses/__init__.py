@@ -16,6 +16,7 @@ from shatter.losses.distributional import (
     reverse_kl_slope,
     total_variation_slope,
 )
+from shatter.losses.group_relative import grpo_advantages, grpo_loss
 from shatter.losses.inclusive import forward_kl_loss, ilhf_loss, ilhf_ranking_loss
 from shatter.losses.nudged import nudged_reinforce_loss
 from shatter.losses.posterior import (
@@ -31,8 +32,6 @@ from shatter.losses.preference import dpo_loss, ipo_loss, selm_loss, slic_loss, 
 from shatter.losses.reinforcement import (
     adapt_beta,
     generalised_advantages,
-    grpo_advantages,
-    grpo_loss,
     kl_penalised_rewards,
     ppo_loss,
     reinforce_loss,

@@ -8,7 +8,8 @@ max_length, ...) -> Found`.
 from shatter.search.base import Found, Reward
 from shatter.search.beam import beam_search
 from shatter.search.sampling import best_of_n, sequential_monte_carlo, value_guided
-from shatter.search.tree import TreePolicy, gumbel_muzero, muzero, tree_search
+from shatter.search.tree import tree_search
+from shatter.search.tree_policies import TreePolicy, gumbel_muzero, muzero
 
 __all__ = [
     "Found",

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,11 +13,11 @@ from shatter.cli.finetune.config import Config, program_config
 from shatter.cli.finetune.learning import Frozen, Trainable
 from shatter.cli.finetune.objectives import Mean
 from shatter.cli.finetune.policy import PolicyBatch
-from shatter.cli.finetune.pretrained import Pretrained, compiler_options, without_arrays
+from shatter.cli.finetune.pretrained import Pretrained, without_arrays
 from shatter.cli.finetune.rewards import score_all
 from shatter.cli.finetune.rollouts import Rollouts, completions_of, make_draw
 from shatter.cli.finetune.task import Task
-from shatter.cli.finetune.updates import Measured, Update
+from shatter.cli.finetune.updates import Measured, Update, on_devices
 from shatter.types import Key
 
 _ROLLOUTS = 0x726F6C6C
@@ -101,16 +100,7 @@ def _compile_learner(
         optimizer.make_optimizer(config, schedule),
         num_batches=config.gradient_accumulation_steps,
     )
-
-    def init(params: Any, key: Key) -> training.TrainState:
-        return places.pin_params(mesh, learner.init(params, key))
-
-    def step(state: training.TrainState, frozen: Any, batch: Any) -> tuple[Any, Any]:
-        state, metrics = learner.step(state, frozen, batch)
-        return places.pin_params(mesh, state), metrics
-
-    compiled = partial(jax.jit, compiler_options=compiler_options(model))
-    return training.Learner(compiled(init), compiled(step, donate_argnums=0))
+    return on_devices(learner, model, mesh)
 
 
 def _draw_part(

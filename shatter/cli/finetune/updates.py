@@ -85,6 +85,22 @@ def compile_learner(
         optimizer.make_optimizer(config, optimizer.make_schedule(config, num_steps)),
         num_batches=config.gradient_accumulation_steps,
     )
+    return on_devices(learner, model, mesh)
+
+
+def on_devices(
+    learner: training.Learner, model: Pretrained, mesh: jax.sharding.Mesh
+) -> training.Learner:
+    """Returns a learner, compiled, whose parameters and moments stay where they are.
+
+    Args:
+      learner: the learner.
+      model: the pretrained model, for the compiler's options.
+      mesh: the devices.
+
+    Returns:
+      The learner; a step donates the state's buffers.
+    """
 
     def init(params: Any, key: Key) -> training.TrainState:
         return places.pin_params(mesh, learner.init(params, key))
