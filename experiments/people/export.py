@@ -46,6 +46,24 @@ def export(config: Config) -> None:
     Raises:
       UsageError: if a flag has an impossible value, or data is missing.
     """
+    console = open_console()
+    for path, (lines, questions) in write_files(config).items():
+        console.print(f"{path}: {lines:,} lines on {questions} questions")
+    console.print(f"Data: {sources.attribution(config.dataset)}")
+
+
+def write_files(config: Config) -> dict[Path, tuple[int, int]]:
+    """Writes train.jsonl and new.jsonl.
+
+    Args:
+      config: the config.
+
+    Returns:
+      The numbers of lines and of questions of each file.
+
+    Raises:
+      UsageError: if a flag has an impossible value, or data is missing.
+    """
     binary.choose("kind of rows", (config.by,), ("group", "person"))
     binary.at_least(config, num_persons=1, seed=0)
     poll = load_poll(config.dataset, data_dir=config.data_dir)
@@ -54,13 +72,13 @@ def export(config: Config) -> None:
     rng = np.random.default_rng(config.seed)
     is_new = new_questions(poll, rng)
     rows = group_lines(poll) if config.by == "group" else person_lines(poll, config, rng)
-    console = open_console()
+    written = {}
     for name, part in (("train", ~is_new), ("new", is_new)):
         lines = [line for number, line in rows if part[number]]
         path = Path(config.folder) / f"{name}.jsonl"
         write_json_lines(path, lines)
-        console.print(f"{path}: {len(lines):,} lines on {int(part.sum())} questions")
-    console.print(f"Data: {sources.attribution(config.dataset)}")
+        written[path] = len(lines), int(part.sum())
+    return written
 
 
 def group_lines(poll: Poll) -> list[tuple[int, dict[str, Any]]]:
