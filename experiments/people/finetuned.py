@@ -177,24 +177,29 @@ def measures(summary: dict[str, Any], condition: str) -> dict[str, float]:
 
     Returns:
       Numbers by "measure, before" and "measure": kl, from everybody's shares by prompts that say
-      nothing; group_kl, from each group's by prompts as conditioned; log_loss of a person's
-      answers by prompts as conditioned, and log_loss_as_everybody; as far as there are such rows.
+      nothing; group_kl, from each group's by prompts as conditioned, each group counting once;
+      log_loss of a person's answers by prompts as conditioned, and log_loss_as_everybody;
+      kl_from_pretrained, nats a response. Measures of which there are no rows are left out.
     """
     told, blind = "eval_new/", f"eval_new{'' if condition == 'none' else '_as_everybody'}/"
     names = {
-        "kl": (f"{blind}soft_kl",),
-        "group_kl": (f"{told}ranking_share_kl", f"{told}share_kl"),
-        "log_loss": (f"{told}person_log_loss",),
-        "log_loss_as_everybody": (f"{blind}person_log_loss",),
-        "kl_from_pretrained": ("kl",),
+        "kl": f"{blind}soft_kl",
+        "log_loss": f"{told}person_log_loss",
+        "log_loss_as_everybody": f"{blind}person_log_loss",
+        "kl_from_pretrained": "kl",
     }
-    return {
-        f"{measure}{end}": summary[when][name]
-        for measure, options in names.items()
-        for name in options
-        if name in summary["after"]
-        for when, end in (("before", ", before"), ("after", ""))
-    }
+    found = {}
+    for when, end in (("before", ", before"), ("after", "")):
+        row = summary[when]
+        found |= {f"{measure}{end}": row[name] for measure, name in names.items() if name in row}
+        of_groups = [
+            value
+            for name, value in row.items()
+            if name.startswith(f"{told}group=") and name.endswith("/soft_kl")
+        ]
+        if of_groups:
+            found[f"group_kl{end}"] = float(np.mean(of_groups))
+    return found
 
 
 def table(config: Config, summary: dict[str, Any]) -> Table:

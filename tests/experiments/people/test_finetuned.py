@@ -1,0 +1,72 @@
+"""Every division is fine-tuned with every condition, and what groups want is learned by groups."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.people import export, finetuned
+from experiments.people.finetuned import Config
+from shatter.cli.common.binary import UsageError
+from tests.experiments.people.test_people import made_up
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"by": "house"}, "kind of rows"),
+        ({"conditions": ("annotator",)}, "condition"),
+        ({"conditions": ("examples",)}, "pass --by=person"),
+        ({"num_seeds": 1}, "num_seeds"),
+    ],
+)
+def test_bad_flags(changes, message):
+    with pytest.raises(UsageError, match=message):
+        finetuned.check(dataclasses.replace(Config(), **changes))
+
+
+def test_measures_are_found_under_their_names():
+    row = {"eval_new/soft_kl": 1.0, "eval_new/person_log_loss": 3.0}
+    row |= {"eval_new/group=a/soft_kl": 1.5, "eval_new/group=b/soft_kl": 2.5}
+    row |= {
+        f"eval_new_as_everybody/{name.removeprefix('eval_new/')}": v + 10 for name, v in row.items()
+    }
+    row["kl"] = 4.0
+    found = finetuned.measures({"before": row, "after": row}, "group")
+    expected = {"kl": 11.0, "group_kl": 2.0, "log_loss": 3.0, "log_loss_as_everybody": 13.0}
+    assert {k: v for k, v in found.items() if "before" not in k} == expected | {
+        "kl_from_pretrained": 4.0
+    }
+    assert finetuned.measures({"before": row, "after": row}, "none")["kl"] == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["group", "person"])
+def test_a_tiny_run(by, make_model, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(export, "load_poll", lambda name, data_dir: made_up())
+    make_model(tmp_path / "tiny", 2, "Group of the person who answers: a b c d".split())
+    config = Config(
+        dataset="polis",
+        by=by,
+        conditions=("none", "group"),
+        model_name_or_path=str(tmp_path / "tiny"),
+        run_dir=str(tmp_path / "runs"),
+        num_seeds=2,
+        num_persons=20,
+        max_steps=60,
+        per_device_train_batch_size=8,
+        learning_rate=1e-2,
+        max_length=32,
+        kl_samples=2,
+        kl_length=4,
+    )
+    finetuned.experiment(config)
+    folder = tmp_path / "runs" / "polis" / by
+    summary = json.loads((folder / "summary.json").read_text())
+    # The groups want opposite things, and only prompts that say the group can tell them apart.
+    measure = "group_kl" if by == "group" else "log_loss"
+    assert summary[f"group/{measure}"]["mean"] < summary[f"none/{measure}"]["mean"] - 0.05
+    finetuned.experiment(config)  # every division is only read
+    assert json.loads((folder / "summary.json").read_text()) == summary
