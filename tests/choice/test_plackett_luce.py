@@ -232,6 +232,7 @@ def test_blocks_in_closed_form():
         np.testing.assert_allclose(ranks_law(utilities, ranks), exact, rtol=1e-13, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_float32_is_accurate_to_float32():
     utilities, ranks, exact = many_ties(32)
     wide = compiled_law(utilities.astype(np.float32), ranks)

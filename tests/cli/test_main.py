@@ -52,6 +52,7 @@ def test_an_unknown_command_shows_the_known_ones(
     assert "finetune" in message
 
 
+@pytest.mark.slow
 def test_every_command_explains_its_flags_under_its_own_name():
     for name in main.COMMANDS:
         answer = call(name, "--help")
@@ -74,7 +75,9 @@ def test_a_missing_package_names_the_extra():
     ("arguments", "flag"),
     [
         (["generate", "--model_name_or_path=model"], "prompts"),
-        (["convert", "--model_name_or_path=model"], "output_dir"),
+        pytest.param(
+            ["convert", "--model_name_or_path=model"], "output_dir", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_required_flag_that_is_missing_shows_a_complete_command(arguments: list[str], flag: str):

@@ -119,6 +119,7 @@ def test_entropy_is_exact(params):
     assert found == pytest.approx(-(np.exp(law) * law).sum(), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_distributions_pass_through_jit_and_vmap(params):
     """As arguments of a jitted function, and stacked over members as its result."""
     members = jnp.array([params, 2 * params])

@@ -16,6 +16,7 @@ from shatter.types import Array
 V, L = 3, 3
 LM = tabular(vocab_size=V, max_length=L, init_scale=1.5)
 both_ends = pytest.mark.parametrize("eos", [None, 1])
+one_end = pytest.mark.parametrize("eos", [pytest.param(None, marks=pytest.mark.slow), 1])
 
 
 class Space(NamedTuple):
@@ -327,7 +328,7 @@ def test_forbidden_actions_and_dead_ends_are_avoided(float64: None):
     assert all(np.all(np.isfinite(array)) for array in (*values, *policy))
 
 
-@both_ends
+@one_end
 def test_rolling_documents_through_the_three_faces(float64: None, eos: int | None):
     """The rewards of the actions sum to log_prob, and the transitions rebuild the documents."""
     params = LM.init(jax.random.key(0))

@@ -414,6 +414,7 @@ def test_half_precision_logits_are_drawn_and_scored_in_float32(dtype):
     np.testing.assert_array_equal(drawn.tokens, exact.tokens)
 
 
+@pytest.mark.slow
 def test_the_logits_of_prompts_are_not_computed():
     """The cache is all that is needed of a prompt, so a program has no product for its logits."""
     lm = transformer(

@@ -88,7 +88,7 @@ def test_transcripts_are_what_the_environment_says_to_the_actions(kind: str):
     ("kind", "filters"),
     [
         ("tabular", {}),
-        ("transformer", {}),
+        pytest.param("transformer", {}, marks=pytest.mark.slow),
         pytest.param(
             "transformer", {"temperature": 0.6, "top_k": 3, "top_p": 0.8}, marks=pytest.mark.slow
         ),

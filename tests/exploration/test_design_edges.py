@@ -158,6 +158,7 @@ def test_half_precision_is_that_of_the_same_numbers():
         np.testing.assert_array_equal(choose(pool(half)), choose(pool(full)))
 
 
+@pytest.mark.slow
 def test_what_little_is_left_to_know_is_still_ranked():
     """Drops go with the square of the covariances; ties must not depend on their size."""
     choose = jax.jit(jax.vmap(lambda belief: ask(v_optimal, belief)))

@@ -80,7 +80,9 @@ def gaps_of(table, coefficient):
     return {(i, j): max(upper[i] - lower[j], upper[j] - lower[i]) for i, j in PAIRS.tolist()}
 
 
-@pytest.mark.parametrize("coefficient", [0.3, 1.0, 5.0])  # at 0 the third candidate is tied
+@pytest.mark.parametrize(  # at 0 the third candidate is tied
+    "coefficient", [0.3, *(pytest.param(c, marks=pytest.mark.slow) for c in (1.0, 5.0))]
+)
 def test_the_largest_optimistic_gap(coefficient, float64):
     responses = lifted(delta_ucb, valid=VALID, num_responses=3, coefficient=coefficient)
     for table, found in zip(TABLES, responses, strict=True):

@@ -25,6 +25,7 @@ def assert_law(actual, law, num_keys):
     assert np.all(np.abs(actual - law) <= 4.5 * np.sqrt(law * (1 - law) / num_keys) + 1e-12)
 
 
+@pytest.mark.slow
 def test_a_member_for_each_response_is_the_mixture_for_all():
     # Exact: members are drawn anew, so the average over pairs of members is a product of averages.
     weights = np.exp(LOG_PROBS)

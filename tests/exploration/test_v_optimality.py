@@ -260,6 +260,7 @@ def random_pool(seed, valid, num_pools=8):
     return mean, covariance, Belief(jnp.asarray(shown_mean), jnp.asarray(shown))
 
 
+@pytest.mark.slow
 def test_queries_for_the_law_are_chosen_from_conditioned_covariances(float64):
     mean, covariance, beliefs = random_pool(3, VALID)
     choose = jax.jit(jax.vmap(partial(ask, v_optimal_queries, valid=VALID, num_queries=4)))
@@ -459,6 +460,7 @@ def test_a_linear_belief_is_that_of_many_members(float64):
     np.testing.assert_allclose(whole.covariance, gram, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_belief_of_members(float64):
     belief = jax.jit(members_belief)(SCORES)
     raw = np.cov(SCORES.T)

@@ -90,6 +90,7 @@ def test_giving_up():
     assert (np.abs(rejected - total * law) <= 4 * np.sqrt(total * law * (1 - law))).all()
 
 
+@pytest.mark.slow
 def test_a_bound_too_low():
     """The samples have the law min(P, g bound), normalised; under checkify it is an error."""
     keys = jax.random.split(jax.random.key(2), N)

@@ -28,6 +28,7 @@ LM = tabular(vocab_size=V, max_length=P - 1 + L, num_prompts=V)
 PARAMS = np.random.default_rng(4).standard_normal(jax.eval_shape(LM.init, jax.random.key(0)).shape)
 PLACES = np.array([0.0, 0.0, 1.3, 2.9, 0.7])  # how much a token counts at each position
 both_ends = pytest.mark.parametrize("eos", [None, 0])
+one_end = pytest.mark.parametrize("eos", [pytest.param(None, marks=pytest.mark.slow), 0])
 
 
 def reward(code):
@@ -222,7 +223,7 @@ def test_weighted_particles_have_the_law_of_the_target(eos: int | None, twisted:
     assert (np.abs(unweighted - np.exp(space.log_target)).sum(axis=1) > 0.1).all()
 
 
-@both_ends
+@one_end
 def test_what_particles_report(float64: None, eos: int | None):
     particles = many_runs(eos, True)
     evidence, size = jax.jit(lambda x: (log_evidence(x), effective_sample_size(x)))(
@@ -239,7 +240,7 @@ def test_what_particles_report(float64: None, eos: int | None):
     assert set(np.unique(length)) == ({3} if eos is None else {1, 2, 3})
 
 
-@both_ends
+@one_end
 def test_decoding_by_a_wrong_twist_has_the_law_of_its_tokens(float64: None, eos: int | None):
     """It is the product of the local laws by enumeration, which is not the posterior."""
     space = make_space(eos)
@@ -314,6 +315,7 @@ def test_forbidden_documents_in_float32():
     assert np.isfinite(samples.log_probs).all() and np.isfinite(samples.raw_log_probs).all()
 
 
+@pytest.mark.slow
 def test_nothing_allowed():
     """All weights are zero, and everything is finite."""
     params = PARAMS.astype(np.float32)
@@ -325,6 +327,7 @@ def test_nothing_allowed():
     assert np.isfinite(found[2].log_probs).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "number", "message"),
     [

@@ -91,7 +91,10 @@ def test_the_model_begins_as_the_base(float64: None, name: str):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name",
+    ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "deep"))],
+)
 def test_beside_the_base_is_within_the_base(float64: None, name: str):
     """With adapters on every target by itself, and on all targets together."""
     lora = LoraConfig(rank=3, alpha=5.0, targets=TARGETS[name])

@@ -161,6 +161,7 @@ ANY_VALUE = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(derandomize=True, deadline=None, max_examples=100)
 @given(
     st.sampled_from(sorted(FAMILIES)),

@@ -66,7 +66,9 @@ def test_a_window_as_long_as_the_text_is_none(float64: None, rope: Rope | None, 
 
 
 @pytest.mark.parametrize(
-    ("full_layers", "seen"), [((), 5), ((0,), 9)], ids=["two windows", "one window"]
+    ("full_layers", "seen"),
+    [pytest.param((), 5, marks=pytest.mark.slow), ((0,), 9)],
+    ids=["two windows", "one window"],
 )
 def test_what_a_token_sees(float64: None, full_layers: tuple[int, ...], seen: int):
     """Two blocks with windows of three tokens pass on what is four tokens back, not five."""

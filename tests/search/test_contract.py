@@ -146,6 +146,7 @@ def test_tokens_of_a_tree_are_its_open_nodes(float64):
     assert found.num_tokens == len(read) <= 18
 
 
+@pytest.mark.slow
 def test_tokens_of_a_beam(float64):
     """One row at first, then as many open documents as were kept."""
     call = lambda params: search.beam_search(

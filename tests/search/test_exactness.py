@@ -110,7 +110,7 @@ def test_a_narrow_beam_is_greedy_decoding(float64):
     np.testing.assert_array_equal(jax.jit(call)(jnp.asarray(PARAMS)).tokens, greedy.tokens)
 
 
-@both_ends
+@one_end
 def test_the_law_of_the_best_of_n(float64, eos):
     """F^n - F_-^n over documents sorted by reward, within 4 standard errors of 4,000 keys."""
     tokens, _, log_p0, rewards, *_ = enumerate_all(eos)
@@ -194,6 +194,7 @@ def test_guided_by_the_exact_value_responses_are_samples_of_the_posterior(float6
     assert (np.abs(counts - 20_000 * posterior) <= 4 * error).all()
 
 
+@pytest.mark.slow
 @one_end
 @pytest.mark.parametrize("name", ["gumbel", pytest.param("muzero", marks=pytest.mark.slow)])
 def test_a_tree_with_the_exact_value(float64, eos, name: str):
@@ -307,6 +308,7 @@ def test_the_contrastive_loss_is_least_with_the_exact_twist(float64):
     np.testing.assert_allclose(slope, pull(jnp.asarray(difference))[0], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_an_ended_document_has_its_potential_in_the_place_of_its_twist(float64):
     """Its twists after the end are not read, and a common factor does not matter."""
     rng = np.random.default_rng(1)

@@ -204,6 +204,7 @@ def test_halves_driven_by_a_host_seed_by_seed_are_the_vmapped_scan(float64):
         assert_same(state, jax.tree.map(lambda leaf, seed=seed: leaf[seed], expected_state))
 
 
+@pytest.mark.slow
 def test_an_ensemble_needs_init_and_apply_only(float64):
     """Then the prior is flat and every observation counts 1."""
     anchor_less = point_estimate(LM, jnp.asarray(PRETRAINED), prior_scale=1e9)

@@ -334,9 +334,10 @@ def test_model_and_data_are_required_and_the_message_shows_a_command():
     ("flags", "said"),
     [
         ([], "error: --model_name_or_path is required; for example: shatter finetune --model_name"),
-        (
+        pytest.param(
             ["--data_dir=data"],
             "error: there is no flag --data_dir any more: pass the model",
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["none", "removed"],

@@ -508,6 +508,7 @@ def test_a_run_that_goes_astray_says_so(tiny: Config, monkeypatch: pytest.Monkey
         finetune(dataclasses.replace(tiny, objective="reward_model"))
 
 
+@pytest.mark.slow
 def test_rankings_of_three_are_judged(tiny: Config, tmp_path: Path):
     """By Plackett-Luce log-loss, by the order of pairs, and by the shares of the votes."""
     rows = [

@@ -120,6 +120,7 @@ def test_members_that_are_not_finite(answered, tmp_path):
     assert open_project(answered).state.num_updates == 1
 
 
+@pytest.mark.slow
 def test_members_that_went_astray(answered, tmp_path, monkeypatch):
     project = open_project(answered)
     with monkeypatch.context() as patch:

@@ -228,6 +228,7 @@ def test_an_arm_of_batches_asks_a_whole_batch(config, arm):
     assert {query.arm for query in batch} == {arm}
 
 
+@pytest.mark.slow
 def test_a_number_of_candidates_that_was_lowered_is_said(config, capsys):
     config = dataclasses.replace(config, num_responses=4, num_queries=4)
     run.experiment(dataclasses.replace(config, num_candidates=500))

@@ -99,6 +99,7 @@ def test_a_pool_and_files_with_markup_go_through_every_command(config, tmp_path,
     assert (below / "label.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_an_error_obeys_nothing(config, tmp_path):
     """The message shows the control characters in a field's name as letters."""
     row = {"\x1b[2Jfield [/INST]": 1, "completions": ["a", "b"]}

@@ -333,7 +333,10 @@ def test_bad_pools(config: ProposeConfig, name: str):
     ).exists()  # so that a corrected file is not refused as another pool
 
 
-@pytest.mark.parametrize("given", ["--pool=pool.jsonl", "--model_name_or_path=folder"])
+@pytest.mark.parametrize(
+    "given",
+    ["--pool=pool.jsonl", pytest.param("--model_name_or_path=folder", marks=pytest.mark.slow)],
+)
 def test_flags_that_are_required_come_with_a_whole_command(given: str):
     """The command in the message has every flag that is required."""
     command = [sys.executable, "-m", "shatter.cli", "label", "propose", given]

@@ -95,6 +95,7 @@ def test_a_choice_costs_what_its_ranks_cost(name):
     assert len(set(np.asarray(of_choice).tolist())) == 4
 
 
+@pytest.mark.slow
 def test_ties_and_rankings():
     """In the listwise fit s = e^gap solves p m / (s + m) = (1 - p) s sum_k 1 / (k + s), k = 1..m.
 

@@ -77,6 +77,7 @@ def test_the_mixture_finds_two_opposed_segments():
     assert mixture.log_likelihood > alone + 50
 
 
+@pytest.mark.slow
 def test_one_component_is_plackett_luce():
     rankings = sample_rankings(np.array([1.0, 0.0, -1.0]), 100, np.random.default_rng(3))
     mixture = plackett_luce.fit_mixture_plackett_luce(rankings, 1, seed=0, ridge=0.5)

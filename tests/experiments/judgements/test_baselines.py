@@ -124,6 +124,7 @@ def test_a_ridge_for_new_items_is_chosen_by_new_items():
     assert [len(fit), len(held)] == [16, 4]
 
 
+@pytest.mark.slow
 def test_the_binary_says_what_to_pass(tmp_path: Path):
     command = [sys.executable, "-m", "experiments.judgements.baselines", "--dataset=ukp_humour"]
     done = subprocess.run(
