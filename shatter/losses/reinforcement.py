@@ -244,26 +244,55 @@ def ppo_loss(
     )
 
 
-def value_loss(values: Array, targets: Array, mask: Array) -> Array:
+def value_loss(
+    values: Array,
+    targets: Array,
+    mask: Array,
+    *,
+    old_values: Array | None = None,
+    clip: float | Array | None = None,
+) -> Array:
     """Returns half the squared error of a value function, summed over the tokens of a response.
+
+    With old values it is `max((V - R)^2, (clip(V, V_old - eps, V_old + eps) - R)^2) / 2` at each
+    token, whose gradient is 0 where V has moved from V_old towards R by more than eps.
+
+    Source: without old values Schulman et al., Proximal Policy Optimization Algorithms, equation 9,
+    https://arxiv.org/abs/1707.06347; with them Engstrom et al., Implementation Matters in Deep
+    Policy Gradients, section 3, https://arxiv.org/abs/2005.12729.
 
     Args:
       values: `[..., T]`.
       targets: `[..., T]`, advantages plus the values that they were computed with; no gradient
         passes.
       mask: bool `[..., T]`, true on the response's tokens.
+      old_values: `[..., T]`, of the value function before the updates; no gradient passes.
+      clip: eps, given if `old_values` are.
 
     Returns:
       `[...]`; 0 where the mask is empty.
 
     Raises:
-      AssertionError: if the shapes or types do not fit.
+      AssertionError: if the shapes or types do not fit, or `clip` is given without `old_values` or
+        these without `clip`.
     """
     chex.assert_type([values, targets, mask], [float, float, bool])
     chex.assert_equal_shape([values, targets, mask])
-    values, targets = at_least_float32(values), at_least_float32(targets)
-    error = jnp.where(mask, values, 0.0) - jnp.where(mask, jax.lax.stop_gradient(targets), 0.0)
-    return 0.5 * jnp.sum(jnp.square(error), axis=-1)
+    counted = lambda array: jnp.where(mask, at_least_float32(array), 0.0)
+    values, targets = counted(values), jax.lax.stop_gradient(counted(targets))
+    squares = jnp.square(values - targets)
+    if (old_values is None) != (clip is None):
+        raise AssertionError(
+            "value_loss clips to within clip of old_values: expected both or neither, found "
+            f"{'clip' if old_values is None else 'old_values'} alone"
+        )
+    if old_values is not None and clip is not None:
+        chex.assert_type(old_values, float)
+        chex.assert_equal_shape([values, old_values])
+        old_values = jax.lax.stop_gradient(counted(old_values))
+        near = jnp.clip(values, old_values - clip, old_values + clip)
+        squares = jnp.maximum(squares, jnp.square(near - targets))
+    return 0.5 * jnp.sum(squares, axis=-1)
 
 
 def adapt_beta(

@@ -1,6 +1,7 @@
 """What flags of `shatter finetune` may be, and which of them a run and its resumption share."""
 
 import dataclasses
+import importlib.util
 
 from shatter import training
 from shatter.cli.common import binary
@@ -60,6 +61,10 @@ RANGES = {
     "num_iterations": binary.whole(1, 2**10),
     "epsilon": binary.Range(0, 1, above=True),
     "epsilon_high": binary.Range(0, binary.LARGEST, above=True, other=(None,)),
+    "gamma": binary.real(0, 1),
+    "lam": binary.real(0, 1),
+    "vf_coef": binary.real(0),
+    "cliprange_value": binary.POSITIVE,
 }
 """The range of every flag that is a number."""
 
@@ -72,7 +77,7 @@ def check(config: Config) -> None:
     """
     binary.check_texts(config)
     binary.require(config, ("model_name_or_path", "dataset_name"), EXAMPLE)
-    may_be_free = {"beta": binary.real(0)} if config.objective in ("rloo", "grpo") else {}
+    may_be_free = {"beta": binary.real(0)} if config.objective in ("rloo", "grpo", "ppo") else {}
     binary.check_ranges(config, RANGES | may_be_free)
     if config.template_date is not None:
         binary.date("template_date", config.template_date)
@@ -118,6 +123,10 @@ def _check_online(config: Config) -> None:
             "--reward_model=FOLDER that --objective=reward_model wrote, or "
             "--reward_function=MODULE:FUNCTION"
         )
+    if config.objective == "ppo" and importlib.util.find_spec("rlax") is None:
+        raise UsageError(
+            "--objective=ppo needs rlax, found no such package: pip install 'shatter-lm[rl]'"
+        )
     if len(set(sources)) < len(sources):
         raise UsageError(
             f"--reward_function: expected different functions, found {', '.join(sources)}: name "
@@ -128,7 +137,7 @@ def _check_online(config: Config) -> None:
             f"--reward_weights must be one number for each of the {len(sources)} rewards "
             f"({', '.join(sources)}), found {len(config.reward_weights)}: {config.reward_weights}"
         )
-    least = 1 if config.objective == "posterior" else 2
+    least = 1 if config.objective in ("ppo", "posterior") else 2
     if config.num_generations < least:
         raise UsageError(
             f"--num_generations must be at least {least} with {about}, which "
@@ -209,11 +218,16 @@ def _unread_online(config: Config) -> dict[str, str]:
         rewards = ("reward_model", "reward_function", "reward_weights")
         sampling = ("temperature", "top_k", "top_p", "min_p")
         unread |= dict.fromkeys(
-            (*rewards, *sampling), f"--objective=rloo, grpo or posterior, {found}"
+            (*rewards, *sampling), f"--objective=rloo, grpo, ppo or posterior, {found}"
         )
+    if config.objective not in ("rloo", "grpo", "ppo"):
+        of_ratios = ("num_iterations", "epsilon")
+        unread |= dict.fromkeys(of_ratios, f"--objective=rloo, grpo or ppo, {found}")
     if config.objective not in ("rloo", "grpo"):
-        of_ratios = ("num_iterations", "epsilon", "epsilon_high")
-        unread |= dict.fromkeys(of_ratios, f"--objective=rloo or grpo, {found}")
+        unread["epsilon_high"] = f"--objective=rloo or grpo, {found}"
+    if config.objective != "ppo":
+        of_values = ("gamma", "lam", "vf_coef", "cliprange_value")
+        unread |= dict.fromkeys(of_values, f"--objective=ppo, {found}")
     if config.objective != "grpo":
         unread |= dict.fromkeys(("scale_rewards", "loss_type"), f"--objective=grpo, {found}")
     return unread

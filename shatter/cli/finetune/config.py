@@ -8,9 +8,9 @@ from shatter import data
 from shatter.cli.common.utilities import Form
 
 ObjectiveName = Literal[
-    "ilhf", "dpo", "ipo", "slic", "sft", "reward_model", "rloo", "grpo", "posterior"
+    "ilhf", "dpo", "ipo", "slic", "sft", "reward_model", "rloo", "grpo", "ppo", "posterior"
 ]
-ONLINE = ("rloo", "grpo", "posterior")
+ONLINE = ("rloo", "grpo", "ppo", "posterior")
 """Objectives that learn from a reward of the model's own completions."""
 BaseDtype = Literal["float32", "bfloat16", "int8"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -83,8 +83,8 @@ class Config:
     """Branch, tag or commit of a model on the hub; its commit is recorded."""
 
     dataset_name: str = ""
-    """Required. A file of preferences (.jsonl, .jsonl.gz, .parquet); for rloo, grpo and posterior a
-    prompt is all that a row needs."""
+    """Required. A file of preferences (.jsonl, .jsonl.gz, .parquet); for rloo, grpo, ppo and
+    posterior a prompt is all that a row needs."""
 
     eval_dataset_name: tuple[str, ...] = ()
     """Files of preferences that are held out for evaluation."""
@@ -93,15 +93,15 @@ class Config:
     """ilhf: inclusive learning from human feedback, whose utilities are the model's own log-probs.
     dpo, ipo, slic: direct preference optimisation and two relatives. sft: next-token cross-entropy
     of the best completion. reward_model: a linear head on the last token's features. rloo, grpo,
-    posterior: reinforcement learning from a reward of the model's own completions."""
+    ppo, posterior: reinforcement learning from a reward of the model's own completions."""
 
     reward_model: str = ""
-    """rloo, grpo, posterior: a model folder that --objective=reward_model wrote, whose score of a
-    completion is its reward."""
+    """rloo, grpo, ppo, posterior: a model folder that --objective=reward_model wrote, whose score
+    of a completion is its reward."""
 
     reward_function: tuple[str, ...] = ()
-    """rloo, grpo, posterior: MODULE:FUNCTION, one or several. The function gets a list of prompts
-    (as they stand in the file) and a list of completions (texts), and returns a list of numbers.
+    """rloo, grpo, ppo, posterior: MODULE:FUNCTION, one or several. The function gets a list of
+    prompts (as they stand in the file) and one of completions (texts), and returns one of numbers.
     Modules are also looked for in the present folder."""
 
     reward_weights: tuple[float, ...] = ()
@@ -109,27 +109,27 @@ class Config:
     """
 
     temperature: float = 1.0
-    """rloo, grpo, posterior: divides the logits of every token. The policy that learns is the model
-    at this temperature."""
+    """rloo, grpo, ppo, posterior: divides the logits of every token. The policy that learns is the
+    model at this temperature."""
 
     top_k: int | None = None
-    """rloo, grpo, posterior: draw among the k likeliest tokens; all if not given. With this and the
-    next two flags completions are drawn from another law than the policy's, and gradients are
-    biased."""
+    """rloo, grpo, ppo, posterior: draw among the k likeliest tokens; all if not given. With this or
+    one of the next two flags completions are drawn from another law than the policy's, and
+    gradients are biased."""
 
     top_p: float | None = None
-    """rloo, grpo, posterior: draw among the smallest set of tokens with this mass."""
+    """rloo, grpo, ppo, posterior: draw among the smallest set of tokens with this mass."""
 
     min_p: float | None = None
-    """rloo, grpo, posterior: draw among the tokens of at least this share of the largest
+    """rloo, grpo, ppo, posterior: draw among the tokens of at least this share of the largest
     probability."""
 
     num_iterations: int = 1
-    """rloo, grpo: updates by the same completions. Steps are counted by completions drawn, so a
-    step makes this many updates."""
+    """rloo, grpo, ppo: updates by the same completions. Steps are counted by completions drawn, so
+    a step makes this many updates."""
 
     epsilon: float = 0.2
-    """rloo, grpo: ratios of the policy to that which drew are clipped at 1 - epsilon."""
+    """rloo, grpo, ppo: ratios of the policy to that which drew are clipped at 1 - epsilon."""
 
     epsilon_high: float | None = None
     """rloo, grpo: they are clipped at 1 + epsilon_high too; --epsilon if not given."""
@@ -141,6 +141,22 @@ class Config:
     loss_type: Literal["dapo", "grpo", "dr_grpo"] = "dapo"
     """grpo: what the sum over tokens is divided by. dapo: the tokens of all completions of the
     step. grpo: each completion's own. dr_grpo: --max_completion_length."""
+
+    gamma: float = 1.0
+    """ppo: the discount of a later token's reward. Below 1 the objective is no longer that of beta.
+    """
+
+    lam: float = 0.95
+    """ppo: lambda of generalised advantages. 1: what followed a token, less its value. 0: one token
+    and the value after it."""
+
+    vf_coef: float = 0.1
+    """ppo: the weight of the value function's loss. The value function is a linear head on the last
+    hidden layer of the model, which learns from this loss too."""
+
+    cliprange_value: float = 0.2
+    """ppo: with several --num_iterations no gradient passes to a value that has gone further than
+    this towards its target since the completions were drawn."""
 
     output_dir: str = "runs/finetune"
     """The run folder: config, metrics, checkpoints, a figure, and the fine-tuned model in `model/`.
@@ -174,8 +190,8 @@ class Config:
     --condition_on, smaller groups are refused."""
 
     beta: float = 0.1
-    """dpo, ipo, rloo, grpo, posterior: the KL coefficient, which may be 0 for rloo and grpo. For
-    objectives that learn from comparisons also the scale of rewards/* in the metrics."""
+    """dpo, ipo, rloo, grpo, ppo, posterior: the KL coefficient, which may be 0 for rloo, grpo and
+    ppo. For objectives that learn from comparisons also the scale of rewards/* in the metrics."""
 
     label_smoothing: float = 0.0
     """dpo: the probability that an answer is wrong."""
@@ -225,8 +241,8 @@ class Config:
     """Global norm to which gradients are clipped."""
 
     per_device_train_batch_size: int = 8
-    """Comparisons per batch and device, counted over the axes data and fsdp; for rloo, grpo and
-    posterior prompts, each with --num_generations completions."""
+    """Comparisons per batch and device, counted over the axes data and fsdp; for rloo, grpo, ppo
+    and posterior prompts, each with --num_generations completions."""
 
     mesh: str = ""
     """How the devices share the work, for example data=2,fsdp=4: data shares every batch, fsdp the
@@ -332,11 +348,12 @@ class Config:
     error if the folder holds a run. A number: go on from the checkpoint of that step."""
 
     num_generations: int = 4
-    """Responses per prompt in samples.txt, sampled from the model before and after. For rloo, grpo
-    and posterior also the completions to a prompt that are drawn and learned from."""
+    """Responses per prompt in samples.txt, sampled from the model before and after. For rloo, grpo,
+    ppo and posterior also the completions to a prompt that are drawn and learned from."""
 
     max_completion_length: int = 64
-    """Largest number of tokens of these responses; for rloo, grpo and posterior, of completions."""
+    """Largest number of tokens of these responses; for rloo, grpo, ppo and posterior, of
+    completions."""
 
     dry_run: bool = False
     """Show what a run would do (rows, lengths, truncation, the first example, parameters, memory)

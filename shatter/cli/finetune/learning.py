@@ -24,7 +24,8 @@ class Trainable(NamedTuple):
 
     Attributes:
       model: all parameters of the model, or the adapters.
-      head: the reward head `[D]`; None = the objective has none.
+      head: the reward head `[D]`; or the value head `[D + 1]`, whose last number is the bias;
+        None = the objective has none.
     """
 
     model: Params
@@ -60,7 +61,8 @@ def start(config: Config, model: Pretrained, key: Key) -> Trainable:
       model: the pretrained model.
       key: a typed key, for the adapters.
     """
-    head = jnp.zeros(model.config.width) if config.objective == "reward_model" else None
+    sizes = {"reward_model": model.config.width, "ppo": model.config.width + 1}
+    head = jnp.zeros(sizes[config.objective]) if config.objective in sizes else None
     if model.lora is None:
         return Trainable(jax.tree.map(jnp.array, model.params), head)
     return Trainable(models.init_lora(key, model.params, model.lora), head)

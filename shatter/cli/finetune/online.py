@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from shatter import data, training
-from shatter.cli.finetune import learning, optimizer, places, plan, policy
+from shatter.cli.finetune import learning, optimizer, places, plan, policy, values
 from shatter.cli.finetune.config import Config, program_config
 from shatter.cli.finetune.learning import Frozen, Trainable
 from shatter.cli.finetune.objectives import Mean
@@ -18,6 +18,7 @@ from shatter.cli.finetune.rewards import score_all
 from shatter.cli.finetune.rollouts import Rollouts, completions_of, make_draw
 from shatter.cli.finetune.task import Task
 from shatter.cli.finetune.updates import Measured, Update, on_devices
+from shatter.cli.finetune.values import Estimates, Scored
 from shatter.types import Key
 
 _ROLLOUTS = 0x726F6C6C
@@ -83,6 +84,8 @@ def make_update(config: Config, task: Task, num_steps: int) -> tuple[training.Tr
                 state, metrics = learner.step(state, frozen, training.put_rows(mesh, batch, size))
                 measured.append(metrics)
         measured[0] = measured[0] | _metrics(config, parts)
+        if estimates := [batch.estimates for batch in arrays if batch.estimates is not None]:
+            measured[0] = measured[0] | values.var_explained(_scored(parts), estimates)
         weight = float(sum(part.is_real.sum() for part in parts))
         return state, Measured(measured, weight, sum(part.num_tokens for part in parts))
 
@@ -146,8 +149,11 @@ def step_batches(config: Config, parts: Sequence[_Part]) -> list[PolicyBatch]:
     num_tokens = sum(n[part.is_real].sum() for n, part in zip(lengths, parts, strict=True))
     rewards = np.concatenate([part.rewards[part.is_real] for part in parts])
     whole = deviation(rewards.ravel())
+    estimates: Sequence[Estimates | None] = [None] * len(parts)
+    if config.objective == "ppo":
+        estimates = values.estimate(config, _scored(parts))
     made = []
-    for part, length in zip(parts, lengths, strict=True):
+    for part, length, estimated in zip(parts, lengths, estimates, strict=True):
         shape = part.rewards.shape
         weight = np.where(part.is_real[:, None], 1.0 / num, np.zeros(shape))
         divisor = {
@@ -163,8 +169,13 @@ def step_batches(config: Config, parts: Sequence[_Part]) -> list[PolicyBatch]:
         numbers: Any = (gains, deviations, weight, weight / divisor)
         fields = part.rollouts[:5]
         dtype = np.asarray(part.rollouts.log_probs).dtype
-        made.append(PolicyBatch(*fields, *(number.astype(dtype) for number in numbers)))
+        rounded = [number.astype(dtype) for number in numbers]
+        made.append(PolicyBatch(*fields, *rounded)._replace(estimates=estimated))
     return made
+
+
+def _scored(parts: Sequence[_Part]) -> list[Scored]:
+    return [Scored(part.rollouts, part.rewards, part.is_real) for part in parts]
 
 
 def deviation(values: np.ndarray) -> float:

@@ -12,7 +12,8 @@ from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.learning import Frozen, Trainable
 from shatter.cli.finetune.objectives import Mean
 from shatter.cli.finetune.pretrained import Pretrained
-from shatter.cli.finetune.rollouts import policy_log_probs
+from shatter.cli.finetune.token_scores import policy_and_values
+from shatter.cli.finetune.values import Estimates
 from shatter.types import Array, Key
 
 
@@ -28,7 +29,8 @@ class PolicyBatch(NamedTuple):
       rewards: `[B, N]`.
       deviations: `[B]`, by what grpo divides rewards less their mean.
       weight: `[B, N]`, each completion's share of the step's completions; 0 = it fills up a batch.
-      token_weight: `[B, N]`, the weight of its tokens in grpo's loss.
+      token_weight: `[B, N]`, the weight of its tokens in the losses of grpo and ppo.
+      estimates: of ppo's value function; None for the others.
     """
 
     tokens: Array
@@ -40,6 +42,7 @@ class PolicyBatch(NamedTuple):
     deviations: Array
     weight: Array
     token_weight: Array
+    estimates: Estimates | None = None
 
 
 class Losses(NamedTuple):
@@ -116,6 +119,15 @@ def _grpo(config: Config, log_probs: Array, batch: PolicyBatch) -> Losses:
     return Losses(found, batch.token_weight, ratios, advantages[..., None], batch.mask)
 
 
+def _ppo(config: Config, log_probs: Array, batch: PolicyBatch) -> Losses:
+    """Returns PPO's surrogate of tokens, whose rewards have the KL penalty in them."""
+    assert batch.estimates is not None
+    old = batch.log_probs if config.num_iterations > 1 else jax.lax.stop_gradient(log_probs)
+    advantages = batch.estimates.advantages
+    found = losses.ppo_loss(log_probs, old, advantages, batch.mask, clip=config.epsilon)
+    return Losses(found, batch.token_weight, jnp.exp(log_probs - old), advantages, batch.mask)
+
+
 def _posterior(config: Config, log_probs: Array, batch: PolicyBatch) -> Losses:
     """Returns minus the KL-regularised objective, with rewards-to-go and the others as baseline.
 
@@ -132,6 +144,7 @@ def _posterior(config: Config, log_probs: Array, batch: PolicyBatch) -> Losses:
 OBJECTIVES: dict[str, Callable[[Config, Array, PolicyBatch], Losses]] = {
     "rloo": _rloo,
     "grpo": _grpo,
+    "ppo": _ppo,
     "posterior": _posterior,
 }
 
@@ -155,13 +168,25 @@ def make_objective(
     ) -> tuple[Array, dict[str, Any]]:
         del key
         params = learning.assemble(model, trainable, frozen.params)
-        log_probs = policy_log_probs(
-            model, params, batch.tokens, batch.mask, batch.valid, config.temperature
+        log_probs, values = policy_and_values(
+            model,
+            params,
+            trainable.head,
+            batch.tokens,
+            batch.mask,
+            batch.valid,
+            config.temperature,
         )
         found = OBJECTIVES[config.objective](config, log_probs, batch)
         loss = jnp.sum(found.weight * found.losses)
         lengths = jnp.sum(batch.mask, axis=-1)
-        metrics: dict[str, Any] = {
+        metrics: dict[str, Any] = {}
+        if batch.estimates is not None:
+            assert values is not None
+            value_loss, of_values = value_part(config, values, batch)
+            metrics |= of_values | _of_policy(log_probs, loss, batch)
+            loss += config.vf_coef * value_loss
+        metrics |= {
             "objective": Mean(loss, jnp.sum(batch.weight)),
             "entropy": Mean(
                 -jnp.sum(batch.weight * jnp.sum(log_probs, axis=-1)),
@@ -173,6 +198,42 @@ def make_objective(
         return loss, metrics | _clip_ratios(config, found, batch.weight)
 
     return objective
+
+
+def _of_policy(log_probs: Array, loss: Array, batch: PolicyBatch) -> dict[str, Mean]:
+    """Returns the policy's own loss and half its squared log-ratio, under TRL's names for PPO."""
+    counted = jnp.where(batch.mask, batch.weight[..., None], 0.0)
+    squares = jnp.square(log_probs - batch.log_probs)
+    return {
+        "loss/policy_avg": Mean(loss, jnp.sum(batch.weight)),
+        "policy/approxkl_avg": Mean(0.5 * jnp.sum(counted * squares), jnp.sum(counted)),
+    }
+
+
+def value_part(config: Config, values: Array, batch: PolicyBatch) -> tuple[Array, dict[str, Mean]]:
+    """Returns a batch's part of the value function's loss, a mean over the step's tokens.
+
+    Args:
+      config: the config.
+      values: `[B, N, T]`, of the value function that learns.
+      batch: the batch, with estimates.
+
+    Returns:
+      The loss `[]`, half a squared error, and metrics under TRL's names for PPO.
+    """
+    assert batch.estimates is not None
+    _, old, targets = batch.estimates
+    found = losses.value_loss(
+        values, targets, batch.mask, old_values=old, clip=config.cliprange_value
+    )
+    near = jnp.clip(values, old - config.cliprange_value, old + config.cliprange_value)
+    is_clipped = jnp.square(near - targets) > jnp.square(values - targets)
+    counted = jnp.where(batch.mask, batch.weight[..., None], 0.0)
+    loss = jnp.sum(batch.token_weight * found)
+    return loss, {
+        "loss/value_avg": Mean(loss, jnp.sum(batch.weight)),
+        "val/clipfrac_avg": Mean(jnp.sum(counted * is_clipped), jnp.sum(counted)),
+    }
 
 
 def _clip_ratios(config: Config, found: Losses, weight: Array) -> dict[str, Mean]:

@@ -22,7 +22,9 @@ SAMPLE_PROMPTS = 4  # in samples.txt
 
 
 def save_model(folder: Path, config: Config, task: Task, trainable: Trainable) -> None:
-    """Saves the model folder, or the adapters in the PEFT layout, and the reward head in a file.
+    """Saves the model folder, or the adapters in the PEFT layout, and a reward head in a file.
+
+    A value head is left out: it is that of a policy in training, and checkpoints have it.
 
     Args:
       folder: where to.
@@ -55,7 +57,7 @@ def save_model(folder: Path, config: Config, task: Task, trainable: Trainable) -
             f"the model cannot be saved: {error}; the run went astray after its last metrics: "
             "lower --learning_rate in another --output_dir"
         ) from error
-    if trainable.head is not None:
+    if config.objective == "reward_model":
         from safetensors.numpy import save
 
         content = save({"score.weight": np.array(trainable.head)[None]})

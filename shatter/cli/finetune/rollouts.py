@@ -18,7 +18,7 @@ from shatter.cli.finetune.learning import Trainable
 from shatter.cli.finetune.pretrained import Pretrained, compiler_options, without_arrays
 from shatter.cli.finetune.prompts import longest_prompt
 from shatter.cli.finetune.rewards import Completion
-from shatter.factored import FactoredLogits
+from shatter.cli.finetune.token_scores import policy_and_values
 from shatter.types import Array, Key, Params
 
 
@@ -34,6 +34,8 @@ class Rollouts(NamedTuple):
       ref_log_probs: `[B, N, T]`, under the reference, nats.
       drawn_log_probs: `[B, N]`, of completions under the law that they were drawn from, as the
         sampler computed them, nats.
+      values: `[B, N, T]`, of the states in which the completion's tokens were chosen; None = there
+        is no value head.
     """
 
     tokens: Array
@@ -42,44 +44,7 @@ class Rollouts(NamedTuple):
     log_probs: Array
     ref_log_probs: Array
     drawn_log_probs: Array
-
-
-def policy_log_probs(
-    model: Pretrained, params: Params, tokens: Array, mask: Array, valid: Array, temperature: float
-) -> Array:
-    """Returns the log-probs of completions' tokens under the model at a temperature.
-
-    Args:
-      model: the pretrained model.
-      params: parameters for `model.lm`.
-      tokens: int `[..., T]`.
-      mask: bool `[..., T]`, true on the completion.
-      valid: bool `[..., T]`, false on padding.
-      temperature: divides the logits.
-
-    Returns:
-      `[..., T]`, nats; 0 outside the mask.
-    """
-    logits = models.lazy_logits(model.lm, params, tokens, valid=valid)
-    # Softmax of padding may be NaN, and its gradient would be 0 times NaN.
-    counts = jnp.concatenate([mask[..., 1:], jnp.zeros_like(mask[..., :1])], axis=-1)
-    keep = lambda leaf: jnp.where(counts[..., None], leaf, 0.0)
-    if isinstance(logits, FactoredLogits):
-        logits = _tempered(logits, temperature).map_rows(keep)
-    else:
-        logits = keep(logits / temperature)
-    return jnp.where(mask, documents.token_log_probs(logits, tokens), 0.0)
-
-
-def _tempered(logits: FactoredLogits, temperature: float) -> FactoredLogits:
-    if temperature == 1.0:
-        return logits
-    rows, columns = logits
-    scale = (
-        jnp.ones_like(rows.features[..., :1], logits.dtype) if rows.scale is None else rows.scale
-    )
-    bias = None if columns.bias is None else columns.bias / temperature
-    return FactoredLogits(rows._replace(scale=scale / temperature), columns._replace(bias=bias))
+    values: Array | None = None
 
 
 def make_sampling(config: Config, model: Pretrained, num_samples: int) -> Sampling:
@@ -139,16 +104,18 @@ def _program(model: Pretrained, sampling: Sampling) -> Callable[..., Rollouts]:
         samples = documents.sample(model.lm, params, key, tokens, valid=valid, **settings)
         before = jnp.pad(valid, ((0, 0), (0, sampling.max_length)))
         whole = samples.mask | before[:, None]
-        score = lambda p: policy_log_probs(
-            model, p, samples.tokens, samples.mask, whole, sampling.temperature
+        score = lambda p: policy_and_values(
+            model, p, trainable.head, samples.tokens, samples.mask, whole, sampling.temperature
         )
+        log_probs, values = score(params)
         return Rollouts(
             samples.tokens,
             samples.mask,
             whole,
-            score(params),
-            score(pretrained),
+            log_probs,
+            score(pretrained)[0],
             samples.log_probs,
+            values,
         )
 
     return run

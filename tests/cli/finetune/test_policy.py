@@ -15,7 +15,8 @@ from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.learning import Frozen, Trainable
 from shatter.cli.finetune.policy import PolicyBatch
 from shatter.cli.finetune.pretrained import Pretrained
-from shatter.cli.finetune.rollouts import Rollouts, policy_log_probs
+from shatter.cli.finetune.rollouts import Rollouts
+from shatter.cli.finetune.token_scores import policy_log_probs
 
 pytestmark = pytest.mark.usefixtures("float64")
 
