@@ -293,6 +293,33 @@ def test_value_loss_and_its_gradient(garbage):
     np.testing.assert_array_equal(slopes[1], 0.0)
 
 
+def test_clipped_value_loss_and_its_gradient():
+    """No gradient passes where a value has gone further than the clip towards its target."""
+    old = VALUES + np.array([[0.0, 0.0, 0.3, -0.3, 0.05, 0.3]])
+
+    @jax.jit
+    def run(values, old):
+        total = lambda *x: (
+            jnp.sum(found := value_loss(*x, MASK, old_values=old, clip=0.1)),
+            found,
+        )
+        return jax.grad(total, argnums=(0, 1), has_aux=True)(values, TOKEN_REWARDS)
+
+    slopes, losses = run(VALUES, old)
+    far = (VALUES - TOKEN_REWARDS) ** 2
+    near = (np.clip(VALUES, old - 0.1, old + 0.1) - TOKEN_REWARDS) ** 2
+    np.testing.assert_allclose(losses, np.where(MASK, np.maximum(far, near), 0).sum(1) / 2)
+    is_stopped = near > far
+    expected = np.where(MASK & ~is_stopped, VALUES - TOKEN_REWARDS, 0.0)
+    np.testing.assert_allclose(slopes[0], expected, rtol=1e-13)
+    assert 0 < (MASK & is_stopped).sum() < MASK.sum()
+    np.testing.assert_array_equal(slopes[1], 0.0)
+    np.testing.assert_allclose(run(VALUES, VALUES)[0][0], np.where(MASK, VALUES - TOKEN_REWARDS, 0))
+    for alone in ({"clip": 0.1}, {"old_values": old}):
+        with pytest.raises(AssertionError, match="expected both or neither"):
+            value_loss(jnp.asarray(VALUES), jnp.asarray(TOKEN_REWARDS), jnp.asarray(MASK), **alone)
+
+
 def test_gradients():
     mask = jnp.asarray(MASK)
     tokens, behaviour = jnp.asarray(TOKENS), jnp.asarray(TOKENS + 0.05)

@@ -64,6 +64,7 @@ RANGES = {
     "gamma": binary.real(0, 1),
     "lam": binary.real(0, 1),
     "vf_coef": binary.real(0),
+    "vf_learning_rate": binary.POSITIVE,
     "cliprange_value": binary.POSITIVE,
 }
 """The range of every flag that is a number."""
@@ -226,7 +227,7 @@ def _unread_online(config: Config) -> dict[str, str]:
     if config.objective not in ("rloo", "grpo"):
         unread["epsilon_high"] = f"--objective=rloo or grpo, {found}"
     if config.objective != "ppo":
-        of_values = ("gamma", "lam", "vf_coef", "cliprange_value")
+        of_values = ("gamma", "lam", "vf_coef", "vf_learning_rate", "cliprange_value")
         unread |= dict.fromkeys(of_values, f"--objective=ppo, {found}")
     if config.objective != "grpo":
         unread |= dict.fromkeys(("scale_rewards", "loss_type"), f"--objective=grpo, {found}")

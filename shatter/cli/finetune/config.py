@@ -154,6 +154,10 @@ class Config:
     """ppo: the weight of the value function's loss. The value function is a linear head on the last
     hidden layer of the model, which learns from this loss too."""
 
+    vf_learning_rate: float = 1e-2
+    """ppo: AdamW's learning rate of the head at its peak, about what a step changes a value by. The
+    head starts at 0, so it has to reach the scale of the rewards."""
+
     cliprange_value: float = 0.2
     """ppo: with several --num_iterations no gradient passes to a value that has gone further than
     this towards its target since the completions were drawn."""

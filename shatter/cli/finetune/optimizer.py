@@ -25,8 +25,11 @@ def make_schedule(config: Config, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Returns AdamW after clipping of the gradient's global norm."""
-    return optax.chain(
+    """Returns AdamW after clipping of the gradient's global norm.
+
+    The updates of ppo's value head are scaled to a learning rate of their own.
+    """
+    adamw = optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
         optax.adamw(
             schedule,
@@ -36,3 +39,8 @@ def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTr
             weight_decay=config.weight_decay,
         ),
     )
+    if config.objective != "ppo":
+        return adamw
+    ratio = config.vf_learning_rate / config.learning_rate
+    scale = lambda updates, params: updates._replace(head=ratio * updates.head)
+    return optax.chain(adamw, optax.stateless(scale))

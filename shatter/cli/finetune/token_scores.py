@@ -86,7 +86,9 @@ def _tempered(logits: FactoredLogits, temperature: float) -> FactoredLogits:
 def head_values(head: Array, features: Array, mask: Array) -> Array:
     """Returns the values of the states in which a completion's tokens are chosen.
 
-    The value of a token's state is a linear function of the last hidden layer at the token before.
+    The value of a token's state is the mean of the last hidden layer at the token before, weighted
+    by the head, plus a bias. So AdamW's learning rate of the head is about what a step changes a
+    value by, however wide the model is.
 
     Args:
       head: `[D + 1]`, the weights and then the bias.
@@ -99,6 +101,6 @@ def head_values(head: Array, features: Array, mask: Array) -> Array:
     # Features of padding may be NaN, and their gradient would be 0 times NaN.
     before = jnp.concatenate([mask[..., 1:], jnp.zeros_like(mask[..., :1])], axis=-1)
     features = jnp.where(before[..., None], features, 0.0).astype(head.dtype)
-    values = features @ head[:-1] + head[-1]
+    values = features @ head[:-1] / features.shape[-1] + head[-1]
     shifted = jnp.concatenate([jnp.zeros_like(values[..., :1]), values[..., :-1]], axis=-1)
     return jnp.where(mask, shifted, 0.0)

@@ -1,6 +1,7 @@
 """Tiny runs of the objectives of reinforcement learning: folders, resumption, failures, flags."""
 
 import dataclasses
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -105,8 +106,10 @@ class Killed(BaseException):
         {"objective": "rloo", "use_peft": True, "lora_r": 2},
         {"objective": "grpo", "num_iterations": 2, "gradient_accumulation_steps": 2},
         {"objective": "posterior", "num_generations": 1, "beta": 0.1, "temperature": 0.8},
+        {"objective": "ppo", "num_iterations": 2, "gradient_accumulation_steps": 2, "beta": 0.0},
+        {"objective": "ppo", "num_generations": 1, "use_peft": True, "lora_r": 2, "lam": 0.9},
     ],
-    ids=lambda changes: changes["objective"],
+    ids=["rloo", "grpo", "posterior", "ppo", "ppo of adapters"],
 )
 def test_a_killed_run_resumes_to_the_bit(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict
@@ -131,6 +134,7 @@ def test_a_killed_run_resumes_to_the_bit(
     assert (Path(killed.output_dir) / "checkpoints").exists()
     finetune(killed)
     assert history(killed) == history(config)
+    assert not list(Path(config.output_dir).rglob("reward_head*"))  # ppo's head is no result
     if not config.use_peft:
         assert_same(trained_params(killed), trained_params(config))
         return
@@ -242,8 +246,12 @@ def test_a_reward_model_of_an_earlier_run_trains_a_policy(config: Config, tmp_pa
 
 
 @pytest.mark.slow
-def test_several_devices_draw_and_learn_what_one_does(config: Config, tmp_path: Path):
+@pytest.mark.parametrize("objective", ["rloo", "ppo"])
+def test_several_devices_draw_and_learn_what_one_does(
+    config: Config, tmp_path: Path, objective: str
+):
     config = dataclasses.replace(config, max_steps=2, per_device_train_batch_size=4)
+    config = dataclasses.replace(config, objective=objective)  # type: ignore[arg-type]
     finetune(config)
     mesh = {"mesh": "data=2,fsdp=2", "per_device_train_batch_size": 1}
     several = dataclasses.replace(config, output_dir=str(tmp_path / "several"), **mesh)
@@ -322,11 +330,18 @@ def test_files_without_prompts_are_named(config: Config, tmp_path: Path, rows: l
         ),
         (
             {"objective": "posterior", "num_iterations": 2},
-            "--num_iterations=2 belongs to --objective=rloo or grpo, found --objective=posterior",
+            "--num_iterations=2 belongs to --objective=rloo, grpo or ppo, found --objective=post",
         ),
         (
+            {"objective": "ppo", "epsilon_high": 0.3},
+            "--epsilon_high=0.3 belongs to --objective=rloo or grpo, found --objective=ppo",
+        ),
+        ({"lam": 0.5}, "--lam=0.5 belongs to --objective=ppo, found --objective=rloo: leave --lam"),
+        ({"objective": "ppo", "lam": 1.5}, "--lam must be .*, found 1.5"),
+        ({"objective": "ppo", "num_generations": 0}, "--num_generations must be at least 1 with"),
+        (
             {"objective": "dpo"},
-            r"--reward_function=.* belongs to --objective=rloo, grpo or posterior, found --obj",
+            r"--reward_function=.* belongs to --objective=rloo, grpo, ppo or posterior, found --o",
         ),
     ],
     ids=str,
@@ -336,9 +351,15 @@ def test_flags_that_do_not_belong_together_are_refused(config: Config, changes: 
         check(dataclasses.replace(config, **changes))
 
 
-def test_rloo_and_grpo_need_no_kl(config: Config):
-    for objective in ("rloo", "grpo"):
+def test_only_posterior_needs_a_kl(config: Config):
+    for objective in ("rloo", "grpo", "ppo"):
         check(dataclasses.replace(config, beta=0.0, objective=objective))
+
+
+def test_ppo_without_rlax_names_the_extra(config: Config, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"ppo needs rlax, .* pip install 'shatter-lm\[rl\]'"):
+        check(dataclasses.replace(config, objective="ppo"))
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """The value function of ppo on a model whose completions can all be enumerated, exactly."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +9,12 @@ import optax
 import pytest
 
 from shatter import documents, models, training
-from shatter.cli.finetune import online, policy, values
+from shatter.cli.finetune import online, optimizer, policy, values
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.learning import Frozen, Trainable
 from shatter.cli.finetune.pretrained import Pretrained
 from shatter.cli.finetune.rollouts import Rollouts
-from shatter.cli.finetune.token_scores import head_values, policy_and_values, policy_log_probs
+from shatter.cli.finetune.token_scores import head_values, policy_and_values
 from shatter.factored import Columns, FactoredLogits, Rows
 from tests.cli.finetune.test_policy import assert_close, constants, parts_of_a_step
 
@@ -49,10 +51,14 @@ def tabular() -> Pretrained:
 MODEL = tabular()
 
 
-def scores(params, temperature: float = 1.0):
+@jax.jit
+def score(params, head, tokens, mask):
+    return policy_and_values(MODEL, params, head, tokens, mask, jnp.ones_like(mask), 1.0)
+
+
+def scores(params):
     """Returns the log-probs of the tokens of all completions, `[D, T]`."""
-    tokens, mask = DOCUMENTS
-    return policy_log_probs(MODEL, params, tokens, mask, jnp.ones_like(mask), temperature)
+    return score(params, None, *DOCUMENTS)[0]
 
 
 def law_of(params):
@@ -79,16 +85,16 @@ def exact_values(params, beta: float = BETA, rewards=REWARDS) -> np.ndarray:
 
 
 def head_of(table) -> jnp.ndarray:
-    return jnp.append(jnp.asarray(table, float), 0.0)
+    """Returns the head of given values, which divides by the number of features."""
+    return jnp.append(PREFIXES * jnp.asarray(table, float), 0.0)
 
 
 def part_of(params, head, rows: list[np.ndarray], is_real: list[bool]) -> online._Part:
     """Returns a batch of given completions, `rows[B, N]` by their numbers, drawn by a policy."""
     tokens, mask = (np.asarray(array)[np.array(rows)] for array in DOCUMENTS)
     valid = np.ones_like(mask)
-    score = lambda p: policy_and_values(MODEL, p, head, tokens, mask, valid, 1.0)
-    (own, found), (ref, _) = score(params), score(REF)
-    own, ref, found = np.asarray(own), np.asarray(ref), np.asarray(found)
+    own, found = jax.tree.map(np.asarray, score(params, head, tokens, mask))
+    ref = np.asarray(score(REF, head, tokens, mask)[0])
     rollouts = Rollouts(tokens, mask, valid, own, ref, own.sum(-1), found)
     return online._Part(rollouts, REWARDS[np.array(rows)], {}, mask[..., 0], np.array(is_real), 0)
 
@@ -121,6 +127,13 @@ def advantages_of(head: np.ndarray, lam: float) -> list[np.ndarray]:
     return found
 
 
+@functools.cache
+def expected_gradient():
+    """Compiles the gradient of a batch's loss; neither beta nor lambda are in it."""
+    config = Config(objective="ppo", num_generations=8)
+    return jax.jit(jax.grad(policy.make_objective(config, MODEL), has_aux=True))
+
+
 def table_of(name: str) -> np.ndarray:
     """Returns a value of every prefix."""
     if name == "exact":
@@ -151,18 +164,13 @@ def test_the_expected_gradient_is_that_of_the_regularised_objective(
         part_of(LAW, head, [rows[0, 0], rows[0, 0]], [True, False]),
         part_of(LAW, head, list(rows[1]), [True]),
     ]
-    objective = jax.jit(jax.grad(policy.make_objective(config, MODEL), has_aux=True))
-    trainable, frozen, key = (
-        Trainable(jnp.asarray(LAW), head),
-        Frozen(None, None),
-        jax.random.key(0),
-    )
-    found = [objective(trainable, frozen, key, b)[0] for b in online.step_batches(config, parts)]
+    read = Trainable(jnp.asarray(LAW), head), Frozen(None, None), jax.random.key(0)
+    found = [expected_gradient()(*read, b)[0] for b in online.step_batches(config, parts)]
     total = jax.tree.map(jnp.add, *found)
     advantages = np.concatenate(advantages_of(table_of(table), lam))
     per_completion, deviation = len(advantages) / 16, np.sqrt(advantages.var() + 1e-8)
     scaled = -total.model * per_completion * deviation
-    exact = jax.grad(j_kl)(jnp.asarray(LAW))
+    exact = jax.jit(jax.grad(j_kl))(jnp.asarray(LAW))
     if is_unbiased:
         assert_close(scaled, exact)
     else:
@@ -204,33 +212,19 @@ def test_targets_are_what_follows_and_their_means_are_the_values(table: str):
 def test_a_run_ends_in_the_tilted_reference_and_its_values(objective: str, changes: dict):
     """Samples alone lead rloo and ppo to p0 exp(r / beta) / Z, and the head to the mean return."""
     settings = {"objective": objective, "num_generations": 256, "beta": 2.0, "lam": 0.95}
-    config = Config(**{**settings, "vf_coef": 1.0, "learning_rate": 0.05, **changes})  # type: ignore[arg-type]
+    config = Config(**{**settings, "learning_rate": 0.05, "vf_learning_rate": 0.2, **changes})  # type: ignore[arg-type]
     num_steps, is_ppo = 300, objective == "ppo"
     num_updates = num_steps * config.num_iterations
     schedule = optax.linear_schedule(config.learning_rate, 0.0, num_updates)
-    learner = training.learner(policy.make_objective(config, MODEL), optax.adam(schedule))
+    optimiser = optimizer.make_optimizer(config, schedule)
+    learner = training.learner(policy.make_objective(config, MODEL), optimiser)
     step, rng = jax.jit(learner.step), np.random.default_rng(0)
     start = Trainable(jnp.asarray(REF), head_of(np.zeros(PREFIXES)) if is_ppo else None)
     state = learner.init(start, jax.random.key(0))
-    every = part_of(REF, start.head, [np.arange(len(REWARDS))], [True])
-    score = jax.jit(
-        lambda trainable: policy_and_values(
-            MODEL, trainable.model, trainable.head, *DOCUMENTS, jnp.ones_like(DOCUMENTS[1]), 1.0
-        )
-    )
     for _ in range(num_steps):
-        own, found = (np.asarray(array) for array in score(state.params))
-        law = np.exp(own.sum(-1))
-        rows = rng.choice(len(law), (1, 256), p=law / law.sum())
-        pick = lambda array, rows=rows: None if array is None else np.asarray(array)[rows]
-        rollouts = Rollouts(
-            *(pick(array[0]) for array in every.rollouts[:3]),
-            own[rows],
-            pick(every.rollouts.ref_log_probs[0]),
-            own[rows].sum(-1),
-            found[rows] if is_ppo else None,
-        )
-        part = online._Part(rollouts, REWARDS[rows], {}, rows > 0, np.array([True]), 0)
+        law = np.asarray(law_of(state.params.model))
+        rows = rng.choice(len(law), 256, p=law / law.sum())
+        part = part_of(*state.params, [rows], [True])
         (batch,) = online.step_batches(config, [part])
         for _ in range(config.num_iterations):
             state, _ = step(state, Frozen(None, None), batch)
@@ -243,7 +237,20 @@ def test_a_run_ends_in_the_tilted_reference_and_its_values(objective: str, chang
     assert divergence(state.params.model) < 0.005
     if is_ppo:
         exact = exact_values(state.params.model, beta=2.0)[:3]
-        np.testing.assert_allclose(state.params.head[:3] + state.params.head[-1], exact, atol=0.15)
+        np.testing.assert_allclose(
+            state.params.head[:3] / PREFIXES + state.params.head[-1], exact, atol=0.15
+        )
+
+
+def test_the_head_has_a_learning_rate_of_its_own():
+    """AdamW's first step changes every number by its learning rate."""
+    config = Config(objective="ppo", learning_rate=1e-3, vf_learning_rate=0.02)
+    optimiser = optimizer.make_optimizer(config, optax.constant_schedule(config.learning_rate))
+    start = Trainable(jnp.asarray(LAW), head_of(np.zeros(PREFIXES)))
+    slope = Trainable(jnp.ones_like(start.model), -jnp.ones_like(start.head))
+    updates, _ = jax.jit(optimiser.update)(slope, optimiser.init(start), start)
+    np.testing.assert_allclose(updates.model, -1e-3, rtol=1e-6)
+    np.testing.assert_allclose(updates.head, 0.02, rtol=1e-6)
 
 
 def test_losses_of_a_step_are_those_of_trl():
@@ -300,11 +307,12 @@ def test_losses_of_a_step_are_those_of_trl():
     assert 0 < shares[0] < shares[1]
 
 
+@pytest.mark.slow  # it compiles a transformer and its gradient
 def test_values_are_those_of_the_states_in_which_tokens_are_chosen():
     """They are linear in the features at the token before, and read no padding."""
     lm = models.transformer(TRANSFORMER)
     model = Pretrained(TRANSFORMER, None, None, lm, None)  # type: ignore[arg-type]
-    params, head = lm.init(jax.random.key(0)), jnp.arange(1.0, PREFIXES + 2)
+    params, head = jax.jit(lm.init)(jax.random.key(0)), jnp.arange(1.0, PREFIXES + 2)
     tokens, valid = jnp.array([[0, 1, 2], [7, 0, 1]]), jnp.array([[True] * 3, [False, True, True]])
     mask = jnp.array([[False, True, True], [False, False, True]])
     run = jax.jit(
@@ -314,19 +322,20 @@ def test_values_are_those_of_the_states_in_which_tokens_are_chosen():
     )
     log_probs, found = run(params, head, tokens)
     assert lm.features is not None and found is not None
-    features = lm.features(params, tokens, valid=valid)
+    features = jax.jit(lm.features)(params, tokens, valid=valid)
     expected = np.zeros((2, 3))
-    expected[0, 1:] = features[0, :2] @ head[:-1] + head[-1]
-    expected[1, 2] = features[1, 1] @ head[:-1] + head[-1]
+    expected[0, 1:] = features[0, :2] @ head[:-1] / PREFIXES + head[-1]
+    expected[1, 2] = features[1, 1] @ head[:-1] / PREFIXES + head[-1]
     np.testing.assert_allclose(found, expected, rtol=1e-12)
-    plain = policy_log_probs(model, params, tokens, mask, valid, 0.7)
+    plain, _ = run(params, None, tokens)
     np.testing.assert_allclose(log_probs, plain, rtol=1e-12, atol=1e-15)
     other = run(params, head, tokens.at[0, 2].set(0))[1]
     np.testing.assert_array_equal(other, found)  # a value does not know its own token
-    slope = jax.grad(lambda p: jnp.sum(run(p, head, tokens)[1]))(params)
+    slope = jax.jit(jax.grad(lambda p: jnp.sum(run(p, head, tokens)[1])))(params)
     assert max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(slope)) > 0.01
     spoilt = jnp.where(mask[..., None] | ~valid[..., None], jnp.nan, features)
     spoilt = spoilt.at[0, 1].set(features[0, 1])
     slope = jax.grad(lambda h: jnp.sum(head_values(h, spoilt, mask)))(head)
-    np.testing.assert_allclose(slope[:-1], features[0, 0] + features[0, 1] + features[1, 1])
+    read = features[0, 0] + features[0, 1] + features[1, 1]
+    np.testing.assert_allclose(slope[:-1], read / PREFIXES)
     assert slope[-1] == 3.0
