@@ -17,9 +17,9 @@ from experiments.people import export
 from shatter import data
 from shatter.cli.common import binary, run_folder
 from shatter.cli.common.progress import open_console, progress_bar
+from shatter.cli.common.utilities import Form
 from shatter.cli.finetune import checks
 from shatter.cli.finetune.config import Config as Finetune
-from shatter.cli.finetune.config import Form
 from shatter.cli.finetune.run import finetune
 from shatter.cli.finetune.task import load_task
 
@@ -188,7 +188,7 @@ def measures(summary: dict[str, Any], condition: str) -> dict[str, float]:
         "log_loss_as_everybody": f"{blind}person_log_loss",
         "kl_from_pretrained": "kl",
     }
-    found = {}
+    found: dict[str, float] = {}
     for when, end in (("before", ", before"), ("after", "")):
         row = summary[when]
         found |= {f"{measure}{end}": row[name] for measure, name in names.items() if name in row}
