@@ -20,9 +20,11 @@ from shatter.environments.library import (
     LibraryState,
     library,
     library_expert,
+    library_words,
 )
+from shatter.environments.programs import ProgramState, in_program
 from shatter.environments.rollouts import rollout, scripted_rollout
-from shatter.environments.texts import Codec, Tokens, as_tokens, character_codec, join
+from shatter.environments.texts import Codec, Tokens, as_tokens, character_codec, join, word_codec
 
 __all__ = [
     "ARITHMETIC_END",
@@ -38,6 +40,7 @@ __all__ = [
     "Evidence",
     "HostEnvironment",
     "LibraryState",
+    "ProgramState",
     "Question",
     "Tokens",
     "Transcript",
@@ -48,11 +51,14 @@ __all__ = [
     "expression_value",
     "host_rollout",
     "host_scripted_rollout",
+    "in_program",
     "join",
     "library",
     "library_expert",
+    "library_words",
     "make_corpus",
     "on_host",
     "rollout",
     "scripted_rollout",
+    "word_codec",
 ]

@@ -188,8 +188,11 @@ def _one_token(
     )
     full = episode.action.length == limits.max_action_length
     ends = writes & ((token == limits.end_of_action) | full)
+    keep = lambda episode: episode
     answer = lambda episode: _answered(environment, limits, episode, token, t)
-    after = jax.lax.cond(ends, answer, lambda episode: episode, episode._replace(past=()))
+    # Where lanes are vmapped, the inner cond asks the environment in every lane: so only if needed.
+    answer_ends = lambda episode: jax.lax.cond(ends, answer, keep, episode)
+    after = jax.lax.cond(any_of_all_lanes(ends), answer_ends, keep, episode._replace(past=()))
     fill = lambda value, where: jnp.where(where, value, jnp.zeros_like(value))
     return after._replace(past=episode.past), _Written(
         token=fill(token, episode.alive),

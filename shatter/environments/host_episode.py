@@ -71,7 +71,7 @@ def host_play(
             written.append(_Token(action[-1], True, float(log_prob), turn))
         said = action if codec is None else codec.decode(action)
         state, observation, reward, done = environment.step(state, said)
-        rewards.append(_finite(reward, turn))
+        rewards.append(finite_reward(reward, turn))
         is_invalid.append(action[-1] != end_of_action or bool(environment.is_invalid(state)))
         if done or turn + 1 == max_turns:
             break  # nobody reads the answer to the last action
@@ -127,7 +127,19 @@ def _read_by(policy: Policy, ids: list[int], when: str) -> list[int]:
     return ids
 
 
-def _finite(reward: Any, turn: int) -> float:
+def finite_reward(reward: Any, turn: int) -> float:
+    """Returns a reward of the host as a number.
+
+    Args:
+      reward: what the environment's step returned.
+      turn: the number of the action, for messages.
+
+    Returns:
+      The reward.
+
+    Raises:
+      ValueError: if it is not one finite number.
+    """
     if np.shape(reward) != () or not math.isfinite(float(reward)):
         raise ValueError(
             f"expected one finite number as the reward of action {turn}, found {reward}: correct "

@@ -1,9 +1,11 @@
 """A library to be searched, driven from the host: search, open, next, quote, answer."""
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from shatter.environments.base import HostEnvironment
 from shatter.environments.corpus import SPLITS, Corpus, Evidence, Question
@@ -14,6 +16,9 @@ LIBRARY_END = "\n"
 LIBRARY_ALPHABET = "\n abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,:?"
 """The characters of all texts of `library`; the end of an action is the first."""
 _MAX_FOUND = 3
+_SAID = """found: nothing, quoted. nowhere error: the line has no end. there is no such page.
+no page is open. the page ends here. the paragraph does not say so.
+search, open, next, quote or answer?"""
 
 
 class LibraryState(NamedTuple):
@@ -69,7 +74,9 @@ def library(
     questions = corpus.questions[split]
 
     def reset(key: Key) -> tuple[LibraryState, str]:
-        question = questions[int(jax.random.randint(key, (), 0, len(questions)))]
+        # A key's own bits, because a callback of a running program must not compute with jax.
+        bits = np.asarray(jax.random.key_data(key)).tobytes()
+        question = questions[int.from_bytes(bits, "little") % len(questions)]
         return LibraryState(question), question.text + LIBRARY_END
 
     def step(state: LibraryState, action: str) -> tuple[LibraryState, str, float, bool]:
@@ -91,6 +98,20 @@ def library(
         return after._replace(is_invalid=is_invalid), said + LIBRARY_END, -price, False
 
     return HostEnvironment(reset, step, lambda state: state.is_invalid)
+
+
+def library_words(corpus: Corpus) -> tuple[str, ...]:
+    """Returns the words and marks of a library, for `word_codec`.
+
+    Args:
+      corpus: the library.
+
+    Returns:
+      The end of an action, then the words of pages, questions, commands and errors, sorted.
+    """
+    asked = [question.text for split in SPLITS for question in corpus.questions[split]]
+    shown = [text for paragraphs in corpus.pages.values() for text in paragraphs]
+    return (LIBRARY_END, *sorted({*re.findall(r"\w+|[^\w\s]", " ".join([*asked, *shown, _SAID]))}))
 
 
 def _search(corpus: Corpus, state: LibraryState, text: str) -> tuple[LibraryState, str]:

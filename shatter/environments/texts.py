@@ -1,5 +1,6 @@
 """Texts in programs and on the host: padded tokens, and how strings are written in tokens."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -7,6 +8,9 @@ import chex
 import jax.numpy as jnp
 
 from shatter.types import Array
+
+_WORD = re.compile(r"\w+|[^\w ]")
+_GLUED = frozenset(".,:;?!)\n")  # what no space precedes
 
 
 class Tokens(NamedTuple):
@@ -118,3 +122,41 @@ def character_codec(alphabet: str) -> Codec:
         return [places[character] for character in text]
 
     return Codec(encode, lambda ids: "".join(alphabet[int(token)] for token in ids))
+
+
+def word_codec(words: Sequence[str]) -> Codec:
+    """Makes a codec with a token for every word, mark and end of a line, for models of our own.
+
+    A single space stands between two tokens, but neither before the marks `.,:;?!)` nor at the
+    ends of a line. Any list of tokens has a text; a text that is spaced in another way has tokens
+    that read differently, which the drivers report.
+
+    Args:
+      words: words and single marks, each once; a token is a place in it.
+
+    Returns:
+      The codec; `encode` raises ValueError on other words.
+
+    Raises:
+      ValueError: if something is there twice, or is neither one word nor one mark.
+    """
+    places = {word: place for place, word in enumerate(words)}
+    strange = [word for word in words if not _WORD.fullmatch(word)]
+    if len(places) != len(words) or strange:
+        raise ValueError(f"expected single words and marks, each once, found {strange or words}")
+
+    def encode(text: str) -> list[int]:
+        said = _WORD.findall(text)
+        unknown = sorted(set(said) - set(places))
+        if unknown:
+            raise ValueError(f"the vocabulary has no {', '.join(map(repr, unknown))}")
+        return [places[word] for word in said]
+
+    def decode(ids: Sequence[int]) -> str:
+        text = ""
+        for word in (words[int(token)] for token in ids):
+            is_glued = not text or text.endswith("\n") or word in _GLUED
+            text += word if is_glued else f" {word}"
+        return text
+
+    return Codec(encode, decode)

@@ -9,14 +9,14 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "agents.md").read_text(en
 
 
 def test_the_page_is_short():
-    assert len(PAGE.splitlines()) <= 100
+    assert len(PAGE.splitlines()) <= 120
 
 
 @pytest.mark.slow
 def test_examples_run_as_they_stand(capsys: pytest.CaptureFixture[str]):
     names: dict[str, object] = {}
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         exec(block, names)
     printed = capsys.readouterr().out

@@ -147,7 +147,8 @@ def test_errors_are_invalid_and_cost_a_step(commands: list[str], said: str):
 
 
 def test_what_answers_are_worth():
-    asked = question()
+    key = next(key for key in KEYS if question(key=key).answer.istitle())  # lower case is wrong
+    asked = question(key=key)
     proof = f"quote {CORPUS.pages[asked.evidence[1].title][asked.evidence[1].paragraph]}\n"
     right, wrong = f"answer {asked.answer}\n", f"answer {asked.company}\n"
     elsewhere = [f"open {asked.company}\n", f"quote {asked.company}\n"]
@@ -160,7 +161,7 @@ def test_what_answers_are_worth():
         ([*path(asked), proof, wrong], 0.0),
         ([*path(asked), proof, right.lower()], 0.0),
     ]:
-        answers, _ = session(*commands, unquoted_reward=0.25)
+        answers, _ = session(*commands, key=key, unquoted_reward=0.25)
         assert answers[-1] == ("", worth - 0.125, True, False)
         assert all(reward == -0.125 for _, reward, *_ in answers[:-1])
 
