@@ -1,236 +1,281 @@
 """The run of one seed of one arm: demonstrations, updates, measurements."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from experiments.agency.agents import Agent
 from experiments.agency.config import Config
+from experiments.agency.measures import (
+    draw_questions,
+    episodes,
+    log_probs,
+    measure,
+    returns,
+    values,
+)
+from experiments.agency.worlds import page_rows
 from experiments.common.chunks import Chunk, Process
-from shatter import documents, environments, losses, models
+from shatter import losses
+from shatter.cli.common.compiling import compiler_options
+from shatter.environments import Transcript
 from shatter.numerics import masked_sum
 from shatter.types import Array, Key, Metrics, Params
 
-_HELD_OUT = 5  # one question in so many
-_TRIES = 64  # keys among which there is one with a question of the wanted part
-
 
 class Setting(NamedTuple):
-    """What all seeds share.
+    """What is fixed in the run of an arm.
 
     Attributes:
       config: the config.
-      lm: the model.
-      environment: questions of the training part, and a calculator.
-      held_out: the same with the questions of the other part.
-      expert: the script, at the config's quality.
-      limits: of an episode.
+      agent: the model in its world.
+      arm: one of `ARMS`.
     """
 
     config: Config
-    lm: models.LanguageModel
-    environment: environments.Environment
-    held_out: environments.Environment
-    expert: Any
-    limits: dict[str, int]
+    agent: Agent
+    arm: str
+
+
+class Input(NamedTuple):
+    """What differs between seeds.
+
+    Attributes:
+      key: a typed key.
+      params: the first parameters.
+    """
+
+    key: Key
+    params: Params
+
+
+class Shared(NamedTuple):
+    """Arrays that all seeds share.
+
+    Attributes:
+      pool: the expert's episodes, `[N]` on every leaf.
+    """
+
+    pool: Transcript
 
 
 class State(NamedTuple):
     """What a seed carries from round to round.
 
     Attributes:
-      params: the model's.
+      params: the model's, or in the second half of imitation_search those of the learned value.
       opt_state: Adam's, of the phase that the arm is in.
-      reference: the parameters at the start of RL.
-      shown: the demonstrations.
+      reference: the parameters at the start of the second phase, or the first ones before it.
+      rows: int `[D]`, the seed's demonstrations in the pool.
       key: the source of all draws, by the number of the round.
     """
 
     params: Params
     opt_state: Any
     reference: Params
-    shown: environments.Transcript
+    rows: Array
     key: Key
-
-
-def make_setting(config: Config) -> Setting:
-    """Returns the model, the environment and its expert."""
-    sizes = environments.ArithmeticConfig(config.num_operations, config.max_operand, config.price)
-    environment = environments.arithmetic(sizes)
-    _, question = environment.reset(jax.random.key(0))
-    turns = config.num_operations + 2  # one more than the expert needs
-    turn = sizes.max_action_length + 2 + sizes.num_digits  # an action and the calculator's answer
-    length = question.tokens.shape[0] + turns * turn
-    lm = models.transformer(
-        models.TransformerConfig(
-            vocab_size=len(environments.ARITHMETIC_VOCABULARY),
-            max_length=length,
-            width=config.width,
-            num_layers=config.num_layers,
-            num_heads=4,
-        )
-    )
-    limits = {
-        "max_turns": turns,
-        "max_action_length": sizes.max_action_length,
-        "max_length": length,
-        "end_of_action": environments.ARITHMETIC_END,
-    }
-    expert = environments.arithmetic_expert(sizes, quality=config.quality)
-    train, held_out = (with_questions(environment, held_out=part) for part in (False, True))
-    return Setting(config, lm, train, held_out, expert, limits)
-
-
-def with_questions(
-    environment: environments.Environment, *, held_out: bool
-) -> environments.Environment:
-    """Returns an environment whose questions are of one part: a fifth of all are held out."""
-
-    def is_held_out(state: environments.ArithmeticState) -> Array:
-        numbers = jnp.concatenate([state.operands, state.operators])
-        return jnp.sum(numbers * (1 + 2 * jnp.arange(numbers.size))) % _HELD_OUT == 0
-
-    def reset(key: Key) -> tuple[Any, environments.Tokens]:
-        keys = jax.random.split(key, _TRIES)
-        states, _ = jax.vmap(environment.reset)(keys)
-        fits = jax.vmap(is_held_out)(states) == held_out
-        return environment.reset(keys[jnp.argmax(fits)])
-
-    return environment._replace(reset=reset)
-
-
-def demonstrations(setting: Setting, key: Key, number: int) -> environments.Transcript:
-    """Returns episodes of the expert, `[number]` on every leaf."""
-    show = lambda key: environments.scripted_rollout(
-        setting.expert, key, setting.environment, **setting.limits
-    )
-    return jax.vmap(show)(jax.random.split(key, number))
-
-
-def episodes(
-    setting: Setting,
-    environment: environments.Environment,
-    params: Params,
-    key: Key,
-    num_questions: int,
-    num_tries: int,
-) -> environments.Transcript:
-    """Returns the model's episodes, several of every question, `[num_questions, num_tries]`."""
-    question_key, draw_key = jax.random.split(key)
-
-    def of_question(question: Key, draws: Key) -> environments.Transcript:
-        same = environment._replace(reset=lambda _: environment.reset(question))
-        play = lambda key: environments.rollout(setting.lm, params, key, same, **setting.limits)
-        return jax.vmap(play)(draws)
-
-    draws = jax.random.split(draw_key, (num_questions, num_tries))
-    return jax.vmap(of_question)(jax.random.split(question_key, num_questions), draws)
-
-
-def agency_process(setting: Setting, arm: str) -> Process:
-    """Returns the run of one seed; its input is a key."""
-    return Process(partial(_start, setting), partial(_rounds, setting, arm))
 
 
 _ADAM = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
 
 
-def _is_rl(config: Config, arm: str, number: Array) -> Array:
+def first_inputs(config: Config, agent: Agent, start: str) -> Input:
+    """Returns the inputs of all seeds, `[S]` on every leaf.
+
+    The keys are those of the seeds from any start, so that arms are compared by pairs.
+
+    Args:
+      config: the config.
+      agent: the model in its world.
+      start: the weights at first, one of `STARTS`.
+
+    Returns:
+      The inputs; a transformer of our own has read pages if it is to be pretrained.
+    """
+    keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
+    if start == "pretrained" and agent.params is not None:
+        repeat = lambda leaf: jnp.repeat(leaf.astype(float)[None], config.num_seeds, axis=0)
+        return Input(keys, jax.tree.map(repeat, agent.params))
+    first = partial(_first_params, config, agent)
+    pages = None
+    if start == "pretrained":
+        pages = page_rows(agent.world, agent.context, np.random.default_rng(config.seed))
+    every = lambda keys, pages: jax.lax.map(lambda key: first(key, pages), keys)
+    return Input(keys, jax.jit(every, compiler_options=compiler_options())(keys, pages))
+
+
+def _first_params(config: Config, agent: Agent, key: Key, pages: Array | None) -> Params:
+    init_key, page_key = jax.random.split(jax.random.fold_in(key, 1))
+    params = agent.lm.init(init_key)
+    return params if pages is None else _read_pages(config, agent, params, pages, page_key)
+
+
+def make_start(config: Config, agent: Agent, *, num_shown: int = 0) -> Callable[..., Any]:
+    """Returns the start of a run, which arms share, so that it is compiled once.
+
+    Args:
+      config: the config.
+      agent: the model in its world.
+      num_shown: episodes of the expert in the context, for prompting.
+
+    Returns:
+      `(Input, Shared) -> (State, metrics)` of one seed.
+    """
+    return partial(_start, config, agent, num_shown)
+
+
+def agency_process(setting: Setting, start: Callable[..., Any]) -> Process:
+    """Returns the run of one seed.
+
+    Args:
+      setting: what is fixed.
+      start: from `make_start`.
+
+    Returns:
+      The run, whose input is an `Input`, and which shares `Shared`.
+    """
+    return Process(start, partial(_rounds, setting))
+
+
+def _is_second(setting: Setting, number: Array) -> Array:
     """Returns whether a round learns from the model's own episodes."""
-    first = {"imitation": config.num_rounds, "rl": 0, "imitation_rl": config.imitation_rounds}
-    return number >= first[arm]
+    config = setting.config
+    first = {"imitation": config.num_rounds, "rl": 0}
+    return number >= first.get(setting.arm, config.imitation_rounds)
 
 
-def _start(setting: Setting, key: Key) -> tuple[State, Metrics]:
-    init_key, show_key, run_key, measure_key = jax.random.split(key, 4)
-    params = setting.lm.init(init_key)
-    shown = demonstrations(setting, show_key, setting.config.num_demonstrations)
-    state = State(params, _ADAM.init(params), params, shown, run_key)
-    return state, _measure(setting, state, measure_key)
+def _start(
+    config: Config, agent: Agent, num_shown: int, given: Input, shared: Shared
+) -> tuple[State, Metrics]:
+    show_key, run_key, measure_key = jax.random.split(given.key, 3)
+    number = shared.pool.tokens.shape[0]
+    rows = jax.random.choice(show_key, number, (config.num_demonstrations,), replace=False)
+    state = State(given.params, _ADAM.init(given.params), given.params, rows, run_key)
+    metrics = measure(config, agent, given.params, given.params, measure_key, num_shown=num_shown)
+    return state, metrics | {"trained_tokens": jnp.zeros(())}
 
 
 def _rounds(
-    setting: Setting, arm: str, state: State, first_round: Array, chunk: Chunk
+    setting: Setting, state: State, first_round: Array, chunk: Chunk, shared: Shared
 ) -> tuple[State, Metrics]:
     numbers = first_round + jnp.arange(chunk.num_rounds)
-    return jax.lax.scan(partial(_one_round, setting, arm), state, numbers)
+    return jax.lax.scan(partial(_one_round, setting, shared), state, numbers)
 
 
-def _one_round(setting: Setting, arm: str, state: State, number: Array) -> tuple[State, Metrics]:
+def _one_round(
+    setting: Setting, shared: Shared, state: State, number: Array
+) -> tuple[State, Metrics]:
     """Takes the updates of a round and measures."""
-    config = setting.config
+    config, arm = setting.config, setting.arm
     update_key, measure_key = jax.random.split(jax.random.fold_in(state.key, number))
-    is_rl = _is_rl(config, arm, number)
-    begins = is_rl & ~_is_rl(config, arm, number - 1)
+    is_second = _is_second(setting, number)
+    begins = is_second & ~_is_second(setting, number - 1)
     opt_state, reference = jax.tree.map(
         partial(jnp.where, begins),
         (_ADAM.init(state.params), state.params),
         (state.opt_state, state.reference),
     )
     later = config.rl_rate if arm == "imitation_rl" else config.learning_rate
-    rate = jnp.where(is_rl, later, config.learning_rate)
-    imitate = partial(_imitate, setting, state.shown)
-    reinforce = partial(_reinforce, setting, arm, reference)
+    rate = jnp.where(is_second, later, config.learning_rate)
+    shown = jax.tree.map(lambda leaf: leaf[state.rows], shared.pool)
+    imitate = partial(_imitate, setting, shown)
+    learn = partial(_judge if arm == "imitation_search" else _reinforce, setting, reference)
 
-    def update(carry: tuple[Params, Any], key: Key) -> tuple[tuple[Params, Any], None]:
+    def update(carry: tuple[Params, Any], key: Key) -> tuple[tuple[Params, Any], Array]:
         params, opt_state = carry
         # The round is one of all seeds, so that one branch is taken under vmap too.
-        slope = jax.lax.cond(is_rl, reinforce, imitate, params, key)
-        updates, opt_state = _ADAM.update(slope, opt_state)
-        return (jax.tree.map(lambda p, u: p - rate * u, params, updates), opt_state), None
+        slope, num_tokens = jax.lax.cond(is_second, learn, imitate, params, key)
+        return _adam_step(params, opt_state, slope, rate), num_tokens
 
     keys = jax.random.split(update_key, config.updates_per_round)
-    (params, opt_state), _ = jax.lax.scan(update, (state.params, opt_state), keys)
-    state = state._replace(params=params, opt_state=opt_state, reference=reference)
-    return state, _measure(setting, state, measure_key)
+    carry, num_tokens = jax.lax.scan(update, (state.params, opt_state), keys)
+    state = state._replace(params=carry[0], opt_state=carry[1], reference=reference)
+    metrics = _measure(setting, state, is_second, measure_key)
+    return state, metrics | {"trained_tokens": jnp.sum(num_tokens).astype(float)}
 
 
-def _log_probs(setting: Setting, params: Params, seen: environments.Transcript) -> Array:
-    """Returns the log-probs of tokens, `[..., T]`."""
-    return documents.token_log_probs(setting.lm.apply(params, seen.tokens), seen.tokens)
+def _adam_step(
+    params: Params, opt_state: Any, slope: Params, rate: Array | float
+) -> tuple[Params, Any]:
+    updates, opt_state = _ADAM.update(slope, opt_state)
+    return jax.tree.map(lambda p, u: p - rate * u, params, updates), opt_state
 
 
-def _imitate(setting: Setting, shown: environments.Transcript, params: Params, key: Key) -> Params:
-    """Returns the gradient of the next-token loss on the expert's actions."""
-    config = setting.config
-    rows = jax.random.randint(key, (config.batch_size,), 0, config.num_demonstrations)
+def _read_pages(config: Config, agent: Agent, params: Params, pages: Array, key: Key) -> Params:
+    """Returns parameters after next-token updates on plain text."""
+    most = config.batch_size * agent.world.limits["max_length"]
+    num_rows = max(1, most // pages.shape[1])
+
+    def update(carry: tuple[Params, Any], key: Key) -> tuple[tuple[Params, Any], None]:
+        rows = pages[jax.random.randint(key, (num_rows,), 0, pages.shape[0])]
+        later = jnp.broadcast_to(jnp.arange(rows.shape[1]) > 0, rows.shape)
+        loss = lambda params: jnp.mean(losses.sft_loss(log_probs(agent, params, rows), later))
+        return _adam_step(*carry, jax.grad(loss)(carry[0]), config.learning_rate), None
+
+    keys = jax.random.split(key, config.pretraining_updates)
+    return jax.lax.scan(update, (params, _ADAM.init(params)), keys)[0][0]
+
+
+def _imitate(setting: Setting, shown: Transcript, params: Params, key: Key) -> tuple[Params, Array]:
+    """Returns the gradient of the next-token loss on the expert's actions, and the tokens read."""
+    rows = jax.random.randint(key, (setting.config.batch_size,), 0, shown.tokens.shape[0])
     seen = jax.tree.map(lambda leaf: leaf[rows], shown)
 
     def loss(params: Params) -> Array:
-        return jnp.mean(losses.sft_loss(_log_probs(setting, params, seen), seen.is_action))
+        scores = log_probs(setting.agent, params, seen.tokens)
+        return jnp.mean(losses.sft_loss(scores, seen.is_action))
 
-    return jax.grad(loss)(params)
+    return jax.grad(loss)(params), jnp.sum(seen.valid)
 
 
-def _reinforce(setting: Setting, arm: str, reference: Params, params: Params, key: Key) -> Params:
+def _own_episodes(setting: Setting, params: Params, key: Key) -> Transcript:
+    config, agent = setting.config, setting.agent
+    question_key, draw_key = jax.random.split(key)
+    number = config.batch_size // config.num_samples
+    questions = draw_questions(agent.world.train, question_key, number)
+    return episodes(agent, params, draw_key, questions, config.num_samples)
+
+
+def _reinforce(
+    setting: Setting, reference: Params, params: Params, key: Key
+) -> tuple[Params, Array]:
     """Returns the gradient of RLOO on the model's own episodes, less the KL from the reference."""
-    config = setting.config
-    num_questions = config.batch_size // config.num_samples
-    seen = episodes(setting, setting.environment, params, key, num_questions, config.num_samples)
-    beta = config.beta if arm == "imitation_rl" else 0.0
-    score = lambda params: masked_sum(_log_probs(setting, params, seen), seen.is_action)
-    penalty = beta * (score(params) - score(reference))
-    gains = jnp.sum(seen.rewards, axis=-1) - jax.lax.stop_gradient(penalty)
-    return jax.grad(lambda params: jnp.mean(losses.rloo_loss(score(params), gains)))(params)
+    seen = _own_episodes(setting, params, key)
+    score = lambda params: masked_sum(log_probs(setting.agent, params, seen.tokens), seen.is_action)
+    gains = returns(setting.config, seen)
+    if setting.arm == "imitation_rl":
+        drawn = masked_sum(seen.log_probs, seen.is_action)  # those of the parameters
+        gains = gains - setting.config.beta * (drawn - score(reference))
+    loss = lambda params: jnp.mean(losses.rloo_loss(score(params), gains))
+    return jax.grad(loss)(params), jnp.sum(seen.valid)
 
 
-def _measure(setting: Setting, state: State, key: Key) -> Metrics:
-    """Returns measures of the model's episodes on held-out questions."""
-    config = setting.config
-    seen = episodes(
-        setting, setting.held_out, state.params, key, config.num_evaluated, config.num_tries
-    )
-    returns = jnp.sum(seen.rewards, axis=-1)
-    is_right = jnp.max(seen.rewards, axis=-1) > 0.5  # the right answer earns 1 less a price
-    score = lambda params: masked_sum(_log_probs(setting, params, seen), seen.is_action)
-    return {
-        "success": jnp.mean(is_right),
-        "best_of_tries": jnp.mean(jnp.any(is_right, axis=1)),
-        "return": jnp.mean(returns),
-        "actions": jnp.mean(seen.num_turns.astype(float)),
-        "invalid": jnp.sum(seen.num_invalid) / jnp.sum(seen.num_turns),
-        "kl_from_reference": jnp.mean(score(state.params) - score(state.reference)),
-        "tokens": jnp.mean(jnp.sum(seen.is_action, axis=-1).astype(float)),
-    }
+def _judge(setting: Setting, policy: Params, params: Params, key: Key) -> tuple[Params, Array]:
+    """Returns the gradient of the cross-entropy of the policy's returns, as `values` predicts them.
+
+    Source: Cobbe et al., Training Verifiers to Solve Math Word Problems,
+    https://arxiv.org/abs/2110.14168, whose verifier too begins as the model that acts; the return
+    in the place of a label, and its value after the last token alone, are ours.
+    """
+    seen = _own_episodes(setting, policy, key)
+    target = jnp.clip(returns(setting.config, seen), 0.0, 1.0)
+
+    def loss(params: Params) -> Array:
+        value = values(setting.agent, params, seen)
+        return jnp.mean(optax.sigmoid_binary_cross_entropy(value, target))
+
+    return jax.grad(loss)(params), jnp.sum(seen.valid)
+
+
+def _measure(setting: Setting, state: State, is_second: Array, key: Key) -> Metrics:
+    params, judge = state.params, None
+    if setting.arm == "imitation_search":
+        params = jax.tree.map(partial(jnp.where, is_second), state.reference, params)
+        judge = (state.params, is_second)
+    return measure(setting.config, setting.agent, params, state.reference, key, judge=judge)
