@@ -214,6 +214,14 @@ SOURCES: dict[str, Source] = {
         "MIT",
         _STORIES,
     ),
+    "tinyshakespeare": Source(
+        "tinyshakespeare",
+        "input.txt",
+        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        "a9e24e23a1ec77744dad26844bfd5a09b6e041954e1eef0000e7f24cba6db735",
+        "public domain",
+        "Shakespeare, the selection of Andrej Karpathy, char-rnn, 2015",
+    ),
     "smollm2-135m": Source(
         "smollm2-135m",
         "SmolLM2-135M-Instruct.Q4_1.gguf",

@@ -1,0 +1,324 @@
+"""How one model is trained by each arm and what it says: compiled once for all seeds and rates."""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.scaling.config import OFFLINE, Config
+from experiments.scaling.language import Documents, Language
+from shatter import documents, losses, training
+from shatter.cli.common.compiling import compiler_options
+from shatter.types import Array, Key, Params
+
+
+class Material(NamedTuple):
+    """A seed's texts as the tokens of one model; of several seeds with an axis S before the others.
+
+    Attributes:
+      demonstrations: `[N, L]` on every leaf.
+      pairs: `[N, 2, L]`.
+      choices: int `[N]`.
+      prompts: int `[N, P]`, and bool `[N, P]`.
+      evaluated: int `[E, P']`, and bool `[E, P']`.
+      shots: the same prompts after demonstrations, int `[E, P'']`, and bool `[E, P'']`.
+    """
+
+    demonstrations: Documents
+    pairs: Documents
+    choices: Any
+    prompts: tuple[Any, Any]
+    evaluated: tuple[Any, Any]
+    shots: tuple[Any, Any]
+
+
+class Setting(NamedTuple):
+    """What is static: the config, the model, and the largest number of a response's tokens."""
+
+    config: Config
+    language: Language
+    max_length: int
+
+
+class Said(NamedTuple):
+    """Responses to the evaluated prompts.
+
+    Attributes:
+      seen: the prompts alone with the responses, `[..., E, L]`.
+      kl: `[..., E]`, log pi - log p0 of each, nats.
+    """
+
+    seen: Documents
+    kl: Any
+
+
+class Programs(NamedTuple):
+    """The compiled parts of all arms, over S seeds at once; the pretrained parameters are shared.
+
+    Attributes:
+      start: `(params[S], keys[S], rate) -> state[S]`, of any of the learners.
+      learn: by objective `(state[S], base, own[S], rows[S, k, b]) -> state[S]`, k updates.
+      speak: `(params[S], base, keys[S], prompts[S], evaluated[S]) -> said[S]`.
+      rewards: `(reward_params[S], documents[S]) -> [S, E]`.
+    """
+
+    start: Callable[..., Any]
+    learn: dict[str, Callable[..., Any]]
+    speak: Callable[..., Said]
+    rewards: Callable[..., Array]
+
+
+def log_prob(setting: Setting, params: Params, seen: Documents) -> Array:
+    """Returns the log-probs of responses, summed over their tokens, `[...]`, nats."""
+    logits = setting.language.lm.apply(params, seen.tokens, valid=seen.valid)
+    return documents.log_prob(logits, seen.tokens, seen.mask)
+
+
+def reward(setting: Setting, reward_params: Params, seen: Documents) -> Array:
+    """Returns the reward of documents: linear in the features of the last token, `[...]`, nats."""
+    features: Any = setting.language.lm.features
+    found = features(reward_params["model"], seen.tokens, valid=seen.valid)
+    last = seen.mask.shape[-1] - 1 - jnp.argmax(seen.mask[..., ::-1], axis=-1)
+    ends = jnp.take_along_axis(found, last[..., None, None], axis=-2)[..., 0, :]
+    return ends @ reward_params["head"]
+
+
+def draw(
+    setting: Setting, params: Params, key: Key, prompts: tuple[Array, Array], number: int
+) -> tuple[Documents, Array]:
+    """Draws responses `[B, number, L]`, with their log-probs `[B, number]`, nats."""
+    tokens, valid = prompts
+    drawn = documents.sample(
+        setting.language.lm,
+        params,
+        key,
+        tokens,
+        num_samples=number,
+        max_length=setting.max_length,
+        eos=setting.language.ends,
+        valid=valid,
+    )
+    shape = drawn.mask.shape
+    before = jnp.broadcast_to(valid[:, None], (*shape[:2], valid.shape[1]))
+    after = jnp.ones((*shape[:2], setting.max_length), bool)
+    seen = Documents(drawn.tokens, drawn.mask, jnp.concatenate([before, after], axis=-1))
+    return seen, drawn.raw_log_probs
+
+
+@cache
+def programs(setting: Setting) -> Programs:
+    """Returns the compiled parts of all arms of a model."""
+    compiled = partial(jax.jit, compiler_options=compiler_options())
+    objectives = {"sft": _sft_loss, "pairs": _pairs_loss, "reward": _reward_loss, "rl": _rl_loss}
+
+    def learn(objective: Callable[..., Any]) -> Callable[..., Any]:
+        learner = training.learner(partial(objective, setting), _adam(0.0))
+
+        def some_updates(state: Any, base: Params, own: Any, rows: Array) -> Any:
+            step = lambda state, rows: (learner.step(state, (base, own), rows)[0], None)
+            return jax.lax.scan(step, state, rows)[0]
+
+        return compiled(jax.vmap(some_updates, in_axes=(0, None, 0, 0)))
+
+    def start(params: Params, key: Key, rate: Array) -> Any:
+        state = training.learner(partial(_sft_loss, setting), _adam(0.0)).init(params, key)
+        clip, adam = state.opt_state
+        hyperparams = {**adam.hyperparams, "learning_rate": rate}
+        return state._replace(opt_state=(clip, adam._replace(hyperparams=hyperparams)))
+
+    return Programs(
+        compiled(jax.vmap(start, in_axes=(0, 0, None))),
+        {name: learn(objective) for name, objective in objectives.items()},
+        compiled(jax.vmap(partial(_speak, setting), in_axes=(0, None, 0, 0, 0))),
+        compiled(jax.vmap(partial(reward, setting))),
+    )
+
+
+def order(config: Config, seeds: Any, num_updates: int, size: int, salt: int) -> np.ndarray:
+    """Returns the rows of every update, of pass after pass over the data.
+
+    Args:
+      config: the config.
+      seeds: the numbers of S seeds.
+      num_updates: U.
+      size: b, of a batch.
+      salt: another number gives another order.
+
+    Returns:
+      int `[S, U, b]`.
+    """
+    rows, passes = [], -(-num_updates * size // config.num_prompts)
+    for seed in seeds:
+        rng = np.random.default_rng([config.seed, seed, salt])
+        numbers = [rng.permutation(config.num_prompts) for _ in range(passes)]
+        rows.append(np.concatenate(numbers)[: num_updates * size].reshape(num_updates, size))
+    return np.stack(rows)
+
+
+def train(
+    setting: Setting,
+    arm: str,
+    base: Params,
+    keys: Array,
+    seeds: Any,
+    material: Material,
+    reward_params: Params | None = None,
+) -> Said:
+    """Trains a model by an arm and lets it speak after every round.
+
+    `sft_rl` imitates for half of the updates and is measured in the other half, in which the KL in
+    the reward is that from where RL began. `Said.kl` is always from the base.
+
+    Args:
+      setting: the setting.
+      arm: sft, dpo, ilhf, ilhf_sum, rl or sft_rl.
+      base: the pretrained parameters.
+      keys: of S seeds.
+      seeds: their numbers.
+      material: their texts, `[S, ...]`.
+      reward_params: `[S, ...]`, of the arms that need a reward model.
+
+    Returns:
+      `[S, rounds, E, ...]`.
+    """
+    config, run = setting.config, programs(setting)
+    copies = lambda tree: jax.tree.map(lambda leaf: jnp.stack([leaf] * len(keys)), tree)
+    params, num_updates = copies(base), config.num_updates
+    if arm == "sft_rl":
+        num_updates //= 2
+        rows = order(config, seeds, num_updates, config.batch_size, 1)
+        state = run.start(params, keys, config.sft_rate)
+        params = run.learn["sft"](state, base, material, rows).params
+    own: Any
+    if arm == "sft":
+        objective, own, rate, size = "sft", material, config.sft_rate, config.batch_size
+    elif arm in OFFLINE:
+        scale, share, rate = {
+            "dpo": (config.dpo_beta, 0.0, config.dpo_rate),
+            "ilhf": (1.0, 0.0, config.ilhf_rate),
+            "ilhf_sum": (1.0, 1.0, config.ilhf_rate),
+        }[arm]
+        objective, own = "pairs", (material, copies(jnp.array([scale, share])))
+        size = config.batch_size // 2
+    else:
+        objective, own, rate = "rl", (material, params, reward_params), config.rl_rate
+        size = config.batch_size // config.num_samples
+    rows = order(config, seeds, num_updates, size, 0)
+    state = run.start(params, keys, rate)
+    said, each = [], config.num_updates // config.num_rounds
+    for first in range(0, num_updates, each):
+        state = run.learn[objective](state, base, own, rows[:, first : first + each])
+        said.append(speak(setting, state.params, base, keys, first + 1, material))
+    return jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *said)
+
+
+def train_reward_model(
+    setting: Setting, base: Params, keys: Array, seeds: Any, material: Material
+) -> Params:
+    """Trains reward models `[S]` on comparisons, from the pretrained model and a head of zeros."""
+    config, run = setting.config, programs(setting)
+    stack = lambda leaf: jnp.stack([leaf] * len(keys))
+    head = jnp.zeros((len(keys), setting.language.width))
+    params = {"model": jax.tree.map(stack, base), "head": head}
+    rows = order(config, seeds, config.num_updates, config.batch_size // 2, 2)
+    state = run.start(params, keys, config.reward_rate)
+    return run.learn["reward"](state, base, material, rows).params
+
+
+def speak(
+    setting: Setting,
+    params: Params,
+    base: Params,
+    keys: Array,
+    salt: int,
+    material: Material,
+    *,
+    shots: bool = False,
+) -> Said:
+    """Returns one response to every evaluated prompt, `[S, E, ...]`.
+
+    Args:
+      setting: the setting.
+      params: `[S, ...]`, of who speaks.
+      base: the pretrained parameters.
+      keys: of S seeds.
+      salt: another number gives other responses.
+      material: the prompts, `[S, ...]`.
+      shots: whether demonstrations stand before a prompt; the base reads the prompt alone.
+    """
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, salt))(keys)
+    prompts = material.shots if shots else material.evaluated
+    return programs(setting).speak(params, base, keys, prompts, material.evaluated)
+
+
+def _speak(
+    setting: Setting, params: Params, base: Params, key: Key, prompts: Any, alone: Any
+) -> Said:
+    seen, log_probs = draw(setting, params, key, prompts, 1)
+    said = jax.tree.map(lambda leaf: leaf[:, 0, -setting.max_length :], seen)
+    tokens, valid = alone
+    join = lambda before, after: jnp.concatenate([before, after], axis=-1)
+    seen = Documents(
+        join(tokens, said.tokens),
+        join(jnp.zeros_like(valid), said.mask),
+        join(valid, said.valid),
+    )
+    return Said(seen, log_probs[:, 0] - log_prob(setting, base, seen))
+
+
+def _adam(rate: float) -> optax.GradientTransformation:
+    """Returns Adam, whose rate is in its state, so that one program serves all rates."""
+    adam = optax.inject_hyperparams(optax.adam)(learning_rate=rate)
+    return optax.chain(optax.clip_by_global_norm(1.0), adam)
+
+
+def _rows(tree: Any, rows: Array) -> Any:
+    return jax.tree.map(lambda leaf: leaf[rows], tree)
+
+
+Loss = tuple[Array, dict[str, Array]]
+
+
+def _sft_loss(setting: Setting, params: Params, frozen: Any, key: Key, rows: Array) -> Loss:
+    """Returns the mean loss of demonstrations."""
+    _, material = frozen
+    seen = _rows(material.demonstrations, rows)
+    logits = setting.language.lm.apply(params, seen.tokens, valid=seen.valid)
+    log_probs = documents.token_log_probs(logits, seen.tokens)
+    return jnp.mean(losses.sft_loss(log_probs, seen.mask)), {}
+
+
+def _pairs_loss(setting: Setting, params: Params, frozen: Any, key: Key, rows: Array) -> Loss:
+    """Returns the mean loss of comparisons by scaled utilities.
+
+    By the tilt it is ILHF's, and with the scale beta DPO's; by the whole log-prob it is ILHF's in
+    the literal form.
+    """
+    base, (material, how) = frozen
+    seen, choices = _rows((material.pairs, material.choices), rows)
+    now, before = log_prob(setting, params, seen), log_prob(setting, base, seen)
+    utilities = how[0] * losses.tilted_utilities(now, before, base_share=how[1])
+    return jnp.mean(losses.ilhf_loss(utilities, choices)), {}
+
+
+def _reward_loss(setting: Setting, params: Params, frozen: Any, key: Key, rows: Array) -> Loss:
+    """Returns the mean loss of the reward model on comparisons."""
+    _, material = frozen
+    seen, choices = _rows((material.pairs, material.choices), rows)
+    return jnp.mean(losses.reward_model_loss(reward(setting, params, seen), choices)), {}
+
+
+def _rl_loss(setting: Setting, params: Params, frozen: Any, key: Key, rows: Array) -> Loss:
+    """Returns RLOO's mean loss on fresh samples, with the KL from the reference in the reward."""
+    _, (material, reference, reward_params) = frozen
+    config = setting.config
+    prompts = _rows(material.prompts, rows)
+    seen, _ = draw(setting, jax.lax.stop_gradient(params), key, prompts, config.num_samples)
+    now = log_prob(setting, params, seen)
+    penalty = config.beta * (now - log_prob(setting, reference, seen))
+    gains = reward(setting, reward_params, seen) - jax.lax.stop_gradient(penalty)
+    return jnp.mean(losses.rloo_loss(now, gains)), {}

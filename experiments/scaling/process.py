@@ -1,0 +1,288 @@
+"""Runs the arms of one model over the seeds, and judges what was said; each part once."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.scaling import arms
+from experiments.scaling.arms import Material, Said, Setting
+from experiments.scaling.config import OFFLINE, REWARD_MODEL, UNTRAINED, Config
+from experiments.scaling.family import packed, unpacked
+from experiments.scaling.language import (
+    Documents,
+    Language,
+    encode_documents,
+    encode_prompts,
+    read_responses,
+    response_tokens,
+)
+from experiments.scaling.task import Judge, Task, golds
+from shatter.cli.common import binary, run_folder
+from shatter.types import Params
+
+VMAPPED_PARAMETERS = 40_000
+"""Seeds are vmapped while they have no more parameters than this together: the operations of
+small models are too small for a CPU, and large ones only compete for its caches."""
+
+
+class Model(NamedTuple):
+    """A model with the seeds' texts as its tokens.
+
+    Attributes:
+      setting: what is static.
+      params: the pretrained parameters.
+      tasks: of every seed.
+      materials: of every seed.
+    """
+
+    setting: Setting
+    params: Params
+    tasks: list[Task]
+    materials: list[Material]
+
+
+def make_model(config: Config, language: Language, params: Params, tasks: list[Task]) -> Model:
+    """Encodes all seeds' texts for one model, in the same shapes for all seeds.
+
+    Raises:
+      UsageError: if the model's context is too short.
+    """
+    most = config.response_length
+    texts = [[*zip(task.prompts, task.demonstrations, strict=True)] for task in tasks]
+    longest = max(
+        len(response_tokens(language, *text, ends=True)) for of_seed in texts for text in of_seed
+    )
+    max_length = min(longest, most)
+    prompts = [text for task in tasks for text in (*task.prompts, *task.evaluated)]
+    needed = encode_prompts(language, prompts)[0].shape[1] + max_length
+    if needed > language.context:
+        raise binary.UsageError(
+            f"{language.name} reads {language.context} tokens, and a prompt with a response takes "
+            f"{needed}: raise --context, or lower --prompt_length or --response_length"
+        )
+    setting = Setting(config, language, max_length)
+    materials = [_material(setting, task) for task in tasks]
+    return Model(setting, params, tasks, _same_shapes(setting, materials))
+
+
+def num_parameters(params: Params) -> int:
+    """Returns the number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def seeds_at_once(params: Params) -> int:
+    """Returns how many seeds of a model are vmapped."""
+    return max(1, VMAPPED_PARAMETERS // num_parameters(params))
+
+
+def run_arm(
+    model: Model, judge: Judge, arm: str, folder: Path, progress: Callable[[int], None]
+) -> dict[str, np.ndarray]:
+    """Runs an arm, or reads what is in the folder.
+
+    Args:
+      model: the model.
+      judge: the gold reward.
+      arm: one of the config's arms.
+      folder: of the model's files: those of a group of seeds are `ARM_SEED.npz`, where SEED is the
+        first of them.
+      progress: called with the number of seeds done since the last call.
+
+    Returns:
+      Measures `[S, rounds]`: gold, share, kl and length; of best_of_n also accuracy `[S, 1]`.
+
+    Raises:
+      UsageError: if a measure is not finite, or a file is damaged.
+    """
+    parts, size = [], seeds_at_once(model.params)
+    for first in range(0, len(model.tasks), size):
+        some = range(first, min(first + size, len(model.tasks)))
+        run = partial(_group, model, judge, arm, some, folder)
+        parts.append(_kept(folder / f"{arm}_{first}.npz", run))
+        progress(len(some))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _kept(path: Path, run: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Returns arrays that are computed once.
+
+    Raises:
+      UsageError: if one is not finite, or the file is damaged.
+    """
+    if path.exists():
+        return run_folder.load_arrays(path)
+    arrays = run()
+    for name, values in arrays.items():
+        if not np.isfinite(values).all():
+            raise binary.UsageError(
+                f"{path.parent.name}, {path.stem}: {name} is not finite at some seeds: training "
+                "diverged; lower the arm's rate"
+            )
+    run_folder.save_arrays(path, arrays)
+    return arrays
+
+
+def _group(
+    model: Model, judge: Judge, arm: str, seeds: Sequence[int], folder: Path
+) -> dict[str, np.ndarray]:
+    """Runs an arm for some seeds and judges what it says."""
+    setting, config = model.setting, model.setting.config
+    stack = lambda *leaves: np.stack(leaves)
+    material = jax.tree.map(stack, *[model.materials[seed] for seed in seeds])
+    tasks = [model.tasks[seed] for seed in seeds]
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(
+        jax.random.key(config.seed), np.array(seeds, np.uint32)
+    )
+    if arm in UNTRAINED:
+        params = jax.tree.map(lambda leaf: np.stack([leaf] * len(keys)), model.params)
+        shots = arm == "prompting"
+        said = arms.speak(setting, params, model.params, keys, 0, material, shots=shots)
+        return _measures(setting, judge, tasks, jax.tree.map(lambda leaf: leaf[:, None], said))
+    if arm in OFFLINE:
+        said = arms.train(setting, arm, model.params, keys, seeds, material)
+        return _measures(setting, judge, tasks, said)
+    train = partial(arms.train_reward_model, setting, model.params, keys, seeds, material)
+    arrays = _kept(folder / f"{REWARD_MODEL}_{seeds[0]}.npz", lambda: packed(train()))
+    reward_params = unpacked(arrays, {"model": model.params, "head": 0})
+    if arm == "best_of_n":
+        return _best_of_n(model, judge, tasks, keys, material, reward_params)
+    said = arms.train(setting, arm, model.params, keys, seeds, material, reward_params)
+    return _measures(setting, judge, tasks, said)
+
+
+def _material(setting: Setting, task: Task) -> Material:
+    config, language = setting.config, setting.language
+    encode = partial(
+        encode_documents, language, most=config.response_length, max_length=setting.max_length
+    )
+    pairs = encode(
+        [(p, text) for p, pair in zip(task.prompts, task.pairs, strict=True) for text in pair]
+    )
+    return Material(
+        encode([*zip(task.prompts, task.demonstrations, strict=True)]),
+        Documents(*(leaf.reshape(-1, 2, leaf.shape[1]) for leaf in pairs)),
+        np.array(task.choices),
+        encode_prompts(language, task.prompts),
+        encode_prompts(language, task.evaluated),
+        encode_prompts(language, _with_shots(setting, task)),
+    )
+
+
+def _with_shots(setting: Setting, task: Task) -> list[str]:
+    """Returns the evaluated prompts, each after demonstrations of its own drawing, a line each."""
+    config, language = setting.config, setting.language
+    rng = np.random.default_rng(0)
+    room = language.context - setting.max_length - len(language.start)
+    found = []
+    for prompt in task.evaluated:
+        text = prompt
+        for i in rng.choice(len(task.prompts), min(config.max_shots, len(task.prompts)), False):
+            longer = f"{task.prompts[i]}{task.demonstrations[i]}\n{text}"
+            if len(language.encode(longer)) > room:
+                break
+            text = longer
+        found.append(text)
+    return found
+
+
+def _same_shapes(setting: Setting, materials: list[Material]) -> list[Material]:
+    """Pads prompts on the left to the longest of all seeds, so that one program serves all."""
+    fill = setting.language.ends[0]
+
+    def padded(*leaves: np.ndarray) -> list[np.ndarray]:
+        longest = max(leaf.shape[-1] for leaf in leaves)
+        wide = [(longest - leaf.shape[-1]) for leaf in leaves]
+        return [
+            np.pad(
+                leaf,
+                [(0, 0)] * (leaf.ndim - 1) + [(width, 0)],
+                constant_values=False if leaf.dtype == bool else fill,
+            )
+            for leaf, width in zip(leaves, wide, strict=True)
+        ]
+
+    without = [material._replace(choices=None) for material in materials]
+    columns = zip(*map(jax.tree.leaves, without), strict=True)
+    rows = zip(*(padded(*leaves) for leaves in columns), strict=True)
+    structure = jax.tree.structure(without[0])
+    return [
+        jax.tree.unflatten(structure, row)._replace(choices=material.choices)
+        for row, material in zip(rows, materials, strict=True)
+    ]
+
+
+def _texts(setting: Setting, task: Task, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
+    return read_responses(
+        setting.language, task.evaluated, tokens, mask, most=setting.config.response_length
+    )
+
+
+def _judged(judge: Judge, task: Task, texts: list[str]) -> tuple[float, float]:
+    """Returns the mean gold reward, and how often people prefer these to the reference's."""
+    gold = golds(judge, task.evaluated, texts)
+    others = [golds(judge, task.evaluated, row) for row in zip(*task.references, strict=True)]
+    share = 1 / (1 + np.exp(np.stack(others) - gold[None]))
+    return float(gold.mean()), float(share.mean())
+
+
+def _measures(
+    setting: Setting, judge: Judge, tasks: list[Task], said: Said
+) -> dict[str, np.ndarray]:
+    """Returns the measures of what was said, `[S, rounds]`."""
+    tokens, mask, kl = (np.asarray(leaf) for leaf in (said.seen.tokens, said.seen.mask, said.kl))
+    judged = np.array(
+        [
+            [
+                _judged(judge, task, _texts(setting, task, *of_round))
+                for of_round in zip(of_tokens, of_mask, strict=True)
+            ]
+            for task, of_tokens, of_mask in zip(tasks, tokens, mask, strict=True)
+        ]
+    )
+    length = mask.sum(axis=-1).mean(axis=-1)
+    gold, share = judged[..., 0], judged[..., 1]
+    return {"gold": gold, "share": share, "kl": kl.mean(axis=-1), "length": length}
+
+
+def _best_of_n(
+    model: Model,
+    judge: Judge,
+    tasks: list[Task],
+    keys: Any,
+    material: Material,
+    reward_params: Params,
+) -> dict[str, np.ndarray]:
+    """Returns the measures of the best of the base's responses by the learned reward, `[S, 1]`.
+
+    The KL is the bound log n - (n - 1) / n. Accuracy says how often the reward model orders two
+    responses of the base as the gold reward does.
+    """
+    setting, number = model.setting, model.setting.config.best_of
+    params = jax.tree.map(lambda leaf: np.stack([leaf] * len(keys)), model.params)
+    drawn = [
+        arms.speak(setting, params, model.params, keys, k, material).seen for k in range(number)
+    ]
+    rewards = arms.programs(setting).rewards
+    learned = np.stack([rewards(reward_params, seen) for seen in drawn], axis=-1)  # [S, E, n]
+    tokens, mask = (
+        np.stack([getattr(seen, name) for seen in drawn], axis=2) for name in ("tokens", "mask")
+    )
+    rows = []
+    for task, of_tokens, of_mask, values in zip(tasks, tokens, mask, learned, strict=True):
+        texts = [_texts(setting, task, of_tokens[:, k], of_mask[:, k]) for k in range(number)]
+        best = np.argmax(values, axis=1)
+        chosen = [texts[k][e] for e, k in enumerate(best)]
+        gold = np.stack([golds(judge, task.evaluated, row) for row in texts], axis=1)
+        gap = lambda values: values[:, :, None] - values[:, None, :]
+        apart = gap(gold) != 0
+        right = (gap(values) > 0)[apart] == (gap(gold) > 0)[apart]
+        accuracy = right.mean() if right.size else 0.5
+        length = of_mask[np.arange(len(best)), best].sum(axis=-1).mean()
+        rows.append([*_judged(judge, task, chosen), length, accuracy])
+    gold, share, length, accuracy = np.array(rows).T[..., None]
+    kl = np.full_like(gold, np.log(number) - (number - 1) / number)
+    return {"gold": gold, "share": share, "kl": kl, "length": length, "accuracy": accuracy}

@@ -1,0 +1,152 @@
+"""What a run says: every arm at every size, the slopes of its curve, and how curves differ."""
+
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from experiments.common.intervals import format_interval, mean_interval
+from experiments.scaling.config import Config
+
+Results = dict[str, dict[str, dict[str, np.ndarray]]]
+"""By model and arm: measures `[S, rounds]`."""
+
+COMPARED = (
+    ("rl", "sft"),
+    ("rl", "prompting"),
+    ("sft_rl", "sft"),
+    ("sft_rl", "prompting"),
+    ("sft", "prompting"),
+    ("rl", "best_of_n"),
+    ("rl", "dpo"),
+    ("rl", "ilhf"),
+)
+"""Pairs of arms whose curves are compared."""
+
+
+def at_end(results: Results, arm: str, measure: str, models: list[str]) -> np.ndarray:
+    """Returns a measure after the last update, `[S, models]`."""
+    return np.stack([results[model][arm][measure][:, -1] for model in models], axis=1)
+
+
+def log_odds(share: np.ndarray) -> np.ndarray:
+    """Returns the log-odds of shares."""
+    return np.log(share) - np.log1p(-share)
+
+
+def slopes(values: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+    """Returns every seed's slope against log10 of the parameters, by least squares.
+
+    Args:
+      values: `[S, N]`, of every seed and model.
+      parameters: `[N]`, of the models, at least two different.
+
+    Returns:
+      `[S]`, per factor of ten.
+    """
+    place = np.log10(parameters)
+    place = place - place.mean()
+    return values @ place / (place @ place)
+
+
+def documents(config: Config, arm: str) -> dict[str, int]:
+    """Returns what an arm costs a seed: documents learned from and documents drawn.
+
+    The reward model's are among those of the arms that use it.
+    """
+    whole = config.num_updates * config.batch_size
+    shots = {"base": 0, "prompting": 0}
+    learned = {"best_of_n": whole, "rl": 2 * whole, "sft_rl": 2 * whole, **shots}
+    drawn = {"rl": whole, "sft_rl": whole // 2}
+    return {"learned": learned.get(arm, whole), "drawn": drawn.get(arm, 0)}
+
+
+def summarise(config: Config, results: Results, facts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Returns means with 95% bootstrap intervals over seeds.
+
+    Args:
+      config: the config.
+      results: the measures.
+      facts: of every model: parameters, and the held-out loss of those of the family.
+
+    Returns:
+      models: by model its facts and by arm the measures after the last update. slopes: by arm those
+      of the family's curve, of the share's log-odds and of the gold reward, per factor of ten in
+      parameters. differences: of pairs of arms, paired by seed, of both slopes, and of the share at
+      every size of the family and on average. Slopes need two sizes.
+    """
+    family = [name for name in facts if "loss" in facts[name]]
+    arms = [*dict.fromkeys(arm for of_model in results.values() for arm in of_model)]
+    models = {
+        name: facts[name]
+        | {
+            arm: {measure: mean_interval(values[:, -1]) for measure, values in measures.items()}
+            for arm, measures in results[name].items()
+        }
+        for name in facts
+    }
+    summary: dict[str, Any] = {
+        "models": models,
+        "documents": {arm: documents(config, arm) for arm in arms},
+    }
+    if len(family) < 2:
+        return summary
+    parameters = np.array([facts[name]["parameters"] for name in family])
+    share = {arm: at_end(results, arm, "share", family) for arm in arms}
+    of_share = {arm: slopes(log_odds(share[arm]), parameters) for arm in arms}
+    of_gold = {arm: slopes(at_end(results, arm, "gold", family), parameters) for arm in arms}
+    summary["slopes"] = {
+        arm: {"log_odds": mean_interval(of_share[arm]), "gold": mean_interval(of_gold[arm])}
+        for arm in arms
+    }
+    summary["differences"] = {
+        f"{one} - {other}": {
+            "log_odds_slope": mean_interval(of_share[one] - of_share[other]),
+            "gold_slope": mean_interval(of_gold[one] - of_gold[other]),
+            "share": mean_interval((share[one] - share[other]).mean(axis=1)),
+            "share_by_size": {
+                name: mean_interval(share[one][:, place] - share[other][:, place])
+                for place, name in enumerate(family)
+            },
+        }
+        for one, other in COMPARED
+        if one in arms and other in arms
+    }
+    return summary
+
+
+def share_table(config: Config, summary: dict[str, Any]) -> Table:
+    """Returns the share preferred over the reference of every arm and model, with the slopes."""
+    table = Table(
+        title=f"share preferred over a response of {config.reference}, gold: {config.gold}",
+        caption=f"means over {config.num_seeds} seeds [95%]; slope: of the share's log-odds per "
+        "factor of ten in parameters, over the family",
+    )
+    table.add_column("arm")
+    for name, about in summary["models"].items():
+        table.add_column(f"{name} ({about['parameters']:,})")
+    table.add_column("slope")
+    for arm in summary["documents"]:
+        cells = [format_interval(of[arm]["share"]) for of in summary["models"].values()]
+        slope = summary.get("slopes", {}).get(arm, {}).get("log_odds")
+        table.add_row(arm, *cells, format_interval(slope))
+    return table
+
+
+def difference_table(summary: dict[str, Any]) -> Table:
+    """Returns how curves differ in slope and in height."""
+    table = Table(
+        title="one arm less another, over the family",
+        caption="paired by seed, means [95%]; slopes per factor of ten in parameters",
+    )
+    titles = {
+        "log_odds_slope": "slope of the log-odds",
+        "gold_slope": "slope of the gold reward",
+        "share": "share, mean over sizes",
+    }
+    table.add_column("arms")
+    for title in titles.values():
+        table.add_column(title)
+    for name, values in summary.get("differences", {}).items():
+        table.add_row(name, *(format_interval(values[measure]) for measure in titles))
+    return table
