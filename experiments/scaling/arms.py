@@ -130,8 +130,10 @@ def programs(setting: Setting) -> Programs:
         hyperparams = {**adam.hyperparams, "learning_rate": rate}
         return state._replace(opt_state=(clip, adam._replace(hyperparams=hyperparams)))
 
+    of_all = compiled(jax.vmap(start, in_axes=(0, 0, None)))
     return Programs(
-        compiled(jax.vmap(start, in_axes=(0, 0, None))),
+        # A Python number would have a weak type, and what learns would be compiled twice.
+        lambda params, keys, rate: of_all(params, keys, jnp.asarray(rate, float)),
         {name: learn(objective) for name, objective in objectives.items()},
         compiled(jax.vmap(partial(_speak, setting), in_axes=(0, None, 0, 0, 0))),
         compiled(jax.vmap(partial(reward, setting))),
@@ -188,11 +190,14 @@ def train(
     config, run = setting.config, programs(setting)
     copies = lambda tree: jax.tree.map(lambda leaf: jnp.stack([leaf] * len(keys)), tree)
     params, num_updates = copies(base), config.num_updates
+    each = num_updates // config.num_rounds
     if arm == "sft_rl":
         num_updates //= 2
         rows = order(config, seeds, num_updates, config.batch_size, 1)
         state = run.start(params, keys, config.sft_rate)
-        params = run.learn["sft"](state, base, material, rows).params
+        for first in range(0, num_updates, each):
+            state = run.learn["sft"](state, base, material, rows[:, first : first + each])
+        params = state.params
     own: Any
     if arm == "sft":
         objective, own, rate, size = "sft", material, config.sft_rate, config.batch_size
@@ -209,7 +214,7 @@ def train(
         size = config.batch_size // config.num_samples
     rows = order(config, seeds, num_updates, size, 0)
     state = run.start(params, keys, rate)
-    said, each = [], config.num_updates // config.num_rounds
+    said = []
     for first in range(0, num_updates, each):
         state = run.learn[objective](state, base, own, rows[:, first : first + each])
         said.append(speak(setting, state.params, base, keys, first + 1, material))

@@ -82,10 +82,10 @@ class Config:
     context: int = 160
     """Characters that a model of the family sees; a window of pretraining."""
 
-    pretraining_tokens: int = 1_500_000
+    pretraining_tokens: int = 800_000
     """Characters that each size of the family is pretrained on."""
 
-    pretraining_batch: int = 16
+    pretraining_batch: int = 8
     """Windows a step of pretraining."""
 
     pretraining_rate: float = 4e-3

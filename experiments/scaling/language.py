@@ -105,10 +105,19 @@ def pretrained_language(config: Config, name: str) -> tuple[Language, Params]:
     return language, jax.tree.map(jax.numpy.asarray, params)
 
 
-def encode_prompts(language: Language, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns prompts as tokens `[N, P]`, padded on the left, and what is no padding."""
+def encode_prompts(
+    language: Language, prompts: Sequence[str], *, length: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns prompts as tokens `[N, P]`, padded on the left, and what is no padding.
+
+    Args:
+      language: the model.
+      prompts: N texts.
+      length: P; None = the tokens of the longest.
+    """
     rows = [[*language.start, *language.encode(prompt)] for prompt in prompts]
-    return documents.pad_prompts(rows, buckets=(max(map(len, rows)),), fill=language.ends[0])
+    length = length or max(map(len, rows))
+    return documents.pad_prompts(rows, buckets=(length,), fill=language.ends[0])
 
 
 def response_tokens(language: Language, prompt: str, response: str, *, ends: bool) -> list[int]:

@@ -1,7 +1,7 @@
 """What every model learns from and is judged by: prompts, demonstrations and comparisons."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,10 +111,9 @@ def golds(judge: Judge, prompts: list[str], responses: Any) -> np.ndarray:
     return judge.gold(list(zip(prompts, responses, strict=True)))
 
 
-def _draw(
-    config: Config, language: Language, params: Params, prompts: list[str], key: Key
-) -> list[list[str]]:
-    """Draws `num_drawn` responses of a model of the family to every prompt."""
+@cache
+def _drawing(config: Config, language: Language) -> Callable[..., documents.Samples]:
+    """Compiles `(params, key, tokens[B, P], valid[B, P]) -> samples[B, num_drawn]`."""
 
     @partial(jax.jit, compiler_options=compiler_options())
     def draw(params: Params, key: Key, tokens: Any, valid: Any) -> documents.Samples:
@@ -129,12 +128,21 @@ def _draw(
             valid=valid,
         )
 
-    tokens, valid = encode_prompts(language, prompts)
+    return draw
+
+
+def _draw(
+    config: Config, language: Language, params: Params, prompts: list[str], key: Key
+) -> list[list[str]]:
+    """Draws `num_drawn` responses of a model of the family to every prompt."""
+    program = _drawing(config, language)
+    length = len(language.start) + 2 * config.prompt_length
+    tokens, valid = encode_prompts(language, prompts, length=length)
     rows = np.arange(-(-len(prompts) // _AT_ONCE) * _AT_ONCE) % len(prompts)
     said: list[list[str]] = []
     for place in range(0, len(rows), _AT_ONCE):
         some = rows[place : place + _AT_ONCE]
-        drawn = draw(params, jax.random.fold_in(key, place), tokens[some], valid[some])
+        drawn = program(params, jax.random.fold_in(key, place), tokens[some], valid[some])
         for row, of_prompt, mask in zip(
             some, np.asarray(drawn.tokens), np.asarray(drawn.mask), strict=True
         ):
