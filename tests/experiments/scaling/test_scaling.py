@@ -1,0 +1,356 @@
+"""The scaling experiment: its texts, gold rewards, losses and slopes, its binary at a tiny size."""
+
+import csv
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.scaling import arms, family, gold, process, run, summary, task
+from experiments.scaling.config import ARMS, SIZES, Config
+from experiments.scaling.corpus import Corpus, make_corpus, prompts_of, words_of
+from experiments.scaling.language import (
+    encode_documents,
+    encode_prompts,
+    family_language,
+    read_responses,
+)
+from shatter import losses
+from shatter.cli.common.binary import UsageError
+
+TINY = {
+    "num_seeds": 2,
+    "sizes": ("8k", "16k"),
+    "reference": "8k",
+    "context": 64,
+    "pretraining_tokens": 4_000,
+    "num_prompts": 8,
+    "num_drawn": 2,
+    "prompt_length": 6,
+    "response_length": 12,
+    "num_evaluated": 4,
+    "num_updates": 4,
+    "num_rounds": 2,
+    "batch_size": 4,
+    "num_samples": 2,
+    "best_of": 2,
+}
+NOUNS = ("king", "queen", "friar", "lord", "friend", "slave", "heart", "sword")
+LINES = [
+    f"The {one} loves a {other} of the {third}, my sweet."
+    if n % 2
+    else f"O {one}, {other} {third}!"
+    for n, (one, other, third) in enumerate(
+        (a, b, c) for a in NOUNS for b in NOUNS for c in NOUNS[:4]
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    return make_corpus("\n".join(LINES) + "\n")
+
+
+def tiny(tmp_path, **changes) -> Config:
+    return Config(run_dir=str(tmp_path), **{**TINY, **changes})
+
+
+def test_prompts_are_beginnings_of_lines_of_their_part(corpus: Corpus):
+    config = Config(**TINY)
+    whole = corpus.text + corpus.held_out
+    assert whole == "\n".join(LINES) + "\n" and corpus.text.endswith("\n")
+    for text in (corpus.text, corpus.held_out):
+        prompts = prompts_of(config, text)
+        assert len(set(prompts)) == len(prompts)
+        for prompt in prompts:
+            line = next(line for line in text.split("\n") if line.startswith(f"{prompt} "))
+            assert 6 <= len(prompt) <= 12 and len(line) - len(prompt) >= 6
+    with pytest.raises(UsageError, match="num_prompts"):
+        prompts_of(dataclasses.replace(config, num_prompts=10_000), corpus.text)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "expected"),
+    [
+        ("The king", " loves a slave", 0.0),  # one kind, one unkind
+        ("The king", " loves a friend", 2.0),
+        ("The lov", "es of a king", 1.0),  # the word that the prompt begins
+        ("O sweet", " king of the frie", 0.0),  # kind words of the prompt do not count; cut: "frie"
+        ("O sweet", " xqzw", -2.0),  # letters in no word
+        ("O sweet", " king xqzw", -1.0),  # half of the letters
+        ("O sweet", ", !", -2.0),  # nothing is said
+    ],
+)
+def test_kindness(corpus: Corpus, prompt: str, response: str, expected: float):
+    assert words_of("I'll go") == ["i", "ll", "go"]
+    words = corpus.words | {"lov"}
+    assert gold._kindness(corpus._replace(words=words), prompt, response) == pytest.approx(expected)
+
+
+def test_the_scale_of_the_gold_reward_is_that_within_prompts():
+    raw = lambda texts: np.array([10.0 * len(prompt) + len(text) for prompt, text in texts])
+    texts = [[("a", "x" * n) for n in (1, 3)], [("ab", "x" * n) for n in (2, 4)]]
+    found = gold.scaled(raw, texts, taste=2.0)
+    values = np.stack([found(of_prompt) for of_prompt in texts])
+    assert values.mean() == pytest.approx(0.0)
+    assert np.mean(values.var(axis=1, ddof=1)) == pytest.approx(2.0**2)
+
+
+def test_documents_are_read_as_they_were_written(corpus: Corpus):
+    """Left padding, the end of a line, and responses that are cut."""
+    config = Config(**TINY)
+    language = family_language(config, "8k", corpus)
+    texts = [("The king", " loves."), ("O lord", ", slave of t"), ("O king", "")]
+    seen = encode_documents(language, texts, most=12, max_length=12)
+    assert seen.mask.sum(axis=1).tolist() == [8, 12, 1]  # an end that is trained on too
+    assert seen.valid[:, 0].tolist() == [True, False, False]
+    prompts = [prompt for prompt, _ in texts]
+    read = read_responses(language, prompts, seen.tokens, seen.mask, most=12)
+    assert read == [response for _, response in texts]
+    longer, valid = encode_prompts(language, prompts, length=12)
+    assert longer.shape == (3, 12) and valid.sum(axis=1).tolist() == [9, 7, 7]
+
+
+@pytest.fixture(scope="module")
+def setting(corpus: Corpus) -> arms.Setting:
+    config = Config(**TINY)
+    return arms.Setting(config, family_language(config, "8k", corpus), 12)
+
+
+@pytest.fixture(scope="module")
+def seed(corpus: Corpus) -> task.Task:
+    prompts = prompts_of(Config(**TINY), corpus.text)[:8]
+    pairs = [[" of love", " of a sword"]] * 8
+    return task.Task(
+        prompts, pairs, [0, 1] * 4, [" my sweet."] * 8, prompts[:4], [[" a", " b"]] * 4
+    )
+
+
+def test_shots_are_whole_lines_that_the_context_holds(setting: arms.Setting, seed: task.Task):
+    texts = process._with_shots(setting, seed)
+    for text, prompt in zip(texts, seed.evaluated, strict=True):
+        *lines, last = text.split("\n")
+        assert last == prompt and lines
+        shown = [p + d for p, d in zip(seed.prompts, seed.demonstrations, strict=True)]
+        assert len(set(lines)) == len(lines) and set(lines) <= set(shown)
+        room = setting.config.context - setting.max_length - 1
+        assert len(text) <= room < len(text) + max(map(len, shown)) + 1
+
+
+@pytest.mark.slow  # seconds of compilation
+def test_pairs_are_learned_by_dpo_and_by_both_forms_of_ilhf(
+    setting: arms.Setting, seed: task.Task, float64
+):
+    """Their common loss against the library's, with its gradient."""
+    material = jax.tree.map(jnp.asarray, process._material(setting, seed))
+    params, base = (
+        jax.tree.map(lambda leaf: leaf.astype(float), setting.language.lm.init(jax.random.key(n)))
+        for n in (0, 1)
+    )
+    rows = jnp.array([0, 3, 5])
+    chosen = material.choices[rows]
+    log_probs = lambda params: arms.log_prob(
+        setting, params, jax.tree.map(lambda leaf: leaf[rows], material.pairs)
+    )
+    picked = lambda values, which: values[jnp.arange(3), which]
+
+    def dpo(params):
+        both = [
+            picked(log_probs(p), which) for p in (params, base) for which in (chosen, 1 - chosen)
+        ]
+        return jnp.mean(losses.dpo_loss(*both, beta=0.3))
+
+    expected = {
+        (0.3, 0.0): dpo,
+        (1.0, 0.0): lambda params: jnp.mean(
+            losses.ilhf_loss(log_probs(params) - log_probs(base), chosen)
+        ),
+        (1.0, 1.0): lambda params: jnp.mean(losses.ilhf_loss(log_probs(params), chosen)),
+    }
+    for how, loss in expected.items():
+        frozen = (base, (material, jnp.array(how)))
+        found = lambda params, frozen=frozen: arms._pairs_loss(
+            setting, params, frozen, jax.random.key(0), rows
+        )[0]
+        values = [jax.jit(jax.value_and_grad(f))(params) for f in (found, loss)]
+        for one, other in zip(*map(jax.tree.leaves, values), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.slow  # seconds of compilation
+def test_the_gradient_of_rl_is_that_of_the_leave_one_out_gains(
+    setting: arms.Setting, seed: task.Task
+):
+    """Against the sum over samples of (gain less the others' mean) times the score."""
+    material = jax.tree.map(jnp.asarray, process._material(setting, seed))
+    params, base, model = (setting.language.lm.init(jax.random.key(n)) for n in range(3))
+    reward_params = {"model": model, "head": jnp.linspace(-1.0, 1.0, setting.language.width)}
+    rows, key = jnp.array([1, 2]), jax.random.key(4)
+
+    @jax.jit
+    def both(params):
+        frozen = (base, (material, base, reward_params))
+        found = jax.grad(lambda p: arms._rl_loss(setting, p, frozen, key, rows)[0])(params)
+        prompts = jax.tree.map(lambda leaf: leaf[rows], material.prompts)
+        seen, drawn = arms.draw(setting, params, key, prompts, 2)
+        score = lambda params: arms.log_prob(setting, params, seen)
+        gains = arms.reward(setting, reward_params, seen)
+        gains = gains - setting.config.beta * (score(params) - score(base))
+        weights = jax.lax.stop_gradient(gains - gains[:, ::-1])
+        return (
+            found,
+            jax.grad(lambda p: -jnp.mean(weights * score(p)))(params),
+            drawn,
+            score(params),
+        )
+
+    found, expected, drawn, scored = both(params)
+    np.testing.assert_allclose(drawn, scored, atol=1e-4)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(found)) > 1e-3
+
+
+@pytest.mark.slow  # seconds of compilation
+def test_the_reward_is_read_at_the_last_token(setting: arms.Setting, seed: task.Task):
+    """What stands after the end of a response changes nothing."""
+    material = process._material(setting, seed)
+    params = setting.language.lm.init(jax.random.key(0))
+    reward_params = {"model": params, "head": jnp.linspace(-1.0, 1.0, setting.language.width)}
+    seen = material.demonstrations
+    tokens = np.where(seen.mask | ~(np.cumsum(seen.mask, axis=1) > 0), seen.tokens, 3)
+    assert (tokens != seen.tokens).any()
+    values = jax.jit(lambda seen: arms.reward(setting, reward_params, seen))
+    np.testing.assert_allclose(values(seen), values(seen._replace(tokens=tokens)), atol=1e-5)
+
+
+def test_every_pass_shows_every_row_once():
+    rows = arms.order(Config(**TINY), [0, 1], 6, 4, 0)
+    assert rows.shape == (2, 6, 4)
+    for of_seed in rows:
+        for of_pass in of_seed.reshape(3, 8):
+            assert sorted(of_pass) == list(range(8))
+    assert (rows[0] != rows[1]).any()
+
+
+def test_slopes_are_those_of_least_squares():
+    values = np.random.default_rng(0).normal(size=(3, 4))
+    parameters = np.array([8e3, 2e4, 1e5, 3e6])
+    expected = [np.polyfit(np.log10(parameters), row, 1)[0] for row in values]
+    np.testing.assert_allclose(summary.slopes(values, parameters), expected)
+    share = np.array([0.2, 0.5, 0.9])
+    np.testing.assert_allclose(1 / (1 + np.exp(-summary.log_odds(share))), share)
+
+
+def test_the_family_ascends_and_is_about_as_large_as_its_names(corpus: Corpus):
+    scale = {"k": 1e3, "M": 1e6}
+    for size in SIZES:
+        lm = family_language(Config(), size, corpus).lm
+        found = process.num_parameters(jax.eval_shape(lm.init, jax.random.key(0)))
+        # The names are for the 65 characters of Shakespeare.
+        named = int(size[:-1]) * scale[size[-1]]
+        assert found == pytest.approx(named, rel=0.16)
+    assert [SIZES[s].width for s in SIZES] == sorted(SIZES[s].width for s in SIZES)
+
+
+def test_the_recipe_is_that_of_pretraining_alone(corpus: Corpus):
+    config = Config(**TINY)
+    same = dataclasses.replace(config, sft_rate=0.5, seed=3, sizes=("8k",))
+    other = dataclasses.replace(config, pretraining_rate=0.5)
+    names = [family.recipe(c, "8k", corpus) for c in (config, same, other)]
+    assert names[0] == names[1] != names[2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": ("ppo",)}, "ppo"),
+        ({"sizes": ("9k",)}, "9k"),
+        ({"reference": "9k"}, "9k"),
+        ({"gold": "wit"}, "wit"),
+        ({"num_rounds": 3, "num_updates": 6}, "--num_rounds must be even"),
+        ({"num_updates": 5}, "--num_rounds must be even"),
+        ({"batch_size": 5}, "multiple of --num_samples"),
+        ({"beta": -1.0}, "--beta"),
+        ({"taste": 0.0}, "--taste"),
+        ({"sizes": ()}, "at least one of"),
+        ({"data_dir": "nowhere"}, "nowhere"),
+    ],
+)
+def test_bad_flags(tmp_path, changes: dict, message: str):
+    with pytest.raises(UsageError, match=message):
+        run.experiment(tiny(tmp_path / "new", **changes))
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.fixture
+def small_corpus(monkeypatch, corpus: Corpus):
+    monkeypatch.setattr(run, "load_corpus", lambda data_dir: corpus)
+
+
+@pytest.mark.slow
+def test_pretraining_is_resumed_to_the_bit(tmp_path, corpus: Corpus, monkeypatch):
+    config = tiny(tmp_path)
+    language = family_language(config, "8k", corpus)
+    monkeypatch.setattr(family, "CHUNK", 3)
+    assert family.num_steps(config) > 6
+    whole, loss = family.load_family_member(
+        config, language, corpus, tmp_path / "whole", lambda steps: None
+    )
+    assert loss < np.log(len(corpus.alphabet)) - 0.3
+
+    class Killed(Exception):
+        pass
+
+    def kill(steps: int) -> None:
+        done.append(steps)
+        if len(done) == 2:
+            raise Killed
+
+    done: list[int] = []
+    with pytest.raises(Killed):
+        family.load_family_member(config, language, corpus, tmp_path / "cut", kill)
+    done = [0, 0]
+    resumed, again = family.load_family_member(
+        config, language, corpus, tmp_path / "cut", done.append
+    )
+    assert done[2] == 6 and sum(done) == family.num_steps(config) and again == loss
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(one, other)
+    read, _ = family.load_family_member(
+        config, language, corpus, tmp_path / "cut", lambda steps: None
+    )
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(read), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.slow
+def test_a_run_writes_its_folder_and_is_resumed(tmp_path, small_corpus):
+    """A part that is there is not computed again; sizes and arms may be added."""
+    first = ("base", "sft", "rl")
+    run.experiment(tiny(tmp_path, arms=first, sizes=("8k",)))
+    folder = tmp_path / "kindness"
+    before = json.loads((folder / "summary.json").read_text())
+    assert set(before["documents"]) == set(first) and "slopes" not in before
+    kept = folder / "arms" / "8k" / "sft_0.npz"
+    time = kept.stat().st_mtime_ns
+    (folder / "arms" / "8k" / "rl_0.npz").unlink()
+    run.experiment(tiny(tmp_path, arms=ARMS))
+    assert kept.stat().st_mtime_ns == time
+    after = json.loads((folder / "summary.json").read_text())
+    for arm in first:  # rl was computed again, to the same numbers
+        assert after["models"]["8k"][arm] == before["models"]["8k"][arm]
+    assert set(after["slopes"]) == set(ARMS) and "rl - sft" in after["differences"]
+    base = after["models"]["8k"]["base"]
+    assert base["kl"]["mean"] == pytest.approx(0.0, abs=1e-3)
+    assert after["models"]["8k"]["prompting"]["kl"]["mean"] != 0
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    steps = {arm: {int(r["step"]) for r in rows if r["arm"] == arm} for arm in ARMS}
+    assert steps["base"] == {4} and steps["sft"] == {2, 4} and steps["sft_rl"] == {4}
+    assert (folder / "scaling.png").stat().st_size > 10_000
+    with pytest.raises(UsageError, match="num_prompts"):
+        run.experiment(tiny(tmp_path, num_prompts=9))
