@@ -210,7 +210,8 @@ def train(
         objective, own = "pairs", (material, copies(jnp.array([scale, share])))
         size = config.batch_size // 2
     else:
-        objective, own, rate = "rl", (material, params, reward_params), config.rl_rate
+        objective, own = "rl", (material, params, reward_params)
+        rate = config.sft_rl_rate if arm == "sft_rl" else config.rl_rate
         size = config.batch_size // config.num_samples
     rows = order(config, seeds, num_updates, size, 0)
     state = run.start(params, keys, rate)

@@ -139,7 +139,7 @@ class Config:
     sft_rate: float = 1e-3
     """Adam's rate of supervised fine-tuning."""
 
-    dpo_rate: float = 1e-3
+    dpo_rate: float = 3e-4
     """Adam's rate of DPO."""
 
     ilhf_rate: float = 1e-3
@@ -149,4 +149,7 @@ class Config:
     """Adam's rate of the reward model."""
 
     rl_rate: float = 1e-3
-    """Adam's rate of RL, after SFT too."""
+    """Adam's rate of RL."""
+
+    sft_rl_rate: float = 3e-4
+    """Adam's rate of RL after SFT."""

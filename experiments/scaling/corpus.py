@@ -21,12 +21,15 @@ class Corpus(NamedTuple):
       held_out: what no model was pretrained on.
       alphabet: the characters of both, in order; their places are the tokens of the family.
       words: the words of both, in lower case.
+      beginnings: the beginnings of these words.
+      beginnings: the beginnings of these words.
     """
 
     text: str
     held_out: str
     alphabet: str
     words: frozenset[str]
+    beginnings: frozenset[str]
 
 
 def load_corpus(data_dir: str | Path | None) -> Corpus:
@@ -46,7 +49,8 @@ def make_corpus(whole: str) -> Corpus:
     """Divides a text; the held-out part begins with a line."""
     cut = whole.index("\n", round((1 - HELD_OUT) * len(whole))) + 1
     words = frozenset(words_of(whole))
-    return Corpus(whole[:cut], whole[cut:], "".join(sorted(set(whole))), words)
+    beginnings = frozenset(word[:end] for word in words for end in range(1, len(word) + 1))
+    return Corpus(whole[:cut], whole[cut:], "".join(sorted(set(whole))), words, beginnings)
 
 
 def words_of(text: str) -> list[str]:

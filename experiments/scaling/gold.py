@@ -1,6 +1,7 @@
 """Gold rewards of texts: a scripted one, and one that is fitted to people's votes."""
 
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import numpy as np
 
@@ -42,7 +43,8 @@ def make_gold(config: Config, corpus: Corpus) -> Gold:
       UsageError: if the votes are missing.
     """
     if config.gold == "kindness":
-        return lambda texts: np.array([_kindness(corpus, *text) for text in texts])
+        of_one = cache(partial(_kindness, corpus))  # the reference's are judged again and again
+        return lambda texts: np.array([of_one(*text) for text in texts])
     return _humour(config)
 
 
@@ -78,7 +80,7 @@ def _kindness(corpus: Corpus, prompt: str, response: str) -> float:
     balance = sum((word in KIND) - (word in UNKIND) for word in words)
     is_word = [word in corpus.words for word in words]
     if not is_word[-1] and line.lower().endswith(words[-1]):
-        is_word[-1] = any(word.startswith(words[-1]) for word in corpus.words)
+        is_word[-1] = words[-1] in corpus.beginnings
     lost = sum(len(word) for word, known in zip(words, is_word, strict=True) if not known)
     return balance - NO_WORD * lost / sum(map(len, words))
 

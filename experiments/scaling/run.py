@@ -1,5 +1,6 @@
 """`python -m experiments.scaling.run`: see README.md beside this file."""
 
+import dataclasses
 import time
 from functools import partial
 from pathlib import Path
@@ -55,7 +56,7 @@ def check(config: Config) -> None:
         best_of=2,
     )
     binary.at_least(config, batch_size=config.num_samples, num_updates=config.num_rounds)
-    rates = ("pretraining_rate", "sft_rate", "dpo_rate", "ilhf_rate", "reward_rate", "rl_rate")
+    rates = [field.name for field in dataclasses.fields(config) if field.name.endswith("_rate")]
     binary.positive(config, "taste", "dpo_beta", *rates)
     binary.check_ranges(config, {"beta": binary.real(0)})
     if not config.arms or not (config.sizes or config.models):
