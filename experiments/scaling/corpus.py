@@ -22,7 +22,6 @@ class Corpus(NamedTuple):
       alphabet: the characters of both, in order; their places are the tokens of the family.
       words: the words of both, in lower case.
       beginnings: the beginnings of these words.
-      beginnings: the beginnings of these words.
     """
 
     text: str
