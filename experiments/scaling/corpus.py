@@ -57,7 +57,7 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"[a-z]+", text.lower())
 
 
-def prompts_of(config: Config, text: str) -> list[str]:
+def prompts_of(config: Config, text: str, needed: int = 0) -> list[str]:
     """Returns the beginnings of a text's lines that are long enough to be completed.
 
     A prompt is the shortest beginning of whole words with at least `prompt_length` characters of
@@ -66,12 +66,13 @@ def prompts_of(config: Config, text: str) -> list[str]:
     Args:
       config: the config.
       text: a part of the corpus.
+      needed: how many there must be.
 
     Returns:
       Distinct prompts, in the order of the text.
 
     Raises:
-      UsageError: if there are fewer than a seed needs.
+      UsageError: if there are fewer.
     """
     least = config.prompt_length
     found: dict[str, None] = {}
@@ -79,7 +80,6 @@ def prompts_of(config: Config, text: str) -> list[str]:
         end = line.find(" ", least)
         if 0 < end <= len(line) - least and end <= 2 * least and not line.endswith(":"):
             found[line[:end]] = None
-    needed = max(config.num_prompts, config.num_evaluated)
     if len(found) < needed:
         raise UsageError(
             f"--num_prompts, --num_evaluated: the corpus has {len(found)} prompts of "

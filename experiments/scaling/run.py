@@ -79,8 +79,8 @@ def experiment(config: Config) -> None:
     console = open_console()
     began = time.perf_counter()
     corpus = load_corpus(config.data_dir or None)
-    for text in (corpus.text, corpus.held_out):
-        prompts_of(config, text)
+    prompts_of(config, corpus.text, config.num_prompts)
+    prompts_of(config, corpus.held_out, config.num_evaluated)
     others = [pretrained_language(config, name) for name in config.models]
     console.print(_costs(config, corpus, others))
     with run_folder.open_run_folder(
