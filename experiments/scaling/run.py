@@ -16,7 +16,8 @@ from experiments.scaling.corpus import Corpus, load_corpus, prompts_of
 from experiments.scaling.family import load_family_member, num_steps
 from experiments.scaling.gold import make_gold
 from experiments.scaling.language import Language, family_language, pretrained_language
-from experiments.scaling.process import Model, make_model, num_parameters, run_arm
+from experiments.scaling.model import Model, make_model, num_parameters
+from experiments.scaling.process import run_arm
 from experiments.scaling.summary import Results, difference_table, share_table, summarise
 from experiments.scaling.task import Task, load_task, make_judge
 from shatter.cli.common import binary, run_folder

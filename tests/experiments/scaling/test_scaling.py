@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.scaling import arms, family, gold, process, run, summary, task
+from experiments.scaling import arms, family, gold, model, objectives, run, summary, task
 from experiments.scaling.config import ARMS, SIZES, Config
 from experiments.scaling.corpus import Corpus, make_corpus, prompts_of, words_of
 from experiments.scaling.language import (
@@ -113,9 +113,9 @@ def test_documents_are_read_as_they_were_written(corpus: Corpus):
 
 
 @pytest.fixture(scope="module")
-def setting(corpus: Corpus) -> arms.Setting:
+def setting(corpus: Corpus) -> objectives.Setting:
     config = Config(**TINY)
-    return arms.Setting(config, family_language(config, "8k", corpus), 12)
+    return objectives.Setting(config, family_language(config, "8k", corpus), 12)
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +127,8 @@ def seed(corpus: Corpus) -> task.Task:
     )
 
 
-def test_shots_are_whole_lines_that_the_context_holds(setting: arms.Setting, seed: task.Task):
-    texts = process._with_shots(setting, seed)
+def test_shots_are_whole_lines_that_the_context_holds(setting: objectives.Setting, seed: task.Task):
+    texts = model._with_shots(setting, seed)
     for text, prompt in zip(texts, seed.evaluated, strict=True):
         *lines, last = text.split("\n")
         assert last == prompt and lines
@@ -140,17 +140,17 @@ def test_shots_are_whole_lines_that_the_context_holds(setting: arms.Setting, see
 
 @pytest.mark.slow  # seconds of compilation
 def test_pairs_are_learned_by_dpo_and_by_both_forms_of_ilhf(
-    setting: arms.Setting, seed: task.Task, float64
+    setting: objectives.Setting, seed: task.Task, float64
 ):
     """Their common loss against the library's, with its gradient."""
-    material = jax.tree.map(jnp.asarray, process._material(setting, seed))
+    material = jax.tree.map(jnp.asarray, model._material(setting, seed))
     params, base = (
         jax.tree.map(lambda leaf: leaf.astype(float), setting.language.lm.init(jax.random.key(n)))
         for n in (0, 1)
     )
     rows = jnp.array([0, 3, 5])
     chosen = material.choices[rows]
-    log_probs = lambda params: arms.log_prob(
+    log_probs = lambda params: objectives.log_prob(
         setting, params, jax.tree.map(lambda leaf: leaf[rows], material.pairs)
     )
     picked = lambda values, which: values[jnp.arange(3), which]
@@ -170,7 +170,7 @@ def test_pairs_are_learned_by_dpo_and_by_both_forms_of_ilhf(
     }
     for how, loss in expected.items():
         frozen = (base, (material, jnp.array(how)))
-        found = lambda params, frozen=frozen: arms._pairs_loss(
+        found = lambda params, frozen=frozen: objectives.pairs_loss(
             setting, params, frozen, jax.random.key(0), rows
         )[0]
         values = [jax.jit(jax.value_and_grad(f))(params) for f in (found, loss)]
@@ -180,22 +180,22 @@ def test_pairs_are_learned_by_dpo_and_by_both_forms_of_ilhf(
 
 @pytest.mark.slow  # seconds of compilation
 def test_the_gradient_of_rl_is_that_of_the_leave_one_out_gains(
-    setting: arms.Setting, seed: task.Task
+    setting: objectives.Setting, seed: task.Task
 ):
     """Against the sum over samples of (gain less the others' mean) times the score."""
-    material = jax.tree.map(jnp.asarray, process._material(setting, seed))
-    params, base, model = (setting.language.lm.init(jax.random.key(n)) for n in range(3))
-    reward_params = {"model": model, "head": jnp.linspace(-1.0, 1.0, setting.language.width)}
+    material = jax.tree.map(jnp.asarray, model._material(setting, seed))
+    params, base, other = (setting.language.lm.init(jax.random.key(n)) for n in range(3))
+    reward_params = {"model": other, "head": jnp.linspace(-1.0, 1.0, setting.language.width)}
     rows, key = jnp.array([1, 2]), jax.random.key(4)
 
     @jax.jit
     def both(params):
         frozen = (base, (material, base, reward_params))
-        found = jax.grad(lambda p: arms._rl_loss(setting, p, frozen, key, rows)[0])(params)
+        found = jax.grad(lambda p: objectives.rl_loss(setting, p, frozen, key, rows)[0])(params)
         prompts = jax.tree.map(lambda leaf: leaf[rows], material.prompts)
-        seen, drawn = arms.draw(setting, params, key, prompts, 2)
-        score = lambda params: arms.log_prob(setting, params, seen)
-        gains = arms.reward(setting, reward_params, seen)
+        seen, drawn = objectives.draw(setting, params, key, prompts, 2)
+        score = lambda params: objectives.log_prob(setting, params, seen)
+        gains = objectives.reward(setting, reward_params, seen)
         gains = gains - setting.config.beta * (score(params) - score(base))
         weights = jax.lax.stop_gradient(gains - gains[:, ::-1])
         return (
@@ -213,15 +213,15 @@ def test_the_gradient_of_rl_is_that_of_the_leave_one_out_gains(
 
 
 @pytest.mark.slow  # seconds of compilation
-def test_the_reward_is_read_at_the_last_token(setting: arms.Setting, seed: task.Task):
+def test_the_reward_is_read_at_the_last_token(setting: objectives.Setting, seed: task.Task):
     """What stands after the end of a response changes nothing."""
-    material = process._material(setting, seed)
+    material = model._material(setting, seed)
     params = setting.language.lm.init(jax.random.key(0))
     reward_params = {"model": params, "head": jnp.linspace(-1.0, 1.0, setting.language.width)}
     seen = material.demonstrations
     tokens = np.where(seen.mask | ~(np.cumsum(seen.mask, axis=1) > 0), seen.tokens, 3)
     assert (tokens != seen.tokens).any()
-    values = jax.jit(lambda seen: arms.reward(setting, reward_params, seen))
+    values = jax.jit(lambda seen: objectives.reward(setting, reward_params, seen))
     np.testing.assert_allclose(values(seen), values(seen._replace(tokens=tokens)), atol=1e-5)
 
 
@@ -247,7 +247,7 @@ def test_the_family_ascends_and_is_about_as_large_as_its_names(corpus: Corpus):
     scale = {"k": 1e3, "M": 1e6}
     for size in ("8k", "120k", "3M"):
         lm = family_language(Config(), size, corpus).lm
-        found = process.num_parameters(jax.eval_shape(lm.init, jax.random.key(0)))
+        found = model.num_parameters(jax.eval_shape(lm.init, jax.random.key(0)))
         # The names are for the 65 characters of Shakespeare.
         named = int(size[:-1]) * scale[size[-1]]
         assert found == pytest.approx(named, rel=0.16)
