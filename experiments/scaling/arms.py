@@ -50,7 +50,7 @@ class Programs(NamedTuple):
 def programs(setting: Setting) -> Programs:
     """Returns the compiled parts of all arms of a model."""
     compiled = partial(jax.jit, compiler_options=compiler_options())
-    found = {
+    of_arms = {
         "sft": objectives.sft_loss,
         "pairs": objectives.pairs_loss,
         "reward": objectives.reward_loss,
