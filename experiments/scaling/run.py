@@ -109,8 +109,8 @@ def seconds(config: Config, parameters: int, tokens: int) -> float:
     """
     documents = config.num_seeds * config.num_updates * config.batch_size
     trained = len([arm for arm in config.arms if arm not in UNTRAINED])
-    weight = trained + 3 * len([arm for arm in config.arms if arm in NEED_REWARD])
-    return 15 + weight * documents * tokens * (6 * parameters / 25e9 + 2e-6)
+    weight = trained + len([arm for arm in config.arms if arm in NEED_REWARD])
+    return 15 + weight * documents * tokens * (6 * parameters / 60e9 + 2e-6)
 
 
 def _costs(config: Config, corpus: Corpus, others: list[tuple[Language, Params]]) -> str:
@@ -120,7 +120,7 @@ def _costs(config: Config, corpus: Corpus, others: list[tuple[Language, Params]]
     for size in config.sizes:
         language = family_language(config, size, corpus)
         number = num_parameters(jax.eval_shape(language.lm.init, jax.random.key(0)))
-        pretraining = config.pretraining_tokens * (6 * number / 18e9 + 1e-5)
+        pretraining = config.pretraining_tokens * (6 * number / 30e9 + 1e-5)
         cost = pretraining + seconds(config, number, length)
         parts.append(f"{size} {cost / 60:.0f}")
     for language, params in others:
