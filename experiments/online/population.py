@@ -16,31 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.online.world import Fixed, Read, Words, World
+from experiments.common.words import mentions
+from experiments.online.world import Fixed, Read, World
 from shatter import choice
 from shatter.types import Array, Rater
-
-
-def mentions(tokens: Array, mask: Array, words: Words) -> Array:
-    """Returns whether a response has the tokens of one of the words, one after another.
-
-    Args:
-      tokens: int `[..., T]`.
-      mask: bool `[..., T]`, true on the response's tokens.
-      words: the words.
-
-    Returns:
-      bool `[...]`.
-    """
-    response = jnp.where(mask, tokens, -1)  # outside any vocabulary
-    occurs = jnp.zeros(tokens.shape[:-1], bool)
-    for word in words:
-        places = response.shape[-1] - len(word) + 1
-        here = jnp.ones((*tokens.shape[:-1], places), bool)
-        for shift, token in enumerate(word):
-            here = here & (response[..., shift : shift + places] == token)
-        occurs = occurs | jnp.any(here, axis=-1)
-    return occurs
 
 
 def tastes(world: World, tokens: Array, mask: Array) -> Array:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from experiments.online.population import mentions
+from experiments.common.words import mentions
 from experiments.online.world import Read, Responses, World
 from shatter.types import Array, Metrics
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.common.sources import model_folder
+from experiments.common.words import Words, word_tokens
 from experiments.online.config import LIKES, SettingName, Settled
 from shatter import documents, models
 from shatter.cli.common.binary import UsageError
@@ -17,8 +18,6 @@ from shatter.types import Array, Key, Params
 
 TARGETS = ("query", "value", "mlp_out")
 SENTENCE_ENDS = (".", "!", "?")
-Words = tuple[tuple[int, ...], ...]
-"""Words, each the tokens of it."""
 
 
 class World(NamedTuple):
@@ -281,7 +280,7 @@ def _ends(tokenizer: models.Tokenizer, vocab_size: int, setting: SettingName) ->
 
 
 def _likes(tokenizer: models.Tokenizer, setting: SettingName) -> tuple[Words, Words]:
-    first, second = (tuple(_word(tokenizer, w) for w in words) for words in LIKES[setting])
+    first, second = (tuple(word_tokens(tokenizer, w) for w in words) for words in LIKES[setting])
     for word, text in zip(first + second, sum(LIKES[setting], ()), strict=True):
         if setting == "closed" and len(word) != 1:
             raise UsageError(
@@ -289,9 +288,3 @@ def _likes(tokenizer: models.Tokenizer, setting: SettingName) -> tuple[Words, Wo
                 "this model's vocabulary: run it with stories260k, or with --setting=open"
             )
     return first, second
-
-
-def _word(tokenizer: models.Tokenizer, word: str) -> tuple[int, ...]:
-    """Returns the tokens of a word, or of a punctuation mark, in the middle of a text."""
-    text = f"a {word}" if word[0].isalnum() else f"a{word}"
-    return tuple(tokenizer.encode(text)[len(tokenizer.encode("a")) :])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.common.words import mentions
 from experiments.online import measures, population
 from experiments.online.arms import ARMS, Speaker, chooser
 from experiments.online.config import settled
@@ -401,7 +402,7 @@ def test_texts_are_counted(folder, tmp_path):
     distance = [1 - len(a & b) / len(a | b) for i, a in enumerate(sets) for b in sets[:i]]
     np.testing.assert_allclose(found["pairwise"], np.mean(distance), rtol=1e-6)
     np.testing.assert_allclose(found["length"], 11 / 4)
-    both = population.mentions(tokens, mask, ((index["red"], index["saw"]), (index["small"],)))
+    both = mentions(tokens, mask, ((index["red"], index["saw"]), (index["small"],)))
     assert both.tolist() == [False, False, True, True]
 
 
