@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,35 +42,94 @@ def open_rewards(config: Config, model: Pretrained) -> tuple[Reward, ...]:
     return tuple(r._replace(weight=w) for r, w in zip(opened, weights, strict=True))
 
 
-def _open_model(config: Config, model: Pretrained) -> Reward:
-    """Opens a folder that `--objective=reward_model` wrote."""
-    folder = Path(config.reward_model).expanduser()
+class RewardModel(NamedTuple):
+    """A reward model that `--objective=reward_model` wrote.
+
+    Attributes:
+      config: of its transformer.
+      params: the transformer's parameters, in float32.
+      head: `[D]`, which gives the reward from the features of a document's last token, its EOS.
+    """
+
+    config: models.TransformerConfig
+    params: Params
+    head: np.ndarray
+
+
+def load_reward_model(
+    name: str, tokenizer: models.Tokenizer, *, flag: str = "--reward_model", pretrained: str
+) -> RewardModel:
+    """Opens a folder that `--objective=reward_model` wrote.
+
+    Args:
+      name: the folder.
+      tokenizer: that of the pretrained model, which the reward model must share.
+      flag: the flag that names the folder, for messages.
+      pretrained: the pretrained model, for messages.
+
+    Returns:
+      The reward model.
+
+    Raises:
+      UsageError: naming the flag, if the folder cannot be opened or has another tokenizer.
+    """
+    folder = Path(name).expanduser()
     if not (folder / HEAD).is_file():
         raise UsageError(
-            f"--reward_model={config.reward_model}: expected a model folder with {HEAD}, found "
+            f"{flag}={name}: expected a model folder with {HEAD}, found "
             "none: pass the folder model/ of a run of shatter finetune --objective=reward_model"
         )
     try:
-        found = load_merged(config.reward_model, dtype="float32")
+        found = load_merged(name, dtype="float32")
     except UsageError as error:
-        raise UsageError(str(error).replace("--model_name_or_path", "--reward_model")) from error
-    tokenizer = found.tokenizer
+        raise UsageError(str(error).replace("--model_name_or_path", flag)) from error
     if (
-        tokenizer is None
-        or tokenizer.files["tokenizer.json"] != (model.tokenizer.files["tokenizer.json"])
+        found.tokenizer is None
+        or found.tokenizer.files["tokenizer.json"] != tokenizer.files["tokenizer.json"]
     ):
         raise UsageError(
-            f"--reward_model={config.reward_model}: expected the tokenizer of "
-            f"{config.model_name_or_path}, found another: train the reward model on the same "
+            f"{flag}={name}: expected the tokenizer of "
+            f"{pretrained}, found another: train the reward model on the same "
             "pretrained model, or call it in a --reward_function"
         )
+    head = _read_head(folder / HEAD, found.config.width, flag)
+    return RewardModel(found.config, found.params, head)
+
+
+def document_rewards(
+    config: models.TransformerConfig, params: Params, head: Array, tokens: Array, valid: Array
+) -> Array:
+    """Computes the rewards of whole documents, each of which ends with its EOS.
+
+    Args:
+      config: of the reward model's transformer.
+      params: the transformer's parameters.
+      head: `[D]`.
+      tokens: int `[..., T]`.
+      valid: bool `[..., T]`, false on padding, left or right.
+
+    Returns:
+      `[...]`.
+    """
+    lm = models.transformer(config)
+    assert lm.features is not None
+    features = lm.features(params, tokens, valid=valid)
+    last = tokens.shape[-1] - 1 - jnp.argmax(valid[..., ::-1], axis=-1)
+    ends = jnp.take_along_axis(features, last[..., None, None], axis=-2)[..., 0, :]
+    return (ends @ head.astype(ends.dtype)).astype(head.dtype)
+
+
+def _open_model(config: Config, model: Pretrained) -> Reward:
+    """Returns the reward model of a run of `shatter finetune` as a source of rewards."""
+    found = load_reward_model(
+        config.reward_model, model.tokenizer, pretrained=config.model_name_or_path
+    )
     if found.config.max_length < config.max_length:
         raise UsageError(
             f"--max_length must be at most {found.config.max_length}, because the reward model "
             f"has that many positions, found {config.max_length}"
         )
-    head = _read_head(folder / HEAD, found.config.width)
-    digest = weights_hash({"head": head, "params": found.params})
+    digest = weights_hash({"head": found.head, "params": found.params})
     size = config.per_device_eval_batch_size
     eos = model.tokenizer.eos
 
@@ -86,7 +146,7 @@ def _open_model(config: Config, model: Pretrained) -> Reward:
             for row, ids in zip(tokens, part, strict=True):
                 row[: len(ids)] = ids
             lengths = np.asarray([len(ids) for ids in part])
-            values.append(np.asarray(run(found.params, head, tokens, lengths)))
+            values.append(np.asarray(run(found.params, found.head, tokens, lengths)))
         rewards = np.concatenate(values)[: len(documents)].astype(np.float64)
         for value, completion in zip(rewards, completions, strict=True):
             check_finite(f"--reward_model={config.reward_model}", value, completion)
@@ -102,17 +162,17 @@ def _closed(tokens: list[int], finished: bool, eos: int | None, limit: int) -> l
     return [*tokens[: limit - 1], eos]
 
 
-def _read_head(file: Path, width: int) -> np.ndarray:
+def _read_head(file: Path, width: int, flag: str) -> np.ndarray:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
     try:
         head = load(file.read_bytes())["score.weight"]
     except (OSError, KeyError, SafetensorError) as error:
-        raise UsageError(f"--reward_model: {file} cannot be read: {error!r}") from error
+        raise UsageError(f"{flag}: {file} cannot be read: {error!r}") from error
     if head.shape != (1, width):
         raise UsageError(
-            f"--reward_model: {file}: expected score.weight of the shape (1, {width}), found "
+            f"{flag}: {file}: expected score.weight of the shape (1, {width}), found "
             f"{head.shape}: pass the folder as it was written"
         )
     return head[0].astype(np.float32)
@@ -121,14 +181,10 @@ def _read_head(file: Path, width: int) -> np.ndarray:
 @functools.cache
 def _program(config: models.TransformerConfig) -> Callable[..., Array]:
     """Compiles `(params, head[D], tokens[B, T], lengths[B]) -> rewards[B]`."""
-    lm = models.transformer(config)
 
     @functools.partial(jax.jit, compiler_options=compiler_options())
     def run(params: Params, head: Array, tokens: Array, lengths: Array) -> Array:
-        assert lm.features is not None
         valid = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
-        features = lm.features(params, tokens, valid=valid)
-        last = jnp.take_along_axis(features, lengths[:, None, None] - 1, axis=1)[:, 0]
-        return (last @ head.astype(last.dtype)).astype(head.dtype)
+        return document_rewards(config, params, head, tokens, valid)
 
     return run
