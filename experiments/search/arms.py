@@ -1,4 +1,4 @@
-"""The arms: searches at a budget, and a policy trained with the same reward."""
+"""The arms of the exact setting: searches at a budget, and policies trained with its reward."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,45 +9,42 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common.didactic import EOS, World
-from experiments.search.config import Config
+from experiments.search.config import BY_PPO, TRAINED, Settled
+from experiments.search.ppo import train_by_ppo
 from experiments.search.problem import (
     PROMPT,
     Problem,
+    counts,
     draw_problem,
     gold_reward,
     learned_reward,
+    least_squares,
     train_policy,
 )
 from shatter import evaluation, inference, search
 from shatter.cli.common.compiling import compiler_options
 from shatter.types import Array, Key, Metrics
 
-LAWS_A_TOKEN = {"tree_gumbel": 2, "tree_muzero": 2}
-"""The fewest laws that a token needs, where they are more than one."""
+TRAINERS = {TRAINED: train_policy, BY_PPO: train_by_ppo}
+"""How a policy is trained."""
 
 Search = Callable[..., search.Found]
 
 
-def problems(config: Config, world: World) -> Problem:
+def problems(config: Settled, world: World) -> Problem:
     """Returns the problems of all seeds, `[S]` on every leaf."""
     keys = jax.random.split(_key(config, 0), config.num_seeds)
     draw = jax.vmap(partial(draw_problem, config, world))
     return jax.jit(draw, compiler_options=compiler_options())(keys)
 
 
-def _key(config: Config, part: int) -> Key:
+def _key(config: Settled, part: int) -> Key:
     """Returns the key of a part of the run: problems, searches, training."""
     return jax.random.fold_in(jax.random.key(config.seed), part)
 
 
-def budgets_of(config: Config, arm: str) -> list[int]:
-    """Returns the budgets that an arm can spend."""
-    least = LAWS_A_TOKEN.get(arm, 1) * config.max_length
-    return [budget for budget in config.budgets if budget >= least]
-
-
 def run_search(
-    config: Config, world: World, drawn: Problem, arm: str, budget: int
+    config: Settled, world: World, drawn: Problem, arm: str, budget: int
 ) -> dict[str, np.ndarray]:
     """Runs one search at one budget, all seeds and keys in one call.
 
@@ -80,7 +77,7 @@ def run_search(
     return {name: np.asarray(values).mean(axis=1) for name, values in metrics.items()}
 
 
-def _search(config: Config, world: World, problem: Problem, arm: str) -> Search:
+def _search(config: Settled, world: World, problem: Problem, arm: str) -> Search:
     """Returns `(key, *, reward, budget) -> found` of an arm."""
     twist = inference.TwistModel(world.table, problem.twist)
     made: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -101,13 +98,16 @@ def _search(config: Config, world: World, problem: Problem, arm: str) -> Search:
     return lambda key, **more: function(world.table, problem.params, key, PROMPT, **more, **given)
 
 
-def run_training(config: Config, world: World, drawn: Problem) -> dict[str, np.ndarray]:
+def run_training(
+    config: Settled, world: World, drawn: Problem, arm: str = TRAINED
+) -> dict[str, np.ndarray]:
     """Trains the policy of every seed.
 
     Args:
       config: the config.
       world: the documents.
       drawn: the problems, `[S]` on every leaf.
+      arm: how it is trained.
 
     Returns:
       `[S, 1 + steps]`: the learned and the gold reward that it expects, its KL from the model, and
@@ -116,7 +116,7 @@ def run_training(config: Config, world: World, drawn: Problem) -> dict[str, np.n
     """
 
     def one(problem: Problem, key: Key) -> Metrics:
-        laws, num_tokens = train_policy(config, world, problem, key)
+        laws, num_tokens = TRAINERS[arm](config, world, problem, key)
         learned, gold = rewards_of_all(config, world, problem)
         ref = world.log_probs(problem.params)
         shares = jnp.exp(laws)
@@ -139,7 +139,7 @@ def run_training(config: Config, world: World, drawn: Problem) -> dict[str, np.n
     return {name: np.asarray(values) for name, values in metrics.items()}
 
 
-def rewards_of_all(config: Config, world: World, problem: Problem) -> tuple[Array, Array]:
+def rewards_of_all(config: Settled, world: World, problem: Problem) -> tuple[Array, Array]:
     """Returns the learned and the gold reward of all documents, `[D]` each."""
     return (
         learned_reward(config, problem, *world.space),
@@ -148,7 +148,7 @@ def rewards_of_all(config: Config, world: World, problem: Problem) -> tuple[Arra
 
 
 def frontier(
-    config: Config, world: World, drawn: Problem, betas: np.ndarray
+    config: Settled, world: World, drawn: Problem, betas: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Computes the optima of the learned reward at KL coefficients, which nothing can exceed.
 
@@ -172,3 +172,29 @@ def frontier(
 
     metrics = jax.jit(jax.vmap(one), compiler_options=compiler_options())(drawn)
     return {name: np.asarray(values) for name, values in metrics.items()}
+
+
+def facts(config: Settled, world: World, drawn: Problem) -> dict[str, np.ndarray]:
+    """Returns facts of every seed, `[S]`.
+
+    How often the reward model is right, the variance of the gold reward, the share of it that no
+    reward model can learn, and what the twist cost.
+    """
+
+    def one(problem: Problem) -> dict[str, Array]:
+        learned, gold = rewards_of_all(config, world, problem)
+        law = jnp.exp(world.log_probs(problem.params))
+        difference = lambda values: values[:, None] - values[None, :]
+        agree = (difference(learned) > 0) == (difference(gold) > 0)
+        apart = (law[:, None] * law[None, :]) * ~jnp.eye(len(law), dtype=bool)
+        variance = lambda values: law @ jnp.square(values - law @ values)
+        features = counts(config, *world.space)
+        rest = gold - features @ least_squares(law, features, gold)
+        return {
+            "accuracy": jnp.sum(apart * agree) / jnp.sum(apart),
+            "gold_variance": variance(gold),
+            "out_of_reach": variance(rest) / variance(gold),
+            "twist_tokens": problem.twist_tokens.astype(float),
+        }
+
+    return {name: np.asarray(values) for name, values in jax.lax.map(one, drawn).items()}

@@ -1,4 +1,4 @@
-"""The problem: a model, the gold reward, a reward model, a twist."""
+"""The problem of the exact setting: a model, the gold reward, a reward model, a twist."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.common.didactic import EOS, World
-from experiments.search.config import Config
+from experiments.search.config import Settled
 from shatter import choice, documents, ensembles, losses
 from shatter.types import Array, Key, Params
 
@@ -39,7 +39,7 @@ class Problem(NamedTuple):
     twist_tokens: Array
 
 
-def counts(config: Config, tokens: Array, mask: Array) -> Array:
+def counts(config: Settled, tokens: Array, mask: Array) -> Array:
     """Returns how often every token and every pair of tokens is said, `[N, V + V^2]`."""
     size = config.vocab_size
     said = jax.nn.one_hot(tokens, size) * mask[..., None]
@@ -55,19 +55,19 @@ def least_squares(law: Array, features: Array, values: Array) -> Array:
 
 
 def gold_reward(
-    config: Config, world: World, problem: Problem, tokens: Array, mask: Array
+    config: Settled, world: World, problem: Problem, tokens: Array, mask: Array
 ) -> Array:
     """Returns the gold reward of documents, `[N]`."""
     linear = counts(config, tokens, mask) @ problem.gold_weights
     return linear + _along(world, problem.gold_table, tokens, mask) - problem.centre
 
 
-def learned_reward(config: Config, problem: Problem, tokens: Array, mask: Array) -> Array:
+def learned_reward(config: Settled, problem: Problem, tokens: Array, mask: Array) -> Array:
     """Returns the reward model's reward of documents, `[N]`."""
     return counts(config, tokens, mask) @ problem.weights - problem.learned_centre
 
 
-def draw_problem(config: Config, world: World, key: Key) -> Problem:
+def draw_problem(config: Settled, world: World, key: Key) -> Problem:
     """Draws a model and a gold reward, and learns the reward model and the twist."""
     model_key, weight_key, table_key, ask_key, answer_key, twist_key = jax.random.split(key, 6)
     params = world.table.init(model_key)
@@ -102,7 +102,7 @@ def draw_problem(config: Config, world: World, key: Key) -> Problem:
 
 
 def _learn_reward(
-    config: Config, world: World, problem: Problem, ask_key: Key, answer_key: Key
+    config: Settled, world: World, problem: Problem, ask_key: Key, answer_key: Key
 ) -> Array:
     """Returns the weights of a reward model, from choices by the gold reward between samples."""
     drawn = _sample(config, world, problem.params, ask_key, 2 * config.num_comparisons)
@@ -112,7 +112,7 @@ def _learn_reward(
     return ensembles.fit_laplace(features, jax.nn.one_hot(chosen, 2), prior_scale=1.0).mean
 
 
-def _learn_twist(config: Config, world: World, problem: Problem, key: Key) -> tuple[Params, Array]:
+def _learn_twist(config: Settled, world: World, problem: Problem, key: Key) -> tuple[Params, Array]:
     """Returns a twist for the learned reward, from samples of the model, and their tokens."""
     optimizer = optax.adam(config.twist_rate)
 
@@ -138,7 +138,7 @@ def _learn_twist(config: Config, world: World, problem: Problem, key: Key) -> tu
 
 
 def _anchored(
-    config: Config, world: World, problem: Problem, table: Params, tokens: Array, mask: Array
+    config: Settled, world: World, problem: Problem, table: Params, tokens: Array, mask: Array
 ) -> Params:
     """Returns the twist with the factor at each length that makes its mean that of the potential.
 
@@ -154,7 +154,7 @@ def _anchored(
     return table + factors[None, :, None]
 
 
-def _exact_twist(config: Config, world: World, problem: Problem) -> Params:
+def _exact_twist(config: Settled, world: World, problem: Problem) -> Params:
     """Returns the twist by enumeration: the soft values of the learned reward in units of beta."""
     tokens, mask = world.space
     levels = documents.prefix_log_probs(
@@ -174,7 +174,7 @@ def _exact_twist(config: Config, world: World, problem: Problem) -> Params:
     return jnp.concatenate(twists)[None]
 
 
-def train_policy(config: Config, world: World, problem: Problem, key: Key) -> tuple[Array, Array]:
+def train_policy(config: Settled, world: World, problem: Problem, key: Key) -> tuple[Array, Array]:
     """Trains a policy by RLOO on the learned reward less the KL from the model.
 
     Returns:
@@ -204,7 +204,7 @@ def train_policy(config: Config, world: World, problem: Problem, key: Key) -> tu
 
 
 def _sample(
-    config: Config, world: World, params: Params, key: Key, number: int
+    config: Settled, world: World, params: Params, key: Key, number: int
 ) -> tuple[Array, Array]:
     drawn = documents.sample(
         world.table,

@@ -1,37 +1,52 @@
 """`python -m experiments.search.run`: see README.md beside this file."""
 
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from experiments.common.didactic import World, check_documents, make_world
-from experiments.search import arms, plot
-from experiments.search.config import BEST_OF_TRAINED, SEARCHES, TRAINED, Config
-from experiments.search.problem import Problem, counts, least_squares
+from experiments.search import plot
+from experiments.search.config import (
+    BEST_OF,
+    BY_PPO,
+    LAWS_A_TOKEN,
+    SEARCHES,
+    TRAINED,
+    Config,
+    SettingName,
+    Settled,
+    budgets_of,
+    settled,
+)
+from experiments.search.pretrained.setting import check_pretrained, checksums, open_pretrained
+from experiments.search.pretrained.world import load_world
+from experiments.search.setting import Setting, check_exact, open_exact
 from experiments.search.summary import BASELINE, Results, summarise, summary_table
 from shatter.cli.common import binary, run_folder
 from shatter.cli.common.progress import open_console, progress_bar
 
-MOST_DOCUMENTS = 5_000
-BETAS = np.geomspace(0.03, 30.0, 40)
 
-
-def check(config: Config) -> None:
+def check(config: Config) -> Settled:
     """Raises a UsageError if a flag has a value that it cannot have.
 
     Args:
       config: the config.
 
+    Returns:
+      The config, in which every flag has a value.
+
     Raises:
       UsageError: with the flag's name, what was expected and what was found.
     """
-    binary.choose("arm", config.arms, (*SEARCHES, TRAINED))
+    binary.choose("setting", (config.setting,), get_args(SettingName))
+    binary.choose("arm", config.arms, (*SEARCHES, TRAINED, BY_PPO))
     binary.choose("twist", (config.twist,), ("learned", "exact"))
+    config = settled(config)
     binary.at_least(
         config,
         num_seeds=2,
@@ -42,6 +57,11 @@ def check(config: Config) -> None:
         twist_steps=1,
         policy_steps=1,
         batch_size=2,
+        num_prompts=1,
+        num_base_samples=8,
+        num_components=1,
+        num_actions=1,
+        rank=1,
     )
     binary.positive(config, "beta", "twist_rate", "policy_rate")
     if not 0 <= config.misfit < 1:
@@ -54,69 +74,75 @@ def check(config: Config) -> None:
             f"found {config.budgets[0]}"
         )
     for arm in config.arms:
-        if arm != TRAINED and not arms.budgets_of(config, arm):
+        if arm in SEARCHES and not budgets_of(config, arm):
             raise binary.UsageError(
-                f"--budgets: {arm} needs {arms.LAWS_A_TOKEN[arm] * config.max_length} tokens, "
+                f"--budgets: {arm} needs {LAWS_A_TOKEN[arm] * config.max_length} tokens, "
                 f"found {config.budgets} at most: raise the largest"
             )
-    check_documents(config.vocab_size, config.max_length, most=MOST_DOCUMENTS)
+    (check_exact if config.setting == "exact" else check_pretrained)(config)
+    return config
 
 
 def experiment(config: Config) -> None:
     """Runs every arm at every budget, then writes and prints the results."""
-    check(config)
+    config = check(config)
     console = open_console()
-    world = make_world("tabular", vocab_size=config.vocab_size, max_length=config.max_length)
+    began = time.perf_counter()
+    opener: Callable[[Path], Setting] = lambda folder: open_exact(config)
+    models: dict[str, str] = {}
+    if config.setting == "pretrained":
+        world, fixed = load_world(config)
+        opener, models = partial(open_pretrained, world, fixed), checksums(fixed)
     console.print(
-        f"search: {config.num_seeds} seeds, {len(config.arms)} arms, budgets up to "
-        f"{config.budgets[-1]} tokens, about {minutes(config):.0f} minutes on 2 CPU cores"
+        f"search, {config.setting}: {config.num_seeds} seeds, {len(config.arms)} arms, budgets up "
+        f"to {config.budgets[-1]} tokens"
     )
-    free, software = ("run_dir", "arms"), f"jax {jax.__version__}"  # arms are paired by seed
-    with run_folder.open_run_folder(config.run_dir, config, free=free, software=software) as folder:
-        began = time.perf_counter()
-        drawn = arms.problems(config, world)
-        results, budgets = _results(config, world, drawn, folder, console)
-        _write(config, world, drawn, results, budgets, folder, console)
+    free, software = ("run_dir", "data_dir", "arms"), f"jax {jax.__version__}"  # arms are paired
+    with run_folder.open_run_folder(
+        config.run_dir, config, free=free, software=software, **models
+    ) as folder:
+        setting = opener(folder)
+        results, budgets = _results(config, setting, folder, console)
+        _write(config, setting, results, budgets, folder, console)
         console.print(
-            f"{time.perf_counter() - began:.0f} s. Results in {folder}: metrics.csv, summary.json, "
-            "search.png"
+            f"{time.perf_counter() - began:.0f} s, {time.process_time():.0f} s of processors. "
+            f"Results in {folder}: metrics.csv, summary.json, search.png"
+            f"{', texts.json' if setting.text else ''}"
         )
 
 
-def minutes(config: Config) -> float:
-    """Returns a rough cost on 2 CPU cores: compilation, and tokens of trees."""
-    programs = sum(len(arms.budgets_of(config, arm)) for arm in config.arms if arm != TRAINED)
-    trees = sum(arm.startswith("tree") for arm in config.arms)
-    tokens = trees * sum(config.budgets) * config.num_seeds * config.num_draws
-    return programs * 3 / 60 + tokens * 2e-5 / 60
-
-
 def _results(
-    config: Config, world: World, drawn: Problem, folder: Path, console: Console
+    config: Settled, setting: Setting, folder: Path, console: Console
 ) -> tuple[Results, dict[str, list[int]]]:
     """Runs what is not in the folder yet, and reads the rest."""
     names = tuple(dict.fromkeys((BASELINE, *config.arms)))
-    budgets = {arm: arms.budgets_of(config, arm) for arm in names if arm != TRAINED}
-    total = sum(map(len, budgets.values())) + (TRAINED in names)
+    budgets = {arm: budgets_of(config, arm) for arm in names if arm in SEARCHES}
+    total = sum(map(len, budgets.values())) + sum(arm in BEST_OF for arm in names)
     results: Results = {}
     with progress_bar(console, total) as advance:
         for arm in names:
             advance(arm, 0)
-            if arm == TRAINED:
-                run = partial(arms.run_training, config, world, drawn)
-                metrics = _kept(folder / "arms" / f"{arm}.npz", run)
+            if arm in BEST_OF:
+                metrics = _kept(_file(folder, arm), partial(setting.train, arm))
                 best = {name: metrics.pop(f"best_{name}") for name in ("learned", "gold")}
-                results |= {arm: metrics, BEST_OF_TRAINED: best}
-                budgets[BEST_OF_TRAINED] = list(config.budgets)
+                metrics.pop("best", None)
+                results |= {arm: metrics, BEST_OF[arm]: best}
+                budgets[BEST_OF[arm]] = list(config.budgets)
                 advance(arm, 1)
                 continue
             parts = []
             for budget in budgets[arm]:
-                run = partial(arms.run_search, config, world, drawn, arm, budget)
-                parts.append(_kept(folder / "arms" / f"{arm}_{budget}.npz", run))
+                run = partial(setting.search, arm, budget)
+                parts.append(_kept(_file(folder, arm, budget), run))
                 advance(arm, 1)
-            results[arm] = {name: np.stack([p[name] for p in parts], axis=1) for name in parts[0]}
+            means = [name for name, values in parts[0].items() if values.ndim == 1]
+            results[arm] = {name: np.stack([p[name] for p in parts], axis=1) for name in means}
     return results, budgets
+
+
+def _file(folder: Path, arm: str, budget: int | None = None) -> Path:
+    """Returns the file of an arm, of a search at one budget."""
+    return folder / "arms" / (f"{arm}.npz" if budget is None else f"{arm}_{budget}.npz")
 
 
 def _kept(path: Path, run: partial) -> dict[str, np.ndarray]:
@@ -135,60 +161,46 @@ def _kept(path: Path, run: partial) -> dict[str, np.ndarray]:
     return metrics
 
 
-def _facts(config: Config, world: World, drawn: Problem) -> dict[str, np.ndarray]:
-    """Returns facts of every seed, `[S]`.
-
-    How often the reward model is right, the variance of the gold reward, the share of it that no
-    reward model can learn, and what the twist cost.
-    """
-
-    def one(problem: Problem) -> dict[str, jax.Array]:
-        learned, gold = arms.rewards_of_all(config, world, problem)
-        law = jnp.exp(world.log_probs(problem.params))
-        difference = lambda values: values[:, None] - values[None, :]
-        agree = (difference(learned) > 0) == (difference(gold) > 0)
-        apart = (law[:, None] * law[None, :]) * ~jnp.eye(len(law), dtype=bool)
-        variance = lambda values: law @ jnp.square(values - law @ values)
-        features = counts(config, *world.space)
-        rest = gold - features @ least_squares(law, features, gold)
-        return {
-            "accuracy": jnp.sum(apart * agree) / jnp.sum(apart),
-            "gold_variance": variance(gold),
-            "out_of_reach": variance(rest) / variance(gold),
-            "twist_tokens": problem.twist_tokens.astype(float),
-        }
-
-    facts = jax.lax.map(one, drawn)
-    return {name: np.asarray(values) for name, values in facts.items()}
-
-
 def _write(
-    config: Config,
-    world: World,
-    drawn: Problem,
+    config: Settled,
+    setting: Setting,
     results: Results,
     budgets: dict[str, list[int]],
     folder: Path,
     console: Console,
 ) -> None:
-    """Writes metrics.csv, summary.json and the figure, and prints the table."""
+    """Writes metrics.csv, summary.json, texts and the figure, and prints the table."""
     rows = [
         row
         for arm, metrics in results.items()
         for row in run_folder.metric_rows(
-            "exact",
+            config.setting,
             config.twist,
             arm,
-            np.arange(1 + config.policy_steps) if arm == TRAINED else np.array(budgets[arm]),
+            np.arange(1 + config.policy_steps) if arm in BEST_OF else np.array(budgets[arm]),
             metrics,
         )
     ]
     run_folder.write_csv(folder / "metrics.csv", rows)
-    summary = summarise(config, results, budgets, _facts(config, world, drawn))
+    summary = summarise(config, results, budgets, setting.facts)
     run_folder.write_json(folder / "summary.json", summary)
-    optima = arms.frontier(config, world, drawn, BETAS)
-    plot.draw(config, results, budgets, optima, folder / "search.png")
+    if setting.text is not None:
+        run_folder.write_json(folder / "texts.json", _texts(config, setting, results, folder))
+    plot.draw(config, results, budgets, setting.optima, folder / "search.png")
     console.print(summary_table(config, summary, list(config.budgets[::2])))
+
+
+def _texts(config: Settled, setting: Setting, results: Results, folder: Path) -> dict[str, list]:
+    """Returns by arm, at its largest budget, a response to every prompt of every seed."""
+    assert setting.text is not None
+    texts = {}
+    for arm in results:
+        if arm in SEARCHES or arm in BEST_OF:
+            budget = budgets_of(config, arm)[-1] if arm in SEARCHES else None
+            best = run_folder.load_arrays(_file(folder, arm, budget))["best"]
+            name = BEST_OF.get(arm, arm)
+            texts[name] = [[setting.text(row) for row in of_seed] for of_seed in best]
+    return texts
 
 
 if __name__ == "__main__":

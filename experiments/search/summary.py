@@ -6,16 +6,16 @@ import numpy as np
 from rich.table import Table
 
 from experiments.common.intervals import format_interval, mean_interval
-from experiments.search.config import TRAINED, Config
+from experiments.search.config import BEST_OF, Settled
 
 Results = dict[str, dict[str, np.ndarray]]
-"""By arm: metrics `[S, R]` by budget, or by training step for `rloo`."""
+"""By arm: metrics `[S, R]` by budget, or by training step for a policy."""
 
 BASELINE = "best_of_n"
 
 
 def summarise(
-    config: Config, results: Results, budgets: dict[str, list[int]], facts: dict[str, np.ndarray]
+    config: Settled, results: Results, budgets: dict[str, list[int]], facts: dict[str, np.ndarray]
 ) -> list[dict[str, Any]]:
     """Returns one row for every arm and budget.
 
@@ -28,7 +28,7 @@ def summarise(
 
     Returns:
       JSON-ready rows with 95% bootstrap intervals over seeds. "less_best_of_n" is the paired
-      difference of the gold reward at the same budget. Of the policy, "budget" is the laws of one
+      difference of the gold reward at the same budget. Of a policy, "budget" is the laws of one
       response, "training_tokens" what was sampled before, and "gold_at_twist_tokens" its gold
       reward when it had sampled as much as the twist. The first row is about the problems.
     """
@@ -36,7 +36,7 @@ def summarise(
         {"arm": "problem"} | {name: mean_interval(values) for name, values in facts.items()}
     ]
     for arm, metrics in results.items():
-        if arm == TRAINED:
+        if arm in BEST_OF:
             last = {name: mean_interval(values[:, -1]) for name, values in metrics.items()}
             last["training_tokens"] = last.pop("tokens")
             sampled, gold = metrics["tokens"], metrics["gold"]
@@ -52,7 +52,7 @@ def summarise(
     return rows
 
 
-def summary_table(config: Config, rows: list[dict[str, Any]], budgets: list[int]) -> Table:
+def summary_table(config: Settled, rows: list[dict[str, Any]], budgets: list[int]) -> Table:
     """Returns the gold reward of every arm at some budgets, with the learned one at the last.
 
     Args:
@@ -61,11 +61,13 @@ def summary_table(config: Config, rows: list[dict[str, Any]], budgets: list[int]
       budgets: the budgets to show.
     """
     accuracy = rows[0]["accuracy"]
+    learned_from = "votes" if config.reward_model else f"{config.num_comparisons} choices"
+    gold = "score by a held-out judge" if config.reward_model else "gold reward"
     table = Table(
-        title=f"search with a reward learned from {config.num_comparisons} choices, right on "
+        title=f"{config.setting}: search with a reward learned from {learned_from}, right on "
         f"{accuracy['mean']:.2f} of pairs; twist: {config.twist}",
-        caption=f"gold reward of the best response by the learned reward, means over "
-        f"{config.num_seeds} seeds [95%]; rloo says one response of a trained policy",
+        caption=f"{gold} of the best response by the learned reward, means over "
+        f"{config.num_seeds} seeds [95%]; rloo and ppo say one response of a trained policy",
     )
     table.add_column("arm")
     for budget in budgets:

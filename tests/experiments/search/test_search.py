@@ -10,7 +10,7 @@ import pytest
 
 from experiments.common.didactic import make_world
 from experiments.search import arms, run
-from experiments.search.config import BEST_OF_TRAINED, SEARCHES, TRAINED, Config
+from experiments.search.config import BEST_OF, BY_PPO, SEARCHES, TRAINED, Config, settled
 from shatter import evaluation
 from shatter.cli.common.binary import UsageError
 
@@ -27,7 +27,7 @@ TINY = {
     "policy_steps": 4,
     "batch_size": 4,
 }
-SMALL = Config(num_seeds=2, num_draws=4_000, vocab_size=3, max_length=3, twist="exact")
+SMALL = settled(Config(num_seeds=2, num_draws=4_000, vocab_size=3, max_length=3, twist="exact"))
 WORLD = make_world("tabular", vocab_size=3, max_length=3)
 
 
@@ -40,7 +40,7 @@ def test_a_run_writes_its_folder_and_is_resumed(tmp_path, monkeypatch):
     first = (*SEARCHES[:2], TRAINED)
     run.experiment(tiny(tmp_path, arms=first))
     before = json.loads((tmp_path / "summary.json").read_text())
-    assert {row["arm"] for row in before} == {"problem", *first, BEST_OF_TRAINED}
+    assert {row["arm"] for row in before} == {"problem", *first, BEST_OF[TRAINED]}
     searched = arms.run_search
     done = []
     monkeypatch.setattr(
@@ -53,8 +53,8 @@ def test_a_run_writes_its_folder_and_is_resumed(tmp_path, monkeypatch):
     assert [row for row in after if row in before] == before
     with (tmp_path / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {row["arm"] for row in rows} == {*SEARCHES, TRAINED, BEST_OF_TRAINED}
-    spent = [row for row in rows if row["metric"] == "tokens" and row["arm"] != TRAINED]
+    assert {row["arm"] for row in rows} == {*SEARCHES, *BEST_OF, *BEST_OF.values()}
+    spent = [row for row in rows if row["metric"] == "tokens" and row["arm"] not in BEST_OF]
     assert all(0 < float(row["value"]) <= int(row["step"]) for row in spent)
     assert (tmp_path / "search.png").stat().st_size > 10_000
     with pytest.raises(UsageError, match="num_comparisons"):
@@ -84,10 +84,11 @@ def test_rewards_are_those_of_the_exact_law(arm: str):
             assert found[name][seed] == pytest.approx(value, abs=0.08)
 
 
-def test_the_trained_policy_comes_near_the_optimum():
+@pytest.mark.parametrize("arm", [TRAINED, BY_PPO])
+def test_a_trained_policy_comes_near_the_optimum(arm: str):
     config = dataclasses.replace(SMALL, policy_steps=600, beta=0.5)
     problems = arms.problems(config, WORLD)
-    found = arms.run_training(config, WORLD, problems)
+    found = arms.run_training(config, WORLD, problems, arm)
     gain = found["learned"] - config.beta * found["kl"]
     np.testing.assert_allclose(found["kl"][:, 0], 0.0, atol=1e-5)
     optima = arms.frontier(config, WORLD, problems, np.array([config.beta]))
