@@ -88,7 +88,7 @@ def load_world(config: Settled) -> tuple[World, Fixed]:
         lm=models.transformer(sizes),
         tokenizer=tokenizer,
         prompt_length=prompts.shape[1],
-        eos=_sentence_end(tokenizer, sizes.vocab_size) if judges else None,
+        eos=sentence_end(tokenizer, sizes.vocab_size) if judges else None,
         closing=0 if tokenizer.eos is None else tokenizer.eos,
         words=tuple(word_tokens(tokenizer, word) for word in WORDS),
         judges=tuple(judge.config for judge in judges),
@@ -115,9 +115,9 @@ def _prompts(
     return jnp.asarray(prompts, int), jnp.asarray(valid)
 
 
-def _sentence_end(tokenizer: models.Tokenizer, size: int) -> int:
-    """Returns the token that is a full stop and nothing else."""
-    for token in range(size):
+def sentence_end(tokenizer: models.Tokenizer, size: int) -> int:
+    """Returns the last token that is a full stop, because tokens of single bytes come first."""
+    for token in reversed(range(size)):
         if tokenizer.decode([token]) == _SENTENCE_END:
             return token
     raise UsageError(

@@ -23,13 +23,14 @@ from experiments.search.pretrained.rewards import (
     scripted,
 )
 from experiments.search.pretrained.value import States, Value, fit_value, value_model
-from experiments.search.pretrained.world import embeddings, sample, valid_tokens
+from experiments.search.pretrained.world import embeddings, sample, sentence_end, valid_tokens
 from shatter import documents, evaluation
 from shatter.cli.common.binary import UsageError
 from shatter.cli.finetune import config as finetune
 from shatter.cli.finetune.pretrained import load_model
 from shatter.cli.finetune.reward_models import open_rewards
 from shatter.cli.finetune.rewards import Completion
+from shatter.models import load_tokenizer
 from tests.experiments.search.worlds import load, tiny
 
 
@@ -118,6 +119,12 @@ def test_the_learned_reward_is_the_head_on_mean_features(drawn):
         fixed, rewards, prompt_id=number, tokens=said.tokens[0, 3:4], mask=said.mask[0, 3:4]
     )
     np.testing.assert_allclose(found[0], scaled.mean(axis=0) @ np.asarray(rewards.head), rtol=1e-4)
+
+
+def test_a_sentence_ends_with_the_token_that_the_tokenizer_writes(data_dir):
+    """And not with the byte token that decodes to a full stop too."""
+    tokenizer = load_tokenizer(data_dir / "stories260k")
+    assert sentence_end(tokenizer, 512) == tokenizer.encode("It is.")[-1]
 
 
 def test_a_judge_scores_as_shatter_finetune_does(folder, judges, tmp_path):
