@@ -51,7 +51,7 @@ def draw_problem(world: World, fixed: Fixed, key: Key) -> Problem:
       The problem.
     """
     config = world.config
-    prompt_key, taste_key, base_key, learn_key, value_key = jax.random.split(key, 5)
+    prompt_key, taste_key, base_key, learn_key, draw_key, value_key = jax.random.split(key, 6)
     ids = jax.random.permutation(prompt_key, len(fixed.prompts))[: config.num_prompts]
     draw = partial(_draw, world, fixed, ids)
     base = draw(base_key, config.num_base_samples)
@@ -59,7 +59,7 @@ def draw_problem(world: World, fixed: Fixed, key: Key) -> Problem:
     if not world.judges:
         rewards = rewards._replace(head=_learn_head(world, fixed, rewards, draw, learn_key))
     rewards = _settle_scales(world, fixed, rewards, base)
-    drawn = draw(value_key, config.num_base_samples)
+    drawn = draw(draw_key, config.num_base_samples)
     value, explained = _learn_value(world, fixed, rewards, drawn, value_key)
     facts = measure(world, fixed, rewards, base, drawn) | {
         "twist_explains": explained,
