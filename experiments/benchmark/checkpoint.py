@@ -1,4 +1,4 @@
-"""The section of a pretrained model: what a user does with it, beside the usual libraries.
+"""The sections of a pretrained model: what a user does with it, beside the usual libraries.
 
 `python -m experiments.benchmark.checkpoint 1` reads lines of JSON such as `{"work": ...}`, measures
 each of these works on one core, and prints one line of JSON for each; `measure` calls it. The
@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -59,6 +59,21 @@ WORKS = {
     "first token": Work("start", ("torch", "transformers"), (2, 1), 8.0, apart=True),
     "import": Work("start", ("transformers", "trl"), (6, 2), 12.0, apart=True),
 }
+"""The works of the section checkpoint."""
+ONLINE = {
+    "LoRA GRPO": Work("completion", _PEFT, (2, 1), 20.0, memory=True),
+    "LoRA GRPO, completions": Work("completion", _PEFT, (2, 1), 13.0),
+    "LoRA GRPO, update": Work("completion", _PEFT, (2, 1), 8.0),
+    "GRPO": Work("completion", _TRL, (2, 1), 22.0, memory=True),
+    "GRPO, completions": Work("completion", _TRL, (2, 1), 12.0),
+    "GRPO, update": Work("completion", _TRL, (2, 1), 10.0),
+}
+"""The works of the section online; those of one model follow each other and share it."""
+
+
+def work_of(name: str) -> Work:
+    """Returns a work of either section by its name."""
+    return (WORKS | ONLINE)[name]
 
 
 def sizes(folder: str, *, num_samples: int = 8) -> Gpt2:
@@ -96,7 +111,7 @@ def measure(work: str, folder: str, cores: int, seed: int, repeats: int) -> dict
     Where the memory is measured, each way also runs in a fresh process.
 
     Args:
-      work: a name in `WORKS`.
+      work: a name in `WORKS` or `ONLINE`.
       folder: the model's folder.
       cores: the number of cores that the process may use.
       seed: seed of texts, pairs, prompts and adapters.
@@ -107,7 +122,7 @@ def measure(work: str, folder: str, cores: int, seed: int, repeats: int) -> dict
     """
     spec = {"work": work, "folder": folder, "cores": cores, "seed": seed, "repeats": repeats}
     answer = _ask(_worker(cores), spec)
-    for way in answer["ways"] if WORKS[work].memory and cores == 1 else ():
+    for way in answer["ways"] if work_of(work).memory and cores == 1 else ():
         worker = _start(cores)
         memory = _ask(worker, spec | {"only": way["name"], "repeats": 0})["memory"]
         way["process_bytes"] = memory["process"]
@@ -171,23 +186,26 @@ def _end(worker: Worker) -> None:
     worker.messages.close()
 
 
-def places() -> list[tuple[str, int]]:
+def places(works: Iterable[str] = tuple(WORKS)) -> list[tuple[str, int]]:
     """Returns every work with a number of cores, of those that the process may use.
 
     Imports, which hardly use a second core, are measured on one.
+
+    Args:
+      works: the names of the works.
     """
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     return [
         (work, cores)
         for cores in CORES
-        for work in WORKS
+        for work in works
         if cores <= max(available, 1) and (cores == 1 or work != "import")
     ]
 
 
 def num_ways(work: str) -> int:
     """Returns the number of ways of a work with the packages that are installed."""
-    return WORKS[work].num_ways[bool(pinned.absent(WORKS[work].packages))]
+    return work_of(work).num_ways[bool(pinned.absent(work_of(work).packages))]
 
 
 def answer(spec: dict[str, Any], only_sizes: Gpt2 | None = None) -> dict[str, Any]:
@@ -201,12 +219,12 @@ def answer(spec: dict[str, Any], only_sizes: Gpt2 | None = None) -> dict[str, An
     Returns:
       See `pinned.timed`.
     """
-    from experiments.benchmark import checkpoint_ways
+    from experiments.benchmark import checkpoint_ways, grpo
 
     work, only = spec["work"], spec.get("only")
-    missing = pinned.absent(WORKS[work].packages)
-    skipped = only == "shatter" or WORKS[work].apart
-    pinned.import_peers(() if skipped else WORKS[work].packages, missing)
+    missing = pinned.absent(work_of(work).packages)
+    skipped = only == "shatter" or work_of(work).apart
+    pinned.import_peers(() if skipped else work_of(work).packages, missing)
     chosen = only_sizes or sizes(spec["folder"], num_samples=1 if work == "sample 1" else 8)
     if spec["cores"] > 1:  # the second steps were compared on one core
         chosen = dataclasses.replace(chosen, steps=1)
@@ -222,7 +240,7 @@ def answer(spec: dict[str, Any], only_sizes: Gpt2 | None = None) -> dict[str, An
         "8 adapters": checkpoint_ways.members,
         "first token": checkpoint_ways.first_token,
         "import": checkpoint_ways.imports,
-    }
+    } | {name: partial(grpo.ways, name) for name in ONLINE}
     make = partial(makers[work], chosen, spec["seed"], only, alone=bool(missing))
     return pinned.timed(spec, missing, make)
 

@@ -4,8 +4,8 @@ import dataclasses
 from typing import Literal
 
 SECTIONS = ("rounds", "seeds", "layers", "imports", "finetune", "generation", "adapters")
-CHECKPOINT = "checkpoint"
-ON_DEMAND = ("vocabulary", CHECKPOINT, "accelerator")
+CHECKPOINT, ONLINE = "checkpoint", "online"
+ON_DEMAND = ("vocabulary", CHECKPOINT, ONLINE, "accelerator")
 """Sections that are not among the default ones."""
 WORKS = ("tabular", "transformer")
 GPT2S = ("small", "wide", "gpt2")
@@ -28,8 +28,10 @@ class Config:
     transformers), adapters (8 on one base, a single one, and 8 whole models). Not among the
     defaults: vocabulary (memory of a DPO step with 262,144 tokens, for which it needs 12 GB),
     checkpoint (scoring, training, sampling and loading the model of `--checkpoint`, and imports,
-    beside transformers, TRL and peft, on one core and on two), accelerator (for a GPU: training
-    steps as a share of the matrix products' ceiling, generation, 1,000 seeds, and adapters)."""
+    beside transformers, TRL and peft, on one core and on two), online (a step of GRPO of the model
+    of `--checkpoint` by `shatter finetune`, beside TRL's GRPOTrainer), accelerator (for a GPU:
+    training steps as a share of the matrix products' ceiling, generation, 1,000 seeds, and
+    adapters)."""
 
     works: tuple[str, ...] = WORKS
     """Language models of the rounds and seeds sections, both of vocabulary 4 and length 4. Known:
@@ -43,7 +45,7 @@ class Config:
     """Root of all random keys."""
 
     checkpoint: str | None = None
-    """The checkpoint section's model: a Hugging Face folder, such as that of
+    """The model of the sections checkpoint and online: a Hugging Face folder, such as that of
     SmolLM2-135M-Instruct."""
 
     repeats: int = 5

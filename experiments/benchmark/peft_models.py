@@ -24,8 +24,8 @@ def trl_trainer(sizes: Gpt2, params: Params, batch: Batch, adapted: Adapted, see
         batch,
         seed,
         learning_rate=LEARNING_RATE,
-        peft_config=_config(sizes, adapted),
-        prepare=lambda net: _set_adapters(net, sizes, adapted, adapted.adapters, "default"),
+        peft_config=adapter_config(sizes, adapted),
+        prepare=lambda net: set_adapters(net, sizes, adapted, adapted.adapters, "default"),
     )
     return made._replace(name="TRL + peft")
 
@@ -43,12 +43,12 @@ def members_trainer(
     net = peers.model(sizes, params)
     num_members = len(jax.tree.leaves(adapted.adapters)[0])
     names = [f"member{i}" for i in range(num_members)]
-    adapted_net = peers.module("peft").get_peft_model(net, _config(sizes, adapted), names[0])
+    adapted_net = peers.module("peft").get_peft_model(net, adapter_config(sizes, adapted), names[0])
     for i, member in enumerate(names):
         if i > 0:
-            adapted_net.add_adapter(member, _config(sizes, adapted))
+            adapted_net.add_adapter(member, adapter_config(sizes, adapted))
         own = jax.tree.map(lambda leaf, i=i: leaf[i], adapted.adapters)
-        _set_adapters(adapted_net, sizes, adapted, own, member)
+        set_adapters(adapted_net, sizes, adapted, own, member)
     own = [p for path, p in adapted_net.named_parameters() if "lora_" in path]
     optimizer = torch.optim.AdamW(own, LEARNING_RATE, weight_decay=0.0, fused=True)
     tokens = torch.tensor(np.asarray(batch.tokens)).long()
@@ -71,7 +71,7 @@ def members_trainer(
     return MembersTrainer(name, step)
 
 
-def _config(sizes: Gpt2, adapted: Adapted) -> Any:
+def adapter_config(sizes: Gpt2, adapted: Adapted) -> Any:
     """Returns peft's configuration of the adapters."""
     transformer = finetune.transformer_config(sizes)
     with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +82,7 @@ def _config(sizes: Gpt2, adapted: Adapted) -> Any:
     return config
 
 
-def _set_adapters(net: Any, sizes: Gpt2, adapted: Adapted, adapters: Params, name: str) -> None:
+def set_adapters(net: Any, sizes: Gpt2, adapted: Adapted, adapters: Params, name: str) -> None:
     """Gives an adapter of a model of peft our values."""
     peft = peers.module("peft")
     with tempfile.TemporaryDirectory() as folder:

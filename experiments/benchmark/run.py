@@ -28,6 +28,7 @@ from experiments.benchmark.config import (
     CHECKPOINT,
     GPT2S,
     ON_DEMAND,
+    ONLINE,
     SECTIONS,
     WORKS,
     Config,
@@ -52,9 +53,10 @@ def check(config: Config) -> None:
     binary.choose("work", config.works, WORKS)
     binary.choose("gpt2", config.gpt2s, GPT2S)
     folder = config.checkpoint
-    if CHECKPOINT in config.sections and (folder is None or not Path(folder).is_dir()):
+    needy = [section for section in (CHECKPOINT, ONLINE) if section in config.sections]
+    if needy and (folder is None or not Path(folder).is_dir()):
         raise UsageError(
-            f"--sections {CHECKPOINT} needs --checkpoint, the folder of a pretrained model, found "
+            f"--sections {needy[0]} needs --checkpoint, the folder of a pretrained model, found "
             f"{folder}"
         )
     for name in ("repeats", "num_rounds", "num_members", "num_seeds", "seeds_per_call", "depths"):
@@ -143,6 +145,9 @@ def plan(config: Config) -> list[Part]:
             parts.append(Part(title, "step", make, members.num_ways(name), ADAPTER_SECONDS[name]))
     if CHECKPOINT in config.sections:
         parts += [_checkpoint_part(config, *place) for place in checkpoint.places()]
+    if ONLINE in config.sections:
+        places = checkpoint.places(checkpoint.ONLINE)
+        parts += [_checkpoint_part(config, *place) for place in places]
     if "accelerator" in config.sections:
         chosen, rounds = accelerator.PLANS[config.accelerator_size], sizes(config, "tabular")
         parts += [Part(*part) for part in accelerator.parts(chosen, rounds, config.seed)]
@@ -151,7 +156,7 @@ def plan(config: Config) -> list[Part]:
 
 def _checkpoint_part(config: Config, name: str, cores: int) -> Part:
     """Returns the group of a work with the pretrained model on some cores."""
-    work, folder = checkpoint.WORKS[name], str(config.checkpoint)
+    work, folder = checkpoint.work_of(name), str(config.checkpoint)
     args = (name, folder, cores, config.seed, config.repeats)
     run, num_ways = partial(checkpoint.measure, *args), checkpoint.num_ways(name)
     seconds = num_ways * CHECKPOINT_SECONDS + (config.repeats + 2) * work.seconds / cores

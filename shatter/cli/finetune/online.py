@@ -61,7 +61,7 @@ def make_update(config: Config, task: Task, num_steps: int) -> tuple[training.Tr
       raises `UsageError` if a reward fails or is not finite.
     """
     mesh, size = places.mesh_of(config), plan.batch_size(config)
-    learner = _compile_learner(program_config(config), without_arrays(task.model), num_steps, mesh)
+    learner = compile_learner(program_config(config), without_arrays(task.model), num_steps, mesh)
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
     start = places.put_params(config, learning.start(config, task.model, init_key))
     state = learner.init(start, places.put_everywhere(config, train_key))
@@ -74,7 +74,7 @@ def make_update(config: Config, task: Task, num_steps: int) -> tuple[training.Tr
     ) -> tuple[training.TrainState, Measured]:
         key = jax.random.fold_in(root, int(state.step) // config.num_iterations)
         parts = [
-            _draw_part(config, task, draw, state.params, jax.random.fold_in(key, number), batch)
+            draw_part(config, task, draw, state.params, jax.random.fold_in(key, number), batch)
             for number, batch in enumerate(batches)
         ]
         arrays = step_batches(config, parts)
@@ -93,7 +93,7 @@ def make_update(config: Config, task: Task, num_steps: int) -> tuple[training.Tr
 
 
 @functools.cache
-def _compile_learner(
+def compile_learner(
     config: Config, model: Pretrained, num_steps: int, mesh: jax.sharding.Mesh
 ) -> training.Learner:
     """Returns the learner of a run, compiled; a step donates the state's buffers."""
@@ -106,7 +106,7 @@ def _compile_learner(
     return on_devices(learner, model, mesh)
 
 
-def _draw_part(
+def draw_part(
     config: Config,
     task: Task,
     draw: Callable[..., Rollouts],
