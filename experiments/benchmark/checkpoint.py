@@ -240,7 +240,8 @@ def answer(spec: dict[str, Any], only_sizes: Gpt2 | None = None) -> dict[str, An
         "8 adapters": checkpoint_ways.members,
         "first token": checkpoint_ways.first_token,
         "import": checkpoint_ways.imports,
-    } | {name: partial(grpo.ways, name) for name in ONLINE}
+        **{name: partial(grpo.ways, name) for name in ONLINE},
+    }
     make = partial(makers[work], chosen, spec["seed"], only, alone=bool(missing))
     return pinned.timed(spec, missing, make)
 

@@ -210,7 +210,8 @@ def _compare(own: Ours, theirs: Any) -> str:
       ValueError: if they differ, or a completion has another length.
     """
     batch = policy_batch(own)
-    lengths = np.unique([batch.mask.sum(-1).ravel(), theirs.completions()["completion_mask"].sum(1)])
+    drawn = theirs.completions()["completion_mask"].numpy()
+    lengths = np.unique([*batch.mask.sum(-1).ravel(), *drawn.sum(1)])
     if lengths.tolist() != [own.config.max_completion_length]:
         raise ValueError(
             f"expected all completions to have {own.config.max_completion_length} tokens, found "

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmark import grpo, lora, peers, peft_models
@@ -196,7 +197,9 @@ def to_inputs(config: Config, batch: PolicyBatch) -> dict[str, Any]:
         name: own[name].reshape(-1, own[name].shape[-1]) for name in ("tokens", "mask", "valid")
     }
     start = flat["tokens"].shape[1] - config.max_completion_length
-    advantages = losses.grpo_advantages(own["rewards"], own["deviations"][:, None])
+    advantages = losses.grpo_advantages(
+        jnp.asarray(own["rewards"]), jnp.asarray(own["deviations"][:, None])
+    )
     as_int = lambda array: torch.tensor(array).long()
     return {
         "prompt_ids": as_int(flat["tokens"][:, :start]),

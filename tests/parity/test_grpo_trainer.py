@@ -45,7 +45,7 @@ def both(make_model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]
         grpo.prepare.cache_clear()
         sizes = checkpoint.sizes(str(folder))
         own = grpo.prepare(sizes, 0, False)
-        # By default TRL multiplies the KL penalty of a token by its ratio, unlike equation 3 of GRPO.
+        # By default TRL multiplies a token's KL penalty by its ratio, unlike equation 3 of GRPO.
         yield Both(own, grpo_trl.make_trainer(sizes, own, use_bias_correction_kl=False))
     grpo.prepare.cache_clear()
 

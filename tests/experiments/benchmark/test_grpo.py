@@ -117,5 +117,6 @@ def test_the_section_needs_a_folder(tmp_path: Path):
     chosen = config.Config(sections=("online",), checkpoint=str(tmp_path))
     run.check(chosen)
     cores = {cores for _, cores in checkpoint.places()}
-    names = [f"{work}, {n} core{'s' * (n > 1)}" for n in sorted(cores) for work in checkpoint.ONLINE]
+    ends = [f", {n} core{'s' * (n > 1)}" for n in sorted(cores)]
+    names = [work + end for end in ends for work in checkpoint.ONLINE]
     assert [part.name for part in run.plan(chosen)] == names
