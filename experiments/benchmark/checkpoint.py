@@ -61,10 +61,10 @@ WORKS = {
 }
 """The works of the section checkpoint."""
 ONLINE = {
-    "LoRA GRPO": Work("completion", _PEFT, (2, 1), 20.0, memory=True),
+    "LoRA GRPO": Work("completion", _PEFT, (2, 1), 20.0),
     "LoRA GRPO, completions": Work("completion", _PEFT, (2, 1), 13.0),
     "LoRA GRPO, update": Work("completion", _PEFT, (2, 1), 8.0),
-    "GRPO": Work("completion", _TRL, (2, 1), 22.0, memory=True),
+    "GRPO": Work("completion", _TRL, (2, 1), 22.0),
     "GRPO, completions": Work("completion", _TRL, (2, 1), 12.0),
     "GRPO, update": Work("completion", _TRL, (2, 1), 10.0),
 }

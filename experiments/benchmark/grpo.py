@@ -23,7 +23,7 @@ from shatter.cli.finetune.policy import PolicyBatch
 from shatter.cli.finetune.pretrained import without_arrays
 from shatter.cli.finetune.task import Task
 
-PROMPTS = (
+PROMPTS = (  # of which a model gets as many words as fit
     "Write a short story about a cat that finds an old map.",
     "Explain to a child why it rains more often in autumn.",
 )
@@ -114,9 +114,12 @@ def make_config(sizes: Gpt2, seed: int, is_lora: bool, prompts: str) -> Config:
 @functools.lru_cache(maxsize=1)
 def prepare(sizes: Gpt2, seed: int, is_lora: bool) -> Ours:
     """Loads the task as the command does; then no token ends a text, so that all are as long."""
+    assert sizes.folder is not None
+    tokenizer = models.load_tokenizer(sizes.folder)
+    rows = [{"prompt": _first_words(tokenizer, prompt, sizes)} for prompt in PROMPTS]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "prompts.jsonl"
-        file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         config = make_config(sizes, seed, is_lora, str(file))
         loaded = task.load_task(config)
     model = loaded.model
@@ -135,6 +138,19 @@ def prepare(sizes: Gpt2, seed: int, is_lora: bool) -> Ours:
         )
     )
     return Ours(config, loaded._replace(model=model), batch)
+
+
+def _first_words(tokenizer: models.Tokenizer, text: str, sizes: Gpt2) -> str:
+    """Returns the first words of a text, with room for a BOS and an EOS in the prompt's length."""
+    words = text.split()
+    while len(tokenizer.encode(" ".join(words))) > sizes.prompt_length - 2:
+        words.pop()
+    return " ".join(words)
+
+
+def prompts(own: Ours) -> list[str]:
+    """Returns the prompts as texts."""
+    return [str(row.row.prompt) for row in own.task.train.encoded]
 
 
 def before(own: Ours) -> Trainable:
@@ -162,8 +178,8 @@ def _draw(own: Ours) -> Callable[[], Any]:
     """Returns the drawing of completions with their log-probs, without their rewards."""
     draw = rollouts.make_draw(own.config, own.task.model, own.config.num_generations)
     keys = iter(jax.random.split(jax.random.key(own.config.seed), 1000))
-    trainable, prompts = before(own), [own.task.train.encoded[row] for row in own.batch.row]
-    return lambda: draw(trainable, next(keys), prompts, own.batch.tokens.shape[-1])
+    trainable, rows = before(own), [own.task.train.encoded[row] for row in own.batch.row]
+    return lambda: draw(trainable, next(keys), rows, own.batch.tokens.shape[-1])
 
 
 def _update(own: Ours) -> Callable[[], Any]:

@@ -68,7 +68,8 @@ def trainer(sizes: Gpt2, seed: int, is_lora: bool) -> Theirs:
 
     own = grpo.prepare(sizes, seed, is_lora)
     made = make_trainer(sizes, own)
-    rows = [{"prompt": prompt} for prompt in grpo.PROMPTS for _ in range(grpo.NUM_GENERATIONS)]
+    texts = grpo.prompts(own)
+    rows = [{"prompt": text} for text in texts for _ in range(own.config.num_generations)]
     parameters = [p for p in made.model.parameters() if p.requires_grad]
 
     def finish() -> None:
@@ -130,11 +131,12 @@ def make_trainer(sizes: Gpt2, own: Ours, **changes: Any) -> Any:
     adapted = None
     if own.task.model.lora is not None:
         adapted = lora.Adapted(own.task.model.lora, 0, grpo.before(own).model)
+    texts = grpo.prompts(own)
     never = sizes.vocab_size  # no draw gives this token
     with tempfile.TemporaryDirectory() as folder:
         args = trl.GRPOConfig(
             output_dir=folder,
-            per_device_train_batch_size=len(grpo.PROMPTS) * config.num_generations,
+            per_device_train_batch_size=len(texts) * config.num_generations,
             num_generations=config.num_generations,
             max_completion_length=config.max_completion_length,
             generation_kwargs={"eos_token_id": never},
@@ -157,7 +159,7 @@ def make_trainer(sizes: Gpt2, own: Ours, **changes: Any) -> Any:
             model=peers.model(sizes, own.task.model.params),
             reward_funcs=grpo.different_words,
             args=args,
-            train_dataset=datasets.Dataset.from_list([{"prompt": p} for p in grpo.PROMPTS]),
+            train_dataset=datasets.Dataset.from_list([{"prompt": text} for text in texts]),
             processing_class=peers.module("transformers").AutoTokenizer.from_pretrained(
                 sizes.folder
             ),
@@ -174,7 +176,7 @@ def make_trainer(sizes: Gpt2, own: Ours, **changes: Any) -> Any:
 
 
 def _check_prompts(made: Any, own: Ours) -> None:
-    found = made._tokenize_prompts(list(grpo.PROMPTS))[0]
+    found = made._tokenize_prompts(grpo.prompts(own))[0]
     expected = [row.prompt.tolist() for row in own.task.train.encoded]
     if list(found) != expected:
         raise ValueError(
