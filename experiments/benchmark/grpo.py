@@ -113,9 +113,23 @@ def make_config(sizes: Gpt2, seed: int, is_lora: bool, prompts: str) -> Config:
 
 @functools.lru_cache(maxsize=1)
 def prepare(sizes: Gpt2, seed: int, is_lora: bool) -> Ours:
-    """Loads the task as the command does; then no token ends a text, so that all are as long."""
+    """Loads the task as the command does; then no token ends a text, so that all are as long.
+
+    Args:
+      sizes: the sizes; their folder is the model.
+      seed: the seed.
+      is_lora: whether adapters are trained.
+
+    Raises:
+      ValueError: if the folder has no tokenizer.
+    """
     assert sizes.folder is not None
     tokenizer = models.load_tokenizer(sizes.folder)
+    if tokenizer is None:
+        raise ValueError(
+            f"--checkpoint={sizes.folder} has no tokenizer.json, which prompts and rewards need: "
+            "copy it from the model's publisher into the folder"
+        )
     rows = [{"prompt": _first_words(tokenizer, prompt, sizes)} for prompt in PROMPTS]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "prompts.jsonl"
