@@ -17,12 +17,14 @@ class Person(NamedTuple):
     """A person's answers, in a random order; each is a row of a question and an option.
 
     Attributes:
+      name: the person's number in the poll.
       group: the person's group; 0 = none is known.
       known: int `[A, 2]`, answers to old questions from which the person may be learned.
       others: int `[B, 2]`, other answers to old questions.
       new: int `[C, 2]`, answers to new questions.
     """
 
+    name: int
     group: int
     known: Ints
     others: Ints
@@ -58,7 +60,7 @@ def person_losses(
     Returns:
       Measures by name; nothing if nobody has enough answers.
     """
-    persons = _draw_persons(config, poll, is_new, rng)
+    persons = draw_persons(poll, is_new, max(config.numbers_of_answers), rng)
     if not persons:
         return {}
     judged, choosing = persons[: config.max_persons], persons[config.max_persons :]
@@ -109,11 +111,20 @@ def mean_loss(options: Options, persons: list[Person], number: int, scale: float
     return float(np.mean(losses))
 
 
-def _draw_persons(
-    config: Config, poll: Poll, is_new: np.ndarray, rng: np.random.Generator
+def draw_persons(
+    poll: Poll, is_new: np.ndarray, most: int, rng: np.random.Generator
 ) -> list[Person]:
-    """Returns persons with enough answers, in a random order."""
-    most = max(config.numbers_of_answers)
+    """Draws the persons with enough answers, in a random order.
+
+    Args:
+      poll: the poll.
+      is_new: bool `[Q]`, which questions are new.
+      most: the number of known answers; a person needs more to old questions, and one to a new one.
+      rng: draws the order of the persons and of their answers.
+
+    Returns:
+      The persons.
+    """
     answers = poll.answers[rng.permutation(len(poll.answers))]
     of_person: dict[int, list[Any]] = {}
     for person, *answer in answers.tolist():
@@ -123,5 +134,5 @@ def _draw_persons(
         given = np.array(of_person[name])
         old, new = given[~is_new[given[:, 0]]], given[is_new[given[:, 0]]]
         if len(old) > most and len(new):
-            persons.append(Person(int(poll.person_groups[name]), old[:most], old[most:], new))
+            persons.append(Person(name, int(poll.person_groups[name]), old[:most], old[most:], new))
     return [persons[n] for n in rng.permutation(len(persons))]

@@ -1,0 +1,207 @@
+"""Answers of many people under adapters of their own on one frozen model."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.people import hierarchy
+from experiments.people.hierarchy import Levels, Scales
+from experiments.people.polls import Item, Poll
+from shatter import models
+from shatter.cli.common.compiling import compiler_options
+from shatter.cli.common.frozen import Frozen, Table, hidden_table
+from shatter.cli.common.learners import Setting, adapter_utility, layers_of
+from shatter.cli.common.votes import Floats, Ints
+from shatter.types import Array, Params
+
+ROWS_AT_ONCE, NUMBERS_AT_ONCE = 64, 2**23  # rows and logits that are computed together
+NUM_WIDTHS = 3  # of tables with fewer tokens, each half as wide: few options are long
+
+
+class Answers(NamedTuple):
+    """N rows of answers, each to one question and under the adapter of one owner.
+
+    Attributes:
+      owner: int `[N]`, a row of `hierarchy.stacked`: 0 = the population, then groups, then persons.
+      question: int `[N]`.
+      counts: `[N, K]`, how often each option was chosen; 0 in empty slots.
+    """
+
+    owner: Any
+    question: Any
+    counts: Any
+
+
+class Rows(NamedTuple):
+    """Rows in chunks.
+
+    Attributes:
+      size: int `[C]`, which of the widths has room for the questions of a chunk.
+      answers: `[C, B, ...]`; counts are 0 where there is none.
+    """
+
+    size: Any
+    answers: Answers
+
+
+class Programs(NamedTuple):
+    """Compiled functions, and the frozen arrays that they take.
+
+    Attributes:
+      fit: `(answers, person_groups, scales, start, num_steps) -> levels`, as `hierarchy.fit`.
+      utilities: `(stacked, owner[N], question[N]) -> [N, K]`, nats; anything in empty slots.
+      anchor: the adapters of a model that has learned nothing: a is drawn once for all, b is 0.
+      valid: bool `[Q, K]`, false in empty slots.
+    """
+
+    fit: Callable[..., Levels]
+    utilities: Callable[..., Floats]
+    anchor: Params
+    valid: np.ndarray
+
+
+def option_table(
+    model: Frozen, poll: Poll, *, max_length: int, layer: int, file: Path
+) -> tuple[Table, np.ndarray]:
+    """Computes what adapters on the last mlp_out need of every option, at the option's tokens only.
+
+    No position reads another above that projection, so the prompt's own positions are left out.
+
+    Args:
+      model: the frozen model.
+      poll: the poll.
+      max_length: the largest number of tokens of a prompt and an option.
+      layer: the cut, below the last mlp_out.
+      file: keeps the hidden states, see `shatter.cli.common.frozen.hidden_table`.
+
+    Returns:
+      As `hidden_table`, but `[Q, K, R, ...]`: the last token of the prompt and those of the option;
+      and bool `[Q, K]`, false in empty slots.
+    """
+    numbers: dict[Item, int] = {}
+    valid = np.zeros((len(poll.questions), poll.counts.shape[2]), bool)
+    places = np.zeros(valid.shape, int)
+    for q, question in enumerate(poll.questions):
+        for k, option in enumerate(question.options):
+            places[q, k] = numbers.setdefault((question.prompt, option), len(numbers))
+            valid[q, k] = True
+    texts = hidden_table(model, list(numbers), max_length=max_length, layer=layer, file=file)
+    lengths = texts["mask"].sum(axis=1)
+    steps = np.arange(lengths.max() + 1)
+    columns = texts["mask"].argmax(axis=1)[:, None] - 1 + steps
+    columns = np.minimum(columns, texts["mask"].shape[1] - 1)
+    cut = {name: np.take_along_axis(texts[name], columns, 1) for name in ("tokens", "valid")}
+    cut["hidden"] = np.take_along_axis(texts["hidden"], columns[..., None], 1)
+    cut["mask"] = (steps > 0) & (steps <= lengths[:, None])
+    cut["log_prob"] = texts["log_prob"]
+    return {name: values[places] for name, values in cut.items()}, valid
+
+
+def make_programs(
+    model: Frozen, setting: Setting, table: Table, valid: np.ndarray, *, seed: int
+) -> Programs:
+    """Compiles the learner and the predictions of adapters on the last mlp_out.
+
+    Args:
+      model: the frozen model.
+      setting: of adapters on the last mlp_out.
+      table: of `option_table`.
+      valid: bool `[Q, K]`.
+      seed: draws the anchor.
+
+    Returns:
+      The programs.
+    """
+    layers = layers_of(setting, model.config)
+    base = layers.upper_params(model.params)
+    anchor = models.init_lora(jax.random.key(seed), base, setting.lora)
+    widths = _widths(table)
+    needed = 1 + (table["mask"] & valid[..., None]).any(axis=1).sum(axis=-1)
+    sizes = np.searchsorted(widths, needed)  # of questions
+    of_question = valid.shape[1] * int(np.median(widths[sizes])) * model.config.vocab_size
+    at_once = int(np.clip(NUMBERS_AT_ONCE // of_question, 1, ROWS_AT_ONCE))
+    one = partial(adapter_utility, layers.upper, setting)
+
+    def of_rows(judge: Callable[..., Array], frozen: Any, own: Params, rows: Rows) -> Array:
+        base, table, _ = frozen
+
+        def of_row(width: int, answers: Answers) -> Array:
+            adapters = jax.tree.map(lambda leaf: leaf[answers.owner], own)
+            texts = {name: values[answers.question] for name, values in table.items()}
+            cut = {
+                name: values if values.ndim < 2 else values[:, :width]
+                for name, values in texts.items()
+            }
+            return judge(one(base, adapters, cut), answers)
+
+        of_chunk = [jax.checkpoint(jax.vmap(partial(of_row, int(width)))) for width in widths]
+        return jax.lax.map(
+            lambda chunk: jax.lax.switch(chunk[0], of_chunk, chunk[1]), (rows.size, rows.answers)
+        )
+
+    def fit(
+        frozen: Any,
+        anchor: Params,
+        rows: Rows,
+        person_groups: Array,
+        scales: Scales,
+        start: Levels,
+        num_steps: int,
+    ) -> Levels:
+        def of_answers(utilities: Array, answers: Answers) -> Array:
+            is_option = frozen[2][answers.question]
+            law = jax.nn.log_softmax(jnp.where(is_option, utilities, -1e30))
+            return -jnp.sum(answers.counts * jnp.where(is_option, law, 0.0))
+
+        loss = lambda own: jnp.sum(of_rows(of_answers, frozen, own, rows))
+        return hierarchy.fit(loss, anchor, person_groups, scales, start, num_steps=num_steps)
+
+    def utilities(frozen: Any, own: Params, rows: Rows) -> Array:
+        return of_rows(lambda values, _: values, frozen, own, rows)
+
+    options = compiler_options()
+    run_fit = jax.jit(fit, static_argnames="num_steps", compiler_options=options)
+    run_utilities = jax.jit(utilities, compiler_options=options)
+    frozen = jax.device_put((base, table, valid))
+    in_chunks = partial(_in_chunks, sizes, at_once)
+
+    def fit_answers(
+        answers: Answers, person_groups: Ints, scales: Scales, start: Levels, num_steps: int
+    ) -> Levels:
+        rows, _ = in_chunks(answers)
+        numbers = Scales(*map(jnp.float32, scales))
+        return run_fit(frozen, anchor, rows, person_groups, numbers, start, num_steps)
+
+    def utilities_of(own: Params, owner: Ints, question: Ints) -> Floats:
+        rows, order = in_chunks(Answers(owner, question, np.zeros((len(owner), 0), np.float32)))
+        found = np.zeros((len(owner), valid.shape[1]))
+        values = np.asarray(run_utilities(frozen, own, rows))
+        found[order] = values.reshape(-1, valid.shape[1])[: len(owner)]
+        return found
+
+    return Programs(fit_answers, utilities_of, anchor, valid)
+
+
+def _widths(table: Table) -> Ints:
+    """Returns the numbers of tokens to which the table may be cut, ascending."""
+    most = table["tokens"].shape[-1]
+    return np.unique([-(-most // 2**halvings) for halvings in range(NUM_WIDTHS)])
+
+
+def _in_chunks(sizes: Ints, at_once: int, answers: Answers) -> tuple[Rows, Ints]:
+    """Returns rows in chunks of questions of like size, and the order in which they are there."""
+    order = np.argsort(sizes[answers.question], kind="stable")
+    number = -len(order) % at_once
+    chunks = [
+        np.pad(np.asarray(values)[order], ((0, number), *((0, 0),) * (np.ndim(values) - 1)))
+        for values in answers
+    ]
+    shape = lambda values: (len(values) // at_once, at_once, *values.shape[1:])
+    shaped = [values.reshape(shape(values)) for values in chunks]
+    of_chunks = np.pad(sizes[answers.question][order], (0, number)).reshape(-1, at_once)
+    return Rows(of_chunks.max(axis=1), Answers(*shaped)), order
