@@ -12,15 +12,32 @@ import numpy as np
 from experiments.people import hierarchy
 from experiments.people.hierarchy import Levels, Scales
 from experiments.people.polls import Item, Poll
-from shatter import models
+from shatter import documents, models
 from shatter.cli.common.compiling import compiler_options
 from shatter.cli.common.frozen import Frozen, Table, hidden_table
-from shatter.cli.common.learners import Setting, adapter_utility, layers_of
+from shatter.cli.common.utilities import Form, response_utility
 from shatter.cli.common.votes import Floats, Ints
+from shatter.factored import Rows as Factors
+from shatter.factored import multiply
+from shatter.models.transformer import vocabulary_columns
 from shatter.types import Array, Params
 
 ROWS_AT_ONCE, NUMBERS_AT_ONCE = 64, 2**23  # rows and logits that are computed together
 NUM_WIDTHS = 3  # of tables with fewer tokens, each half as wide: few options are long
+
+
+class Adapting(NamedTuple):
+    """The adapters, and the utility of a text under them.
+
+    Attributes:
+      lora: their config, on mlp_out alone.
+      utility: the form, see `shatter.cli.common.utilities`.
+      utility_scale: mean and ratio: nats of utility for a nat a token.
+    """
+
+    lora: models.LoraConfig
+    utility: Form
+    utility_scale: float
 
 
 class Answers(NamedTuple):
@@ -66,7 +83,7 @@ class Programs(NamedTuple):
 
 
 def option_table(
-    model: Frozen, poll: Poll, *, max_length: int, layer: int, file: Path
+    model: Frozen, poll: Poll, *, max_length: int, file: Path
 ) -> tuple[Table, np.ndarray]:
     """Computes what adapters on the last mlp_out need of every option, at the option's tokens only.
 
@@ -76,7 +93,6 @@ def option_table(
       model: the frozen model.
       poll: the poll.
       max_length: the largest number of tokens of a prompt and an option.
-      layer: the cut, below the last mlp_out.
       file: keeps the hidden states, see `shatter.cli.common.frozen.hidden_table`.
 
     Returns:
@@ -90,7 +106,8 @@ def option_table(
         for k, option in enumerate(question.options):
             places[q, k] = numbers.setdefault((question.prompt, option), len(numbers))
             valid[q, k] = True
-    texts = hidden_table(model, list(numbers), max_length=max_length, layer=layer, file=file)
+    cut_at = model.config.num_layers  # below the last mlp_out
+    texts = hidden_table(model, list(numbers), max_length=max_length, layer=cut_at, file=file)
     lengths = texts["mask"].sum(axis=1)
     steps = np.arange(lengths.max() + 1)
     columns = texts["mask"].argmax(axis=1)[:, None] - 1 + steps
@@ -103,13 +120,13 @@ def option_table(
 
 
 def make_programs(
-    model: Frozen, setting: Setting, table: Table, valid: np.ndarray, *, seed: int
+    model: Frozen, adapting: Adapting, table: Table, valid: np.ndarray, *, seed: int
 ) -> Programs:
     """Compiles the learner and the predictions of adapters on the last mlp_out.
 
     Args:
       model: the frozen model.
-      setting: of adapters on the last mlp_out.
+      adapting: the adapters and the utility.
       table: of `option_table`.
       valid: bool `[Q, K]`.
       seed: draws the anchor.
@@ -117,15 +134,15 @@ def make_programs(
     Returns:
       The programs.
     """
-    layers = layers_of(setting, model.config)
+    layers = models.split_layers(model.config, model.config.num_layers)
     base = layers.upper_params(model.params)
-    anchor = models.init_lora(jax.random.key(seed), base, setting.lora)
+    anchor = models.init_lora(jax.random.key(seed), base, adapting.lora)
     widths = _widths(table)
     needed = 1 + (table["mask"] & valid[..., None]).any(axis=1).sum(axis=-1)
     sizes = np.searchsorted(widths, needed)  # of questions
     of_question = valid.shape[1] * int(np.median(widths[sizes])) * model.config.vocab_size
     at_once = int(np.clip(NUMBERS_AT_ONCE // of_question, 1, ROWS_AT_ONCE))
-    one = partial(adapter_utility, layers.upper, setting)
+    one = partial(_utilities, model.config, layers.upper, adapting)
 
     def of_rows(judge: Callable[..., Array], frozen: Any, own: Params, rows: Rows) -> Array:
         base, table, _ = frozen
@@ -185,6 +202,32 @@ def make_programs(
         return found
 
     return Programs(fit_answers, utilities_of, anchor, valid)
+
+
+def _utilities(
+    config: models.TransformerConfig,
+    upper: models.LanguageModel,
+    adapting: Adapting,
+    base: Params,
+    own: Params,
+    texts: Table,
+) -> Array:
+    """Returns the utilities `[K]` of texts under one adapter.
+
+    The adapter changes the features, whose product with the vocabulary is then one of all rows that
+    are vmapped: faster than with an adapter's own factor of the vocabulary, if few texts share it.
+    """
+    features = upper.features(models.with_lora(base, own, adapting.lora), texts["hidden"])
+    logits = multiply(Factors(features), vocabulary_columns(config, base, features.dtype))
+    log_prob = documents.log_prob(logits, texts["tokens"], texts["mask"])
+    lengths = jnp.sum(texts["mask"], axis=-1)
+    return response_utility(
+        adapting.utility,
+        log_prob,
+        lengths * texts["log_prob"],
+        lengths,
+        scale=adapting.utility_scale,
+    )
 
 
 def _widths(table: Table) -> Ints:

@@ -13,7 +13,7 @@ from experiments.people.persons import JUDGED_ANSWERS, Person, draw_persons
 from experiments.people.polls import Poll, new_questions
 from shatter.cli.common.votes import Floats, Ints
 
-NUM_FOLDS = 3  # of the old questions' units, to choose the scales of the population and of groups
+HELD = 3  # one in so many of the old questions' units chooses the scales of population and groups
 
 
 class Search(NamedTuple):
@@ -66,7 +66,7 @@ def run_division(
       programs: the learner on its questions.
       search: how it is used.
       numbers: after how many of a person's answers the next ones are predicted.
-      most: the largest number of persons to judge; as many others choose the persons' scale.
+      most: the largest number of persons to judge; half as many others choose the persons' scale.
       seed: of the division.
 
     Returns:
@@ -76,8 +76,8 @@ def run_division(
     rng = np.random.default_rng(seed)
     is_new = new_questions(poll, rng)
     persons = draw_persons(poll, is_new, max(numbers), rng)
-    most = min(most, len(persons) // 2)
-    judged, choosing = persons[:most], persons[most : 2 * most]
+    most = min(most, 2 * len(persons) // 3)
+    judged, choosing = persons[:most], persons[most : most + max(1, most // 2)]
     followed = [person.name for person in judged + choosing]
     cells = _cells(poll, followed, search.answers_per_question)
     division = Division(poll, programs, search, is_new, cells)
@@ -122,8 +122,12 @@ def _fit_population(division: Division) -> tuple[Scales, Levels]:
     """
     poll, search, cells = division.poll, division.search, division.cells
     start = hierarchy.at_anchor(division.programs.anchor, len(poll.groups), 0)
-    units = list(dict.fromkeys(q.unit for q in poll.questions))
-    folds = np.array([units.index(q.unit) % NUM_FOLDS for q in poll.questions])
+    units = list(
+        dict.fromkeys(
+            q.unit for q, new in zip(poll.questions, division.is_new, strict=True) if not new
+        )
+    )
+    is_held = np.array([q.unit in units[::HELD] for q in poll.questions])
 
     def fitted(scales: Scales, learned: np.ndarray) -> Levels:
         counts = np.where(learned[cells.question, None], cells.counts, np.float32(0.0))
@@ -132,15 +136,11 @@ def _fit_population(division: Division) -> tuple[Scales, Levels]:
         )
 
     def held_out(scales: Scales) -> float:
-        total = 0.0
-        for fold in range(NUM_FOLDS):
-            is_held = (folds == fold) & ~division.is_new
-            levels = fitted(scales, ~is_held & ~division.is_new)
-            rows = is_held[cells.question]
-            owner, question, counts = (values[rows] for values in cells)
-            law = _laws(division, levels, owner, question)
-            total -= float(np.sum(counts * np.where(counts > 0, law, 0.0)))
-        return total
+        levels = fitted(scales, ~is_held & ~division.is_new)
+        rows = (is_held & ~division.is_new)[cells.question]
+        owner, question, counts = (values[rows] for values in cells)
+        law = _laws(division, levels, owner, question)
+        return -float(np.sum(counts * np.where(counts > 0, law, 0.0)))
 
     middle = search.group_ratios[len(search.group_ratios) // 2]
     losses = {(s, middle): held_out(Scales(s, middle * s, 1.0)) for s in search.population_scales}

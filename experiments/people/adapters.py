@@ -16,7 +16,7 @@ from rich.table import Table
 from experiments.common.intervals import format_interval, mean_interval
 from experiments.common.sources import attribution, digest, model_folder
 from experiments.people import config as heads
-from experiments.people.adapted import make_programs, option_table
+from experiments.people.adapted import Adapting, make_programs, option_table
 from experiments.people.adapted_process import Search, run_division
 from experiments.people.adapters_config import Config, check
 from experiments.people.hierarchy import Levels
@@ -27,7 +27,6 @@ from experiments.people.process import run_seed
 from shatter import ensembles, models
 from shatter.cli.common import binary, run_folder
 from shatter.cli.common.frozen import Frozen, load_frozen, weights_hash
-from shatter.cli.common.learners import LAST_MLP_OUT, Setting
 from shatter.cli.common.progress import open_console, progress_bar
 
 FREE = ("run_dir", "data_dir", "save")
@@ -57,7 +56,8 @@ def _divisions(
     config: Config, poll: Poll, model: Frozen, name: str, folder: Path
 ) -> list[dict[str, Any]]:
     """Returns the measures of heads and of adapters on every division, learned or read."""
-    setting = _setting(config)
+    lora = models.LoraConfig(config.lora_r, float(config.lora_r), ("mlp_out",))
+    adapting = Adapting(lora, config.utility, config.utility_scale)
     search = Search(
         *(config.population_scales, config.group_ratios, config.person_scales),
         *(config.answers_per_question, config.num_steps, config.person_steps),
@@ -78,36 +78,20 @@ def _divisions(
     with progress_bar(open_console(), len(todo)) as advance:
         if todo:
             advance("the frozen model", 0)
-            cut = setting.cut(model.config.num_layers)
             table, valid = option_table(
-                model, poll, max_length=config.max_length, layer=cut, file=folder / "hidden.npz"
+                model, poll, max_length=config.max_length, file=folder / "hidden.npz"
             )
-            programs = make_programs(model, setting, table, valid, seed=config.seed)
+            programs = make_programs(model, adapting, table, valid, seed=config.seed)
             inputs = make_inputs(beside, poll, model)
         for seed in todo:
             numbers, most = config.numbers_of_answers, config.max_persons
             found, levels, persons = run_division(poll, programs, search, numbers, most, seed)
             if config.save and seed == config.seed:
-                save_levels(levels, poll, persons, model, setting, name, saved)
+                save_levels(levels, poll, persons, model, lora, name, saved)
             of_heads = run_seed(beside, poll, inputs, seed)["measures"]
             run_folder.write_json(files[seed], {"adapters": found, "heads": _renamed(of_heads)})
             advance(f"division {seed}", 1)
     return [run_folder.read_json(file) for file in files.values()]
-
-
-def _setting(config: Config) -> Setting:
-    return Setting(
-        kind="adapters",
-        num_members=1,
-        prior_scale=1.0,
-        learning_rate=1.0,
-        num_steps=1,
-        utility=config.utility,
-        utility_scale=config.utility_scale,
-        lora_r=config.lora_r,
-        lora_target_modules=("mlp_out",),
-        adapted_layers=LAST_MLP_OUT,
-    )
 
 
 def _renamed(found: dict[str, float]) -> dict[str, float]:
@@ -120,7 +104,7 @@ def save_levels(
     poll: Poll,
     persons: Sequence[Person],
     model: Frozen,
-    setting: Setting,
+    lora: models.LoraConfig,
     base: str,
     folder: Path,
 ) -> None:
@@ -131,7 +115,7 @@ def save_levels(
       poll: has the names of the groups, which are written to names.json beside the folders.
       persons: whose adapters these are; the folder of a person has the person's number in the poll.
       model: the frozen model.
-      setting: of the adapters.
+      lora: the config of the adapters.
       base: its folder or its name on the hub.
       folder: the folder for all of them.
     """
@@ -147,7 +131,7 @@ def save_levels(
             folder / name,
             model.config,
             ensembles.whole_adapters(own, num_layers - 1),
-            setting.lora,
+            lora,
             base=base if is_folder else None,
         )
     groups = {f"group{1 + number}": group for number, group in enumerate(poll.groups)}

@@ -44,13 +44,14 @@ class Config:
     max_length: int = 128
     """Largest number of tokens of a prompt and an option; longer prompts lose their beginning."""
 
-    max_persons: int = 200
-    """Largest number of persons to judge; as many others choose how far a person may differ."""
+    max_persons: int = 100
+    """Largest number of persons to judge; half as many others choose how far a person may differ.
+    """
 
     numbers_of_answers: tuple[int, ...] = (0, 1, 4, 16)
     """After how many of a person's answers the next ones are predicted."""
 
-    utility: Form = "mean"
+    utility: Form = "ratio"
     """The utility of an option, as in `shatter finetune`: mean, ratio, tilt or sum."""
 
     utility_scale: float = 10.0
@@ -59,23 +60,23 @@ class Config:
     lora_r: int = 4
     """Rank of the adapters."""
 
-    population_scales: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03)
+    population_scales: tuple[float, ...] = (0.01, 0.03, 0.1)
     """Deviations of the population's adapter from the frozen model, to choose among."""
 
     group_ratios: tuple[float, ...] = (0.1, 0.3, 1.0)
     """Deviations of groups from the population, over the population's, to choose among."""
 
-    person_scales: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
+    person_scales: tuple[float, ...] = (0.01, 0.03, 0.1)
     """Deviations of persons from their group, to choose among."""
 
     answers_per_question: float = 1000.0
     """As how many all answers to a question count of people who have no adapter of their own; a
     person's answers count as they are."""
 
-    num_steps: int = 40
+    num_steps: int = 20
     """Steps of L-BFGS for the population and its groups."""
 
-    person_steps: int = 15
+    person_steps: int = 8
     """The same with persons, from where those steps end."""
 
     save: bool = False

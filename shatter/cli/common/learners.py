@@ -12,7 +12,7 @@ import optax
 
 from shatter import data, documents, ensembles, losses, models, training
 from shatter.cli.common.frozen import Table
-from shatter.cli.common.utilities import Form, response_utility
+from shatter.cli.common.utilities import response_utility
 from shatter.factored import FactoredLogits, target_log_probs
 from shatter.types import Array, Comparison, Key, Params, Query, item_query
 
@@ -49,7 +49,7 @@ class Setting:
     learning_rate: float
     num_steps: int
     batch_size: int | None = None
-    utility: Form = "ratio"
+    utility: Utility = "ratio"
     utility_scale: float = 10.0
     lora_r: int = 4
     lora_target_modules: tuple[str, ...] = ("query", "value", "mlp_out")
@@ -186,7 +186,7 @@ def adapter_utility(
 
     "sum" is the log-prob of the text, `log pi_m(x)`. "tilt" is `log pi_m(x) - log p0(x)`, and
     "ratio" is `scale` times that a token (ours): both are 0 for the base, so that the frozen
-    model's own taste is not taken for people's. "mean" is `scale` times "sum" a token.
+    model's own taste is not taken for people's.
 
     Args:
       upper: the model above the cut, from `layers_of`.
