@@ -217,6 +217,7 @@ def _utilities(
     The adapter changes the features, whose product with the vocabulary is then one of all rows that
     are vmapped: faster than with an adapter's own factor of the vocabulary, if few texts share it.
     """
+    assert upper.features is not None
     features = upper.features(models.with_lora(base, own, adapting.lora), texts["hidden"])
     logits = multiply(Factors(features), vocabulary_columns(config, base, features.dtype))
     log_prob = documents.log_prob(logits, texts["tokens"], texts["mask"])

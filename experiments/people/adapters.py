@@ -66,7 +66,7 @@ def _divisions(
         **{
             field.name: getattr(config, field.name)
             for field in dataclasses.fields(heads.Config)
-            if hasattr(config, field.name)
+            if hasattr(config, field.name) and field.name != "max_persons"
         }
     )
     seeds = range(config.seed, config.seed + config.num_seeds)
@@ -186,13 +186,16 @@ def tables(config: Config, summary: dict[str, Any]) -> list[Table]:
     persons.add_column("known answers of the person")
     for title in ("adapters", "saved", "own", "heads", "saved"):
         persons.add_column(title, justify="right")
-    for number in sorted({0, *config.numbers_of_answers}):
-        names = [f"persons/log_loss_{number}", f"persons/gain_{number}"]
-        names += [f"persons/own_gain_{number}"] + [f"head_{name}" for name in names]
-        values = [format_interval(summary.get(name)) for name in names]
-        persons.add_row(str(number), *values)
-    names = ["persons/blind_log_loss_0", "", "", "head_persons/blind_log_loss_0", ""]
-    persons.add_row("0, without the group", *(format_interval(summary.get(n)) for n in names))
+
+    def add(title: str, own: Sequence[str], of_heads: Sequence[str]) -> None:
+        shown = [f"persons/{name}" for name in own] + [f"head_persons/{name}" for name in of_heads]
+        persons.add_row(title, *(format_interval(summary.get(name)) for name in shown))
+
+    for n in sorted({0, *config.numbers_of_answers}):
+        both = [f"log_loss_{n}", f"gain_{n}"] if n else ["log_loss_0", ""]
+        add(str(n), [*both, f"own_gain_{n}"], both)
+    without = ["blind_log_loss_0", ""]
+    add("0, without the group", [*without, ""], without)
     return [shares, persons]
 
 

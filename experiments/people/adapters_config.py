@@ -63,7 +63,7 @@ class Config:
     population_scales: tuple[float, ...] = (0.01, 0.03, 0.1)
     """Deviations of the population's adapter from the frozen model, to choose among."""
 
-    group_ratios: tuple[float, ...] = (0.1, 0.3, 1.0)
+    group_ratios: tuple[float, ...] = (0.3, 1.0)
     """Deviations of groups from the population, over the population's, to choose among."""
 
     person_scales: tuple[float, ...] = (0.01, 0.03, 0.1)
@@ -73,7 +73,7 @@ class Config:
     """As how many all answers to a question count of people who have no adapter of their own; a
     person's answers count as they are."""
 
-    num_steps: int = 20
+    num_steps: int = 12
     """Steps of L-BFGS for the population and its groups."""
 
     person_steps: int = 8
