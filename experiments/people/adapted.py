@@ -23,6 +23,7 @@ from shatter.models.transformer import vocabulary_columns
 from shatter.types import Array, Params
 
 ROWS_AT_ONCE, NUMBERS_AT_ONCE = 64, 2**23  # rows and logits that are computed together
+CHUNKS = 8  # predictions are of multiples of so many chunks, so that few sizes are compiled
 NUM_WIDTHS = 3  # of tables with fewer tokens, each half as wide: few options are long
 
 
@@ -190,12 +191,13 @@ def make_programs(
     def fit_answers(
         answers: Answers, person_groups: Ints, scales: Scales, start: Levels, num_steps: int
     ) -> Levels:
-        rows, _ = in_chunks(answers)
+        rows, _ = in_chunks(answers, multiple=1)
         numbers = Scales(*map(jnp.float32, scales))
         return run_fit(frozen, anchor, rows, person_groups, numbers, start, num_steps)
 
     def utilities_of(own: Params, owner: Ints, question: Ints) -> Floats:
-        rows, order = in_chunks(Answers(owner, question, np.zeros((len(owner), 0), np.float32)))
+        nothing = np.zeros((len(owner), 0), np.float32)
+        rows, order = in_chunks(Answers(owner, question, nothing), multiple=CHUNKS)
         found = np.zeros((len(owner), valid.shape[1]))
         values = np.asarray(run_utilities(frozen, own, rows))
         found[order] = values.reshape(-1, valid.shape[1])[: len(owner)]
@@ -237,10 +239,10 @@ def _widths(table: Table) -> Ints:
     return np.unique([-(-most // 2**halvings) for halvings in range(NUM_WIDTHS)])
 
 
-def _in_chunks(sizes: Ints, at_once: int, answers: Answers) -> tuple[Rows, Ints]:
+def _in_chunks(sizes: Ints, at_once: int, answers: Answers, *, multiple: int) -> tuple[Rows, Ints]:
     """Returns rows in chunks of questions of like size, and the order in which they are there."""
     order = np.argsort(sizes[answers.question], kind="stable")
-    number = -len(order) % at_once
+    number = -len(order) % (at_once * multiple)
     chunks = [
         np.pad(np.asarray(values)[order], ((0, number), *((0, 0),) * (np.ndim(values) - 1)))
         for values in answers
