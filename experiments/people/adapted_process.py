@@ -82,8 +82,7 @@ def run_division(
     cells = _cells(poll, followed, search.answers_per_question)
     division = Division(poll, programs, search, is_new, cells)
     scales, everybody = _fit_population(division)
-    found = _share_measures(division, everybody)
-    found |= {"persons/number": float(most), "scales/population": scales.population}
+    found = {"persons/number": float(most), "scales/population": scales.population}
     found["scales/group"] = scales.group
     last, tried = max(numbers), []
     on_old = [person._replace(new=person.others) for person in choosing]
@@ -92,14 +91,14 @@ def run_division(
         tried.append(_person_loss(division, levels, on_old, "persons"))
     scales = scales._replace(person=search.person_scales[int(np.argmin(tried))])
     found["scales/person"] = scales.person
-    levels = everybody
-    for number in sorted({0, *numbers}):
-        if number:
-            levels = _fit_persons(division, judged, number, scales, everybody)
-            found[f"persons/group_loss_{number}"] = _person_loss(division, levels, judged, "groups")
-        level = "persons" if number else "groups"
-        found[f"persons/log_loss_{number}"] = _person_loss(division, levels, judged, level)
-    found["persons/blind_log_loss_0"] = _person_loss(division, everybody, judged, "population")
+    for number in sorted({0, *numbers}):  # also without answers, so that all have as many steps
+        levels = _fit_persons(division, judged, number, scales, everybody)
+        found[f"persons/group_loss_{number}"] = _person_loss(division, levels, judged, "groups")
+        found[f"persons/log_loss_{number}"] = _person_loss(division, levels, judged, "persons")
+        if not number:
+            found |= _share_measures(division, levels)
+            blind = _person_loss(division, levels, judged, "population")
+            found["persons/blind_log_loss_0"] = blind
     return found, levels, judged
 
 
@@ -158,7 +157,7 @@ def _fit_persons(
 ) -> Levels:
     """Learns everything jointly from all old answers of others and the first ones of persons."""
     first = 1 + len(division.poll.groups)
-    known = np.concatenate([person.known[:number] for person in persons])
+    known = np.concatenate([person.known[:number] for person in persons]).astype(int)
     owner = first + np.repeat(np.arange(len(persons)), number)
     counts = np.eye(division.poll.counts.shape[2], dtype=np.float32)[known[:, 1]]
     cells = division.cells

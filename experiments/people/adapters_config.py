@@ -60,20 +60,20 @@ class Config:
     lora_r: int = 4
     """Rank of the adapters."""
 
-    population_scales: tuple[float, ...] = (0.01, 0.03, 0.1)
+    population_scales: tuple[float, ...] = (0.03, 0.1, 0.3)
     """Deviations of the population's adapter from the frozen model, to choose among."""
 
     group_ratios: tuple[float, ...] = (0.3, 1.0)
     """Deviations of groups from the population, over the population's, to choose among."""
 
-    person_scales: tuple[float, ...] = (0.01, 0.03, 0.1)
+    person_scales: tuple[float, ...] = (0.03, 0.1, 0.3)
     """Deviations of persons from their group, to choose among."""
 
     answers_per_question: float = 1000.0
     """As how many all answers to a question count of people who have no adapter of their own; a
     person's answers count as they are."""
 
-    num_steps: int = 12
+    num_steps: int = 30
     """Steps of L-BFGS for the population and its groups."""
 
     person_steps: int = 8
