@@ -99,7 +99,8 @@ def test_problems_have_rewards_that_are_centred_and_scaled_and_a_head_that_has_l
     centred = found - found.mean(axis=2, keepdims=True)
     np.testing.assert_allclose(np.sqrt(np.mean(centred**2, axis=(1, 2))), 1.0, atol=0.25)
     correlation = np.mean(centred[0] * centred[1]) / np.prod(np.std(centred, axis=(1, 2)))
-    assert correlation == pytest.approx(problems.facts["correlation"][0], abs=0.15)
+    expected = float(problems.facts["correlation"][0])
+    assert correlation == pytest.approx(expected, abs=0.15)
     assert correlation > 0.5 and (problems.facts["accuracy"] > 0.6).all()
 
 
