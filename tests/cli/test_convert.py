@@ -54,6 +54,7 @@ def test_the_type_changes_and_nothing_else(model_folder: Path, tmp_path: Path, d
     np.testing.assert_allclose(logits(tmp_path / "new"), logits(model_folder), atol=tolerance)
 
 
+@pytest.mark.slow
 def test_merged_adapters_are_the_model_with_adapters(
     model_folder: Path, adapters: Path, tmp_path: Path
 ):

@@ -90,6 +90,7 @@ def test_particles_before_data_have_the_scale_of_the_prior(prior_hidden):
     assert np.all(np.abs(np.mean(scores**2, axis=0) - expected) < error)
 
 
+@pytest.mark.slow
 def test_only_the_point_head_moves_the_point_and_only_a_particle_its_differential(float64):
     ensemble = SMALL(num_members=2)
     shared, own = start(ensemble)

@@ -184,6 +184,7 @@ def test_the_expert_is_always_right_at_quality_one(split: str):
         assert document.endswith(f"quoted.\nanswer {asked.answer}\n")
 
 
+@pytest.mark.slow
 def test_the_expert_is_right_at_the_stated_rate_and_slower():
     quality, num = 0.7, 150
     environment, expert = library(CORPUS, price=0.0), library_expert(CORPUS, quality=quality)

@@ -48,6 +48,7 @@ def wrapped(environment: HostEnvironment, **changes):
     return in_program(environment, **room)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tabular", pytest.param("transformer", marks=pytest.mark.slow)])
 def test_a_program_on_the_host_in_a_program_is_itself(kind: str):
     """Lanes under two vmaps, of which one shares its keys, against the environment itself."""

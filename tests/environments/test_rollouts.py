@@ -104,6 +104,7 @@ def test_one_full_pass_scores_actions_as_recorded(kind: str, filters: dict):
     np.testing.assert_allclose(transcripts.log_probs, scores, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "filters", [{}, pytest.param({"top_k": 1}, marks=pytest.mark.slow)], ids=str
 )

@@ -217,6 +217,7 @@ def test_a_batch_is_chosen_one_by_one_from_conditioned_covariances(num_responses
     assert independent > 3  # what was asked before does matter
 
 
+@pytest.mark.slow
 def test_a_belief_is_used_as_it_is(float64):
     rng = np.random.default_rng(2)
     factor = rng.normal(size=(8, 3, 7))

@@ -118,6 +118,7 @@ def test_gradients():
     check_grads(lambda r: ranking_loss(r, ranks), (rewards,), **rev)
 
 
+@pytest.mark.slow
 def test_the_reward_learned_is_the_log_density_plus_a_constant():
     """From choices among 2, 3 and 4 responses and full rankings, by a population of density q."""
     orders = np.array(list(itertools.permutations(range(4))))

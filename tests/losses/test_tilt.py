@@ -155,6 +155,7 @@ def test_indifferent_people_leave_p0_or_undo_it():
     assert np.abs(value_and_slope(np.log(P0), 1.0, INDIFFERENT, 0.5)[1]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_tilt_stays_near_p0():
     """KL(p0 exp(u) / Z || p0) is at most r^2 / 8 for utilities within r nats."""
     for reach in (0.5, 2.0, 6.0):

@@ -22,6 +22,7 @@ LLAMA = {
 }
 
 
+@pytest.mark.slow
 def test_every_matrix_of_every_family_is_cut_and_nothing_else():
     """Both axes occur in every one of them."""
     for name, family in FAMILIES.items():

@@ -130,6 +130,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(derandomize=True, deadline=None, max_examples=100)
 @given(st.dictionaries(st.sampled_from(sorted(PEFT)), VALUES, min_size=1, max_size=3))
 def test_any_values(changes: dict[str, Any]):

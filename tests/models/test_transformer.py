@@ -393,6 +393,7 @@ def test_parameters_follow_the_default_float_type():
         assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype(dtype)}
 
 
+@pytest.mark.slow
 def test_half_precision_parameters(params):
     """Logits are in half precision and close to the exact ones."""
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)

@@ -285,6 +285,7 @@ def prefix_twists(table, tokens):
     return jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
 
 
+@pytest.mark.slow
 def test_the_contrastive_loss_is_least_with_the_exact_twist(float64):
     """Every document once is a uniform proposal without noise, so the gradient is exact."""
     tokens, mask, _, rewards, *_ = map(jnp.asarray, enumerate_all(None))

@@ -466,6 +466,7 @@ def test_the_losses_work_in_a_loop_of_the_users_own(float64):
     np.testing.assert_allclose(np.exp(fit(variables)), DENSITY, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_no_key_is_used_twice(float64):
     ensemble = prior_functions(LM, jnp.asarray(PRETRAINED), num_members=3, prior_scale=1.0)
     process = assemble(ensemble, **library_parts(ensemble), batch_size=3)
@@ -479,6 +480,7 @@ def test_no_key_is_used_twice(float64):
         jax.make_jaxpr(jax.vmap(run))(jax.random.split(jax.random.key(0), SEEDS))
 
 
+@pytest.mark.slow
 def test_a_rater_may_answer_all_queries_of_a_round():
     rater = luce_rater(table_utility(jnp.log(jnp.asarray(DENSITY, jnp.float32))[None]))
     queries = item_query(jnp.arange(8).reshape(4, 2))

@@ -335,6 +335,7 @@ def test_dry_run_compiles_and_writes_nothing(
     assert not Path(tiny.output_dir).exists()
 
 
+@pytest.mark.slow
 def test_bad_rows_end_the_run_or_are_written_down(tiny: Config, tmp_path: Path):
     rows = comparisons(12)
     rows[3] = {"prompt": "ab", "chosen": "same", "rejected": "same"}

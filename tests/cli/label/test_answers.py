@@ -326,6 +326,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, num_bytes, can_cut):
     assert path.read_bytes() == before + event_line(answer(1))
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow(tmp_path):
     """The system itself refuses to write on in the middle of a line."""
     path = tmp_path / "a.jsonl"

@@ -59,6 +59,7 @@ def test_learning_again_from_the_same_answers_changes_nothing(config: ProposeCon
     assert once.state.history == twice.state.history
 
 
+@pytest.mark.slow
 def test_members_that_went_astray_are_not_saved(answered: ProposeConfig, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("shatter.cli.label.learn.utilities", lambda _, items: np.full(2, np.inf))

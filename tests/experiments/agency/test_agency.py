@@ -119,6 +119,7 @@ def asked(agent, keys, number=40) -> list[str]:
     return [codec.decode(tokens[:length]) for tokens, length in rows]
 
 
+@pytest.mark.slow
 def test_keys_of_the_library_ask_the_questions_of_their_split(library):
     corpus = environments.make_corpus(jax.random.key(0), num_companies=3)
     found = {"train": asked(library, library.world.train)}

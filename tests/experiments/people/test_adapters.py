@@ -66,6 +66,7 @@ def whole_utilities(poll, model, adapting, own, question):
     return found
 
 
+@pytest.mark.slow
 def test_gathered_rows_are_those_of_a_loop_over_persons_whole_models(learner):
     poll, model, adapting, programs = learner
     levels = drawn_levels(programs.anchor)

@@ -71,6 +71,7 @@ def test_the_penalty_is_that_of_the_offsets(float64):
     np.testing.assert_allclose(slopes.population["b"], pulled)
 
 
+@pytest.mark.slow
 def test_a_narrow_prior_leaves_everybody_at_the_anchor(float64):
     levels = fitted(Scales(1e-5, 1e-5, 1e-5), num_steps=5)
     repeated = np.tile(ANCHOR, (8, 1))

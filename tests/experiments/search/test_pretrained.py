@@ -128,6 +128,7 @@ def test_a_sentence_ends_with_the_token_that_the_tokenizer_writes(data_dir):
     assert sentence_end(tokenizer, 512) == tokenizer.encode("It is.")[-1]
 
 
+@pytest.mark.slow
 def test_a_judge_scores_as_shatter_finetune_does(folder, judges, tmp_path):
     """The other road pads on the right and reads documents that the host has closed."""
     world, fixed = load(folder, tmp_path, **judges)
@@ -160,6 +161,7 @@ def test_a_judge_scores_as_shatter_finetune_does(folder, judges, tmp_path):
     assert len(lengths) > 1  # some ended early
 
 
+@pytest.mark.slow
 def test_values_are_the_same_read_token_by_token(drawn):
     """With the cache, rows taken in another order, and prompts that are padded."""
     world, fixed, problem, said = drawn
