@@ -166,7 +166,9 @@ def test_what_answers_are_worth():
         assert all(reward == -0.125 for _, reward, *_ in answers[:-1])
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize(
+    "split", ["train", *(pytest.param(s, marks=pytest.mark.slow) for s in SPLITS[1:])]
+)
 def test_the_expert_is_always_right_at_quality_one(split: str):
     """By the shortest way: to search, open and read on, twice, to quote and to answer."""
     environment, expert = library(CORPUS, split=split, price=0.02), library_expert(CORPUS)

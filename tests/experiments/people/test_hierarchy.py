@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments.people import hierarchy
 from experiments.people.hierarchy import Levels, Scales
