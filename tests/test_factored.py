@@ -176,6 +176,7 @@ def test_a_small_divergence_is_not_lost_to_rounding():
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_slices")
 def test_debug_checks_see_through_factors():
     logits, tokens = make("kernel", dtype="float32"), draw_tokens()

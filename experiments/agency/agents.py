@@ -46,8 +46,8 @@ def make_agent(config: Config) -> Agent:
     """
     name = config.model_name_or_path
     if name == OWN_MODEL:
-        world = arithmetic_world(config) if config.environment == "arithmetic" else None
-        world = library_world(config) if world is None else world
+        is_arithmetic = config.environment == "arithmetic"
+        world = arithmetic_world(config) if is_arithmetic else library_world(config)
         sizes = models.TransformerConfig(
             vocab_size=len(world.vocabulary),
             max_length=_context(config, world),
@@ -55,7 +55,7 @@ def make_agent(config: Config) -> Agent:
             num_layers=config.num_layers,
             num_heads=config.num_heads,
             rope=models.Rope(),
-            tied=config.environment == "library",  # names are copied, those of new questions too
+            tied=not is_arithmetic,  # in the library names are copied, those of new questions too
         )
         return Agent(world, models.transformer(sizes), None, sizes.max_length)
     base = load_frozen(model_folder(name, config.data_dir))

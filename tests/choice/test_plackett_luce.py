@@ -352,6 +352,7 @@ def test_wrong_shapes_and_types_raise_while_tracing(function, arguments):
         jax.eval_shape(jax.jit(function), *arguments)
 
 
+@pytest.mark.slow
 def test_wrong_values_raise_under_checkify_only():
     utilities, with_nan = UTILITIES[0], np.where(np.arange(4) == 1, np.nan, UTILITIES[0])
     checked = jax.jit(checkify.checkify(plackett_luce_log_prob))

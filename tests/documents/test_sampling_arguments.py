@@ -140,6 +140,7 @@ def test_temperature_may_be_traced():
     assert "temperature must be above 0, found 0.0" in checked(0.0)[0].get()
 
 
+@pytest.mark.slow
 @every_model
 def test_checkify_finds_bad_values(kind: str):
     lm = MODELS[kind]

@@ -234,6 +234,7 @@ def test_sizes_are_checked():
         SMALL(num_members=2, hidden=(0,))
 
 
+@pytest.mark.slow
 def test_features_of_another_width_are_refused():
     ensemble = SMALL(num_members=1)
     shared, own = start(ensemble)

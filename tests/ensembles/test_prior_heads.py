@@ -211,6 +211,7 @@ def test_the_point_head_weighs_all_alike_and_particles_exponentially():
     np.testing.assert_allclose(weights[1:].var(axis=1), 1, atol=4.5 * np.sqrt(8 / 3000))
 
 
+@pytest.mark.slow
 def test_sizes_are_checked():
     with pytest.raises(ValueError, match="num_members >= 1, found 0"):
         SMALL(num_members=0)

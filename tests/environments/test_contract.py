@@ -84,6 +84,7 @@ WORLDS = {"arithmetic": arithmetic_world()} | {split: library_world(split) for s
 every_world = pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS.keys())
 
 
+@pytest.mark.slow
 @every_world
 def test_equal_keys_give_equal_episodes_and_others_do_not(world: World):
     run = lambda key: host_scripted_rollout(

@@ -149,6 +149,7 @@ def talking(says: list, reward: object = 0.5) -> HostEnvironment:
     return HostEnvironment(lambda key: (0, says[0]), step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("says", "reward", "message"),
     [

@@ -68,6 +68,7 @@ def test_a_step_of_wrong_shapes_is_an_error(changes: dict, message: str):
         scripted_rollout(expert, KEYS[0], broken(**changes), **LIMITS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

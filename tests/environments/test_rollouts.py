@@ -221,6 +221,7 @@ def test_nothing_is_computed_once_all_lanes_have_ended():
     assert len(calls) <= 2 * 4
 
 
+@pytest.mark.slow
 @every_model
 def test_types_hold_in_double_and_half_precision(kind: str, float64):
     lm = MODELS[kind]

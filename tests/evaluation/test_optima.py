@@ -166,6 +166,7 @@ def test_best_of_n_is_the_law_of_the_best_of_all_tuples(name):
         np.testing.assert_array_equal(np.exp(found[p0 == 0]), 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 8, 100])
 def test_best_of_n_stays_within_its_kl(n):
     """The bound is log n - (n - 1) / n; many documents of little mass come close to it."""

@@ -105,6 +105,7 @@ def test_the_least_squared_regret_a_nat(float64):
     assert 0 < greedy < 40  # not the same as the largest gain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pairs", "queries"),
     [(delta_ucb, delta_ucb_queries), (information_directed, information_directed_queries)],
@@ -123,6 +124,7 @@ def queries_of(valid):
 POOLS = np.random.default_rng(1).normal(scale=1.5, size=(20, 5, *POOL.shape))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", [delta_ucb_queries, information_directed_queries])
 def test_the_best_queries_of_a_pool_with_empty_slots(arm, float64):
     shifted = np.where(POOL, POOLS, np.nan) + np.array([9.0, -4, 0, 2, 1])[:, None, None]

@@ -223,6 +223,7 @@ def test_weighted_particles_have_the_law_of_the_target(eos: int | None, twisted:
     assert (np.abs(unweighted - np.exp(space.log_target)).sum(axis=1) > 0.1).all()
 
 
+@pytest.mark.slow
 @one_end
 def test_what_particles_report(float64: None, eos: int | None):
     particles = many_runs(eos, True)
@@ -358,6 +359,7 @@ def test_checkify_finds_what_cannot_be_drawn(function, number: str, message: str
             checked(params, np.float32(bad))[0].throw()
 
 
+@pytest.mark.slow
 def test_exact_twist_where_p0_is_zero(float64: None):
     """A token that p0 never draws leaves the weights at Z, and nothing is NaN."""
 

@@ -202,6 +202,7 @@ def test_a_target_without_mass_somewhere(name, zero):
         np.testing.assert_allclose(slope, (PI * by_pi) @ score(PI), atol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", [-np.inf, LOG_ZERO])
 @every_slope
 def test_no_mass_is_told_under_checkify_where_it_is_infinitely_far(name, zero):

@@ -78,6 +78,7 @@ def test_taken_rows_of_a_cache_are_those_of_the_rows(float64: None):
     assert not np.array_equal(found.keys[:, 0], found.keys[:, 2])
 
 
+@pytest.mark.slow
 def test_checkify_finds_a_full_cache_and_a_document_too_long(float64: None):
     params = random_params(CONFIG)
     checked = jax.jit(checkify.checkify(LM.decode))

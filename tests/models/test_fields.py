@@ -80,6 +80,7 @@ def test_long_values_are_shown_short():
     assert len(shown(list(range(10**5)))) == 80
 
 
+@pytest.mark.slow
 @settings(derandomize=True, deadline=None, max_examples=100)
 @given(st.floats() | st.integers() | st.booleans(), st.floats(-10, 10), st.floats(0, 10))
 def test_a_number_in_range(value: Any, low: float, width: float):

@@ -370,6 +370,7 @@ def test_number_of_parameters(params):
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
 
 
+@pytest.mark.slow
 def test_initial_scale(float64: None):
     """Kernels have variance 1 / fan-in in every layer, layers differ, logits are of order 1."""
     init = jax.jit(LM.init)
@@ -421,6 +422,7 @@ def test_half_precision_computation(float64: None):
     assert [leaf.dtype for leaf in shapes] == [jnp.bfloat16, jnp.bfloat16]
 
 
+@pytest.mark.slow
 def test_the_factor_of_embeddings_is_rounded_to_their_type():
     """As in transformers: sqrt(72) is 8.4853, and 8.5 in bfloat16."""
     config = dataclasses.replace(GEMMA3, width=72, num_layers=1, full_layers=(), dtype="bfloat16")
@@ -527,6 +529,7 @@ def test_wrong_shapes_and_types_are_refused(params):
         LM.apply(params, jnp.zeros((1, 7), int))
 
 
+@pytest.mark.slow
 def test_checkify_finds_bad_values(params):
     checked = jax.jit(checkify.checkify(LM.apply))
 

@@ -172,6 +172,7 @@ def test_a_reward_of_the_wrong_length(name: str):
         jax.eval_shape(call, make_params(0), make_params(1), jax.random.key(0), PROMPT)
 
 
+@pytest.mark.slow
 @every_search
 def test_an_eos_outside_of_the_vocabulary(name: str):
     call = run(name, eos=V)
@@ -196,6 +197,7 @@ def test_beta_is_positive(given: dict):
             function(LM, None, None, PROMPT, reward=reward, budget=budget, max_length=L, **given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [search.beam_search, search.tree_search])
 def test_top_k_is_positive(function):
     given = {"beta": 1.0} if function is search.tree_search else {}

@@ -401,6 +401,7 @@ def test_checks_on_demand_and_a_query_with_an_empty_slot():
     assert "NaN" in error.get()
 
 
+@pytest.mark.slow
 def test_the_point_estimate_finds_the_density(float64):
     density = jnp.log(jnp.asarray(DENSITY))
     process = assemble(
@@ -435,6 +436,7 @@ class Bigram(nn.Module):
         return nn.Embed(9, 3)(tokens + 3 * jnp.arange(3)[None, :])
 
 
+@pytest.mark.slow
 def test_the_losses_work_in_a_loop_of_the_users_own(float64):
     # Infinite data: every pair of different documents with the exact chances of its answers.
     module = Bigram()

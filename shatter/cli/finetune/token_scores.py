@@ -10,25 +10,6 @@ from shatter.factored import FactoredLogits, as_array, sizes
 from shatter.types import Array, Params
 
 
-def policy_log_probs(
-    model: Pretrained, params: Params, tokens: Array, mask: Array, valid: Array, temperature: float
-) -> Array:
-    """Returns the log-probs of completions' tokens under the model at a temperature.
-
-    Args:
-      model: the pretrained model.
-      params: parameters for `model.lm`.
-      tokens: int `[..., T]`.
-      mask: bool `[..., T]`, true on the completion.
-      valid: bool `[..., T]`, false on padding.
-      temperature: divides the logits.
-
-    Returns:
-      `[..., T]`, nats; 0 outside the mask.
-    """
-    return policy_and_values(model, params, None, tokens, mask, valid, temperature)[0]
-
-
 def policy_and_values(
     model: Pretrained,
     params: Params,

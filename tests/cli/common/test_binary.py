@@ -59,6 +59,7 @@ def test_a_usage_error_has_no_traceback():
     assert done.stderr == "error: unknown arm 'lucky'; the known ones are: greedy, infomax\n"
 
 
+@pytest.mark.slow
 def test_a_full_disk_has_no_traceback():
     done = run("--num_seeds=13")
     assert done.returncode == 1
@@ -85,6 +86,7 @@ def test_what_the_system_refuses_and_the_user_interrupts_has_no_traceback(number
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_fault_of_ours_has_a_traceback():
     done = run("--num_seeds=17")
     assert done.returncode == 1

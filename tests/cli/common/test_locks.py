@@ -21,6 +21,7 @@ with alone(sys.argv[1], "--run_dir"):
 """
 
 
+@pytest.mark.slow
 def test_another_process_is_refused_until_the_first_has_ended(tmp_path):
     folder = tmp_path / "deep" / "run"
     command = [sys.executable, "-c", HOLDER, str(folder)]

@@ -16,7 +16,8 @@ from shatter.cli.finetune.learning import Frozen, Trainable
 from shatter.cli.finetune.policy import PolicyBatch
 from shatter.cli.finetune.pretrained import Pretrained
 from shatter.cli.finetune.rollouts import Rollouts
-from shatter.cli.finetune.token_scores import policy_log_probs
+from shatter.cli.finetune.token_scores import policy_and_values
+from shatter.types import Array, Params
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -43,14 +44,12 @@ def enumerated(is_transformer: bool, temperature: float):
     wide = lambda tree: jax.tree.map(lambda leaf: 1.5 * leaf.astype(jnp.float64), tree)
     params, ref = (wide(lm.init(jax.random.key(seed))) for seed in (0, 1))
     tokens, mask = documents.enumerate_documents(vocab_size=3, max_length=LENGTH, eos=2)
-    score = partial(
-        policy_log_probs,
-        model,
-        tokens=tokens,
-        mask=mask,
-        valid=jnp.ones_like(mask),
-        temperature=temperature,
-    )
+
+    valid = jnp.ones_like(mask)
+
+    def score(params: Params) -> Array:
+        return policy_and_values(model, params, None, tokens, mask, valid, temperature)[0]
+
     rewards = jnp.asarray(np.random.default_rng(3).permutation(len(tokens)).astype(float))
     return model, params, ref, tokens, mask, score, rewards
 

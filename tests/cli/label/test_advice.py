@@ -217,6 +217,7 @@ def test_a_query_that_is_there_twice(config):
     run.experiment(config)
 
 
+@pytest.mark.slow
 def test_both_the_answers_and_their_note_are_gone(answered, tmp_path):
     """No command makes a new answer file then, because the ensemble would learn from it."""
     run.experiment(LearnConfig(project=answered.project))

@@ -242,6 +242,7 @@ def test_a_damaged_file_is_left_alone(tmp_path):
             pass
 
 
+@pytest.mark.slow
 def test_one_process_writes(tmp_path):
     path = tmp_path / "a.jsonl"
     command = f"""

@@ -141,6 +141,7 @@ def test_audits_stay_audits_in_another_project(audited, tmp_path, way):
     assert learn(open_project(another)).state.history[-1]["answers"] == 14
 
 
+@pytest.mark.slow
 def test_losses_of_audits_are_those_of_their_answers(audited):
     project = open_project(audited)
     queries, answers = standing_answers(project.folder)

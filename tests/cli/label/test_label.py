@@ -143,6 +143,7 @@ def test_prompts_alone_have_candidates_sampled_once(config: ProposeConfig, tmp_p
     assert kept.read_text() == texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["random", "boltzmann", "thompson", "double_thompson", "infomax"])
 def test_every_arm_and_three_responses(config: ProposeConfig, arm: str):
     config = dataclasses.replace(config, arm=arm, num_responses=3)

@@ -33,6 +33,7 @@ def test_a_space_too_large_is_refused():
         check_documents(4, 4, most=255)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("vocab_size", "max_length"),
     [(3, 1), *[pytest.param(*sizes, marks=pytest.mark.slow) for sizes in [(4, 3), (2, 4)]]],

@@ -61,6 +61,7 @@ def test_what_is_not_a_ranking_is_refused():
         plackett_luce.fit_plackett_luce(np.array([[0, 1, 2], [0, 0, 1]]))
 
 
+@pytest.mark.slow
 def test_the_mixture_finds_two_opposed_segments():
     rng = np.random.default_rng(2)
     utilities = np.array([2.0, 0.5, -0.5, -2.0])

@@ -250,6 +250,7 @@ def test_missing_data_says_what_to_pass(tmp_path: Path, monkeypatch: pytest.Monk
         load_judgements("ukp_humour", data_dir=tmp_path / "absent")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "num_items", "num_new", "num_pairs"),
     [

@@ -138,6 +138,7 @@ def test_n_grams_know_an_option_by_its_question():
     np.testing.assert_allclose(found[5], found[2], atol=1e-5)  # the same text
 
 
+@pytest.mark.slow
 def test_gains_are_over_no_answers_also_where_these_are_not_asked_for():
     poll = made_up()
     rng = np.random.default_rng(0)

@@ -71,6 +71,7 @@ def test_a_law_of_one_document_decodes_to_it():
     np.testing.assert_array_equal(found, np.arange(len(laws)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["online", "information_directed", "ilhf_v_optimal"])
 def test_candidates_of_a_collapsed_policy_still_differ(name):
     law = jnp.full(len(WORLD.space[0]), -200.0).at[4].set(0.0)

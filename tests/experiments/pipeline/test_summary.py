@@ -33,6 +33,7 @@ def rows():
     return {(s.name, n): summarise(s, n, results, LABELS) for s, n in results}
 
 
+@pytest.mark.slow
 def test_differences_are_paired_and_read_at_the_ends_of_periods(rows):
     row = rows["x", "online"]
     assert row["budget"] == 80
@@ -62,6 +63,7 @@ def test_a_rise_and_fall_and_a_collapse_are_seen(rows):
     assert rows["x", "offline"]["collapsed"] == 0
 
 
+@pytest.mark.slow
 def test_an_extrapolation_is_in_budgets_of_the_reference():
     curve = Curve(0.7 * np.log(5.0), 0.7)
     exact = np.append(0.5, win_rate_at(curve, LABELS[1:]))

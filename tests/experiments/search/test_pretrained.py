@@ -60,6 +60,7 @@ def drawn(folder, tmp_path_factory):
     return world, fixed, problem, said
 
 
+@pytest.mark.slow
 def test_the_scripted_reward_counts_words_and_repeated_pairs(drawn):
     world, fixed, _, said = drawn
     del fixed
