@@ -1,6 +1,6 @@
 """How one model is trained by each arm and what it says: compiled once for all seeds and rates."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from experiments.scaling import objectives
 from experiments.scaling.config import OFFLINE, Config
 from experiments.scaling.language import Documents
 from experiments.scaling.objectives import Material, Setting, draw, log_prob, reward
+from experiments.scaling.streams import Use, generator, keys_of
 from shatter import training
 from shatter.cli.common.compiling import compiler_options
 from shatter.types import Array, Key, Params
@@ -84,7 +85,9 @@ def programs(setting: Setting) -> Programs:
     )
 
 
-def order(config: Config, seeds: Any, num_updates: int, size: int, salt: int) -> np.ndarray:
+def order(
+    config: Config, seeds: Sequence[int], num_updates: int, size: int, use: Use
+) -> np.ndarray:
     """Returns the rows of every update, of pass after pass over the data.
 
     Args:
@@ -92,14 +95,14 @@ def order(config: Config, seeds: Any, num_updates: int, size: int, salt: int) ->
       seeds: the numbers of S seeds.
       num_updates: U.
       size: b, of a batch.
-      salt: another number gives another order.
+      use: what for: another use has another order.
 
     Returns:
       int `[S, U, b]`.
     """
     rows, passes = [], -(-num_updates * size // config.num_prompts)
     for seed in seeds:
-        rng = np.random.default_rng([config.seed, seed, salt])
+        rng = generator(config, seed, use)
         numbers = [rng.permutation(config.num_prompts) for _ in range(passes)]
         rows.append(np.concatenate(numbers)[: num_updates * size].reshape(num_updates, size))
     return np.stack(rows)
@@ -109,8 +112,7 @@ def train(
     setting: Setting,
     arm: str,
     base: Params,
-    keys: Array,
-    seeds: Any,
+    seeds: Sequence[int],
     material: Material,
     reward_params: Params | None = None,
 ) -> Said:
@@ -123,8 +125,7 @@ def train(
       setting: the setting.
       arm: sft, dpo, ilhf, ilhf_sum, rl or sft_rl.
       base: the pretrained parameters.
-      keys: of S seeds.
-      seeds: their numbers.
+      seeds: the numbers of S seeds.
       material: their texts, `[S, ...]`.
       reward_params: `[S, ...]`, of the arms that need a reward model.
 
@@ -132,13 +133,13 @@ def train(
       `[S, rounds, E, ...]`.
     """
     config, run = setting.config, programs(setting)
-    copies = lambda tree: jax.tree.map(lambda leaf: jnp.stack([leaf] * len(keys)), tree)
+    copies = lambda tree: jax.tree.map(lambda leaf: jnp.stack([leaf] * len(seeds)), tree)
     params, num_updates = copies(base), config.num_updates
     each = num_updates // config.num_rounds
     if arm == "sft_rl":
         num_updates //= 2
-        rows = order(config, seeds, num_updates, config.batch_size, 1)
-        state = run.start(params, keys, config.sft_rate)
+        rows = order(config, seeds, num_updates, config.batch_size, Use.IMITATE)
+        state = run.start(params, keys_of(config, seeds, Use.IMITATE), config.sft_rate)
         for first in range(0, num_updates, each):
             state = run.learn["sft"](state, base, material, rows[:, first : first + each])
         params = state.params
@@ -157,25 +158,26 @@ def train(
         objective, own = "rl", (material, params, reward_params)
         rate = config.sft_rl_rate if arm == "sft_rl" else config.rl_rate
         size = config.batch_size // config.num_samples
-    rows = order(config, seeds, num_updates, size, 0)
-    state = run.start(params, keys, rate)
+    rows = order(config, seeds, num_updates, size, Use.LEARN)
+    state = run.start(params, keys_of(config, seeds, Use.LEARN), rate)
+    speak_keys = keys_of(config, seeds, Use.SPEAK)
     said = []
     for first in range(0, num_updates, each):
         state = run.learn[objective](state, base, own, rows[:, first : first + each])
-        said.append(speak(setting, state.params, base, keys, first + 1, material))
+        said.append(speak(setting, state.params, base, speak_keys, first, material))
     return jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *said)
 
 
 def train_reward_model(
-    setting: Setting, base: Params, keys: Array, seeds: Any, material: Material
+    setting: Setting, base: Params, seeds: Sequence[int], material: Material
 ) -> Params:
     """Trains reward models `[S]` on comparisons, from the pretrained model and a head of zeros."""
     config, run = setting.config, programs(setting)
-    stack = lambda leaf: jnp.stack([leaf] * len(keys))
-    head = jnp.zeros((len(keys), setting.language.width))
+    stack = lambda leaf: jnp.stack([leaf] * len(seeds))
+    head = jnp.zeros((len(seeds), setting.language.width))
     params = {"model": jax.tree.map(stack, base), "head": head}
-    rows = order(config, seeds, config.num_updates, config.batch_size // 2, 2)
-    state = run.start(params, keys, config.reward_rate)
+    rows = order(config, seeds, config.num_updates, config.batch_size // 2, Use.REWARD_MODEL)
+    state = run.start(params, keys_of(config, seeds, Use.REWARD_MODEL), config.reward_rate)
     return run.learn["reward"](state, base, material, rows).params
 
 
@@ -183,7 +185,7 @@ def speak(
     setting: Setting,
     params: Params,
     base: Params,
-    keys: Array,
+    keys: Key,
     salt: int,
     material: Material,
     *,
@@ -195,7 +197,7 @@ def speak(
       setting: the setting.
       params: `[S, ...]`, of who speaks.
       base: the pretrained parameters.
-      keys: of S seeds.
+      keys: of S seeds, which no learner folds.
       salt: another number gives other responses.
       material: the prompts, `[S, ...]`.
       shots: whether demonstrations stand before a prompt; the base reads the prompt alone.

@@ -15,6 +15,7 @@ from experiments.scaling.language import (
     response_tokens,
 )
 from experiments.scaling.objectives import Material, Setting
+from experiments.scaling.streams import Use, generator
 from experiments.scaling.task import Task
 from shatter.cli.common.binary import UsageError
 from shatter.types import Params
@@ -56,7 +57,7 @@ def make_model(config: Config, language: Language, params: Params, tasks: list[T
             f"{needed}: raise --context, or lower --prompt_length or --response_length"
         )
     setting = Setting(config, language, max_length)
-    materials = [_material(setting, task) for task in tasks]
+    materials = [_material(setting, task, number) for number, task in enumerate(tasks)]
     return Model(setting, params, tasks, _same_shapes(setting, materials))
 
 
@@ -65,7 +66,7 @@ def num_parameters(params: Params) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _material(setting: Setting, task: Task) -> Material:
+def _material(setting: Setting, task: Task, number: int) -> Material:
     config, language = setting.config, setting.language
     encode = partial(
         encode_documents, language, most=config.response_length, max_length=setting.max_length
@@ -79,14 +80,14 @@ def _material(setting: Setting, task: Task) -> Material:
         np.array(task.choices),
         encode_prompts(language, task.prompts),
         encode_prompts(language, task.evaluated),
-        encode_prompts(language, _with_shots(setting, task)),
+        encode_prompts(language, _with_shots(setting, task, number)),
     )
 
 
-def _with_shots(setting: Setting, task: Task) -> list[str]:
+def _with_shots(setting: Setting, task: Task, number: int) -> list[str]:
     """Returns the evaluated prompts, each after demonstrations of its own drawing, a line each."""
     config, language = setting.config, setting.language
-    rng = np.random.default_rng(0)
+    rng = generator(config, number, Use.SHOTS)
     room = language.context - setting.max_length - len(language.start)
     found = []
     for prompt in task.evaluated:

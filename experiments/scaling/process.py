@@ -15,6 +15,7 @@ from experiments.scaling.family import packed, unpacked
 from experiments.scaling.language import read_responses
 from experiments.scaling.model import Model, num_parameters
 from experiments.scaling.objectives import Material, Setting
+from experiments.scaling.streams import Use, keys_of
 from experiments.scaling.task import Judge, Task, golds
 from shatter.cli.common import binary, run_folder
 from shatter.types import Params
@@ -84,23 +85,23 @@ def _group(
     stack = lambda *leaves: np.stack(leaves)
     material = jax.tree.map(stack, *[model.materials[seed] for seed in seeds])
     tasks = [model.tasks[seed] for seed in seeds]
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(
-        jax.random.key(config.seed), np.array(seeds, np.uint32)
-    )
     if arm in UNTRAINED:
-        params = jax.tree.map(lambda leaf: np.stack([leaf] * len(keys)), model.params)
+        params = jax.tree.map(lambda leaf: np.stack([leaf] * len(seeds)), model.params)
         shots = arm == "prompting"
+        keys = keys_of(config, seeds, Use.PROMPTING if shots else Use.BASE)
         said = arms.speak(setting, params, model.params, keys, 0, material, shots=shots)
         return _measures(setting, judge, tasks, jax.tree.map(lambda leaf: leaf[:, None], said))
     if arm in OFFLINE:
-        said = arms.train(setting, arm, model.params, keys, seeds, material)
+        said = arms.train(setting, arm, model.params, seeds, material)
         return _measures(setting, judge, tasks, said)
-    train = partial(arms.train_reward_model, setting, model.params, keys, seeds, material)
+    train = partial(arms.train_reward_model, setting, model.params, seeds, material)
     arrays = _kept(folder / f"{REWARD_MODEL}_{seeds[0]}.npz", lambda: packed(train()))
     reward_params = unpacked(arrays, {"model": model.params, "head": 0})
     if arm == "best_of_n":
-        return _best_of_n(model, judge, tasks, keys, material, reward_params)
-    said = arms.train(setting, arm, model.params, keys, seeds, material, reward_params)
+        return _best_of_n(
+            model, judge, tasks, keys_of(config, seeds, Use.BEST_OF_N), material, reward_params
+        )
+    said = arms.train(setting, arm, model.params, seeds, material, reward_params)
     return _measures(setting, judge, tasks, said)
 
 

@@ -12,6 +12,7 @@ from experiments.scaling.config import Config
 from experiments.scaling.corpus import Corpus, drawn_prompts, prompts_of
 from experiments.scaling.gold import Gold, scaled
 from experiments.scaling.language import Language, encode_prompts, read_responses
+from experiments.scaling.streams import Use, generator, keys_of
 from shatter import documents
 from shatter.cli.common.compiling import compiler_options
 from shatter.cli.common.run_folder import read_json, write_json
@@ -61,10 +62,9 @@ def make_judge(
     """Returns the gold reward in nats, scaled on responses of the reference to its own prompts."""
     draw = partial(_draw, config, reference, params)
     prompts = prompts_of(config, corpus.text)
-    prompts = drawn_prompts(
-        prompts, min(CALIBRATION_PROMPTS, len(prompts)), np.random.default_rng(config.seed)
-    )
-    said = draw(prompts, jax.random.key(config.seed))
+    number, rng = min(CALIBRATION_PROMPTS, len(prompts)), generator(config, 0, Use.CALIBRATE)
+    prompts = drawn_prompts(prompts, number, rng)
+    said = draw(prompts, keys_of(config, [0], Use.CALIBRATE)[0])
     texts = [[(prompt, text) for text in row] for prompt, row in zip(prompts, said, strict=True)]
     return Judge(corpus, scaled(gold, texts, taste=config.taste), draw)
 
@@ -85,8 +85,8 @@ def load_task(config: Config, judge: Judge, number: int, path: Path) -> Task:
     """
     if path.exists():
         return Task(**read_json(path))
-    rng = np.random.default_rng([config.seed, number])
-    learn_key, judge_key = jax.random.split(jax.random.key(rng.integers(2**31)))
+    rng = generator(config, number, Use.TEXTS)
+    learn_key, judge_key = jax.random.split(keys_of(config, [number], Use.TEXTS)[0])
     prompts = drawn_prompts(prompts_of(config, judge.corpus.text), config.num_prompts, rng)
     said = judge.draw(prompts, learn_key)
     values = np.stack([golds(judge, prompts, texts) for texts in zip(*said, strict=True)], axis=1)

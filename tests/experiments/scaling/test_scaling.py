@@ -3,13 +3,25 @@
 import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.scaling import arms, family, gold, model, objectives, plot, run, summary, task
+from experiments.scaling import (
+    arms,
+    family,
+    gold,
+    model,
+    objectives,
+    plot,
+    process,
+    run,
+    summary,
+    task,
+)
 from experiments.scaling.config import ARMS, SIZES, Config
 from experiments.scaling.corpus import Corpus, make_corpus, prompts_of, words_of
 from experiments.scaling.language import (
@@ -18,6 +30,7 @@ from experiments.scaling.language import (
     family_language,
     read_responses,
 )
+from experiments.scaling.streams import Use, generator, keys_of
 from shatter import losses
 from shatter.cli.common.binary import UsageError
 
@@ -128,7 +141,7 @@ def seed(corpus: Corpus) -> task.Task:
 
 
 def test_shots_are_whole_lines_that_the_context_holds(setting: objectives.Setting, seed: task.Task):
-    texts = model._with_shots(setting, seed)
+    texts = model._with_shots(setting, seed, 0)
     for text, prompt in zip(texts, seed.evaluated, strict=True):
         *lines, last = text.split("\n")
         assert last == prompt and lines
@@ -143,7 +156,7 @@ def test_pairs_are_learned_by_dpo_and_by_both_forms_of_ilhf(
     setting: objectives.Setting, seed: task.Task, float64
 ):
     """Their common loss against the library's, with its gradient."""
-    material = jax.tree.map(jnp.asarray, model._material(setting, seed))
+    material = jax.tree.map(jnp.asarray, model._material(setting, seed, 0))
     params, base = (
         jax.tree.map(lambda leaf: leaf.astype(float), setting.language.lm.init(jax.random.key(n)))
         for n in (0, 1)
@@ -183,7 +196,7 @@ def test_the_gradient_of_rl_is_that_of_the_leave_one_out_gains(
     setting: objectives.Setting, seed: task.Task
 ):
     """Against the sum over samples of (gain less the others' mean) times the score."""
-    material = jax.tree.map(jnp.asarray, model._material(setting, seed))
+    material = jax.tree.map(jnp.asarray, model._material(setting, seed, 0))
     params, base, other = (setting.language.lm.init(jax.random.key(n)) for n in range(3))
     reward_params = {"model": other, "head": jnp.linspace(-1.0, 1.0, setting.language.width)}
     rows, key = jnp.array([1, 2]), jax.random.key(4)
@@ -215,7 +228,7 @@ def test_the_gradient_of_rl_is_that_of_the_leave_one_out_gains(
 @pytest.mark.slow  # seconds of compilation
 def test_the_reward_is_read_at_the_last_token(setting: objectives.Setting, seed: task.Task):
     """What stands after the end of a response changes nothing."""
-    material = model._material(setting, seed)
+    material = model._material(setting, seed, 0)
     params = setting.language.lm.init(jax.random.key(0))
     reward_params = {"model": params, "head": jnp.linspace(-1.0, 1.0, setting.language.width)}
     seen = material.demonstrations
@@ -226,12 +239,68 @@ def test_the_reward_is_read_at_the_last_token(setting: objectives.Setting, seed:
 
 
 def test_every_pass_shows_every_row_once():
-    rows = arms.order(Config(**TINY), [0, 1], 6, 4, 0)
+    rows = arms.order(Config(**TINY), [0, 1], 6, 4, Use.LEARN)
     assert rows.shape == (2, 6, 4)
     for of_seed in rows:
         for of_pass in of_seed.reshape(3, 8):
             assert sorted(of_pass) == list(range(8))
     assert (rows[0] != rows[1]).any()
+
+
+def test_every_use_of_random_numbers_has_its_own():
+    """Of three roots, three seeds and all uses, and of the steps that learners and arms fold in."""
+    draws, keys = [], []
+    for root in range(3):
+        config = Config(seed=root)
+        for use in Use:
+            draws += [generator(config, seed, use).integers(2**62) for seed in range(3)]
+            of_seeds = keys_of(config, range(3), use)
+            steps = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(
+                of_seeds, jnp.arange(64)
+            )
+            keys += map(tuple, np.asarray(jax.random.key_data(of_seeds)).tolist())
+            keys += map(tuple, np.asarray(jax.random.key_data(steps)).reshape(-1, 2).tolist())
+    assert len(set(draws)) == len(draws) == 9 * len(Use)
+    assert len(set(keys)) == len(keys)
+    orders = [arms.order(Config(), [0], 4, 8, use).tolist() for use in Use]
+    assert len(set(map(str, orders))) == len(Use)
+
+
+@pytest.mark.slow  # seconds of compilation
+def test_no_arm_speaks_with_keys_that_were_learned_with(
+    setting: objectives.Setting, seed: task.Task, monkeypatch
+):
+    """The keys that reach learners and speakers, of all arms, with what is folded into them."""
+    config = setting.config
+    base = setting.language.lm.init(jax.random.key(0))
+    material = jax.tree.map(lambda leaf: np.stack([leaf]), model._material(setting, seed, 0))
+    run, learned, spoken = arms.programs(setting), {}, {}
+    name = lambda key: tuple(np.asarray(jax.random.key_data(key)).ravel().tolist())
+
+    def start(params, keys, rate):
+        learned.setdefault(arm, []).extend(
+            name(jax.random.fold_in(keys[0], step)) for step in range(config.num_updates)
+        )
+        return run.start(params, keys, rate)
+
+    def speak(params, base, keys, *prompts):
+        spoken.setdefault(arm, []).append(name(keys[0]))
+        return run.speak(params, base, keys, *prompts)
+
+    monkeypatch.setattr(arms, "programs", lambda _: run._replace(start=start, speak=speak))
+    judge = task.Judge(None, lambda texts: np.zeros(len(texts)), None)
+    here = model.Model(setting, base, [seed], [jax.tree.map(lambda leaf: leaf[0], material)])
+    monkeypatch.setattr(process, "_kept", lambda path, run: run())
+    for arm in ARMS:
+        process._group(here, judge, arm, [0], Path())
+    trained = [key for keys in learned.values() for key in keys]
+    said = [key for keys in spoken.values() for key in keys]
+    assert not set(trained) & set(said)
+    assert len(set(learned["sft_rl"])) == len(learned["sft_rl"]) == 3 * config.num_updates
+    for arm in ("base", "prompting", "best_of_n"):
+        others = [key for other, keys in spoken.items() if other != arm for key in keys]
+        assert spoken[arm] and not set(spoken[arm]) & set(others)
+        assert len(set(spoken[arm])) == len(spoken[arm])
 
 
 def test_slopes_are_those_of_least_squares():
