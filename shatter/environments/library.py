@@ -74,9 +74,9 @@ def library(
     questions = corpus.questions[split]
 
     def reset(key: Key) -> tuple[LibraryState, str]:
-        # A key's own bits, because a callback of a running program must not compute with jax.
-        bits = np.asarray(jax.random.key_data(key)).tobytes()
-        question = questions[int.from_bytes(bits, "little") % len(questions)]
+        # By NumPy, because a callback of a running program must not compute with jax.
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+        question = questions[rng.integers(len(questions))]
         return LibraryState(question), question.text + LIBRARY_END
 
     def step(state: LibraryState, action: str) -> tuple[LibraryState, str, float, bool]:

@@ -144,14 +144,17 @@ def _remembered(
     def after(impl: str, seed: tuple[int, ...], actions: tuple[tuple[int, ...], ...]) -> _Turn:
         if not actions:
             data = np.asarray(seed, np.uint32)
-            state, said = environment.reset(jax.random.wrap_key_data(data, impl=impl))  # type: ignore[arg-type]
+            key = jax.random.wrap_key_data(data, impl=impl)  # type: ignore[arg-type]
+            state, said = _call("begin an episode", environment.reset, key)
             return _Turn(state, encode(said, codec, "the first observation"), 0.0, False, False)
         turn = len(actions) - 1
         state = after(impl, seed, actions[:-1]).state
-        state, said, reward, done = _step(environment, state, actions[-1], codec, turn)
+        text = list(actions[-1]) if codec is None else _read(codec, actions[-1], turn)
+        about = f"action {turn}, {text!r}"
+        state, said, reward, done = _call(f"answer {about}", environment.step, state, text)
         is_over = done or len(actions) == max_turns  # nobody reads what is said then
         ids = [] if is_over else encode(said, codec, f"the observation after action {turn}")
-        is_invalid = bool(environment.is_invalid(state))
+        is_invalid = bool(_call(f"judge {about}", environment.is_invalid, state))
         return _Turn(state, ids, finite_reward(reward, turn), bool(done), is_invalid)
 
     return after
@@ -194,18 +197,21 @@ def _answers(
     return tuple(leaf.reshape((*lanes, *leaf.shape[1:])) for leaf in leaves)
 
 
-def _step(
-    environment: HostEnvironment,
-    state: State,
-    action: tuple[int, ...],
-    codec: Codec | None,
-    turn: int,
-) -> tuple[State, Any, float, bool]:
-    text = list(action) if codec is None else codec.decode(action)
+def _read(codec: Codec, action: tuple[int, ...], turn: int) -> str:
     try:
-        return environment.step(state, text)
+        return codec.decode(action)
     except Exception as error:
         raise ValueError(
-            f"the environment cannot answer action {turn}, {text!r}: "
-            f"{type(error).__name__}: {error}"
+            f"the codec cannot read action {turn}, {list(action)}: {type(error).__name__}: "
+            f"{error}; give the model the vocabulary of the codec"
+        ) from error
+
+
+def _call(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function of the environment; an error says what it was to do."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        raise ValueError(
+            f"the environment cannot {what}: {type(error).__name__}: {error}"
         ) from error

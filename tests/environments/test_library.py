@@ -208,7 +208,10 @@ def test_the_expert_is_right_at_the_stated_rate_and_slower():
 
 
 def test_keys_draw_questions_and_libraries():
-    assert len({question(key=key).text for key in KEYS}) > 10
+    for split in SPLITS:  # by keys that were split, and by plain ones
+        for keys in (jax.random.split(jax.random.key(1), 300), map(jax.random.key, range(300))):
+            asked = {question(split, key).text for key in keys}
+            assert asked == {found.text for found in CORPUS.questions[split]}
     assert make_corpus(jax.random.key(0)) == CORPUS
     assert make_corpus(jax.random.key(1)).pages.keys() != CORPUS.pages.keys()
 

@@ -170,6 +170,21 @@ def test_errors_name_the_turn_and_the_text(says: list, reward: float, message: s
         jax.block_until_ready(run(KEYS[0]))
 
 
+def test_a_token_that_the_codec_does_not_have_is_named():
+    inside = wrapped(talking(["a", "b"]), codec=character_codec("abc."))
+    act = lambda key, state: as_tokens([7, END])
+    run = jax.jit(lambda key: scripted_rollout(act, key, inside, **LIMITS))
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"cannot read action 0, \[7, 3\]: Index"):
+        jax.block_until_ready(run(KEYS[0]))
+
+
+def test_a_reset_that_fails_says_so():
+    broken = HostEnvironment(lambda key: {}["question"], lambda state, action: (state, "", 0, True))
+    inside = wrapped(broken, codec=character_codec("abc."))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="cannot begin an episode: KeyError"):
+        jax.block_until_ready(jax.jit(inside.reset)(KEYS[0]))
+
+
 def test_limits_must_be_positive():
     with pytest.raises(ValueError, match="max_observation_length 0"):
         wrapped(talking(["a"]), max_observation_length=0)
