@@ -10,7 +10,7 @@ from experiments.agency.worlds import World, arithmetic_world, library_world
 from experiments.common.sources import model_folder
 from shatter import environments, models
 from shatter.cli.common.binary import UsageError
-from shatter.cli.common.frozen import load_frozen
+from shatter.cli.common.frozen import count_parameters, load_frozen
 from shatter.models import LanguageModel
 from shatter.types import Array, Params
 
@@ -143,5 +143,4 @@ def restricted(lm: LanguageModel, ids: tuple[int, ...]) -> LanguageModel:
 
 def num_parameters(agent: Agent) -> int:
     """Returns the number of parameters that are trained."""
-    shapes = jax.eval_shape(agent.lm.init, jax.random.key(0))
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    return count_parameters(jax.eval_shape(agent.lm.init, jax.random.key(0)))

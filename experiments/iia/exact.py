@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import optimize
+from scipy.special import expit
 
 from experiments.iia.objectives import Objective
 from shatter import choice
@@ -37,7 +38,7 @@ def wanted_share(share: float, num_clones: int, correlation: float) -> float:
       P.
     """
     log_odds = np.log(share / (1 - share)) - np.sqrt(1 - correlation) * np.log(num_clones)
-    return float(1 / (1 + np.exp(-log_odds)))
+    return float(expit(log_odds))
 
 
 def answer_ranks(answer: str, size: int, slots: int) -> np.ndarray:

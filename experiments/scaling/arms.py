@@ -71,9 +71,7 @@ def programs(setting: Setting) -> Programs:
         state = training.learner(partial(objectives.sft_loss, setting), _adam(0.0)).init(
             params, key
         )
-        clip, adam = state.opt_state
-        hyperparams = {**adam.hyperparams, "learning_rate": rate}
-        return state._replace(opt_state=(clip, adam._replace(hyperparams=hyperparams)))
+        return state._replace(opt_state=optax.tree.set(state.opt_state, learning_rate=rate))
 
     of_all = compiled(jax.vmap(start, in_axes=(0, 0, None)))
     return Programs(

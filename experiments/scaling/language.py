@@ -11,6 +11,7 @@ from experiments.scaling.config import SIZES, Config
 from experiments.scaling.corpus import Corpus
 from shatter import documents, models
 from shatter.cli.common.frozen import load_frozen
+from shatter.cli.common.sampling import response_text
 from shatter.types import Params
 
 
@@ -32,7 +33,7 @@ class Language(NamedTuple):
     lm: models.LanguageModel
     width: int
     encode: Callable[[str], list[int]]
-    decode: Callable[[Sequence[int]], str]
+    decode: Callable[[list[int]], str]
     start: tuple[int, ...]
     ends: tuple[int, ...]
     context: int
@@ -178,7 +179,5 @@ def read_responses(
     for prompt, row, said in zip(prompts, tokens, mask, strict=True):
         before = language.encode(prompt)
         after = [int(token) for token in row[said] if token not in language.ends]
-        # Some tokenizers drop a space at the beginning, so that the response is read in its place.
-        whole = language.decode([*before, *after])[len(language.decode(before)) :]
-        texts.append(whole.split("\n")[0][:most])
+        texts.append(response_text(language.decode, before, after).split("\n")[0][:most])
     return texts

@@ -61,11 +61,6 @@ def make_model(config: Config, language: Language, params: Params, tasks: list[T
     return Model(setting, params, tasks, _same_shapes(setting, materials))
 
 
-def num_parameters(params: Params) -> int:
-    """Returns the number of parameters."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
 def _material(setting: Setting, task: Task, number: int) -> Material:
     config, language = setting.config, setting.language
     encode = partial(

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.common.intervals import mean_interval
 from experiments.scaling.config import Config
-from experiments.scaling.summary import Results
+from experiments.scaling.summary import Results, arms_of
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -24,7 +24,7 @@ def draw(config: Config, results: Results, summary: dict[str, Any], path: Path) 
       path: the file.
     """
     figure, (shares, slopes, gold) = plt.subplots(1, 3, figsize=(16, 4.8), constrained_layout=True)
-    arms = list(summary["documents"])
+    arms = arms_of(summary)
     colors = dict(zip(arms, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
     _draw_shares(config, summary, colors, shares)
     _draw_slopes(summary, colors, slopes)
@@ -42,9 +42,8 @@ def _draw_shares(config: Config, summary: dict[str, Any], colors: dict, axis: An
     models = summary["models"]
     family = [name for name in models if "loss" in models[name]]
     for number, (arm, color) in enumerate(colors.items()):
-        for names in (family, *([name] for name in models if name not in family)):
-            if not names:
-                continue
+        groups = [family, *([name] for name in models if name not in family)]
+        for first, names in enumerate(filter(None, groups)):
             values = [models[name][arm]["share"] for name in names]
             middle, low, high = (np.array([v[k] for v in values]) for k in ("mean", "low", "high"))
             # Arms stand a little apart, so that intervals do not hide each other.
@@ -54,7 +53,7 @@ def _draw_shares(config: Config, summary: dict[str, Any], colors: dict, axis: An
                 middle,
                 yerr=(middle - low, high - middle),
                 color=color,
-                label=arm if names is family else None,
+                label=None if first else arm,
                 marker="o" if names is family else "s",
                 markersize=4,
                 linewidth=1.3,

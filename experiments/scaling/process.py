@@ -7,27 +7,31 @@ from typing import Any
 
 import jax
 import numpy as np
+from scipy.special import expit
 
+from experiments.common.kept import load_or_run
 from experiments.scaling import arms
 from experiments.scaling.arms import Said
 from experiments.scaling.config import OFFLINE, REWARD_MODEL, UNTRAINED
 from experiments.scaling.family import packed, unpacked
 from experiments.scaling.language import read_responses
-from experiments.scaling.model import Model, num_parameters
+from experiments.scaling.model import Model
 from experiments.scaling.objectives import Material, Setting
 from experiments.scaling.streams import Use, keys_of
 from experiments.scaling.task import Judge, Task, golds
-from shatter.cli.common import binary, run_folder
+from shatter.cli.common.frozen import count_parameters
 from shatter.types import Params
 
 VMAPPED_PARAMETERS = 40_000
 """Seeds are vmapped while they have no more parameters than this together: the operations of
 small models are too small for a CPU, and large ones only compete for its caches."""
 
+MEND = ": training diverged; lower the arm's rate"
+
 
 def seeds_at_once(params: Params) -> int:
     """Returns how many seeds of a model are vmapped."""
-    return max(1, VMAPPED_PARAMETERS // num_parameters(params))
+    return max(1, VMAPPED_PARAMETERS // count_parameters(params))
 
 
 def run_arm(
@@ -53,28 +57,9 @@ def run_arm(
     for first in range(0, len(model.tasks), size):
         some = range(first, min(first + size, len(model.tasks)))
         run = partial(_group, model, judge, arm, some, folder)
-        parts.append(_kept(folder / f"{arm}_{first}.npz", run))
+        parts.append(load_or_run(folder / f"{arm}_{first}.npz", run, mend=MEND))
         progress(len(some))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _kept(path: Path, run: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Returns arrays that are computed once.
-
-    Raises:
-      UsageError: if one is not finite, or the file is damaged.
-    """
-    if path.exists():
-        return run_folder.load_arrays(path)
-    arrays = run()
-    for name, values in arrays.items():
-        if not np.isfinite(values).all():
-            raise binary.UsageError(
-                f"{path.parent.name}, {path.stem}: {name} is not finite at some seeds: training "
-                "diverged; lower the arm's rate"
-            )
-    run_folder.save_arrays(path, arrays)
-    return arrays
 
 
 def _group(
@@ -95,7 +80,9 @@ def _group(
         said = arms.train(setting, arm, model.params, seeds, material)
         return _measures(setting, judge, tasks, said)
     train = partial(arms.train_reward_model, setting, model.params, seeds, material)
-    arrays = _kept(folder / f"{REWARD_MODEL}_{seeds[0]}.npz", lambda: packed(train()))
+    arrays = load_or_run(
+        folder / f"{REWARD_MODEL}_{seeds[0]}.npz", lambda: packed(train()), mend=MEND
+    )
     reward_params = unpacked(arrays, {"model": model.params, "head": 0})
     if arm == "best_of_n":
         return _best_of_n(
@@ -115,7 +102,7 @@ def _judged(judge: Judge, task: Task, texts: list[str]) -> tuple[float, float]:
     """Returns the mean gold reward, and how often people prefer these to the reference's."""
     gold = golds(judge, task.evaluated, texts)
     others = [golds(judge, task.evaluated, row) for row in zip(*task.references, strict=True)]
-    share = 1 / (1 + np.exp(np.stack(others) - gold[None]))
+    share = expit(gold[None] - np.stack(others))
     return float(gold.mean()), float(share.mean())
 
 

@@ -16,11 +16,18 @@ from experiments.scaling.corpus import Corpus, load_corpus, prompts_of
 from experiments.scaling.family import load_family_member, num_steps
 from experiments.scaling.gold import make_gold
 from experiments.scaling.language import Language, family_language, pretrained_language
-from experiments.scaling.model import Model, make_model, num_parameters
+from experiments.scaling.model import Model, make_model
 from experiments.scaling.process import run_arm
-from experiments.scaling.summary import Results, difference_table, share_table, summarise
+from experiments.scaling.summary import (
+    Results,
+    difference_table,
+    model_table,
+    share_table,
+    summarise,
+)
 from experiments.scaling.task import Task, load_task, make_judge
 from shatter.cli.common import binary, run_folder
+from shatter.cli.common.frozen import count_parameters, weights_hash
 from shatter.cli.common.progress import open_console, progress_bar
 from shatter.types import Params
 
@@ -83,6 +90,13 @@ def experiment(config: Config) -> None:
     prompts_of(config, corpus.text, config.num_prompts)
     prompts_of(config, corpus.held_out, config.num_evaluated)
     others = [pretrained_language(config, name) for name in config.models]
+    names = [*SIZES, *(language.name for language, _ in others)]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise binary.UsageError(
+            f"--models: expected names that differ from each other and from {', '.join(SIZES)}, "
+            f"found {', '.join(sorted(twice))}: rename the folder"
+        )
     console.print(_costs(config, corpus, others))
     with run_folder.open_run_folder(
         f"{config.run_dir}/{config.gold}", config, free=FREE, software=f"jax {jax.__version__}"
@@ -119,12 +133,12 @@ def _costs(config: Config, corpus: Corpus, others: list[tuple[Language, Params]]
     length = config.prompt_length + config.response_length + 4
     for size in config.sizes:
         language = family_language(config, size, corpus)
-        number = num_parameters(jax.eval_shape(language.lm.init, jax.random.key(0)))
+        number = count_parameters(jax.eval_shape(language.lm.init, jax.random.key(0)))
         pretraining = config.pretraining_tokens * (6 * number / 30e9 + 1e-5)
         cost = pretraining + seconds(config, number, length)
         parts.append(f"{size} {cost / 60:.0f}")
     for language, params in others:
-        cost = seconds(config, num_parameters(params), length // 2)
+        cost = seconds(config, count_parameters(params), length // 2)
         parts.append(f"{language.name} {cost / 60:.0f}")
     return (
         f"scaling, {config.gold}: {config.num_seeds} seeds, arms {', '.join(config.arms)}; rough "
@@ -187,14 +201,17 @@ def _results(
         for language, params in languages:
             name = language.name
             model: Model = make_model(config, language, params, texts)
-            facts[name] = {"parameters": num_parameters(params)}
+            facts[name] = {"parameters": count_parameters(params)}
             if name in losses:
                 facts[name]["loss"] = losses[name]
             results[name] = {}
+            # Of a pretrained model with its weights: another may have the same name.
+            own = name if name in losses else f"{name}-{weights_hash(params)[:8]}"
+            place = folder / "arms" / own
             for arm in arms:
                 report = partial(advance, f"{name}, {arm}")
                 report(0)
-                results[name][arm] = run_arm(model, judge, arm, folder / "arms" / name, report)
+                results[name][arm] = run_arm(model, judge, arm, place, report)
     return results, facts
 
 
@@ -219,6 +236,7 @@ def _write(
     run_folder.write_json(folder / "summary.json", summary)
     plot.draw(config, results, summary, folder / "scaling.png")
     console.print(share_table(config, summary))
+    console.print(model_table(summary))
     console.print(difference_table(summary))
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
+from scipy.special import logit
 
 from experiments.common.intervals import format_interval, mean_interval
 from experiments.scaling.config import Config
@@ -29,11 +30,6 @@ def at_end(results: Results, arm: str, measure: str, models: list[str]) -> np.nd
     return np.stack([results[model][arm][measure][:, -1] for model in models], axis=1)
 
 
-def log_odds(share: np.ndarray) -> np.ndarray:
-    """Returns the log-odds of shares."""
-    return np.log(share) - np.log1p(-share)
-
-
 def slopes(values: np.ndarray, parameters: np.ndarray) -> np.ndarray:
     """Returns every seed's slope against log10 of the parameters, by least squares.
 
@@ -44,21 +40,7 @@ def slopes(values: np.ndarray, parameters: np.ndarray) -> np.ndarray:
     Returns:
       `[S]`, per factor of ten.
     """
-    place = np.log10(parameters)
-    place = place - place.mean()
-    return values @ place / (place @ place)
-
-
-def documents(config: Config, arm: str) -> dict[str, int]:
-    """Returns what an arm costs a seed: documents learned from and documents drawn.
-
-    The reward model's are among those of the arms that use it.
-    """
-    whole = config.num_updates * config.batch_size
-    shots = {"base": 0, "prompting": 0}
-    learned = {"best_of_n": whole, "rl": 2 * whole, "sft_rl": 2 * whole, **shots}
-    drawn = {"rl": whole, "sft_rl": whole // 2}
-    return {"learned": learned.get(arm, whole), "drawn": drawn.get(arm, 0)}
+    return np.polyfit(np.log10(parameters), values.T, 1)[0]
 
 
 def summarise(config: Config, results: Results, facts: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -85,15 +67,12 @@ def summarise(config: Config, results: Results, facts: dict[str, dict[str, Any]]
         }
         for name in facts
     }
-    summary: dict[str, Any] = {
-        "models": models,
-        "documents": {arm: documents(config, arm) for arm in arms},
-    }
+    summary: dict[str, Any] = {"models": models}
     if len(family) < 2:
         return summary
     parameters = np.array([facts[name]["parameters"] for name in family])
     share = {arm: at_end(results, arm, "share", family) for arm in arms}
-    of_share = {arm: slopes(log_odds(share[arm]), parameters) for arm in arms}
+    of_share = {arm: slopes(logit(share[arm]), parameters) for arm in arms}
     of_gold = {arm: slopes(at_end(results, arm, "gold", family), parameters) for arm in arms}
     summary["slopes"] = {
         arm: {"log_odds": mean_interval(of_share[arm]), "gold": mean_interval(of_gold[arm])}
@@ -115,21 +94,49 @@ def summarise(config: Config, results: Results, facts: dict[str, dict[str, Any]]
     return summary
 
 
+def arms_of(summary: dict[str, Any]) -> list[str]:
+    """Returns the arms of a summary, in their order."""
+    of_model = next(iter(summary["models"].values()))
+    return [arm for arm, about in of_model.items() if isinstance(about, dict)]
+
+
 def share_table(config: Config, summary: dict[str, Any]) -> Table:
     """Returns the share preferred over the reference of every arm and model, with the slopes."""
     table = Table(
         title=f"share preferred over a response of {config.reference}, gold: {config.gold}",
-        caption=f"means over {config.num_seeds} seeds [95%]; slope: of the share's log-odds per "
-        "factor of ten in parameters, over the family",
+        caption=f"means over {config.num_seeds} seeds [95%]; slopes: of the share's log-odds and "
+        "of the gold reward per factor of ten in parameters, over the family",
     )
     table.add_column("arm")
     for name, about in summary["models"].items():
         table.add_column(f"{name} ({about['parameters']:,})")
-    table.add_column("slope")
-    for arm in summary["documents"]:
+    table.add_column("slope, log-odds")
+    table.add_column("slope, gold")
+    for arm in arms_of(summary):
         cells = [format_interval(of[arm]["share"]) for of in summary["models"].values()]
-        slope = summary.get("slopes", {}).get(arm, {}).get("log_odds")
-        table.add_row(arm, *cells, format_interval(slope))
+        slope = summary.get("slopes", {}).get(arm, {})
+        ends = [format_interval(slope.get(measure)) for measure in ("log_odds", "gold")]
+        table.add_row(arm, *cells, *ends)
+    return table
+
+
+def model_table(summary: dict[str, Any]) -> Table:
+    """Returns the gold reward and the KL of every arm and model, and facts of the models."""
+    table = Table(
+        title="gold reward, KL(policy || base)",
+        caption="means over seeds, nats; the last rows: held-out loss of the pretrained model, "
+        "nats a character, and how often its reward model orders two of its responses rightly",
+    )
+    models = summary["models"].values()
+    table.add_column("arm")
+    for name in summary["models"]:
+        table.add_column(name)
+    for arm in arms_of(summary):
+        means = [[of[arm][measure]["mean"] for measure in ("gold", "kl")] for of in models]
+        table.add_row(arm, *(f"{gold:.2f}, {kl:.2f}" for gold, kl in means))
+    table.add_row("held-out loss", *(f"{of['loss']:.3f}" if "loss" in of else "" for of in models))
+    accuracies = [of.get("best_of_n", {}).get("accuracy") for of in models]
+    table.add_row("reward model right", *(format_interval(value) for value in accuracies))
     return table
 
 
@@ -144,9 +151,13 @@ def difference_table(summary: dict[str, Any]) -> Table:
         "gold_slope": "slope of the gold reward",
         "share": "share, mean over sizes",
     }
+    differences = summary.get("differences", {})
+    sizes = [name for name, about in summary["models"].items() if "loss" in about]
     table.add_column("arms")
-    for title in titles.values():
+    for title in (*titles.values(), *(f"share at {size}" for size in sizes if differences)):
         table.add_column(title)
-    for name, values in summary.get("differences", {}).items():
-        table.add_row(name, *(format_interval(values[measure]) for measure in titles))
+    for name, values in differences.items():
+        cells = [values[measure] for measure in titles]
+        cells += [values["share_by_size"][size] for size in sizes]
+        table.add_row(name, *map(format_interval, cells))
     return table

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from scipy.special import expit
 
 from experiments.scaling.config import Config
 from experiments.scaling.corpus import Corpus, drawn_prompts, prompts_of
@@ -90,7 +91,7 @@ def load_task(config: Config, judge: Judge, number: int, path: Path) -> Task:
     prompts = drawn_prompts(prompts_of(config, judge.corpus.text), config.num_prompts, rng)
     said = judge.draw(prompts, learn_key)
     values = np.stack([golds(judge, prompts, texts) for texts in zip(*said, strict=True)], axis=1)
-    second = 1 / (1 + np.exp(values[:, 0] - values[:, 1]))
+    second = expit(values[:, 1] - values[:, 0])
     best = np.argmax(values, axis=1)
     evaluated = drawn_prompts(prompts_of(config, judge.corpus.held_out), config.num_evaluated, rng)
     task = Task(

@@ -258,7 +258,7 @@ def _record(
     responses = [t[m].tolist() for t, m in zip(samples.tokens, samples.mask, strict=True)]
     finished = [response[-1] in ends for response in responses]
     texts = [
-        response_text(tokenizer, prompt.tokens, response[:-1] if ended else response)
+        response_text(tokenizer.decode, prompt.tokens, response[:-1] if ended else response)
         for response, ended in zip(responses, finished, strict=True)
     ]
     is_text = isinstance(prompt.text, str)

@@ -194,4 +194,4 @@ def test_text_of_a_response_keeps_its_space(model_folder: Path):
     _, _, tokenizer = models.load_pretrained(model_folder)
     assert tokenizer is not None
     prompt, response = tokenizer.encode("ab"), tokenizer.encode(" c")
-    assert response_text(tokenizer, prompt, response) == " c"
+    assert response_text(tokenizer.decode, prompt, response) == " c"

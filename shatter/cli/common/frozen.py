@@ -98,6 +98,11 @@ def with_chat_template(tokenizer: models.Tokenizer, template: str) -> models.Tok
         raise UsageError(f"--chat_template={template}: {error}") from error
 
 
+def count_parameters(params: Params) -> int:
+    """Returns the number of parameters, also of a tree of shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
 def weights_hash(params: Params) -> str:
     """Returns the sha256 of the name, shape, type and content of every array."""
     digest = hashlib.sha256()

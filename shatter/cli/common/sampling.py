@@ -49,13 +49,15 @@ def make_sampler(
     )
 
 
-def response_text(tokenizer: models.Tokenizer, prompt: list[int], response: list[int]) -> str:
+def response_text(
+    decode: Callable[[list[int]], str], prompt: list[int], response: list[int]
+) -> str:
     """Returns the text of a response with the white space before it, which decoding may drop.
 
     Args:
-      tokenizer: the model's.
+      decode: the tokenizer's.
       prompt: the tokens of the prompt.
       response: those of the response, without the token that ends it.
     """
-    start, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *response])
-    return whole.removeprefix(start) if whole.startswith(start) else tokenizer.decode(response)
+    start, whole = decode(prompt), decode([*prompt, *response])
+    return whole.removeprefix(start) if whole.startswith(start) else decode(response)

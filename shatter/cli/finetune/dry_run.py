@@ -8,9 +8,10 @@ from rich.table import Table
 from shatter import models
 from shatter.cli.common import binary
 from shatter.cli.common.binary import UsageError
+from shatter.cli.common.frozen import count_parameters
 from shatter.cli.finetune import learning, places, plan
 from shatter.cli.finetune.config import ONLINE, Config
-from shatter.cli.finetune.results import count_parameters, people_lines
+from shatter.cli.finetune.results import people_lines
 from shatter.cli.finetune.task import Task
 from shatter.factored import sizes
 

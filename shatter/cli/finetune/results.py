@@ -10,6 +10,7 @@ from rich.table import Table
 from shatter import models
 from shatter.cli.common import checksums, processes, run_folder
 from shatter.cli.common.binary import UsageError
+from shatter.cli.common.frozen import count_parameters
 from shatter.cli.finetune import learning, plan
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.history import is_evaluation
@@ -170,11 +171,6 @@ def summary_table(summary: dict[str, Any]) -> Table:
         if name not in ("step", "epoch"):
             table.add_row(name, f"{before:.4f}", f"{summary['after'][name]:.4f}")
     return table
-
-
-def count_parameters(tree: Any) -> int:
-    """Returns the number of parameters in a tree of arrays."""
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def _counts(split: Split | Training) -> dict[str, int]:

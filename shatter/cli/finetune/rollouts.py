@@ -140,7 +140,9 @@ def completions_of(
         for ids, is_own in zip(tokens, mask, strict=True):
             response = np.asarray(ids)[np.asarray(is_own)].tolist()
             finished = response[-1] in ends
-            text = response_text(model.tokenizer, prompt, response[:-1] if finished else response)
+            text = response_text(
+                model.tokenizer.decode, prompt, response[:-1] if finished else response
+            )
             about = row.row.prompt, text, row.row.source
             found.append(Completion(*about, prompt + response, len(prompt), finished))
     return found

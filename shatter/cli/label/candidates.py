@@ -96,7 +96,7 @@ def _readable_texts(
         response = tokens[mask].tolist()
         is_ended = response[-1] in ends
         response = response[:-1] if is_ended else response
-        text = response_text(model.tokenizer, ids, response)
+        text = response_text(model.tokenizer.decode, ids, response)
         if text.strip() and _tokens_of(model, config, prompt, text) == response:
             (ended if is_ended else cut).setdefault(text)
     return ended, cut

@@ -33,6 +33,7 @@ from experiments.scaling.language import (
 from experiments.scaling.streams import Use, generator, keys_of
 from shatter import losses
 from shatter.cli.common.binary import UsageError
+from shatter.cli.common.frozen import count_parameters
 
 TINY = {
     "num_seeds": 2,
@@ -290,7 +291,7 @@ def test_no_arm_speaks_with_keys_that_were_learned_with(
     monkeypatch.setattr(arms, "programs", lambda _: run._replace(start=start, speak=speak))
     judge = task.Judge(None, lambda texts: np.zeros(len(texts)), None)
     here = model.Model(setting, base, [seed], [jax.tree.map(lambda leaf: leaf[0], material)])
-    monkeypatch.setattr(process, "_kept", lambda path, run: run())
+    monkeypatch.setattr(process, "load_or_run", lambda path, run, mend: run())
     for arm in ARMS:
         process._group(here, judge, arm, [0], Path())
     trained = [key for keys in learned.values() for key in keys]
@@ -304,19 +305,18 @@ def test_no_arm_speaks_with_keys_that_were_learned_with(
 
 
 def test_slopes_are_those_of_least_squares():
+    """Against the covariance over the variance."""
     values = np.random.default_rng(0).normal(size=(3, 4))
     parameters = np.array([8e3, 2e4, 1e5, 3e6])
-    expected = [np.polyfit(np.log10(parameters), row, 1)[0] for row in values]
-    np.testing.assert_allclose(summary.slopes(values, parameters), expected)
-    share = np.array([0.2, 0.5, 0.9])
-    np.testing.assert_allclose(1 / (1 + np.exp(-summary.log_odds(share))), share)
+    place = np.log10(parameters) - np.log10(parameters).mean()
+    np.testing.assert_allclose(summary.slopes(values, parameters), values @ place / (place @ place))
 
 
 def test_the_family_ascends_and_is_about_as_large_as_its_names(corpus: Corpus):
     scale = {"k": 1e3, "M": 1e6}
     for size in ("8k", "120k", "3M"):
         lm = family_language(Config(), size, corpus).lm
-        found = model.num_parameters(jax.eval_shape(lm.init, jax.random.key(0)))
+        found = count_parameters(jax.eval_shape(lm.init, jax.random.key(0)))
         # The names are for the 65 characters of Shakespeare.
         named = int(size[:-1]) * scale[size[-1]]
         assert found == pytest.approx(named, rel=0.16)
@@ -426,7 +426,113 @@ def test_curves_are_compared_seed_by_seed(tmp_path):
     assert less["share_by_size"].keys() == {"8k", "16k"} and less["share"]["low"] > 0
     plot.draw(config, results, found, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+    assert summary.arms_of(found) == ["sft", "rl"]
     assert summary.share_table(config, found).row_count == 2
+    assert summary.model_table(found).row_count == 4
+    assert len(summary.difference_table(found).columns) == 4 + 2
+
+
+def always(judge: task.Judge, said: list[list[str]]) -> task.Judge:
+    """A judge whose reference says the same to every prompt."""
+    return judge._replace(draw=lambda prompts, key: [said[0] for _ in prompts])
+
+
+def test_people_choose_by_luce_and_the_best_is_the_demonstration(tmp_path, corpus: Corpus):
+    """The first of a pair is 100 nats better, or worse; the third of three responses is best."""
+    config = tiny(tmp_path)
+    rewards = {"good": 50.0, "bad": -50.0, "best": 60.0}
+    judge = task.Judge(corpus, lambda texts: np.array([rewards[r] for _, r in texts]), None)
+    for number, (said, choice) in enumerate(
+        [(["good", "bad", "best"], 0), (["bad", "good", "best"], 1)]
+    ):
+        path = tmp_path / "tasks" / f"{number}.json"
+        found = task.load_task(config, always(judge, [said]), number, path)
+        assert len(found.prompts) == 8 and found.choices == [choice] * 8
+        assert found.pairs == [said[:2]] * 8 and found.demonstrations == ["best"] * 8
+        assert found.references == [said] * 4
+        assert not set(found.prompts) & set(found.evaluated) or corpus.held_out
+        nobody = judge._replace(draw=None)
+        assert task.load_task(config, nobody, number, path) == found  # read, and not drawn
+
+
+def test_people_are_torn_between_responses_of_equal_reward(tmp_path, corpus: Corpus):
+    config = tiny(tmp_path, num_prompts=40)
+    judge = task.Judge(corpus, lambda texts: np.zeros(len(texts)), None)
+    found = task.load_task(config, always(judge, [["a", "b"]]), 0, tmp_path / "0.json")
+    assert 8 < sum(found.choices) < 32
+
+
+def test_the_share_preferred_is_the_mean_over_prompts_and_references(seed: task.Task):
+    rewards = {"x": 2.0, "y": -1.0, " a": 0.0, " b": 1.0}
+    judge = task.Judge(None, lambda texts: np.array([rewards[text] for _, text in texts]), None)
+    mean, share = process._judged(judge, seed, ["x", "y", "y", "y"])
+    expected = [1 / (1 + np.exp(-gap)) for gap in (2.0, 1.0, *[-1.0, -2.0] * 3)]
+    assert mean == pytest.approx(-0.25) and share == pytest.approx(np.mean(expected))
+
+
+def test_the_best_of_n_is_chosen_by_the_learned_reward(
+    setting: objectives.Setting, seed: task.Task, monkeypatch
+):
+    """Of two responses; the learned reward is right at three prompts, and at one there is a tie."""
+    language = setting.language
+    texts = [[" love", " slave", " friend", " sword"], [" a", " l", " s", " f"]]
+    of_gold = [[1.0, -1.0, 1.0, -2.0], [0.0, 0.0, 1.0, 0.0]]
+    gold_of = dict(zip([*texts[0], *texts[1]], [*of_gold[0], *of_gold[1]], strict=True))
+    learned = [[3.0, -3.0, 0.0, 5.0], [0.0, 0.0, 1.0, 0.0]]
+    drawn = [
+        encode_documents(language, [*zip(seed.evaluated, row, strict=True)], most=12, max_length=12)
+        for row in texts
+    ]
+    said = lambda *of_all: arms.Said(jax.tree.map(lambda leaf: leaf[None], drawn[of_all[4]]), None)
+    monkeypatch.setattr(arms, "speak", said)
+    rewards = lambda params, seen: np.array(
+        [next(v for v, d in zip(learned, drawn, strict=True) if (d.tokens == seen.tokens[0]).all())]
+    )
+    run = arms.Programs(None, {}, None, rewards)
+    monkeypatch.setattr(arms, "programs", lambda _: run)
+    judge = task.Judge(
+        None, lambda rows: np.array([gold_of.get(text, 0.0) for _, text in rows]), None
+    )
+    here = model.Model(setting, language.lm.init(jax.random.key(0)), [seed], [])
+    found = process._best_of_n(here, judge, [seed], jnp.zeros(1), None, None)
+    # " love", " l", " s" and " sword" are chosen; people would choose the other one of the last
+    # pair, and are torn between those of the third, which does not count.
+    assert found["gold"] == pytest.approx(np.mean([1.0, 0.0, 1.0, -2.0]))
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    assert found["kl"] == pytest.approx(np.log(2) - 0.5)
+    assert found["length"] == pytest.approx(np.mean([6, 3, 3, 7]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"models": 1}, {"gold": "humour"}])
+def test_a_pretrained_folder_and_a_reward_of_votes(
+    tmp_path, small_corpus, make_model, changes: dict
+):
+    if changes == {"models": 1}:
+        make_model(tmp_path / "small", 1)
+        changes = {"models": (str(tmp_path / "small"),), "sizes": ()}
+    try:
+        run.experiment(tiny(tmp_path, arms=("base", "rl"), **changes))
+    except UsageError as error:
+        if "gold" in changes and "ukp_humour" in str(error):
+            pytest.skip("the votes are missing")
+        raise
+    of_gold = tmp_path / changes.get("gold", "kindness")
+    found = json.loads((of_gold / "summary.json").read_text())["models"]
+    assert "slopes" not in found
+    (name,) = found
+    assert name == ("small" if "models" in changes else "8k")
+    (place,) = (of_gold / "arms").iterdir()
+    assert place.name.startswith(name) and (place.name == name) == ("gold" in changes)
+    assert 0 < found[name]["rl"]["share"]["mean"] < 1
+
+
+def test_pretrained_models_of_one_name_are_refused(tmp_path, make_model):
+    folders = [str(tmp_path / place / "same") for place in "ab"]
+    for folder in folders:
+        make_model(Path(folder), 1)
+    with pytest.raises(UsageError, match="found same: rename"):
+        run.experiment(tiny(tmp_path / "new", models=tuple(folders)))
 
 
 @pytest.mark.slow
@@ -436,7 +542,7 @@ def test_a_run_writes_its_folder_and_is_resumed(tmp_path, small_corpus):
     run.experiment(tiny(tmp_path, arms=first))
     folder = tmp_path / "kindness"
     before = json.loads((folder / "summary.json").read_text())
-    assert set(before["documents"]) == set(first) and "slopes" not in before
+    assert summary.arms_of(before) == list(first) and "slopes" not in before
     kept = folder / "arms" / "8k" / "sft_0.npz"
     time = kept.stat().st_mtime_ns
     (folder / "arms" / "8k" / "rl_0.npz").unlink()
