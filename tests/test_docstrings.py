@@ -54,7 +54,15 @@ def test_there_is_an_example(name: str):
     assert name in EXAMPLES
 
 
-SLOW = ("ensembles.adapters", "training.interaction")  # they compile most
+SLOW = (  # they compile most
+    "documents.sample",
+    "ensembles.adapters",
+    "ensembles.anchored",
+    "exploration.infomax",
+    "exploration.joint_infomax_queries",
+    "models.load_pretrained",
+    "training.interaction",
+)
 
 
 @pytest.mark.parametrize(

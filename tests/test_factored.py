@@ -151,6 +151,7 @@ def test_members_share_the_vocabulary(float64: None):
     assert_close(*gradients)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_slices")
 def test_half_precision_is_as_exact_as_whole_logits():
     logits, tokens = make("kernel", dtype="bfloat16"), draw_tokens()

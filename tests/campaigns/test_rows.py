@@ -57,6 +57,7 @@ def fault_of_lines(path: Path, content: list[bytes], tokenizer: models.Tokenizer
     return None
 
 
+@pytest.mark.slow
 def test_mutated_lines(model_folder: Path, tmp_path: Path, tally: Tally):
     tokenizer = models.load_tokenizer(model_folder)
 

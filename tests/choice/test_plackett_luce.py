@@ -279,6 +279,7 @@ def test_float32_ranks_do_not_see_the_size_of_the_utilities():
     np.testing.assert_allclose(shifted, exact, rtol=2e-6)
 
 
+@pytest.mark.slow
 def test_half_precision_is_computed_in_float32():
     half = (UTILITIES * 100.0).astype(np.float16)
     ranks = np.array([[1, 1, 2, 2], [1, 2, 1, -1], [2, 1, 1, 1]])

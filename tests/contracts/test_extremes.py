@@ -281,6 +281,7 @@ def test_a_product_that_is_a_float_though_its_weight_is_not():
     np.testing.assert_allclose(slopes, -math.exp(HELD), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_policy_at_the_target_stays_however_rare_its_samples_were():
     """`0 e^1000` is 0: nothing to do where pi = p."""
     x = jnp.array([-1.0, -3.0])

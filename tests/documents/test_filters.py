@@ -84,6 +84,7 @@ def test_by_hand(filters: dict, kept: list[int]):
     np.testing.assert_array_equal(np.flatnonzero(found > LOG_ZERO), kept)
 
 
+@pytest.mark.slow
 def test_half_precision_comes_out_in_float32():
     assert sampling_logits(jnp.zeros(3, jnp.bfloat16), top_p=0.5).dtype == jnp.float32
 

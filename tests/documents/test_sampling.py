@@ -353,6 +353,7 @@ def test_members_and_keys_are_lifted_under_checkify(kind: str):
         assert "logits hold a NaN" in checked(spoilt, keys)[0].get()
 
 
+@pytest.mark.slow
 def test_one_program_for_all_keys_and_prompts():
     """The same key gives the same draws, vmap those of a loop, and it compiles once."""
     traces = []

@@ -119,6 +119,7 @@ def test_a_document_longer_than_the_model_is_refused(cached: bool):
         jax.eval_shape(lambda: small(lm=lm, max_length=9))
 
 
+@pytest.mark.slow
 def test_a_document_longer_than_the_model_is_refused_behind_padding():
     """Known padding needs no positions; where it is traced, only one prompt token is certain."""
     prompt, valid = jnp.array([[0, 1, 2]]), np.array([[False, True, True]])

@@ -160,6 +160,7 @@ def test_on_upper_blocks_alone_it_is_the_whole_model_with_nothing_below(float64)
     np.testing.assert_allclose(found, expected, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_refuses_no_member_and_targets_that_do_not_fit():
     params = jax.eval_shape(LM.init, jax.random.key(0))
     with pytest.raises(ValueError, match="num_members >= 1"):

@@ -42,6 +42,7 @@ def prior_part(shared, index, inputs):
     return np.sum(parts, axis=0) / np.sqrt(len(index))
 
 
+@pytest.mark.slow
 def test_a_member_starts_as_its_prior_part(float64):
     ensemble = SMALL(num_members=5)
     shared, own = start(ensemble)
@@ -75,6 +76,7 @@ def test_a_score_is_mean_and_learnable_and_prior(float64):
     np.testing.assert_allclose(jax.jit(jax.vmap(padded))(own), scores, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_prior_part_has_the_scale_of_the_prior():
     ensemble, num_draws = epinet(5, num_members=1, prior_scale=1.7, index_size=3, hidden=(6,)), 8000
     inputs = features(1, 4, 5).astype(np.float32)

@@ -64,6 +64,7 @@ def test_a_pair_is_the_logistic_regression_of_the_difference(float64):
     np.testing.assert_allclose(fit.covariance, np.linalg.inv(curvature), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_weights_counts_and_repeated_rows_are_the_same(float64):
     features, shares, valid, weights = problem()
     by_weight = fit_laplace(features, shares, valid=valid, weights=weights, prior_scale=SCALE)

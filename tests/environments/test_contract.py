@@ -125,6 +125,7 @@ def test_nonsense_is_invalid_and_costs_as_much_as_any_step(world: World):
     assert np.all(rewards == rewards[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["arithmetic", pytest.param("train", marks=pytest.mark.slow)])
 def test_a_model_plays(name: str):
     """A tiny transformer writes nonsense; its transcript is sound and its rewards are exact."""

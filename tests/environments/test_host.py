@@ -91,6 +91,7 @@ def test_limits_must_be_positive():
         play(talking(["a"]), max_turns=0)
 
 
+@pytest.mark.slow
 def test_tokens_outside_the_vocabulary_are_an_error():
     lm = MODELS["tabular"]
     says = lambda token: lambda key: (0, [token])

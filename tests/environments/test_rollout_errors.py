@@ -87,6 +87,7 @@ def test_checkify_finds_bad_values(changes: dict, message: str):
     assert message in error.get()
 
 
+@pytest.mark.slow
 def test_checkify_finds_nothing_in_a_sound_rollout():
     draw = lambda key: rollout(MODELS["tabular"], PARAMS["tabular"], key, ECHO, **LIMITS)
     error, _ = checkify.checkify(jax.jit(draw), errors=checkify.user_checks)(KEYS[0])

@@ -207,6 +207,7 @@ def test_an_observation_may_be_empty_or_longer_than_the_prompt():
     assert transcript.turns[:19].tolist() == [0] * 3 + [1] * 7 + [2] * 2 + [3] * 7
 
 
+@pytest.mark.slow
 def test_nothing_is_computed_once_all_lanes_have_ended():
     calls = []
 
@@ -256,6 +257,7 @@ def test_no_gradient_comes_from_what_the_environment_says():
     assert jnp.all(jnp.where(transcripts.is_action, gradient, 1.0) != 0)
 
 
+@pytest.mark.slow
 def test_laws_of_tool_tokens_are_not_trained(float64):
     """In a table, every prefix has its own logits: those before a tool's token stay as they are."""
     lm, params = MODELS["tabular"], jnp.asarray(PARAMS["tabular"], float)

@@ -98,6 +98,7 @@ def test_the_dyadic_joint_loss_wants_one_truth_a_query():
         dyadic_joint_log_loss(jax.random.key(0), jnp.zeros((3, 4, 2)), jnp.zeros((5, 2)))
 
 
+@pytest.mark.slow
 def test_disagreement_is_the_spread_of_log_odds(float64):
     rng = np.random.default_rng(0)
     utilities = rng.normal(size=(5, 7, 3))

@@ -31,6 +31,7 @@ def test_soft_labels_by_definition(case):
     np.testing.assert_allclose(distance, expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_right_and_responses_that_are_impossible(case):
     _, shares = case
     with np.errstate(divide="ignore"):

@@ -112,6 +112,7 @@ def test_no_score_is_nan():
         assert np.min(scores) >= 0.0
 
 
+@pytest.mark.slow
 def test_a_singular_covariance_is_a_covariance(float64):
     """Scores along one direction alone: the far ends of the line tell most."""
     position = np.array([-3.0, 0.4, 5.0, 0.1, 3.5, 0.2])

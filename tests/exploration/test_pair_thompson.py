@@ -41,6 +41,7 @@ def test_a_member_for_each_response_is_the_mixture_for_all():
     assert_law(draw(greedy), by_mixture, 20_000)
 
 
+@pytest.mark.slow
 def test_the_best_of_a_member_has_the_law_of_being_best():
     # Member 2 has two best candidates. How much better they are does not matter.
     log_probs = np.array([[5.0, 1, 2, 3], [-1, 0.5, 0, -9], [2, 0, 1, 2], [0, 0.01, 0, 0]])

@@ -243,6 +243,7 @@ def test_joint_gain_of_a_copy_and_of_independent_bits(float64):
         jax.eval_shape(gain, *[first] * 23)
 
 
+@pytest.mark.slow
 def test_the_best_alone_are_copies_and_the_best_together_are_not():
     # Five copies of a query on which 4 members disagree with 4. The members disagree a little less
     # on four other queries, each of which divides them in another way.

@@ -359,6 +359,7 @@ def test_a_baseline_or_constant_of_another_shape_is_refused(name, shape):
             jax.eval_shape(lambda x, y: gdc_loss(x, x, x, log_z=y), samples, other)
 
 
+@pytest.mark.slow
 def test_no_sample_with_mass_and_no_estimate_of_z():
     """If log Z is as low as log P, no sample has mass, instead of all of them."""
     log_probs = jnp.log(jnp.array([0.3, 0.7]))

@@ -135,6 +135,7 @@ def test_wrong_shapes_and_types_are_refused(case: Case):
         LM.apply(case.params, tokens, valid=jnp.ones(L + 1, bool))
 
 
+@pytest.mark.slow
 def test_checkify_finds_tokens_out_of_range(case: Case):
     checked = jax.jit(checkify.checkify(LM.apply))
     valid = jnp.array([[True, True, True, False]])

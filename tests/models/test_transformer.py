@@ -133,7 +133,13 @@ def numpy_logits(params, document: np.ndarray, config: TransformerConfig = CONFI
     return features @ embedding.T if config.tied else linear(features, weights["head"])
 
 
-@every_config
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("didactic", "qwen3")))
+        for name in CONFIGS
+    ],
+)
 def test_logits_are_those_of_the_definition(float64: None, name: str):
     params = random_params(CONFIGS[name])
     for document, logits in zip(DOCUMENTS, apply(params, DOCUMENTS, name), strict=True):
@@ -386,6 +392,7 @@ def test_initial_scale(float64: None):
     assert 0.5 < np.std([numpy_logits(draw, DOCUMENTS[0]) for draw in draws[:8]]) < 2.0
 
 
+@pytest.mark.slow
 def test_parameters_follow_the_default_float_type():
     """Not linen's default, which is always float32."""
     for double, dtype in [(True, "float64"), (False, "float32")]:
@@ -407,6 +414,7 @@ def test_half_precision_parameters(params):
     np.testing.assert_allclose(found[:, :6].astype(float), exact, atol=0.1)
 
 
+@pytest.mark.slow
 def test_half_precision_computation(float64: None):
     """Parameters are floats, products in half precision, and logits in float32 and close."""
     config = dataclasses.replace(LLAMA, dtype="bfloat16")

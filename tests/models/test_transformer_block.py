@@ -2,11 +2,13 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from shatter.models.transformer_block import norm
 from shatter.models.transformer_config import TransformerConfig
 
 
+@pytest.mark.slow
 def test_the_offset_of_a_norm_is_added_in_float32():
     """In bfloat16, 1 + 0.003 is 1."""
     rng = np.random.default_rng(0)

@@ -65,6 +65,7 @@ def test_a_window_as_long_as_the_text_is_none(float64: None, rope: Rope | None, 
     assert np.abs(shorter[:, 8] - expected[:, 8]).max() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("full_layers", "seen"),
     [pytest.param((), 5, marks=pytest.mark.slow), ((0,), 9)],

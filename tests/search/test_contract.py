@@ -165,7 +165,13 @@ def test_a_budget_below_one_response(name: str):
         made(LM, None, None, PROMPT, reward=reward, max_length=0)
 
 
-@every_search
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "best_of_n" else pytest.param(name, marks=pytest.mark.slow)
+        for name in SEARCHES
+    ],
+)
 def test_a_reward_of_the_wrong_length(name: str):
     call = run(name, reward=lambda tokens, mask: jnp.zeros(tokens.shape[0] + 1))
     with pytest.raises(AssertionError, match="one number for every document"):

@@ -51,6 +51,7 @@ def place_of(rows, tokens):
     return same.argmax(-1)
 
 
+@pytest.mark.slow
 @one_end
 def test_a_beam_that_covers_the_space_finds_the_optima(float64, eos):
     """Of the model, of the posterior with the reward at the end, and of the reward alone."""

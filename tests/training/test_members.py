@@ -85,6 +85,7 @@ def test_gradients_are_combined_over_the_members(float64):
     np.testing.assert_allclose(tied - start, np.broadcast_to(mean, tied.shape), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_members_start_where_the_ensemble_says_and_are_pulled_to_their_anchors(float64):
     """The objective is convex, so that the start does not matter in the end."""
     halfway = lambda anchor: 0.5 * anchor + 1.0

@@ -103,7 +103,7 @@ def test_a_bad_loss_is_found_on_demand():
     assert "the gradient's norm is inf" in message([1.0, 0.0], [1.0, 1.0])
 
 
-@pytest.mark.parametrize("num_batches", [2, 3])
+@pytest.mark.parametrize("num_batches", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_an_update_of_several_batches_is_that_of_one(float64, num_batches):
     """Of any weighted mean, of what all batches draw by their key, and with clipping and AdamW."""
     rows, weights = np.array(BATCHES[:2].reshape(12, 4)), np.linspace(0.0, 3.0, 12)

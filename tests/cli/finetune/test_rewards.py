@@ -164,6 +164,7 @@ def models_head(config: Config) -> np.ndarray:
     return load_file(f"{config.reward_model}/reward_head.safetensors")["score.weight"]
 
 
+@pytest.mark.slow
 def test_what_is_no_reward_model_is_named(
     config: Config, model_folder: Path, tmp_path: Path, make_model: Callable[..., None]
 ):

@@ -170,6 +170,7 @@ def test_a_killed_run_resumes_to_the_bit(
     assert_same(trained_params(killed), trained_params(tiny))
 
 
+@pytest.mark.slow
 def test_answers_to_one_comparison_share_its_forward_pass(tiny: Config):
     """The loss equals that of one row per answer, and weights of equal answers are added."""
     task = load_task(tiny)

@@ -151,6 +151,7 @@ def test_everybody_has_their_own_progress(ask, file):
     assert answer.annotator == "Bo"
 
 
+@pytest.mark.slow
 def test_answers_at_the_same_time(app, file, queries):
     """With thirty people in as many threads every line is whole and every answer there once."""
     failed = []

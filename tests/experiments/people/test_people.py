@@ -115,6 +115,7 @@ def test_measures_by_definition():
     assert sum(bins["number"]) == 5
 
 
+@pytest.mark.slow
 def test_scales_are_chosen_on_units_that_the_fit_has_not_seen():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 2, 3))

@@ -40,6 +40,7 @@ def test_a_linear_reward_of_log_probs_is_the_log_prob_of_the_table():
     np.testing.assert_allclose(sums, WORLD.log_probs(jnp.asarray(table)), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_kl_from_the_anchor_is_the_librarys():
     anchor, table = map(jnp.asarray, tables(2))
     tokens, mask = WORLD.space

@@ -191,6 +191,7 @@ def test_values_are_the_same_read_token_by_token(drawn):
     assert np.std(whole[:, after:]) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_fit_finds_a_reward_that_is_a_value(drawn):
     """Targets that are linear in what the value reads, at one length, are explained whole."""
     world, fixed, problem, _ = drawn
