@@ -20,8 +20,9 @@ from shatter.cli.common.progress import open_console, progress_bar
 from shatter.cli.common.utilities import Form
 from shatter.cli.finetune import checks
 from shatter.cli.finetune.config import Config as Finetune
+from shatter.cli.finetune.evaluation import split_scores
 from shatter.cli.finetune.run import finetune
-from shatter.cli.finetune.task import load_task
+from shatter.cli.finetune.task import AS_EVERYBODY, Task, load_task
 
 CONDITIONS: tuple[data.ConditionOn, ...] = ("none", "group", "examples")
 
@@ -125,8 +126,9 @@ def experiment(config: Config) -> None:
             told = lambda message, steps, name=name: advance(f"{name}: {message}", steps)
             setting = _setting(config, condition, division, root)
             checks.check(setting)
-            summary = finetune(setting, load_task(setting), told)
-            found[condition].append(measures(summary, condition))
+            task = load_task(setting)
+            summary = finetune(setting, task, told)
+            found[condition].append(compared(summary, uniform_row(setting, task), condition))
     summary = {
         f"{condition}/{measure}": mean_interval(np.array([seed[measure] for seed in seeds]))
         for condition, seeds in found.items()
@@ -145,13 +147,13 @@ def _setting(config: Config, condition: data.ConditionOn, division: int, root: P
         config.dataset, str(folder), config.by, config.num_persons, config.data_dir, division
     )
     export.write_files(rows)
-    shared = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if field.name in _OF_FINETUNE
-    }
-    return Finetune(
-        **shared,
+    flags, known = (
+        dataclasses.asdict(config),
+        {field.name for field in dataclasses.fields(Finetune)},
+    )
+    shared = Finetune(**{name: value for name, value in flags.items() if name in known})
+    return dataclasses.replace(
+        shared,
         model_name_or_path=model_folder(config.model_name_or_path, config.data_dir),
         dataset_name=str(folder / "train.jsonl"),
         eval_dataset_name=(str(folder / "new.jsonl"),),
@@ -162,48 +164,70 @@ def _setting(config: Config, condition: data.ConditionOn, division: int, root: P
     )
 
 
-_OF_FINETUNE = {
-    *("num_examples", "min_group_size", "utility", "use_peft", "learning_rate", "max_steps"),
-    *("per_device_train_batch_size", "max_length", "kl_samples", "kl_length"),
-}
+def uniform_row(setting: Finetune, task: Task) -> dict[str, Any]:
+    """Returns what `shatter finetune` would measure on the same rows if all shares were equal."""
+    row: dict[str, Any] = {}
+    for name, split in task.held_out.items():
+        nothing = np.zeros((len(split.encoded), max(len(e.completions) for e in split.encoded)))
+        scores, _ = split_scores(setting, split.encoded, nothing)
+        row |= {f"eval_{name}/{measure}": value for measure, value in scores.items()}
+    return row
 
 
-def measures(summary: dict[str, Any], condition: str) -> dict[str, float]:
-    """Returns the measures of a run on new questions.
+def compared(summary: dict[str, Any], uniform: dict[str, Any], condition: str) -> dict[str, float]:
+    """Returns the measures of a run on new questions beside those of uniform shares.
 
     Args:
       summary: of `shatter finetune`.
+      uniform: of `uniform_row`.
       condition: what its prompts said.
 
     Returns:
-      Numbers by "measure, before" and "measure": kl, from everybody's shares by prompts that say
-      nothing; group_kl, from each group's by prompts as conditioned, each group counting once;
-      log_loss of a person's answers by prompts as conditioned, and log_loss_as_everybody;
-      kl_from_pretrained, nats a response. Measures of which there are no rows are left out.
+      Numbers by "measure, before", "measure" (after), "measure, uniform", and "measure less
+      uniform", which is the difference of the second and the third.
     """
-    told, blind = "eval_new/", f"eval_new{'' if condition == 'none' else '_as_everybody'}/"
+    before, after = measures(summary["before"], condition), measures(summary["after"], condition)
+    equal = measures(uniform, condition)
+    found: dict[str, float] = {}
+    for name, value in after.items():
+        found |= {f"{name}, before": before[name], name: value}
+        if name in equal:
+            found[f"{name}, uniform"] = equal[name]
+            found[f"{name} less uniform"] = value - equal[name]
+    return found
+
+
+def measures(row: dict[str, Any], condition: str) -> dict[str, float]:
+    """Returns the measures on new questions.
+
+    Args:
+      row: what `shatter finetune` measured, by its names.
+      condition: what the prompts said.
+
+    Returns:
+      kl, from everybody's shares by prompts that say nothing; group_kl, from each group's by
+      prompts as conditioned, each group counting once; log_loss of a person's answers by prompts as
+      conditioned, and log_loss_as_everybody; kl_from_pretrained, nats a response. Measures of which
+      there are no rows are left out.
+    """
+    told, blind = "eval_new/", f"eval_new{'' if condition == 'none' else AS_EVERYBODY}/"
     names = {
         "kl": f"{blind}soft_kl",
         "log_loss": f"{told}person_log_loss",
         "log_loss_as_everybody": f"{blind}person_log_loss",
         "kl_from_pretrained": "kl",
     }
-    found: dict[str, float] = {}
-    for when, end in (("before", ", before"), ("after", "")):
-        row = summary[when]
-        found |= {f"{measure}{end}": row[name] for measure, name in names.items() if name in row}
-        of_groups = [
-            value
-            for name, value in row.items()
-            if name.startswith(f"{told}group=") and name.endswith("/soft_kl")
-        ]
-        if of_groups:
-            found[f"group_kl{end}"] = float(np.mean(of_groups))
-    return found
+    found = {measure: row[name] for measure, name in names.items() if name in row}
+    of_groups = [
+        value
+        for name, value in row.items()
+        if name.startswith(f"{told}group=") and name.endswith("/soft_kl")
+    ]
+    return found | ({"group_kl": float(np.mean(of_groups))} if of_groups else {})
 
 
 def table(config: Config, summary: dict[str, Any]) -> Table:
-    """Returns the table of the measures, before and after, by condition."""
+    """Returns the table of the measures, before, after and less those of uniform shares."""
     made = Table(title=f"{config.dataset}, new questions: {config.num_seeds} divisions [95%]")
     shown = list(dict.fromkeys(name.partition("/")[2] for name in summary))
     made.add_column("measure")

@@ -107,18 +107,34 @@ def make_evaluate(config: Config, task: Task, refs: dict[str, np.ndarray]) -> Ev
                     f"the model's scores of {name} are not finite: the run went astray; lower "
                     "--learning_rate, or go on from an earlier checkpoint with another"
                 )
-            scores = measures.held_out_scores(split.encoded, values)
-            scores |= soft_scores(split.encoded, values)
-            scores |= _by_group(config, split.encoded, values)
-            if persons := person_scores(split.encoded, values):
+            scores, persons = split_scores(config, split.encoded, values)
+            if persons:
                 people[name] = persons
-                scores |= _over_persons(persons)
             if config.objective == "sft":
                 scores |= measures.demonstration_scores(split.encoded, values)
             metrics |= {f"eval_{name}/{measure}": value for measure, value in scores.items()}
         return Evaluation(metrics, people)
 
     return evaluate
+
+
+def split_scores(
+    config: Config, encoded: Sequence[data.Encoded], utilities: np.ndarray
+) -> tuple[Record, list[Person]]:
+    """Measures how well utilities predict held-out comparisons: overall, by group and by person.
+
+    Args:
+      config: the config.
+      encoded: the rows.
+      utilities: `[rows, K]`, nats.
+
+    Returns:
+      Measures by name, and the persons.
+    """
+    scores: Record = measures.held_out_scores(encoded, utilities) | soft_scores(encoded, utilities)
+    scores |= _by_group(config, encoded, utilities)
+    persons = person_scores(encoded, utilities)
+    return scores | (_over_persons(persons) if persons else {}), persons
 
 
 def _by_group(config: Config, encoded: Sequence[data.Encoded], utilities: np.ndarray) -> Record:

@@ -33,12 +33,21 @@ def test_measures_are_found_under_their_names():
         f"eval_new_as_everybody/{name.removeprefix('eval_new/')}": v + 10 for name, v in row.items()
     }
     row["kl"] = 4.0
-    found = finetuned.measures({"before": row, "after": row}, "group")
-    expected = {"kl": 11.0, "group_kl": 2.0, "log_loss": 3.0, "log_loss_as_everybody": 13.0}
-    assert {k: v for k, v in found.items() if "before" not in k} == expected | {
-        "kl_from_pretrained": 4.0
+    found = finetuned.measures(row, "group")
+    assert found == {
+        "kl": 11.0,
+        "group_kl": 2.0,
+        "log_loss": 3.0,
+        "log_loss_as_everybody": 13.0,
+        "kl_from_pretrained": 4.0,
     }
-    assert finetuned.measures({"before": row, "after": row}, "none")["kl"] == 1.0
+    assert finetuned.measures(row, "none")["kl"] == 1.0
+    uniform = {"eval_new/soft_kl": 0.75}
+    runs = {"before": row, "after": row | {"eval_new/soft_kl": 0.5}}
+    found = finetuned.compared(runs, uniform, "none")
+    names = ("kl, before", "kl", "kl, uniform", "kl less uniform")
+    assert [found[name] for name in names] == [1.0, 0.5, 0.75, -0.25]
+    assert "group_kl less uniform" not in found
 
 
 @pytest.mark.slow
