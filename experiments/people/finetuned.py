@@ -147,10 +147,8 @@ def _setting(config: Config, condition: data.ConditionOn, division: int, root: P
         config.dataset, str(folder), config.by, config.num_persons, config.data_dir, division
     )
     export.write_files(rows)
-    flags, known = (
-        dataclasses.asdict(config),
-        {field.name for field in dataclasses.fields(Finetune)},
-    )
+    known = {field.name for field in dataclasses.fields(Finetune)}
+    flags = dataclasses.asdict(config)
     shared = Finetune(**{name: value for name, value in flags.items() if name in known})
     return dataclasses.replace(
         shared,

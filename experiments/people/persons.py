@@ -31,6 +31,18 @@ class Person(NamedTuple):
     new: Ints
 
 
+class Followed(NamedTuple):
+    """Persons who are learned one by one.
+
+    Attributes:
+      judged: those whose answers to new questions are predicted.
+      choosing: those whose other answers to old questions choose how far a person may differ.
+    """
+
+    judged: list[Person]
+    choosing: list[Person]
+
+
 class Options(NamedTuple):
     """What persons choose among.
 
@@ -46,7 +58,7 @@ class Options(NamedTuple):
 
 
 def person_losses(
-    config: Config, poll: Poll, options: Options, is_new: np.ndarray, rng: np.random.Generator
+    config: Config, poll: Poll, options: Options, followed: Followed
 ) -> dict[str, float]:
     """Measures the log-loss of persons' answers to new questions after some to old ones.
 
@@ -54,17 +66,14 @@ def person_losses(
       config: the config.
       poll: the poll.
       options: the options.
-      is_new: bool `[Q]`, which questions are new.
-      rng: draws the persons and the order of their answers.
+      followed: the persons.
 
     Returns:
-      Measures by name; nothing if nobody has enough answers.
+      Measures by name; nothing if there is nobody to judge.
     """
-    persons = draw_persons(poll, is_new, max(config.numbers_of_answers), rng)
-    if not persons:
+    judged, choosing = followed
+    if not judged:
         return {}
-    judged, choosing = persons[: config.max_persons], persons[config.max_persons :]
-    choosing = (choosing or judged)[: config.max_persons]
     found = {"persons/number": float(len(judged))}
     for number in dict.fromkeys((0, *config.numbers_of_answers)):  # gains are over 0
         scale = 1.0
@@ -109,6 +118,25 @@ def mean_loss(options: Options, persons: list[Person], number: int, scale: float
         own = options.utilities[q, person.group] + options.features[q] @ difference
         losses.append(-log_law(own, options.valid[q])[np.arange(len(q)), k].mean())
     return float(np.mean(losses))
+
+
+def draw_followed(
+    config: Config, poll: Poll, is_new: np.ndarray, rng: np.random.Generator
+) -> Followed:
+    """Draws the persons to judge and as many others, or the same where there are no others.
+
+    Args:
+      config: the config.
+      poll: the poll.
+      is_new: bool `[Q]`, which questions are new.
+      rng: draws the persons and the order of their answers.
+
+    Returns:
+      The persons; nobody if nobody has enough answers.
+    """
+    persons = draw_persons(poll, is_new, max(config.numbers_of_answers), rng)
+    judged, others = persons[: config.max_persons], persons[config.max_persons :]
+    return Followed(judged, (others or judged)[: config.max_persons])
 
 
 def draw_persons(

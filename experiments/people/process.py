@@ -9,7 +9,7 @@ from experiments.people import learners, measures
 from experiments.people.config import Config
 from experiments.people.inputs import Inputs, gram_components
 from experiments.people.learners import log_law
-from experiments.people.persons import Options, person_losses
+from experiments.people.persons import Followed, Options, draw_followed, person_losses
 from experiments.people.polls import Poll, new_questions
 from shatter.cli.common.votes import Floats, Ints
 
@@ -39,7 +39,9 @@ class Cells(NamedTuple):
         return Cells(*(values[rows] for values in self))
 
 
-def run_seed(config: Config, poll: Poll, inputs: Inputs, seed: int) -> dict[str, Any]:
+def run_seed(
+    config: Config, poll: Poll, inputs: Inputs, seed: int, followed: Followed | None = None
+) -> dict[str, Any]:
     """Learns and measures.
 
     Args:
@@ -47,6 +49,7 @@ def run_seed(config: Config, poll: Poll, inputs: Inputs, seed: int) -> dict[str,
       poll: the poll.
       inputs: what the model and n-grams say of its options.
       seed: of the division.
+      followed: the persons to judge and to choose by; None = they are drawn.
 
     Returns:
       measures: numbers by "method/measure". bins: those of `measures.calibration`, by method.
@@ -83,7 +86,9 @@ def run_seed(config: Config, poll: Poll, inputs: Inputs, seed: int) -> dict[str,
             floor = measures.noise_floor(laws[method][rows], new.counts[rows], rng)
             found[f"floor/{name}"] = floor
     options = Options(tables["model"][inputs.places[:, 0]], utilities, inputs.valid)
-    found |= person_losses(config, poll, options, is_new, rng)
+    if followed is None:
+        followed = draw_followed(config, poll, is_new, rng)
+    found |= person_losses(config, poll, options, followed)
     return {"measures": found, "bins": bins}
 
 

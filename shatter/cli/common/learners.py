@@ -12,7 +12,7 @@ import optax
 
 from shatter import data, documents, ensembles, losses, models, training
 from shatter.cli.common.frozen import Table
-from shatter.cli.common.utilities import response_utility
+from shatter.cli.common.utilities import Form, response_utility
 from shatter.factored import FactoredLogits, target_log_probs
 from shatter.types import Array, Comparison, Key, Params, Query, item_query
 
@@ -206,15 +206,27 @@ def adapter_utility(
     if (setting.adapted_layers == LAST_MLP_OUT or "places" in rows) and upper.factored is not None:
         make = upper.factored
     logits = make(member, rows["hidden"], valid=rows["valid"])
+    return text_utility(setting.utility, logits, rows, scale=setting.utility_scale)
+
+
+def text_utility(form: Form, logits: Any, rows: Table, *, scale: float) -> Array:
+    """Returns the utility of texts from the logits of the model that judges them.
+
+    Args:
+      form: its name, see `shatter.cli.common.utilities`.
+      logits: `[..., T, V]`, or their factors, which `places` need.
+      rows: as in `adapter_utility`; their hidden states are not read.
+      scale: mean and ratio: nats of utility for a nat of mean log-prob a token.
+
+    Returns:
+      `[...]`, nats.
+    """
     if "places" in rows:
         log_prob = _log_prob_of_places(logits, rows["tokens"], rows["places"])
     else:
         log_prob = documents.log_prob(logits, rows["tokens"], rows["mask"])
     lengths = jnp.sum(rows["mask"], axis=-1)
-    ref_log_prob = lengths * rows["log_prob"]
-    return response_utility(
-        setting.utility, log_prob, ref_log_prob, lengths, scale=setting.utility_scale
-    )
+    return response_utility(form, log_prob, lengths * rows["log_prob"], lengths, scale=scale)
 
 
 def _log_prob_of_places(logits: FactoredLogits, tokens: Array, places: Array) -> Array:

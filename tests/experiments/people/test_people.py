@@ -11,7 +11,7 @@ from scipy.special import log_softmax, rel_entr
 
 from experiments.people import export, inputs, learners, measures, polls, run
 from experiments.people.config import Config, check
-from experiments.people.persons import Options, person_losses
+from experiments.people.persons import Options, draw_followed, person_losses
 from experiments.people.polls import Poll, Question
 from shatter import data
 from shatter.cli.common.binary import UsageError
@@ -147,7 +147,8 @@ def test_gains_are_over_no_answers_also_where_these_are_not_asked_for():
     options = Options(rng.normal(size=(12, 3, 2)), rng.normal(size=(12, 3, 3)), valid)
     config = Config(dataset="polis", numbers_of_answers=(1, 2), max_persons=2)
     is_new = polls.new_questions(poll, rng)
-    found = [person_losses(config, poll, options, is_new, np.random.default_rng(s)) for s in (0, 1)]
+    drawn = [draw_followed(config, poll, is_new, np.random.default_rng(s)) for s in (0, 1)]
+    found = [person_losses(config, poll, options, followed) for followed in drawn]
     summary = run._summarise(found)
     for number in (1, 2):
         gains = [one["persons/log_loss_0"] - one[f"persons/log_loss_{number}"] for one in found]

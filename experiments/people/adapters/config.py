@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from shatter import models
 from shatter.cli.common import binary
 from shatter.cli.common.utilities import Form
 
@@ -16,7 +17,8 @@ class Config:
     The adapters of a population, of its groups and of single persons, on the last block's mlp_out,
     are learned jointly from answers to old questions: persons are pulled to their group, groups to
     the population, and the population to the frozen model. Beside them are heads on the frozen
-    model's features, as in `experiments.people.run`, on the same divisions of the questions.
+    model's features, as in `experiments.people.run`, on the same divisions of the questions; they
+    learn from the same answers and are judged by the same persons.
     """
 
     dataset: str = "survey_opinions"
@@ -46,7 +48,7 @@ class Config:
 
     max_persons: int = 100
     """Largest number of persons to judge; half as many others choose how far a person may differ.
-    """
+    Heads are judged and chosen by the same persons."""
 
     numbers_of_answers: tuple[int, ...] = (0, 1, 4, 16)
     """After how many of a person's answers the next ones are predicted."""
@@ -67,7 +69,7 @@ class Config:
     """Deviations of groups from the population, over the population's, to choose among."""
 
     person_scales: tuple[float, ...] = (0.03, 0.1, 0.3)
-    """Deviations of persons from their group, to choose among."""
+    """Deviations of persons from their group, to choose among for each number of answers."""
 
     answers_per_question: float = 1000.0
     """As how many all answers to a question count of people who have no adapter of their own; a
@@ -83,6 +85,11 @@ class Config:
     """Also write the first division's adapters, of the population, the groups and the persons, as
     PEFT folders below the run's."""
 
+    @property
+    def lora(self) -> models.LoraConfig:
+        """The adapters' config."""
+        return models.LoraConfig(self.lora_r, float(self.lora_r), ("mlp_out",))
+
 
 def check(config: Config) -> None:
     """Raises an error if a flag has an impossible value.
@@ -95,10 +102,9 @@ def check(config: Config) -> None:
     binary.at_least(config, num_seeds=2, seed=0, max_questions=5, max_length=8, max_persons=1)
     binary.at_least(config, lora_r=1, num_steps=1, person_steps=1)
     binary.positive(config, "utility_scale", "answers_per_question")
-    for name in ("population_scales", "group_ratios", "person_scales", "numbers_of_answers"):
-        values = getattr(config, name)
-        least = "at least one number above 0"
-        if name == "numbers_of_answers":
-            values, least = [max(values, default=0)], f"numbers, the largest above 0, in {values}"
-        if not values or min(values) <= 0:
-            raise binary.UsageError(f"--{name} must be {least}, found {list(values)}")
+    binary.positive(config, "population_scales", "group_ratios", "person_scales")
+    numbers = config.numbers_of_answers
+    if not numbers or min(numbers) < 0 or max(numbers) == 0:
+        raise binary.UsageError(
+            f"--numbers_of_answers must be numbers >= 0, the largest above 0, found {list(numbers)}"
+        )

@@ -2,23 +2,22 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.people import hierarchy
-from experiments.people.hierarchy import Levels, Scales
-from experiments.people.polls import Item, Poll
-from shatter import documents, models
+from experiments.people.adapters import hierarchy
+from experiments.people.adapters.config import Config
+from experiments.people.adapters.hierarchy import Levels, Scales
+from experiments.people.adapters.inputs import Answers
+from shatter import models
 from shatter.cli.common.compiling import compiler_options
-from shatter.cli.common.frozen import Frozen, Table, hidden_table
-from shatter.cli.common.utilities import Form, response_utility
+from shatter.cli.common.frozen import Frozen, Table
+from shatter.cli.common.learners import text_utility
 from shatter.cli.common.votes import Floats, Ints
-from shatter.factored import Rows as Factors
-from shatter.factored import multiply
+from shatter.factored import Rows, multiply
 from shatter.models.transformer import vocabulary_columns
 from shatter.types import Array, Params
 
@@ -27,36 +26,8 @@ CHUNKS = 8  # predictions are of multiples of so many chunks, so that few sizes 
 NUM_WIDTHS = 3  # of tables with fewer tokens, each half as wide: few options are long
 
 
-class Adapting(NamedTuple):
-    """The adapters, and the utility of a text under them.
-
-    Attributes:
-      lora: their config, on mlp_out alone.
-      utility: the form, see `shatter.cli.common.utilities`.
-      utility_scale: mean and ratio: nats of utility for a nat a token.
-    """
-
-    lora: models.LoraConfig
-    utility: Form
-    utility_scale: float
-
-
-class Answers(NamedTuple):
-    """N rows of answers, each to one question and under the adapter of one owner.
-
-    Attributes:
-      owner: int `[N]`, a row of `hierarchy.stacked`: 0 = the population, then groups, then persons.
-      question: int `[N]`.
-      counts: `[N, K]`, how often each option was chosen; 0 in empty slots.
-    """
-
-    owner: Any
-    question: Any
-    counts: Any
-
-
-class Rows(NamedTuple):
-    """Rows in chunks.
+class Chunks(NamedTuple):
+    """Rows of answers in chunks of B.
 
     Attributes:
       size: int `[C]`, which of the widths has room for the questions of a chunk.
@@ -83,69 +54,29 @@ class Programs(NamedTuple):
     valid: np.ndarray
 
 
-def option_table(
-    model: Frozen, poll: Poll, *, max_length: int, file: Path
-) -> tuple[Table, np.ndarray]:
-    """Computes what adapters on the last mlp_out need of every option, at the option's tokens only.
-
-    No position reads another above that projection, so the prompt's own positions are left out.
-
-    Args:
-      model: the frozen model.
-      poll: the poll.
-      max_length: the largest number of tokens of a prompt and an option.
-      file: keeps the hidden states, see `shatter.cli.common.frozen.hidden_table`.
-
-    Returns:
-      As `hidden_table`, but `[Q, K, R, ...]`: the last token of the prompt and those of the option;
-      and bool `[Q, K]`, false in empty slots.
-    """
-    numbers: dict[Item, int] = {}
-    valid = np.zeros((len(poll.questions), poll.counts.shape[2]), bool)
-    places = np.zeros(valid.shape, int)
-    for q, question in enumerate(poll.questions):
-        for k, option in enumerate(question.options):
-            places[q, k] = numbers.setdefault((question.prompt, option), len(numbers))
-            valid[q, k] = True
-    cut_at = model.config.num_layers  # below the last mlp_out
-    texts = hidden_table(model, list(numbers), max_length=max_length, layer=cut_at, file=file)
-    lengths = texts["mask"].sum(axis=1)
-    steps = np.arange(lengths.max() + 1)
-    columns = texts["mask"].argmax(axis=1)[:, None] - 1 + steps
-    columns = np.minimum(columns, texts["mask"].shape[1] - 1)
-    cut = {name: np.take_along_axis(texts[name], columns, 1) for name in ("tokens", "valid")}
-    cut["hidden"] = np.take_along_axis(texts["hidden"], columns[..., None], 1)
-    cut["mask"] = (steps > 0) & (steps <= lengths[:, None])
-    cut["log_prob"] = texts["log_prob"]
-    return {name: values[places] for name, values in cut.items()}, valid
-
-
-def make_programs(
-    model: Frozen, adapting: Adapting, table: Table, valid: np.ndarray, *, seed: int
-) -> Programs:
+def make_programs(config: Config, model: Frozen, table: Table, valid: np.ndarray) -> Programs:
     """Compiles the learner and the predictions of adapters on the last mlp_out.
 
     Args:
+      config: has the adapters, their utility, and the seed that draws the anchor.
       model: the frozen model.
-      adapting: the adapters and the utility.
-      table: of `option_table`.
+      table: of `inputs.option_table`.
       valid: bool `[Q, K]`.
-      seed: draws the anchor.
 
     Returns:
       The programs.
     """
     layers = models.split_layers(model.config, model.config.num_layers)
     base = layers.upper_params(model.params)
-    anchor = models.init_lora(jax.random.key(seed), base, adapting.lora)
+    anchor = models.init_lora(jax.random.key(config.seed), base, config.lora)
     widths = _widths(table)
     needed = 1 + (table["mask"] & valid[..., None]).any(axis=1).sum(axis=-1)
     sizes = np.searchsorted(widths, needed)  # of questions
     of_question = valid.shape[1] * int(np.median(widths[sizes])) * model.config.vocab_size
     at_once = int(np.clip(NUMBERS_AT_ONCE // of_question, 1, ROWS_AT_ONCE))
-    one = partial(_utilities, model.config, layers.upper, adapting)
+    one = partial(_utilities, config, model.config, layers.upper)
 
-    def of_rows(judge: Callable[..., Array], frozen: Any, own: Params, rows: Rows) -> Array:
+    def of_rows(judge: Callable[..., Array], frozen: Any, own: Params, rows: Chunks) -> Array:
         base, table, _ = frozen
 
         def of_row(width: int, answers: Answers) -> Array:
@@ -165,7 +96,7 @@ def make_programs(
     def fit(
         frozen: Any,
         anchor: Params,
-        rows: Rows,
+        rows: Chunks,
         person_groups: Array,
         scales: Scales,
         start: Levels,
@@ -179,7 +110,7 @@ def make_programs(
         loss = lambda own: jnp.sum(of_rows(of_answers, frozen, own, rows))
         return hierarchy.fit(loss, anchor, person_groups, scales, start, num_steps=num_steps)
 
-    def utilities(frozen: Any, own: Params, rows: Rows) -> Array:
+    def utilities(frozen: Any, own: Params, rows: Chunks) -> Array:
         return of_rows(lambda values, _: values, frozen, own, rows)
 
     options = compiler_options()
@@ -207,9 +138,9 @@ def make_programs(
 
 
 def _utilities(
-    config: models.TransformerConfig,
+    config: Config,
+    transformer: models.TransformerConfig,
     upper: models.LanguageModel,
-    adapting: Adapting,
     base: Params,
     own: Params,
     texts: Table,
@@ -220,17 +151,9 @@ def _utilities(
     are vmapped: faster than with an adapter's own factor of the vocabulary, if few texts share it.
     """
     assert upper.features is not None
-    features = upper.features(models.with_lora(base, own, adapting.lora), texts["hidden"])
-    logits = multiply(Factors(features), vocabulary_columns(config, base, features.dtype))
-    log_prob = documents.log_prob(logits, texts["tokens"], texts["mask"])
-    lengths = jnp.sum(texts["mask"], axis=-1)
-    return response_utility(
-        adapting.utility,
-        log_prob,
-        lengths * texts["log_prob"],
-        lengths,
-        scale=adapting.utility_scale,
-    )
+    features = upper.features(models.with_lora(base, own, config.lora), texts["hidden"])
+    logits = multiply(Rows(features), vocabulary_columns(transformer, base, features.dtype))
+    return text_utility(config.utility, logits, texts, scale=config.utility_scale)
 
 
 def _widths(table: Table) -> Ints:
@@ -239,7 +162,9 @@ def _widths(table: Table) -> Ints:
     return np.unique([-(-most // 2**halvings) for halvings in range(NUM_WIDTHS)])
 
 
-def _in_chunks(sizes: Ints, at_once: int, answers: Answers, *, multiple: int) -> tuple[Rows, Ints]:
+def _in_chunks(
+    sizes: Ints, at_once: int, answers: Answers, *, multiple: int
+) -> tuple[Chunks, Ints]:
     """Returns rows in chunks of questions of like size, and the order in which they are there."""
     order = np.argsort(sizes[answers.question], kind="stable")
     number = -len(order) % (at_once * multiple)
@@ -250,4 +175,4 @@ def _in_chunks(sizes: Ints, at_once: int, answers: Answers, *, multiple: int) ->
     shape = lambda values: (len(values) // at_once, at_once, *values.shape[1:])
     shaped = [values.reshape(shape(values)) for values in chunks]
     of_chunks = np.pad(sizes[answers.question][order], (0, number)).reshape(-1, at_once)
-    return Rows(of_chunks.max(axis=1), Answers(*shaped)), order
+    return Chunks(of_chunks.max(axis=1), Answers(*shaped)), order

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.people import hierarchy
-from experiments.people.hierarchy import Levels, Scales
+from experiments.people.adapters import hierarchy
+from experiments.people.adapters.hierarchy import Levels, Scales
+from shatter import ensembles
 
 GROUPS = np.array([1, 2, 2, 0, 1])  # of five persons, the last of whom has no answers
 SCALES = Scales(1.3, 0.8, 0.5)
@@ -42,7 +43,7 @@ def fitted(scales=SCALES, num_steps=60):
     owner, x, y = linear_answers()
     loss = lambda own: 0.5 * jnp.sum((y - jnp.sum(x * own["b"][owner], axis=-1)) ** 2)
     anchor = {"b": jnp.array(ANCHOR)}
-    start = hierarchy.at_anchor(anchor, 2, 0)
+    start = hierarchy.at_anchor(anchor, 2)
     run = lambda start: hierarchy.fit(loss, anchor, GROUPS, scales, start, num_steps=num_steps)
     return jax.jit(run)(start)
 
@@ -56,20 +57,20 @@ def test_the_joint_minimum_is_the_posterior_mean(float64):
     assert np.abs(levels.groups["b"][1] - levels.population["b"]).max() > 0.05
 
 
-def test_the_penalty_is_that_of_the_offsets(float64):
+def test_half_the_square_of_the_offsets_is_the_penalty(float64):
     rng = np.random.default_rng(1)
-    own = Levels(*({"b": jnp.array(rng.normal(size=s))} for s in ((2,), (2, 2), (5, 2))))
-    found = hierarchy.penalty(own, {"b": jnp.array(ANCHOR)}, GROUPS, SCALES)
-    one, groups, persons = (np.asarray(level["b"]) for level in own)
-    centres = np.concatenate([one[None], groups])[GROUPS]
-    gaps = (one - ANCHOR, groups - one, persons - centres)
-    expected = sum(np.sum(gap**2) / (2 * s**2) for gap, s in zip(gaps, SCALES, strict=True))
-    np.testing.assert_allclose(found, expected)
-    # The penalty has a slope at every level: the levels are learned together.
-    slopes = jax.grad(hierarchy.penalty)(own, {"b": jnp.array(ANCHOR)}, GROUPS, SCALES)
-    pulled = (one - ANCHOR) / SCALES.population**2 - np.sum(groups - one, 0) / SCALES.group**2
-    pulled -= np.sum((persons - centres)[GROUPS == 0], axis=0) / SCALES.person**2
-    np.testing.assert_allclose(slopes.population["b"], pulled)
+    offsets = Levels(*({"b": jnp.array(rng.normal(size=s))} for s in ((2,), (2, 2), (5, 2))))
+    anchor = {"b": jnp.array(ANCHOR)}
+    own = hierarchy.placed(offsets, anchor, GROUPS, SCALES)
+    upper = ensembles.hierarchy_penalty(
+        *(own.groups, own.population, anchor),
+        person_scale=SCALES.group,
+        population_scale=SCALES.population,
+    )
+    centres = np.concatenate([own.population["b"][None], own.groups["b"]])[GROUPS]
+    of_persons = np.sum((own.persons["b"] - centres) ** 2) / (2 * SCALES.person**2)
+    half = sum(np.sum(np.square(level["b"])) for level in offsets) / 2
+    np.testing.assert_allclose(upper + of_persons, half)
 
 
 @pytest.mark.slow

@@ -9,34 +9,34 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.people import adapted, adapters, hierarchy
-from experiments.people.adapted import Adapting, Answers
-from experiments.people.adapted_process import Search, run_division
-from experiments.people.adapters_config import Config, check
-from experiments.people.hierarchy import Levels
+from experiments.people.adapters import hierarchy, run
+from experiments.people.adapters.config import Config, check
+from experiments.people.adapters.division import run_division
+from experiments.people.adapters.hierarchy import Levels
+from experiments.people.adapters.inputs import Answers, draw_followed, option_table
+from experiments.people.adapters.programs import make_programs
 from shatter import data, documents, ensembles, models
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.frozen import load_frozen
 from tests.experiments.people.test_people import made_up
 
 CONFIG = Config(utility="mean", utility_scale=3.0, lora_r=2)
-ADAPTING = Adapting(models.LoraConfig(2, 2.0, ("mlp_out",)), "mean", 3.0)
 
 
 @pytest.fixture(scope="module")
 def learner(make_model, tmp_path_factory):
-    """Returns `(poll, model, adapting, programs)` on a random model of two blocks."""
+    """Returns `(poll, model, programs)` on a random model of two blocks."""
     folder = tmp_path_factory.mktemp("model")
     make_model(folder / "tiny", 2)
-    poll, model, adapting = made_up(), load_frozen(str(folder / "tiny")), ADAPTING
+    poll, model = made_up(), load_frozen(str(folder / "tiny"))
     options = [(" a", " b b b", " c"[: 2 * (n % 2)]) for n in range(len(poll.questions))]
     questions = [
         q._replace(options=tuple(filter(None, o)))
         for q, o in zip(poll.questions, options, strict=True)
     ]
     poll = poll._replace(questions=questions)
-    table, valid = adapted.option_table(model, poll, max_length=16, file=folder / "hidden.npz")
-    return poll, model, adapting, adapted.make_programs(model, adapting, table, valid, seed=0)
+    table, valid = option_table(model, poll, max_length=16, file=folder / "hidden.npz")
+    return poll, model, make_programs(CONFIG, model, table, valid)
 
 
 def drawn_levels(anchor, num_persons=3):
@@ -49,10 +49,10 @@ def drawn_levels(anchor, num_persons=3):
     return Levels(level(), level(2), level(num_persons))
 
 
-def whole_utilities(poll, model, adapting, own, question):
+def whole_utilities(poll, model, own, question):
     """The utilities of a question's options by the whole model, with an adapter merged into it."""
     lifted = ensembles.whole_adapters(own, model.config.num_layers - 1)
-    params = models.merge_lora(model.params, lifted, adapting.lora)
+    params = models.merge_lora(model.params, lifted, CONFIG.lora)
     found = []
     for option in poll.questions[question].options:
         row = data.Row(poll.questions[question].prompt, (option,), (0,))
@@ -62,13 +62,13 @@ def whole_utilities(poll, model, adapting, own, question):
             params, batch.tokens[0], valid=batch.valid[0]
         )
         log_prob = documents.log_prob(logits, batch.tokens[0], batch.mask[0])
-        found.append(float(adapting.utility_scale * log_prob[0] / batch.mask.sum()))
+        found.append(float(CONFIG.utility_scale * log_prob[0] / batch.mask.sum()))
     return found
 
 
 @pytest.mark.slow
 def test_gathered_rows_are_those_of_a_loop_over_persons_whole_models(learner):
-    poll, model, adapting, programs = learner
+    poll, model, programs = learner
     levels = drawn_levels(programs.anchor)
     own = hierarchy.stacked(levels)
     owner, question = np.array([0, 3, 5, 3]), np.array([1, 0, 3, 7])
@@ -76,16 +76,16 @@ def test_gathered_rows_are_those_of_a_loop_over_persons_whole_models(learner):
     assert programs.valid[question].sum(axis=1).tolist() == [3, 2, 3, 3]
     for row, (who, which) in enumerate(zip(owner, question, strict=True)):
         one = jax.tree.map(lambda leaf, who=who: leaf[who], own)
-        expected = whole_utilities(poll, model, adapting, one, which)
+        expected = whole_utilities(poll, model, one, which)
         np.testing.assert_allclose(found[row, : len(expected)], expected, atol=2e-4)
 
 
 @pytest.mark.slow
 def test_persons_without_answers_end_at_their_group(learner):
-    poll, _, _, programs = learner
+    poll, _, programs = learner
     cells = np.nonzero(poll.counts.sum(axis=2) > 0)
     rows = Answers(cells[1], cells[0], poll.counts[cells].astype(np.float32))
-    start = hierarchy.at_anchor(programs.anchor, 2, 0)
+    start = hierarchy.at_anchor(programs.anchor, 2)
     levels = programs.fit(rows, np.array([2, 0, 1]), (0.3, 0.3, 0.3), start, 5)
     for person, centre in ((0, levels.groups), (2, levels.groups), (1, None)):
         of_group = lambda leaf, person=person: leaf[(2, 0, 1)[person] - 1]
@@ -110,18 +110,26 @@ def differing():
 
 @pytest.mark.slow
 def test_persons_who_differ_are_learned_better_with_adapters_of_their_own(learner, tmp_path):
-    _, model, adapting, _ = learner
+    _, model, _ = learner
     poll = differing()
-    table, valid = adapted.option_table(model, poll, max_length=16, file=tmp_path / "hidden.npz")
-    programs = adapted.make_programs(model, adapting, table, valid, seed=0)
-    search = Search((0.1,), (0.3,), (0.03, 1.0), 100.0, 15, 15)
-    found, levels, judged = run_division(poll, programs, search, (1, 6), 20, 0)
-    assert found["scales/person"] == 1.0  # by the answers of others
-    assert (
-        found["persons/number"]
-        == len(judged)
-        == len(levels.persons["blocks"]["mlp_out"]["adapters"]["mlp_out"]["a"])
+    table, valid = option_table(model, poll, max_length=16, file=tmp_path / "hidden.npz")
+    config = dataclasses.replace(
+        CONFIG,
+        numbers_of_answers=(1, 6),
+        max_persons=20,
+        population_scales=(0.1,),
+        group_ratios=(0.3,),
+        person_scales=(0.03, 1.0),
+        answers_per_question=100.0,
+        num_steps=15,
+        person_steps=15,
     )
+    programs = make_programs(config, model, table, valid)
+    followed = draw_followed(config, poll, 0)
+    found, levels = run_division(config, poll, programs, followed, 0)
+    assert found["scales/person_6"] == 1.0  # by the answers of others
+    of_persons = jax.tree.leaves(levels.persons)[0]
+    assert found["persons/number"] == len(followed.judged) == len(of_persons) == 20
     assert found["persons/log_loss_6"] < found["persons/log_loss_0"] - 0.15
     assert found["persons/log_loss_6"] < found["persons/group_loss_6"] - 0.15
     assert found["persons/log_loss_6"] < found["persons/log_loss_1"]
@@ -133,8 +141,9 @@ def test_persons_who_differ_are_learned_better_with_adapters_of_their_own(learne
         ({"dataset": "pandalm"}, "unknown data set .pandalm.; .* survey_opinions"),
         ({"utility": "x"}, "utility"),
         ({"lora_r": 0}, "--lora_r must be at least 1"),
-        ({"person_scales": ()}, "--person_scales must be at least one number above 0"),
-        ({"numbers_of_answers": (0,)}, "--numbers_of_answers must be numbers, the largest above 0"),
+        ({"person_scales": ()}, "--person_scales must be positive"),
+        ({"numbers_of_answers": (0,)}, "--numbers_of_answers must be numbers >= 0, the largest"),
+        ({"numbers_of_answers": (-1, 4)}, "--numbers_of_answers must be numbers >= 0"),
         ({"answers_per_question": 0.0}, "--answers_per_question must be"),
     ],
 )
@@ -147,7 +156,7 @@ def test_bad_flags(changes, message):
 @pytest.mark.slow
 def test_a_tiny_run(make_model, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(adapters, "load_poll", lambda name, data_dir: differing())
+    monkeypatch.setattr(run, "load_poll", lambda name, data_dir: differing())
     make_model(tmp_path / "tiny", 2)
     config = dataclasses.replace(
         CONFIG,
@@ -165,11 +174,15 @@ def test_a_tiny_run(make_model, tmp_path: Path, monkeypatch, capsys):
         person_steps=5,
         save=True,
     )
-    adapters.experiment(config)
+    run.experiment(config)
     folder = tmp_path / "runs" / "polis"
     summary = json.loads((folder / "summary.json").read_text())
     gain = summary["persons/log_loss_0"]["mean"] - summary["persons/log_loss_2"]["mean"]
     assert summary["persons/gain_2"]["mean"] == pytest.approx(gain)
+    # Heads are judged by the same persons, so that differences are of pairs.
+    assert summary["persons/number"] == summary["head_persons/number"]
+    less = summary["persons/log_loss_2"]["mean"] - summary["head_persons/log_loss_2"]["mean"]
+    assert summary["adapters less heads/log_loss_2"]["mean"] == pytest.approx(less)
     assert "Polis" in capsys.readouterr().out
     # What was saved is read as adapters, and a person's are not the population's.
     model, names = (
@@ -186,8 +199,8 @@ def test_a_tiny_run(make_model, tmp_path: Path, monkeypatch, capsys):
     assert all(jnp.abs(first[1] - other[1]).max() > 1e-6 for other in others)
     # A run that was killed goes on, and what is complete is only read.
     (folder / "seeds" / "seed1.json").unlink()
-    adapters.experiment(config)
+    run.experiment(config)
     assert json.loads((folder / "summary.json").read_text()) == summary
-    monkeypatch.setattr(adapters, "run_division", None)
-    adapters.experiment(config)
+    monkeypatch.setattr(run, "run_division", None)
+    run.experiment(config)
     assert json.loads((folder / "summary.json").read_text()) == summary

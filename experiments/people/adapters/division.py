@@ -5,93 +5,74 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.people import hierarchy, measures
-from experiments.people.adapted import Answers, Programs
-from experiments.people.hierarchy import Levels, Scales
+from experiments.people import measures
+from experiments.people.adapters import hierarchy
+from experiments.people.adapters.config import Config
+from experiments.people.adapters.hierarchy import Levels, Scales
+from experiments.people.adapters.inputs import Answers, make_cells
+from experiments.people.adapters.programs import Programs
 from experiments.people.learners import log_law
-from experiments.people.persons import JUDGED_ANSWERS, Person, draw_persons
+from experiments.people.persons import JUDGED_ANSWERS, Followed, Person
 from experiments.people.polls import Poll, new_questions
 from shatter.cli.common.votes import Floats, Ints
 
 HELD = 3  # one in so many of the old questions' units chooses the scales of population and groups
 
 
-class Search(NamedTuple):
-    """How the levels are fitted, and among which scales old answers choose.
-
-    Attributes:
-      population_scales: of the population around the frozen model.
-      group_ratios: of groups around the population, over the population's scale.
-      person_scales: of persons around their groups.
-      answers_per_question: as how many all answers to a question count of people who have no
-        adapter of their own.
-      num_steps: of L-BFGS, for the population and its groups.
-      person_steps: the same with persons, who start from what those steps found.
-    """
-
-    population_scales: tuple[float, ...]
-    group_ratios: tuple[float, ...]
-    person_scales: tuple[float, ...]
-    answers_per_question: float
-    num_steps: int
-    person_steps: int
-
-
 class Division(NamedTuple):
     """What a division has to learn from.
 
     Attributes:
+      config: the config.
       poll: the poll.
-      programs: the learner.
-      search: how it is used.
+      programs: the learner on its questions.
       is_new: bool `[Q]`, which questions are new.
-      cells: answers of N pairs of a question and a group that have some, of people without an
-        adapter of their own.
+      cells: answers of N pairs of a question and a group that have some, of people who are not
+        followed.
     """
 
+    config: Config
     poll: Poll
     programs: Programs
-    search: Search
     is_new: np.ndarray
     cells: Answers
 
 
 def run_division(
-    poll: Poll, programs: Programs, search: Search, numbers: Sequence[int], most: int, seed: int
-) -> tuple[dict[str, float], Levels, list[Person]]:
+    config: Config, poll: Poll, programs: Programs, followed: Followed, seed: int
+) -> tuple[dict[str, float], Levels]:
     """Learns and measures.
 
     Args:
+      config: the config.
       poll: the poll, with groups.
       programs: the learner on its questions.
-      search: how it is used.
-      numbers: after how many of a person's answers the next ones are predicted.
-      most: the largest number of persons to judge; half as many others choose the persons' scale.
+      followed: of `inputs.draw_followed`.
       seed: of the division.
 
     Returns:
-      Numbers by "method/measure"; the levels after the largest number of answers; and the persons
-      that they have, in their order.
+      Numbers by "method/measure", and the levels after the largest number of answers, whose persons
+      are those who are judged.
     """
-    rng = np.random.default_rng(seed)
-    is_new = new_questions(poll, rng)
-    persons = draw_persons(poll, is_new, max(numbers), rng)
-    most = min(most, 2 * len(persons) // 3)
-    judged, choosing = persons[:most], persons[most : most + max(1, most // 2)]
-    followed = [person.name for person in judged + choosing]
-    cells = _cells(poll, followed, search.answers_per_question)
-    division = Division(poll, programs, search, is_new, cells)
+    is_new = new_questions(poll, np.random.default_rng(seed))
+    cells = make_cells(poll, followed, config.answers_per_question)
+    division = Division(config, poll, programs, is_new, cells)
+    judged = followed.judged
     scales, everybody = _fit_population(division)
-    found = {"persons/number": float(most), "scales/population": scales.population}
+    found = {"persons/number": float(len(judged)), "scales/population": scales.population}
     found["scales/group"] = scales.group
-    last, tried = max(numbers), []
-    on_old = [person._replace(new=person.others) for person in choosing]
-    for tau in search.person_scales:
-        levels = _fit_persons(division, on_old, last, scales._replace(person=tau), everybody)
-        tried.append(_person_loss(division, levels, on_old, "persons"))
-    scales = scales._replace(person=search.person_scales[int(np.argmin(tried))])
-    found["scales/person"] = scales.person
-    for number in sorted({0, *numbers}):  # also without answers, so that all have as many steps
+    on_old = [person._replace(new=person.others) for person in followed.choosing]
+
+    def old_loss(tau: float, number: int) -> float:
+        levels = _fit_persons(division, on_old, number, scales._replace(person=tau), everybody)
+        return _person_loss(division, levels, on_old, "persons")
+
+    for number in sorted({0, *config.numbers_of_answers}):  # 0 too: all have as many steps
+        if number:
+            tried = [old_loss(tau, number) for tau in config.person_scales]
+            tau = config.person_scales[int(np.argmin(tried))]
+            scales = scales._replace(person=tau)
+            found[f"scales/person_{number}"] = tau
         levels = _fit_persons(division, judged, number, scales, everybody)
         found[f"persons/group_loss_{number}"] = _person_loss(division, levels, judged, "groups")
         found[f"persons/log_loss_{number}"] = _person_loss(division, levels, judged, "persons")
@@ -99,19 +80,7 @@ def run_division(
             found |= _share_measures(division, levels)
             blind = _person_loss(division, levels, judged, "population")
             found["persons/blind_log_loss_0"] = blind
-    return found, levels, judged
-
-
-def _cells(poll: Poll, followed: Sequence[int], answers_per_question: float) -> Answers:
-    """Returns the answers of people who are not followed, by group; every question counts alike."""
-    people, question, option = poll.answers.T
-    counts = np.zeros_like(poll.counts)
-    np.add.at(counts, (question, poll.person_groups[people], option), 1.0)
-    question_of, group_of = np.nonzero(counts.sum(axis=2) > 0)  # the same in every division
-    own = poll.answers[np.isin(people, followed)]
-    np.add.at(counts, (own[:, 1], poll.person_groups[own[:, 0]], own[:, 2]), -1.0)
-    counts *= answers_per_question / np.maximum(counts.sum(axis=(1, 2), keepdims=True), 1.0)
-    return Answers(group_of, question_of, counts[question_of, group_of].astype(np.float32))
+    return found, levels
 
 
 def _fit_population(division: Division) -> tuple[Scales, Levels]:
@@ -119,8 +88,8 @@ def _fit_population(division: Division) -> tuple[Scales, Levels]:
 
     The scale of groups is chosen after the population's, at a middle one.
     """
-    poll, search, cells = division.poll, division.search, division.cells
-    start = hierarchy.at_anchor(division.programs.anchor, len(poll.groups), 0)
+    poll, config, cells = division.poll, division.config, division.cells
+    start = hierarchy.at_anchor(division.programs.anchor, len(poll.groups))
     units = list(
         dict.fromkeys(
             q.unit for q, new in zip(poll.questions, division.is_new, strict=True) if not new
@@ -131,7 +100,7 @@ def _fit_population(division: Division) -> tuple[Scales, Levels]:
     def fitted(scales: Scales, learned: np.ndarray) -> Levels:
         counts = np.where(learned[cells.question, None], cells.counts, np.float32(0.0))
         return division.programs.fit(
-            cells._replace(counts=counts), np.zeros(0, int), scales, start, search.num_steps
+            cells._replace(counts=counts), np.zeros(0, int), scales, start, config.num_steps
         )
 
     def held_out(scales: Scales) -> float:
@@ -141,10 +110,10 @@ def _fit_population(division: Division) -> tuple[Scales, Levels]:
         law = _laws(division, levels, owner, question)
         return -float(np.sum(counts * np.where(counts > 0, law, 0.0)))
 
-    middle = search.group_ratios[len(search.group_ratios) // 2]
-    losses = {(s, middle): held_out(Scales(s, middle * s, 1.0)) for s in search.population_scales}
+    middle = config.group_ratios[len(config.group_ratios) // 2]
+    losses = {(s, middle): held_out(Scales(s, middle * s, 1.0)) for s in config.population_scales}
     best, _ = min(losses, key=losses.__getitem__)
-    for ratio in search.group_ratios:
+    for ratio in config.group_ratios:
         if ratio != middle:
             losses[best, ratio] = held_out(Scales(best, ratio * best, 1.0))
     best, ratio = min(losses, key=losses.__getitem__)
@@ -168,7 +137,7 @@ def _fit_persons(
         np.concatenate([others, counts]),
     )
     groups = np.array([person.group for person in persons])
-    return division.programs.fit(rows, groups, scales, start, division.search.person_steps)
+    return division.programs.fit(rows, groups, scales, start, division.config.person_steps)
 
 
 def _laws(division: Division, levels: Levels, owner: Ints, question: Ints) -> Floats:

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from shatter import ensembles
 from shatter.types import Array, Params
 
 
@@ -45,42 +44,35 @@ def stacked(levels: Levels) -> Params:
     return jax.tree.map(join, *levels)
 
 
-def at_anchor(anchor: Params, num_groups: int, num_persons: int) -> Levels:
-    """Returns levels that are all at the anchor."""
+def at_anchor(anchor: Params, num_groups: int) -> Levels:
+    """Returns a population and groups that are all at the anchor, and no persons."""
     repeat = lambda number: jax.tree.map(lambda x: jnp.repeat(x[None], number, axis=0), anchor)
-    return Levels(anchor, repeat(num_groups), repeat(num_persons))
+    return Levels(anchor, repeat(num_groups), repeat(0))
 
 
-def centres_of_persons(levels: Levels, person_groups: Array) -> Params:
-    """Returns what persons are pulled to, `[P]`: their groups, or the population without one."""
-    centres = lambda one, groups: jnp.concatenate([one[None], groups])[person_groups]
-    return jax.tree.map(centres, levels.population, levels.groups)
-
-
-def penalty(levels: Levels, anchor: Params, person_groups: Array, scales: Scales) -> Array:
-    """Returns minus the log density of the prior of three levels, nats.
-
-    It is `shatter.ensembles.hierarchy_penalty` of the groups and the population, and
-    `sum_p |theta_p - theta_g(p)|^2 / (2 tau^2)` (ours: the source has two levels).
+def placed(offsets: Levels, anchor: Params, person_groups: Array, scales: Scales) -> Levels:
+    """Returns the levels that are at given offsets from each other.
 
     Args:
-      levels: the parameters.
+      offsets: `(theta_0 - anchor) / sigma`, `(theta_g - theta_0) / sigma_g` and
+        `(theta_p - theta_g) / tau`. Half their square is minus the log density of the prior of
+        three levels, that of `shatter.ensembles.hierarchy_penalty` and
+        `sum_p |theta_p - theta_g(p)|^2 / (2 tau^2)` (ours: the source has two levels).
       anchor: the centre of the population's prior.
       person_groups: int `[P]`, from 1; 0 = no group is known.
       scales: of the prior.
 
     Returns:
-      `[]`.
+      The levels.
     """
-    upper = ensembles.hierarchy_penalty(
-        levels.groups,
-        levels.population,
-        anchor,
-        person_scale=scales.group,
-        population_scale=scales.population,
+    around = lambda centre, own, scale: jax.tree.map(
+        lambda c, z: jnp.broadcast_to(c, z.shape) + scale * z, centre, own
     )
-    centres = centres_of_persons(levels, person_groups)
-    return upper + ensembles.anchor_penalty(levels.persons, centres, scales.person)
+    population = around(anchor, offsets.population, scales.population)
+    lifted = jax.tree.map(lambda leaf: leaf[None], population)
+    groups = around(lifted, offsets.groups, scales.group)
+    centres = jax.tree.map(lambda *parts: jnp.concatenate(parts)[person_groups], lifted, groups)
+    return Levels(population, groups, around(centres, offsets.persons, scales.person))
 
 
 def fit(
@@ -94,9 +86,8 @@ def fit(
 ) -> Levels:
     """Minimises the loss of all answers and the penalty over all levels jointly, by L-BFGS.
 
-    It works on the offsets `(theta_0 - anchor) / sigma`, `(theta_g - theta_0) / sigma_g` and
-    `(theta_p - theta_g) / tau`, in which the penalty is half a square: one that no answer moves
-    stays where it was, so a person without answers is at the group exactly.
+    It works on the offsets of `placed`, in which the penalty is half a square: one that no answer
+    moves stays where it was, so a person without answers is at the group exactly.
 
     Args:
       loss: `(stacked[1 + G + P]) -> []`, of `stacked` levels, nats.
@@ -110,19 +101,9 @@ def fit(
       The levels of the minimum.
     """
 
-    def placed(offsets: Levels) -> Levels:
-        around = lambda centre, own, scale: jax.tree.map(
-            lambda c, z: jnp.broadcast_to(c, z.shape) + scale * z, centre, own
-        )
-        population = around(anchor, offsets.population, scales.population)
-        lifted = jax.tree.map(lambda leaf: leaf[None], population)
-        levels = Levels(population, around(lifted, offsets.groups, scales.group), offsets.persons)
-        centres = centres_of_persons(levels, person_groups)
-        return levels._replace(persons=around(centres, offsets.persons, scales.person))
-
     def objective(offsets: Levels) -> Array:
-        levels = placed(offsets)
-        return loss(stacked(levels)) + penalty(levels, anchor, person_groups, scales)
+        levels = placed(offsets, anchor, person_groups, scales)
+        return loss(stacked(levels)) + 0.5 * optax.tree.norm(offsets, squared=True)
 
     solver = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(objective)
@@ -146,4 +127,4 @@ def fit(
         jax.tree.map(of_persons, anchor),
     )
     (offsets, _), _ = jax.lax.scan(step, (offsets, solver.init(offsets)), length=num_steps)
-    return placed(offsets)
+    return placed(offsets, anchor, person_groups, scales)
