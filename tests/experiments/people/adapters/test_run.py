@@ -135,6 +135,30 @@ def test_persons_who_differ_are_learned_better_with_adapters_of_their_own(learne
     assert found["persons/log_loss_6"] < found["persons/log_loss_1"]
 
 
+def test_differences_are_taken_division_by_division():
+    one = {"adapters/kl": 0.2, "head/kl": 0.1, "adapters/group_kl": 0.3}
+    one |= {"adapters/blind_group_kl": 0.5, "group_difference/group_kl": 0.6}
+    one |= {"persons/log_loss_0": 0.9, "persons/log_loss_4": 0.8, "persons/group_loss_4": 0.85}
+    one |= {"persons/blind_log_loss_0": 1.0, "head_persons/blind_log_loss_0": 0.7}
+    one |= {"head_persons/log_loss_0": 0.6, "head_persons/log_loss_4": 0.4}
+    twice = {name: 2 * value for name, value in one.items()}
+    summary = run.summarise([one, twice])
+    expected = {  # in the first division; twice as much in the second
+        "adapters less head/kl": 0.1,
+        "adapters less group_difference/group_kl": -0.3,
+        "population less groups/group_kl": 0.2,
+        "persons/gain_4": 0.1,
+        "persons/own_gain_4": 0.05,
+        "persons/gain_group": 0.1,
+        "head_persons/gain_4": 0.2,
+        "adapters less heads/log_loss_0": 0.3,
+        "adapters less heads/log_loss_4": 0.4,
+        "adapters less heads/blind_log_loss_0": 0.3,
+    }
+    for name, value in expected.items():
+        assert summary[name]["mean"] == pytest.approx(1.5 * value), name
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
