@@ -62,10 +62,10 @@ class Config:
     lora_r: int = 4
     """Rank of the adapters."""
 
-    population_scales: tuple[float, ...] = (0.03, 0.1, 0.3)
+    population_scales: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
     """Deviations of the population's adapter from the frozen model, to choose among."""
 
-    group_ratios: tuple[float, ...] = (0.3, 1.0)
+    group_ratios: tuple[float, ...] = (0.3, 1.0, 3.0)
     """Deviations of groups from the population, over the population's, to choose among."""
 
     person_scales: tuple[float, ...] = (0.03, 0.1, 0.3)
