@@ -1,10 +1,13 @@
-"""Texts that people judged, with their prompts, as several experiments read them."""
+"""Texts that several experiments read: prompts as tokens, texts that people judged."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.common import sources
+from shatter import models
+from shatter.cli.common.binary import UsageError
 
 
 class Arguments(NamedTuple):
@@ -67,3 +70,31 @@ def load_statements(data_dir: str | Path | None) -> Statements:
         for record in json_lines(sources.locate("polis_statements", data_dir))
     }
     return Statements(topics, prompts)
+
+
+def prompt_rows(
+    tokenizer: models.Tokenizer, prompts: Sequence[str], *, as_chat: bool = False
+) -> list[list[int]]:
+    """Returns the tokens of the prompts of a run.
+
+    Args:
+      tokenizer: of the model that continues them.
+      prompts: the flag --prompts.
+      as_chat: whether each is a user's message (--setting=chat) and not the beginning of a text.
+
+    Raises:
+      UsageError: if a prompt is empty, or a message cannot be rendered.
+    """
+    if not all(prompt.strip() for prompt in prompts):
+        raise UsageError(f"--prompts must be texts that are not empty, found {tuple(prompts)}")
+    if as_chat:
+        rendered = []
+        for prompt in prompts:
+            message = [{"role": "user", "content": prompt}]
+            try:
+                rendered.append(tokenizer.render_chat(message, add_generation_prompt=True))
+            except ValueError as error:
+                raise UsageError(f"--setting=chat, prompt {prompt!r}: {error}") from error
+        return [tokenizer.encode(text) for text in rendered]
+    begin = [tokenizer.bos] if tokenizer.adds_bos and tokenizer.bos is not None else []
+    return [begin + tokenizer.encode(prompt) for prompt in prompts]

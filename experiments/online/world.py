@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.common.sources import model_folder
+from experiments.common.texts import prompt_rows
 from experiments.common.words import Words, word_tokens
 from experiments.online.config import LIKES, SettingName, Settled
 from shatter import documents, models
@@ -118,7 +119,7 @@ def load_world(config: Settled) -> tuple[World, Params]:
             f"the number of the model's blocks, found {config.adapted_layers}"
         )
     is_closed = config.setting == "closed"
-    rows = _prompt_rows(tokenizer, config)
+    rows = prompt_rows(tokenizer, config.prompts, as_chat=config.setting == "chat")
     longest = max(len(row) for row in rows)
     if longest + config.max_length > sizes.max_length:
         raise UsageError(
@@ -252,23 +253,6 @@ def valid_tokens(world: World, responses: Any) -> Array:
     of_response = jnp.ones((*of_prompt.shape[:-1], world.config.max_length), bool)
     valid = jnp.concatenate([of_prompt, of_response], axis=-1)
     return jnp.broadcast_to(valid[..., None, :], responses.tokens.shape)
-
-
-def _prompt_rows(tokenizer: models.Tokenizer, config: Settled) -> list[list[int]]:
-    """Returns the tokens of every prompt, in the setting chat as the user's message."""
-    if not all(prompt.strip() for prompt in config.prompts):
-        raise UsageError(f"--prompts must be texts that are not empty, found {config.prompts}")
-    if config.setting == "chat":
-        rendered = []
-        for prompt in config.prompts:
-            message = [{"role": "user", "content": prompt}]
-            try:
-                rendered.append(tokenizer.render_chat(message, add_generation_prompt=True))
-            except ValueError as error:
-                raise UsageError(f"--setting=chat, prompt {prompt!r}: {error}") from error
-        return [tokenizer.encode(text) for text in rendered]
-    begin = [tokenizer.bos] if tokenizer.adds_bos and tokenizer.bos is not None else []
-    return [begin + tokenizer.encode(prompt) for prompt in config.prompts]
 
 
 def _ends(tokenizer: models.Tokenizer, vocab_size: int, setting: SettingName) -> tuple[int, ...]:

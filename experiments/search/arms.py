@@ -1,8 +1,6 @@
 """The arms of the exact setting: searches at a budget, and policies trained with its reward."""
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,26 +19,20 @@ from experiments.search.problem import (
     least_squares,
     train_policy,
 )
-from shatter import evaluation, inference, search
+from experiments.search.searches import part_key, search_of
+from shatter import evaluation, inference
 from shatter.cli.common.compiling import compiler_options
 from shatter.types import Array, Key, Metrics
 
 TRAINERS = {TRAINED: train_policy, BY_PPO: train_by_ppo}
 """How a policy is trained."""
 
-Search = Callable[..., search.Found]
-
 
 def problems(config: Settled, world: World) -> Problem:
     """Returns the problems of all seeds, `[S]` on every leaf."""
-    keys = jax.random.split(_key(config, 0), config.num_seeds)
+    keys = jax.random.split(part_key(config, 0), config.num_seeds)
     draw = jax.vmap(partial(draw_problem, config, world))
     return jax.jit(draw, compiler_options=compiler_options())(keys)
-
-
-def _key(config: Settled, part: int) -> Key:
-    """Returns the key of a part of the run: problems, searches, training."""
-    return jax.random.fold_in(jax.random.key(config.seed), part)
 
 
 def run_search(
@@ -62,7 +54,18 @@ def run_search(
 
     def one(problem: Problem, key: Key) -> Metrics:
         reward = partial(learned_reward, config, problem)
-        found = _search(config, world, problem, arm)(key, reward=reward, budget=budget)
+        twist = inference.TwistModel(world.table, problem.twist)
+        find = search_of(arm, beta=config.beta, twist=twist, top_k=config.vocab_size)
+        found = find(
+            world.table,
+            problem.params,
+            key,
+            PROMPT,
+            reward=reward,
+            budget=budget,
+            max_length=config.max_length,
+            eos=EOS,
+        )
         best = (found.tokens[found.best][None], found.mask[found.best][None])
         return {
             "learned": reward(*best)[0],
@@ -71,31 +74,10 @@ def run_search(
             "tokens": found.num_tokens.astype(float),
         }
 
-    keys = jax.random.split(_key(config, 1), (config.num_seeds, config.num_draws))
+    keys = jax.random.split(part_key(config, 1), (config.num_seeds, config.num_draws))
     lifted = jax.vmap(jax.vmap(one, in_axes=(None, 0)))
     metrics = jax.jit(lifted, compiler_options=compiler_options())(drawn, keys)
     return {name: np.asarray(values).mean(axis=1) for name, values in metrics.items()}
-
-
-def _search(config: Settled, world: World, problem: Problem, arm: str) -> Search:
-    """Returns `(key, *, reward, budget) -> found` of an arm."""
-    twist = inference.TwistModel(world.table, problem.twist)
-    made: dict[str, tuple[Any, dict[str, Any]]] = {
-        "best_of_n": (search.best_of_n, {}),
-        "beam": (search.beam_search, {}),
-        "beam_by_value": (search.beam_search, {"twist": twist}),
-        "guided": (search.value_guided, {"twist": twist}),
-        "smc": (search.sequential_monte_carlo, {"twist": twist, "beta": config.beta}),
-        "smc_without_twist": (search.sequential_monte_carlo, {"beta": config.beta}),
-        "tree_gumbel": (search.tree_search, {"twist": twist, "beta": config.beta}),
-        "tree_muzero": (
-            search.tree_search,
-            {"twist": twist, "beta": config.beta, "policy": search.muzero()},
-        ),
-    }
-    function, given = made[arm]
-    given = {"max_length": config.max_length, "eos": EOS} | given
-    return lambda key, **more: function(world.table, problem.params, key, PROMPT, **more, **given)
 
 
 def run_training(
@@ -134,7 +116,7 @@ def run_training(
             "best_gold": best @ gold,
         }
 
-    keys = jax.random.split(_key(config, 2), config.num_seeds)
+    keys = jax.random.split(part_key(config, 2), config.num_seeds)
     metrics = jax.jit(jax.vmap(one), compiler_options=compiler_options())(drawn, keys)
     return {name: np.asarray(values) for name, values in metrics.items()}
 

@@ -25,6 +25,15 @@ LAWS_A_TOKEN = {"tree_gumbel": 2, "tree_muzero": 2}
 BEST_OF = {TRAINED: "rloo_best_of_n", BY_PPO: "ppo_best_of_n"}
 """What comes with a trained policy: the best of n of its samples."""
 
+OF_SETTING: dict[SettingName, tuple[str, ...]] = {
+    "exact": ("vocab_size", "twist_steps", "twist_rate"),
+    "pretrained": (
+        *("model_name_or_path", "data_dir", "reward_model", "held_out_reward_model", "prompts"),
+        *("num_prompts", "num_base_samples", "num_components", "num_actions", "rank"),
+    ),
+}
+"""The flags that only one setting reads."""
+
 STORIES = (
     "Once upon a time, there was a",
     "One day, Lily",
@@ -92,7 +101,7 @@ class Config:
 
     num_draws: int | None = None
     """Searches of every seed at every budget, in the pretrained setting for every prompt, with keys
-    of their own, where a tree searches once; not given = 64, pretrained 2."""
+    of their own, where a tree or a beam searches once; not given = 64, pretrained 8."""
 
     max_length: int | None = None
     """The largest number of tokens of a response; not given = 5, pretrained 32."""
@@ -191,7 +200,7 @@ class Settled(Config):
 
 _PRETRAINED: dict[str, Any] = {
     "arms": ("best_of_n", "beam", "beam_by_value", "guided", "smc", "tree_gumbel", TRAINED),
-    "num_draws": 2,
+    "num_draws": 8,
     "max_length": 32,
     "num_comparisons": 400,
     "misfit": 0.3,

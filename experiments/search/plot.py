@@ -76,9 +76,10 @@ def draw(
     axes[2].legend(fontsize=7)
     learned_from = "people's votes" if config.reward_model else f"{config.num_comparisons} choices"
     about = f"{config.model_name_or_path}: " if config.setting == "pretrained" else ""
+    banded = [arm for arm in (*_BANDS, *BEST_OF) if arm in results]
     figure.suptitle(
         f"{about}search with a reward learned from {learned_from} ({config.num_seeds} seeds; bands "
-        f"are 95% intervals of {', '.join(_BANDS)} and trained policies)"
+        f"are 95% intervals of {', '.join(banded)})"
     )
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -15,6 +15,7 @@ from experiments.search.config import (
     BEST_OF,
     BY_PPO,
     LAWS_A_TOKEN,
+    OF_SETTING,
     SEARCHES,
     TRAINED,
     Config,
@@ -46,6 +47,7 @@ def check(config: Config) -> Settled:
     binary.choose("setting", (config.setting,), get_args(SettingName))
     binary.choose("arm", config.arms, (*SEARCHES, TRAINED, BY_PPO))
     binary.choose("twist", (config.twist,), ("learned", "exact"))
+    _refuse_other_settings(config)
     config = settled(config)
     binary.at_least(
         config,
@@ -81,6 +83,19 @@ def check(config: Config) -> Settled:
             )
     (check_exact if config.setting == "exact" else check_pretrained)(config)
     return config
+
+
+def _refuse_other_settings(config: Config) -> None:
+    """Raises a UsageError if a flag is given that only another setting reads."""
+    unset = Config()
+    for setting, flags in OF_SETTING.items():
+        for flag in flags:
+            value = getattr(config, flag)
+            if setting != config.setting and value != getattr(unset, flag):
+                raise binary.UsageError(
+                    f"--{flag} needs --setting={setting}, found --{flag}={value} with "
+                    f"--setting={config.setting}: leave one of them out"
+                )
 
 
 def experiment(config: Config) -> None:

@@ -1,5 +1,6 @@
 """The arms on a pretrained model: searches at a budget, and a policy trained by RLOO."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -8,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.search.config import Settled
+from experiments.search.config import LAWS_A_TOKEN, Settled
 from experiments.search.pretrained.problem import Problem, draw_problem
 from experiments.search.pretrained.rewards import NAMES, of_samples, reward
 from experiments.search.pretrained.value import value_model
 from experiments.search.pretrained.world import Fixed, World, sample, valid_tokens
-from shatter import documents, inference, losses, models, search
+from experiments.search.searches import part_key, search_of
+from shatter import documents, inference, losses, models
 from shatter.cli.common.compiling import compiler_options
 from shatter.types import Array, Key, Metrics, Params
 
@@ -21,17 +23,13 @@ TARGETS = ("query", "value", "mlp_out")
 NUM_EVALUATED = 64
 """Samples of the trained policy for every prompt, by which it is measured at the end."""
 
-_TREES = ("tree_gumbel", "tree_muzero")
-
-
-def _key(config: Settled, part: int) -> Key:
-    """Returns the key of a part of the run: problems, searches, training."""
-    return jax.random.fold_in(jax.random.key(config.seed), part)
+ONCE = (*LAWS_A_TOKEN, "beam", "beam_by_value")
+"""The arms that search once for every prompt: trees take longest, and beams draw nothing."""
 
 
 def problems(world: World, fixed: Fixed) -> Problem:
     """Returns the problems of all seeds, `[S]` on every leaf, drawn one after another."""
-    keys = jax.random.split(_key(world.config, 0), world.config.num_seeds)
+    keys = jax.random.split(part_key(world.config, 0), world.config.num_seeds)
     return jax.lax.map(partial(draw_problem, world, fixed), keys)
 
 
@@ -65,18 +63,18 @@ def run_search(
         problem, key, own = row
         params = fixed.params if own is None else models.with_lora(fixed.params, own, _lora(config))
         find = partial(_search, world, fixed, problem, params, arm, budget)
-        number = 1 if arm in _TREES else config.num_draws  # trees take longest
+        number = 1 if arm in ONCE else config.num_draws
         places = jnp.repeat(jnp.arange(config.num_prompts), number)
         keys = jax.random.split(key, len(places))
         # Lanes that are vmapped compute the reward at every node of a tree.
-        if arm in _TREES:
+        if arm in LAWS_A_TOKEN:
             found = jax.lax.map(lambda lane: find(*lane), (places, keys))
         else:
             found = jax.vmap(find)(places, keys)
         means = {name: jnp.mean(v) for name, v in found.items() if name != "best"}
         return means | {"best": found["best"][::number]}
 
-    keys = jax.random.split(_key(config, 1), config.num_seeds)
+    keys = jax.random.split(part_key(config, 1), config.num_seeds)
     every = lambda fixed, rows: jax.lax.map(partial(of_seed, fixed), rows)
     program = jax.jit(every, compiler_options=compiler_options())
     return jax.tree.map(np.asarray, program(fixed, (drawn, keys, adapters)))
@@ -96,24 +94,15 @@ def _search(
     config = world.config
     values = (fixed.params, problem.value)
     twist = inference.TwistModel(value_model(world), values, 1.0 / config.beta)
-    few = {"top_k": config.num_actions}
-    made: dict[str, tuple[Any, dict[str, Any]]] = {
-        "best_of_n": (search.best_of_n, {}),
-        "beam": (search.beam_search, few),
-        "beam_by_value": (search.beam_search, {"twist": twist, **few}),
-        "guided": (search.value_guided, {"twist": twist}),
-        "smc": (search.sequential_monte_carlo, {"twist": twist, "beta": config.beta}),
-        "smc_without_twist": (search.sequential_monte_carlo, {"beta": config.beta}),
-        "tree_gumbel": (search.tree_search, {"twist": twist, "beta": config.beta, **few}),
-        "tree_muzero": (
-            search.tree_search,
-            {"twist": twist, "beta": config.beta, "policy": search.muzero(), **few},
-        ),
-    }
-    function, given = made[arm]
+    # If a tree considered as many tokens as it has simulations, each would go to another child of
+    # the root, whose value the twist tells already.
+    considered = max(2, math.isqrt(budget // config.max_length))
+    find = search_of(
+        arm, beta=config.beta, twist=twist, top_k=config.num_actions, num_considered=considered
+    )
     prompt_id = problem.rewards.prompt_ids[place]
     of_texts = {name: partial(reward, world, fixed, problem.rewards, name, place) for name in NAMES}
-    found = function(
+    found = find(
         world.lm,
         params,
         key,
@@ -123,7 +112,6 @@ def _search(
         max_length=config.max_length,
         eos=world.eos,
         valid=fixed.valid[prompt_id],
-        **given,
     )
     tokens, mask = found.tokens[found.best], found.mask[found.best]
     return {
@@ -180,7 +168,7 @@ def run_training(
         joined = {name: jnp.append(measured[name], last[name]) for name in last}
         return joined | {"tokens": spent}, own
 
-    keys = jax.random.split(_key(config, 2), config.num_seeds)
+    keys = jax.random.split(part_key(config, 2), config.num_seeds)
     every = lambda fixed, rows: jax.lax.map(partial(of_seed, fixed), rows)
     program = jax.jit(every, compiler_options=compiler_options())
     metrics, adapters = program(fixed, (drawn, keys))

@@ -20,9 +20,13 @@ from experiments.search.pretrained.rewards import (
 from experiments.search.pretrained.value import Value, fit_value, ridge, states
 from experiments.search.pretrained.world import Fixed, World, embeddings, features, sample
 from shatter import choice, ensembles
+from shatter.numerics import masked_mean
 from shatter.types import Array, Key, Metrics
 
-_RIDGE = 1e-2  # of the regression that says what is out of reach, per sample
+ROWS_A_FEATURE = 32
+"""Samples by which it is found what is out of reach, so that noise in the fit is 1/32 of it."""
+
+_RIDGE = 1e-5  # of that regression, per sample
 
 
 class Problem(NamedTuple):
@@ -31,7 +35,7 @@ class Problem(NamedTuple):
     Attributes:
       rewards: the seed's rewards.
       value: the twist's parameters.
-      facts: numbers about the seed, `[]` each: see `measure`.
+      facts: numbers about the seed, `[]` each: see `agreement`, `out_of_reach` and `fit_value`.
     """
 
     rewards: Rewards
@@ -51,7 +55,8 @@ def draw_problem(world: World, fixed: Fixed, key: Key) -> Problem:
       The problem.
     """
     config = world.config
-    prompt_key, taste_key, base_key, learn_key, draw_key, value_key = jax.random.split(key, 6)
+    keys = jax.random.split(key, 7)
+    prompt_key, taste_key, base_key, learn_key, draw_key, value_key, reach_key = keys
     ids = jax.random.permutation(prompt_key, len(fixed.prompts))[: config.num_prompts]
     draw = partial(_draw, world, fixed, ids)
     base = draw(base_key, config.num_base_samples)
@@ -61,23 +66,21 @@ def draw_problem(world: World, fixed: Fixed, key: Key) -> Problem:
     rewards = _settle_scales(world, fixed, rewards, base)
     drawn = draw(draw_key, config.num_base_samples)
     value, explained = _learn_value(world, fixed, rewards, drawn, value_key)
-    facts = measure(world, fixed, rewards, base, drawn) | {
+    facts = agreement(*(of_samples(world, fixed, rewards, name, base) for name in NAMES)) | {
         "twist_explains": explained,
         "twist_tokens": jnp.sum(drawn.mask).astype(float),
     }
+    if not world.judges:
+        facts["out_of_reach"] = out_of_reach(world, fixed, rewards, base, draw, reach_key)
     return Problem(rewards, value, facts)
 
 
 def _begin(world: World, ids: Array, key: Key, base: Seen) -> Rewards:
     """Returns rewards whose head knows nothing; the scripted gold reward has variance 1."""
     config = world.config
-    found, said = base.found, base.mask[..., None]
-    total = jnp.maximum(jnp.sum(said), 1)
-    centre = jnp.sum(jnp.where(said, found, 0.0), axis=(0, 1, 2)) / total
-    spread = (
-        jnp.sum(jnp.where(said, jnp.square(found - centre[None, None, None]), 0.0), axis=(0, 1, 2))
-        / total
-    )
+    found, said = base.found.reshape(-1, base.found.shape[-1]), base.mask.reshape(-1, 1)
+    centre = masked_mean(found, said, axis=0)
+    spread = masked_mean(jnp.square(found - centre[None]), said, axis=0)
     rewards = Rewards(
         prompt_ids=ids,
         tastes=jnp.zeros(len(world.words)),
@@ -151,49 +154,77 @@ def _learn_value(
     return fit_value(world, embeddings(fixed.params), of_documents, rewards, mixed(learned))
 
 
-def measure(
+def agreement(learned: Array, gold: Array) -> Metrics:
+    """Measures how right the learned reward is on samples of the model.
+
+    Args:
+      learned: `[P, N]`.
+      gold: `[P, N]`, of the same samples.
+
+    Returns:
+      accuracy: how often the learned reward orders two samples of a prompt as the gold reward does;
+      a tie in either counts half. correlation: of the two rewards within prompts.
+    """
+    differences = lambda values: jnp.sign(values[:, :, None] - values[:, None, :])
+    agrees = (1.0 + differences(learned) * differences(gold)) / 2.0
+    apart = ~jnp.eye(learned.shape[1], dtype=bool)
+    centred = [values - jnp.mean(values, axis=1, keepdims=True) for values in (learned, gold)]
+    together = jnp.mean(centred[0] * centred[1])
+    return {
+        "accuracy": jnp.sum(agrees * apart[None]) / (len(learned) * jnp.sum(apart)),
+        "correlation": together / (deviation(learned) * deviation(gold)),
+    }
+
+
+def out_of_reach(
     world: World,
     fixed: Fixed,
     rewards: Rewards,
-    base: Seen,
-    others: Seen,
-) -> Metrics:
-    """Measures how right the learned reward is on samples of the model.
+    scored: Seen,
+    draw: Callable[[Key, int], Seen],
+    key: Key,
+) -> Array:
+    """Computes the share of the gold reward's variance that no head explains, `[]`.
+
+    The best head is fitted to `ROWS_A_FEATURE` fresh samples for every feature, which the seed
+    learns nothing else from.
 
     Args:
       world: the world.
       fixed: its arrays.
       rewards: the seed's.
-      base: the samples `[P, N]` by which it is measured, those that centred the rewards.
-      others: as many other samples.
-
-    Returns:
-      accuracy: how often the learned reward orders two samples of a prompt as the gold reward does.
-      correlation: of the two rewards within prompts. Where the gold reward is scripted,
-      out_of_reach: the share of its variance that a regression on the reward model's features,
-      fitted to the other samples, does not explain.
+      scored: the samples on which it is scored.
+      draw: `(key, number) -> samples` of every prompt.
+      key: a typed key.
     """
-    learned, gold = (of_samples(world, fixed, rewards, name, base) for name in NAMES)
-    differences = lambda values: values[:, :, None] - values[:, None, :]
-    first, second = differences(learned), differences(gold)
-    agrees = jnp.where(second == 0, 0.5, (first > 0) == (second > 0))
-    apart = ~jnp.eye(learned.shape[1], dtype=bool)
-    facts = {
-        "accuracy": jnp.sum(agrees * apart[None]) / (len(learned) * jnp.sum(apart)),
-        "correlation": jnp.mean(learned * gold) / (deviation(learned) * deviation(gold)),
-    }
-    if world.judges:
-        return facts
-    rows, targets = _centred_rows(world, fixed, rewards, others)
+
+    def read(seen: Seen) -> tuple[Array, Array]:
+        gold = of_samples(world, fixed, rewards, "gold", seen)
+        return pooled(rewards, seen.found, seen.mask), gold
+
+    # A block of them at once, because features are of every token.
+    size = scored.tokens.shape[1]
+    number = ROWS_A_FEATURE * len(rewards.head) // len(rewards.prompt_ids)
+    keys = jax.random.split(key, -(-number // size))
+    found, gold = jax.lax.map(lambda key: read(draw(key, size)), keys)  # [B, P, N, ...]
+    joined = lambda leaf: jnp.concatenate(leaf, axis=1)
+    return unexplained((joined(found), joined(gold)), read(scored))
+
+
+def unexplained(fitted: tuple[Array, Array], scored: tuple[Array, Array]) -> Array:
+    """Returns the share of the variance within prompts that a linear regression leaves, `[]`.
+
+    Args:
+      fitted: what is read of the samples that are fitted, `[P, N, F]`, and their values `[P, N]`.
+      scored: the same of others.
+    """
+    (rows, targets), (others, other_targets) = (
+        [leaf - jnp.mean(leaf, axis=1, keepdims=True) for leaf in part] for part in (fitted, scored)
+    )
+    flat = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
+    rows, targets = flat(rows), flat(targets)
+    width = jnp.maximum(jnp.std(rows, axis=0), 1e-6)[None]
+    rows = rows / width
     weights = ridge(rows.T @ rows, rows.T @ targets, _RIDGE * len(rows))
-    rows, targets = _centred_rows(world, fixed, rewards, base)
-    return facts | {"out_of_reach": jnp.var(targets - rows @ weights) / jnp.var(targets)}
-
-
-def _centred_rows(world: World, fixed: Fixed, rewards: Rewards, drawn: Seen) -> tuple[Array, Array]:
-    """Returns what the head reads of samples, and the gold reward, less their prompts' means."""
-    found = pooled(rewards, drawn.found, drawn.mask)
-    gold = of_samples(world, fixed, rewards, "gold", drawn)
-    centred = (leaf - jnp.mean(leaf, axis=1, keepdims=True) for leaf in (found, gold))
-    rows, targets = (leaf.reshape(-1, *leaf.shape[2:]) for leaf in centred)
-    return rows / jnp.maximum(jnp.std(rows, axis=0, keepdims=True), 1e-6), targets
+    misses = flat(other_targets) - flat(others) / width @ weights
+    return jnp.mean(jnp.square(misses)) / jnp.mean(jnp.square(other_targets))

@@ -116,6 +116,7 @@ def _judged(
     world: World, fixed: Fixed, number: int, valid: Array, tokens: Array, mask: Array
 ) -> Array:
     """Returns a judge's score of documents, each closed as the judge has seen documents end."""
+    assert world.closing is not None
     params, head = fixed.judges[number]
     tokens = jnp.pad(tokens, ((0, 0), (0, 1)))
     is_said = jnp.pad(mask, ((0, 0), (0, 1))).at[:, : world.prompt_length].set(valid[None])

@@ -9,7 +9,7 @@ import numpy as np
 from experiments.search.config import BY_PPO, Settled, budgets_of
 from experiments.search.pretrained import arms
 from experiments.search.pretrained.problem import Problem
-from experiments.search.pretrained.world import FLAGS, Fixed, World
+from experiments.search.pretrained.world import JUDGE_FLAGS, Fixed, World
 from experiments.search.setting import Arrays, Setting
 from shatter.cli.common import run_folder
 from shatter.cli.common.binary import UsageError
@@ -31,9 +31,9 @@ def check_pretrained(config: Settled) -> None:
             f"--num_prompts must be at most the number of --prompts, {len(config.prompts)}, found "
             f"{config.num_prompts}"
         )
-    given = [flag for flag in FLAGS if getattr(config, flag)]
+    given = [flag for flag in JUDGE_FLAGS if getattr(config, flag)]
     if len(given) == 1:
-        missing = next(flag for flag in FLAGS if flag not in given)
+        missing = next(flag for flag in JUDGE_FLAGS if flag not in given)
         raise UsageError(
             f"--{given[0]} needs --{missing}, a judge that has learned from other votes: see "
             "experiments/search/README.md for how to train both"
@@ -42,7 +42,7 @@ def check_pretrained(config: Settled) -> None:
 
 def checksums(fixed: Fixed) -> dict[str, str]:
     """Returns the checksums of the models, which a resumed run shares."""
-    judges = {f: weights_hash(judge) for f, judge in zip(FLAGS, fixed.judges, strict=False)}
+    judges = {f: weights_hash(judge) for f, judge in zip(JUDGE_FLAGS, fixed.judges, strict=False)}
     return {"model": weights_hash(fixed.params), **judges}
 
 

@@ -20,9 +20,7 @@ from shatter.models.transformer_module import Transformer
 from shatter.types import Array
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
-"""Penalties, per row of the regression, of which the best on held-out documents is taken."""
-
-_ROWS = 2_048  # of the regression, at once
+"""Penalties, per row of the regression, of which the best on other documents is taken."""
 
 
 class Value(NamedTuple):
@@ -144,13 +142,13 @@ def fit_value(
     Args:
       world: the world.
       embedding: `[V, D]`, of tokens.
-      of_documents: the states of N documents in an arbitrary order; the last fifth choose the
-        ridge and are not fitted.
+      of_documents: the states of N documents in an arbitrary order. A tenth of them, at least two,
+        chooses the ridge, another is scored, and the rest are fitted.
       rewards: for the centre and the width of the features.
       targets: `[N]`, the rewards of the documents.
 
     Returns:
-      The value, and the share of the variance of the rewards that it explains in the held-out
+      The value, and the share of the variance of the rewards that it explains in the scored
       documents at all lengths together, `[]`.
     """
     number, length, width = of_documents.before.shape
@@ -164,26 +162,28 @@ def fit_value(
     acts = jnp.pad(centred @ of_tokens, ((0, 0), (1, 0)), constant_values=1.0)
     so_far = _components(flat.sums / length, said, size)
 
-    def rows(part: States) -> Array:
-        seen = jnp.pad(part.before @ projection, ((0, 0), (1, 0)), constant_values=1.0)
-        both = seen[:, :, None] * acts[part.tokens][:, None, :]
-        linear = part.sums / length @ so_far
-        return jnp.concatenate([linear, both.reshape(len(seen), -1)], axis=1)
-
+    seen = jnp.pad(flat.before @ projection, ((0, 0), (1, 0)), constant_values=1.0)
+    both = seen[:, :, None] * acts[flat.tokens][:, None, :]
+    design = jnp.concatenate([flat.sums / length @ so_far, both.reshape(len(both), -1)], axis=1)
     targets = jnp.repeat(targets, length)
-    is_fitted = jnp.repeat(jnp.arange(number) < number - number // 5, length)
-    gram, slope = _moments(rows, flat, targets, said * is_fitted)
-    total = jnp.sum(said * is_fitted)
-    fits = jnp.stack([ridge(gram, slope, penalty * total) for penalty in RIDGES])
-    errors = _errors(rows, flat, targets, said * ~is_fitted, fits)
-    best = fits[jnp.argmin(errors)]
-    held = said * ~is_fitted
-    spread = jnp.sum(held * jnp.square(targets - held @ targets / jnp.sum(held)))
+    few, place = max(2, number // 10), jnp.repeat(jnp.arange(number), length)
+    fitted = said * (place < number - 2 * few)
+    scored = said * (place >= number - few)
+    choosing = said - fitted - scored
+
+    def errors(weights: Array, fits: Array) -> Array:
+        return weights @ jnp.square(targets[:, None] - design @ fits.T)
+
+    weighted = design * fitted[:, None]
+    gram, slope = weighted.T @ design, weighted.T @ targets
+    fits = jnp.stack([ridge(gram, slope, penalty * jnp.sum(fitted)) for penalty in RIDGES])
+    best = fits[jnp.argmin(errors(choosing, fits))]
+    spread = scored @ jnp.square(targets - scored @ targets / jnp.sum(scored))
     table = best[size:].reshape(1 + size, 1 + size) @ acts.T
     value = Value(
         rewards.feature_centre, rewards.feature_width, so_far @ best[:size], projection, table
     )
-    return value, 1.0 - jnp.min(errors) / spread
+    return value, 1.0 - errors(scored, best[None])[0] / spread
 
 
 def ridge(gram: Array, slope: Array, penalty: Array | float) -> Array:
@@ -197,41 +197,3 @@ def _components(rows: Array, weights: Array, size: int) -> Array:
     variances, directions = jnp.linalg.eigh(covariance)
     floor = 1e-6 * variances[-1]
     return directions[:, -size:] / jnp.sqrt(jnp.maximum(variances[-size:], floor))[None]
-
-
-def _blocks(arrays: Any, number: int) -> Any:
-    """Cuts the first axis into blocks of `_ROWS`, the last one filled up with zeros."""
-    blocks = -(-number // _ROWS)
-
-    def cut(leaf: Array) -> Array:
-        room = ((0, blocks * _ROWS - number), *((0, 0) for _ in leaf.shape[1:]))
-        return jnp.pad(leaf, room).reshape(blocks, _ROWS, *leaf.shape[1:])
-
-    return jax.tree.map(cut, arrays)
-
-
-def _moments(rows: Any, flat: States, targets: Array, weights: Array) -> tuple[Array, Array]:
-    """Returns the weighted second moments of the rows, and of the rows with the targets."""
-
-    def add(carry: tuple[Array, Array], block: Any) -> tuple[tuple[Array, Array], None]:
-        part, target, weight = block
-        found = rows(part)
-        weighted = found * weight[:, None]
-        return (carry[0] + weighted.T @ found, carry[1] + weighted.T @ target), None
-
-    size = jax.eval_shape(rows, jax.tree.map(lambda leaf: leaf[:1], flat)).shape[1]
-    start = (jnp.zeros((size, size)), jnp.zeros(size))
-    moments, _ = jax.lax.scan(add, start, _blocks((flat, targets, weights), len(targets)))
-    return moments
-
-
-def _errors(rows: Any, flat: States, targets: Array, weights: Array, fits: Array) -> Array:
-    """Returns the weighted sums of squared errors of every fit."""
-
-    def add(carry: Array, block: Any) -> tuple[Array, None]:
-        part, target, weight = block
-        misses = target[:, None] - rows(part) @ fits.T
-        return carry + weight @ jnp.square(misses), None
-
-    blocks = _blocks((flat, targets, weights), len(targets))
-    return jax.lax.scan(add, jnp.zeros(len(fits)), blocks)[0]

@@ -5,15 +5,16 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from experiments.common.sources import model_folder
+from experiments.common.texts import prompt_rows
 from experiments.common.words import Words, word_tokens
 from experiments.search.config import WORDS, Settled
 from shatter import documents, models
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.frozen import load_frozen
-from shatter.cli.finetune.reward_models import load_reward_model
+from shatter.cli.finetune.reward_models import RewardModel, load_reward_model
 from shatter.types import Array, Key, Params
 
-FLAGS = ("reward_model", "held_out_reward_model")
+JUDGE_FLAGS = ("reward_model", "held_out_reward_model")
 _SENTENCE_END = "."
 
 
@@ -28,7 +29,7 @@ class World(NamedTuple):
       prompt_length: columns of the prompts.
       eos: the token that ends a response: with judges the end of a sentence; None = every response
         has `max_length` tokens.
-      closing: the token that closes a document before a judge reads it.
+      closing: the token that closes a document before a judge reads it; None only without judges.
       words: those that the scripted gold reward is about.
       judges: the sizes of the judge that is searched with and of the one in the place of the gold
         reward; empty where the gold reward is scripted.
@@ -40,7 +41,7 @@ class World(NamedTuple):
     tokenizer: models.Tokenizer
     prompt_length: int
     eos: int | None
-    closing: int
+    closing: int | None
     words: Words
     judges: tuple[models.TransformerConfig, ...]
 
@@ -73,23 +74,15 @@ def load_world(config: Settled) -> tuple[World, Fixed]:
     folder = model_folder(config.model_name_or_path, config.data_dir)
     sizes, params, tokenizer = load_frozen(folder)
     prompts, valid = _prompts(config, sizes, tokenizer)
-    judges = [
-        load_reward_model(
-            getattr(config, flag),
-            tokenizer,
-            flag=f"--{flag}",
-            pretrained=config.model_name_or_path,
-        )
-        for flag in (FLAGS if config.reward_model else ())
-    ]
+    judges = _load_judges(config, tokenizer, prompts.shape[1])
     world = World(
         config=config,
         sizes=sizes,
         lm=models.transformer(sizes),
         tokenizer=tokenizer,
         prompt_length=prompts.shape[1],
-        eos=sentence_end(tokenizer, sizes.vocab_size) if judges else None,
-        closing=0 if tokenizer.eos is None else tokenizer.eos,
+        eos=sentence_end(tokenizer) if judges else None,
+        closing=tokenizer.eos,
         words=tuple(word_tokens(tokenizer, word) for word in WORDS),
         judges=tuple(judge.config for judge in judges),
     )
@@ -101,10 +94,7 @@ def _prompts(
     config: Settled, sizes: models.TransformerConfig, tokenizer: models.Tokenizer
 ) -> tuple[Array, Array]:
     """Returns the tokens of the prompts, padded on the left, and where they are valid."""
-    begin = [tokenizer.bos] if tokenizer.adds_bos and tokenizer.bos is not None else []
-    if not all(prompt.strip() for prompt in config.prompts):
-        raise UsageError(f"--prompts must be texts that are not empty, found {config.prompts}")
-    rows = [begin + tokenizer.encode(prompt) for prompt in config.prompts]
+    rows = prompt_rows(tokenizer, config.prompts)
     longest = max(map(len, rows))
     if longest + config.max_length >= sizes.max_length:
         raise UsageError(
@@ -115,15 +105,52 @@ def _prompts(
     return jnp.asarray(prompts, int), jnp.asarray(valid)
 
 
-def sentence_end(tokenizer: models.Tokenizer, size: int) -> int:
-    """Returns the last token that is a full stop, because tokens of single bytes come first."""
-    for token in reversed(range(size)):
-        if tokenizer.decode([token]) == _SENTENCE_END:
-            return token
-    raise UsageError(
-        f"--reward_model: expected a model in which {_SENTENCE_END!r} is a token, found none: "
-        "choose another --model_name_or_path"
-    )
+def _load_judges(
+    config: Settled, tokenizer: models.Tokenizer, prompt_length: int
+) -> tuple[RewardModel, ...]:
+    """Loads the judges, none if none are given.
+
+    Raises:
+      UsageError: naming the flag, if a judge cannot be loaded or cannot read whole documents.
+    """
+    if not config.reward_model:
+        return ()
+    if tokenizer.eos is None:
+        raise UsageError(
+            f"--reward_model={config.reward_model}: expected a tokenizer with an EOS, which closes "
+            f"what a judge reads, found none in {config.model_name_or_path}: choose another "
+            "--model_name_or_path"
+        )
+    judges = []
+    for flag in JUDGE_FLAGS:
+        name = getattr(config, flag)
+        judge = load_reward_model(
+            name, tokenizer, flag=f"--{flag}", pretrained=config.model_name_or_path
+        )
+        room = judge.config.max_length
+        if prompt_length + config.max_length + 1 > room:
+            raise UsageError(
+                f"--{flag}={name}: the longest of --prompts, a response and its end have "
+                f"{prompt_length} + {config.max_length} + 1 tokens, over the judge's {room}: "
+                "shorten --max_length or the prompts"
+            )
+        judges.append(judge)
+    return tuple(judges)
+
+
+def sentence_end(tokenizer: models.Tokenizer) -> int:
+    """Returns the token that ends a sentence.
+
+    Raises:
+      UsageError: if there is none.
+    """
+    tokens = word_tokens(tokenizer, _SENTENCE_END)
+    if len(tokens) != 1:
+        raise UsageError(
+            f"--reward_model: expected a model in which {_SENTENCE_END!r} is one token, found "
+            f"{len(tokens)}: choose another --model_name_or_path"
+        )
+    return tokens[0]
 
 
 def sample(

@@ -126,7 +126,7 @@ def test_the_learned_reward_is_the_head_on_mean_features(drawn):
 def test_a_sentence_ends_with_the_token_that_the_tokenizer_writes(data_dir):
     """And not with the byte token that decodes to a full stop too."""
     tokenizer = load_tokenizer(data_dir / "stories260k")
-    assert sentence_end(tokenizer, 512) == tokenizer.encode("It is.")[-1]
+    assert sentence_end(tokenizer) == tokenizer.encode("It is.")[-1]
 
 
 @pytest.mark.slow
