@@ -110,7 +110,8 @@ def _make_model(folder: Path, num_layers: int, words: Sequence[str] = (), seed: 
     vocabulary = {name: n for n, name in enumerate(["<unk>", "<s>", "</s>", *texts])}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
     if words:
-        backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+        cut = tokenizers.pre_tokenizers
+        backend.pre_tokenizer = cut.Sequence([cut.WhitespaceSplit(), cut.Split(".", "isolated")])
     else:
         backend.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
         backend.decoder = tokenizers.decoders.Fuse()

@@ -108,6 +108,7 @@ def test_a_trained_policy_comes_near_the_optimum(arm: str):
         ({"misfit": 1.0}, "--misfit"),
         ({"beta": 0.0}, "--beta"),
         ({"vocab_size": 80}, "vocab_size"),
+        ({"reward_model": "judge"}, "--reward_model needs --setting=pretrained"),
     ],
 )
 def test_bad_flags(tmp_path, changes: dict, message: str):
