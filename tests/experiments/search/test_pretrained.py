@@ -140,6 +140,7 @@ def test_agreement_by_hand_with_ties():
     assert same["accuracy"] == pytest.approx((2.0 + 0.5 + 3.0) / 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("is_linear", "expected"), [(True, 0.0), (False, 1.0)])
 def test_what_is_out_of_reach_is_nothing_of_a_linear_reward_and_all_of_noise(
     monkeypatch, is_linear: bool, expected: float
