@@ -62,13 +62,13 @@ class Config:
     lora_r: int = 4
     """Rank of the adapters."""
 
-    population_scales: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
+    population_scales: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03)
     """Deviations of the population's adapter from the frozen model, to choose among."""
 
     group_ratios: tuple[float, ...] = (0.3, 1.0, 3.0)
     """Deviations of groups from the population, over the population's, to choose among."""
 
-    person_scales: tuple[float, ...] = (0.03, 0.1, 0.3)
+    person_scales: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
     """Deviations of persons from their group, to choose among for each number of answers."""
 
     answers_per_question: float = 1000.0
