@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from experiments.common.kept import load_or_run
 from experiments.search import plot
 from experiments.search.config import (
     BEST_OF,
@@ -138,7 +139,7 @@ def _results(
         for arm in names:
             advance(arm, 0)
             if arm in BEST_OF:
-                metrics = _kept(_file(folder, arm), partial(setting.train, arm))
+                metrics = load_or_run(_file(folder, arm), partial(setting.train, arm))
                 best = {name: metrics.pop(f"best_{name}") for name in ("learned", "gold")}
                 metrics.pop("best", None)
                 results |= {arm: metrics, BEST_OF[arm]: best}
@@ -148,7 +149,7 @@ def _results(
             parts = []
             for budget in budgets[arm]:
                 run = partial(setting.search, arm, budget)
-                parts.append(_kept(_file(folder, arm, budget), run))
+                parts.append(load_or_run(_file(folder, arm, budget), run))
                 advance(arm, 1)
             means = [name for name, values in parts[0].items() if values.ndim == 1]
             results[arm] = {name: np.stack([p[name] for p in parts], axis=1) for name in means}
@@ -158,22 +159,6 @@ def _results(
 def _file(folder: Path, arm: str, budget: int | None = None) -> Path:
     """Returns the file of an arm, of a search at one budget."""
     return folder / "arms" / (f"{arm}.npz" if budget is None else f"{arm}_{budget}.npz")
-
-
-def _kept(path: Path, run: partial) -> dict[str, np.ndarray]:
-    """Returns the metrics of a part of the run, which are computed once.
-
-    Raises:
-      UsageError: if a metric is not finite, or the file is damaged.
-    """
-    if path.exists():
-        return run_folder.load_arrays(path)
-    metrics = run()
-    for name, values in metrics.items():
-        if not np.isfinite(values).all():
-            raise binary.UsageError(f"{path.stem}: {name} is not finite at some seeds")
-    run_folder.save_arrays(path, metrics)
-    return metrics
 
 
 def _write(
