@@ -34,6 +34,9 @@ OF_SETTING: dict[SettingName, tuple[str, ...]] = {
 }
 """The flags that only one setting reads."""
 
+OF_SCRIPTED = ("num_comparisons", "misfit")
+"""The flags that are about the scripted gold reward, which judges of votes replace."""
+
 STORIES = (
     "Once upon a time, there was a",
     "One day, Lily",

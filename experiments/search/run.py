@@ -16,6 +16,7 @@ from experiments.search.config import (
     BEST_OF,
     BY_PPO,
     LAWS_A_TOKEN,
+    OF_SCRIPTED,
     OF_SETTING,
     SEARCHES,
     TRAINED,
@@ -48,7 +49,7 @@ def check(config: Config) -> Settled:
     binary.choose("setting", (config.setting,), get_args(SettingName))
     binary.choose("arm", config.arms, (*SEARCHES, TRAINED, BY_PPO))
     binary.choose("twist", (config.twist,), ("learned", "exact"))
-    _refuse_other_settings(config)
+    _refuse_unread(config)
     config = settled(config)
     binary.at_least(
         config,
@@ -86,8 +87,8 @@ def check(config: Config) -> Settled:
     return config
 
 
-def _refuse_other_settings(config: Config) -> None:
-    """Raises a UsageError if a flag is given that only another setting reads."""
+def _refuse_unread(config: Config) -> None:
+    """Raises a UsageError if a flag is given that this setting, or this reward, does not read."""
     unset = Config()
     for setting, flags in OF_SETTING.items():
         for flag in flags:
@@ -97,6 +98,12 @@ def _refuse_other_settings(config: Config) -> None:
                     f"--{flag} needs --setting={setting}, found --{flag}={value} with "
                     f"--setting={config.setting}: leave one of them out"
                 )
+    for flag in OF_SCRIPTED if config.reward_model else ():
+        if getattr(config, flag) is not None:
+            raise binary.UsageError(
+                f"--{flag} is about the scripted gold reward, in the place of which --reward_model "
+                "stands: leave one of them out"
+            )
 
 
 def experiment(config: Config) -> None:

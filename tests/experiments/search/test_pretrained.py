@@ -394,6 +394,11 @@ def test_a_run_with_one_judge_twice_has_one_reward(folder, judges, tmp_path: Pat
         ({"num_prompts": 4}, "--num_prompts must be at most"),
         ({"reward_model": "judge"}, "--held_out_reward_model"),
         ({"reward_model": "none", "held_out_reward_model": "none"}, "--reward_model=none"),
+        ({"reward_model": "judge", "misfit": 0.1}, "--misfit is about the scripted"),
+        (
+            {"reward_model": "judge", "num_comparisons": 6},
+            "--num_comparisons is about the scripted",
+        ),
         ({"prompts": ("mom", "")}, "not empty"),
         ({"max_length": 40, "budgets": (80,)}, "shorten"),
         ({"model_name_or_path": "nowhere"}, "nowhere"),

@@ -24,6 +24,8 @@ TINY = {
 
 def tiny(folder, tmp_path, **changes):
     values = {"model_name_or_path": str(folder), "run_dir": str(tmp_path / "run"), **TINY}
+    if changes.get("reward_model"):
+        values["num_comparisons"] = None  # of the scripted reward
     return Config(**{**values, **changes})
 
 
