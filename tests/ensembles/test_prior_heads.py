@@ -76,10 +76,9 @@ def test_members_start_at_zero_and_at_their_priors(float64):
 @pytest.mark.slow
 @pytest.mark.parametrize("prior_hidden", [(), (7,)])
 def test_particles_before_data_have_the_scale_of_the_prior(prior_hidden):
-    num_members, prior_scale = 20_000, 1.7
-    ensemble = prior_heads(
-        5, num_members=num_members, prior_scale=prior_scale, prior_hidden=prior_hidden
-    )
+    num_members, prior_scale = 2_000, 1.7
+    widths = {"hidden": (2,), "prior_hidden": prior_hidden}  # what is trained begins at zero
+    ensemble = prior_heads(5, num_members=num_members, prior_scale=prior_scale, **widths)
     shared, own = start(ensemble)
     unit = features(1, 4, 5).astype(np.float32)
     scores = np.asarray(lift(ensemble)(shared, own, np.concatenate([unit, 3 * unit])))[1:]
