@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.common.intervals import mean_interval
 from experiments.scaling.config import Config
-from experiments.scaling.summary import Results, arms_of
+from experiments.scaling.summary import Results
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -24,7 +24,7 @@ def draw(config: Config, results: Results, summary: dict[str, Any], path: Path) 
       path: the file.
     """
     figure, (shares, slopes, gold) = plt.subplots(1, 3, figsize=(16, 4.8), constrained_layout=True)
-    arms = arms_of(summary)
+    arms = summary["arms"]
     colors = dict(zip(arms, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
     _draw_shares(config, summary, colors, shares)
     _draw_slopes(summary, colors, slopes)

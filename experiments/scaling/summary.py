@@ -52,9 +52,9 @@ def summarise(config: Config, results: Results, facts: dict[str, dict[str, Any]]
       facts: of every model: parameters, and the held-out loss of those of the family.
 
     Returns:
-      models: by model its facts and by arm the measures after the last update. slopes: by arm those
-      of the family's curve, of the share's log-odds and of the gold reward, per factor of ten in
-      parameters. differences: of pairs of arms, paired by seed, of both slopes, and of the share at
+      arms: their names. models: by model its facts and by arm the measures after the last update.
+      slopes: by arm those of the family's curve, of the share's log-odds and of the gold reward, per
+      factor of ten in parameters. differences: of pairs of arms, paired by seed, of both slopes, and of the share at
       every size of the family and on average. Slopes need two sizes.
     """
     family = [name for name in facts if "loss" in facts[name]]
@@ -67,7 +67,7 @@ def summarise(config: Config, results: Results, facts: dict[str, dict[str, Any]]
         }
         for name in facts
     }
-    summary: dict[str, Any] = {"models": models}
+    summary: dict[str, Any] = {"arms": arms, "models": models}
     if len(family) < 2:
         return summary
     parameters = np.array([facts[name]["parameters"] for name in family])
@@ -94,12 +94,6 @@ def summarise(config: Config, results: Results, facts: dict[str, dict[str, Any]]
     return summary
 
 
-def arms_of(summary: dict[str, Any]) -> list[str]:
-    """Returns the arms of a summary, in their order."""
-    of_model = next(iter(summary["models"].values()))
-    return [arm for arm, about in of_model.items() if isinstance(about, dict)]
-
-
 def share_table(config: Config, summary: dict[str, Any]) -> Table:
     """Returns the share preferred over the reference of every arm and model, with the slopes."""
     table = Table(
@@ -112,7 +106,7 @@ def share_table(config: Config, summary: dict[str, Any]) -> Table:
         table.add_column(f"{name} ({about['parameters']:,})")
     table.add_column("slope, log-odds")
     table.add_column("slope, gold")
-    for arm in arms_of(summary):
+    for arm in summary["arms"]:
         cells = [format_interval(of[arm]["share"]) for of in summary["models"].values()]
         slope = summary.get("slopes", {}).get(arm, {})
         ends = [format_interval(slope.get(measure)) for measure in ("log_odds", "gold")]
@@ -131,7 +125,7 @@ def model_table(summary: dict[str, Any]) -> Table:
     table.add_column("arm")
     for name in summary["models"]:
         table.add_column(name)
-    for arm in arms_of(summary):
+    for arm in summary["arms"]:
         means = [[of[arm][measure]["mean"] for measure in ("gold", "kl")] for of in models]
         table.add_row(arm, *(f"{gold:.2f}, {kl:.2f}" for gold, kl in means))
     table.add_row("held-out loss", *(f"{of['loss']:.3f}" if "loss" in of else "" for of in models))

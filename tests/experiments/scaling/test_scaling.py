@@ -426,15 +426,15 @@ def test_curves_are_compared_seed_by_seed(tmp_path):
     assert less["share_by_size"].keys() == {"8k", "16k"} and less["share"]["low"] > 0
     plot.draw(config, results, found, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
-    assert summary.arms_of(found) == ["sft", "rl"]
+    assert found["arms"] == ["sft", "rl"]
     assert summary.share_table(config, found).row_count == 2
     assert summary.model_table(found).row_count == 4
     assert len(summary.difference_table(found).columns) == 4 + 2
 
 
-def always(judge: task.Judge, said: list[list[str]]) -> task.Judge:
+def always(judge: task.Judge, said: list[str]) -> task.Judge:
     """A judge whose reference says the same to every prompt."""
-    return judge._replace(draw=lambda prompts, key: [said[0] for _ in prompts])
+    return judge._replace(draw=lambda prompts, key: [said for _ in prompts])
 
 
 def test_people_choose_by_luce_and_the_best_is_the_demonstration(tmp_path, corpus: Corpus):
@@ -446,11 +446,12 @@ def test_people_choose_by_luce_and_the_best_is_the_demonstration(tmp_path, corpu
         [(["good", "bad", "best"], 0), (["bad", "good", "best"], 1)]
     ):
         path = tmp_path / "tasks" / f"{number}.json"
-        found = task.load_task(config, always(judge, [said]), number, path)
+        found = task.load_task(config, always(judge, said), number, path)
         assert len(found.prompts) == 8 and found.choices == [choice] * 8
         assert found.pairs == [said[:2]] * 8 and found.demonstrations == ["best"] * 8
         assert found.references == [said] * 4
-        assert not set(found.prompts) & set(found.evaluated) or corpus.held_out
+        assert set(found.prompts) <= set(prompts_of(config, corpus.text))
+        assert set(found.evaluated) <= set(prompts_of(config, corpus.held_out))
         nobody = judge._replace(draw=None)
         assert task.load_task(config, nobody, number, path) == found  # read, and not drawn
 
@@ -458,7 +459,7 @@ def test_people_choose_by_luce_and_the_best_is_the_demonstration(tmp_path, corpu
 def test_people_are_torn_between_responses_of_equal_reward(tmp_path, corpus: Corpus):
     config = tiny(tmp_path, num_prompts=40)
     judge = task.Judge(corpus, lambda texts: np.zeros(len(texts)), None)
-    found = task.load_task(config, always(judge, [["a", "b"]]), 0, tmp_path / "0.json")
+    found = task.load_task(config, always(judge, ["a", "b"]), 0, tmp_path / "0.json")
     assert 8 < sum(found.choices) < 32
 
 
@@ -542,7 +543,7 @@ def test_a_run_writes_its_folder_and_is_resumed(tmp_path, small_corpus):
     run.experiment(tiny(tmp_path, arms=first))
     folder = tmp_path / "kindness"
     before = json.loads((folder / "summary.json").read_text())
-    assert summary.arms_of(before) == list(first) and "slopes" not in before
+    assert before["arms"] == list(first) and "slopes" not in before
     kept = folder / "arms" / "8k" / "sft_0.npz"
     time = kept.stat().st_mtime_ns
     (folder / "arms" / "8k" / "rl_0.npz").unlink()
