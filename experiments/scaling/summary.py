@@ -53,9 +53,9 @@ def summarise(config: Config, results: Results, facts: dict[str, dict[str, Any]]
 
     Returns:
       arms: their names. models: by model its facts and by arm the measures after the last update.
-      slopes: by arm those of the family's curve, of the share's log-odds and of the gold reward, per
-      factor of ten in parameters. differences: of pairs of arms, paired by seed, of both slopes, and of the share at
-      every size of the family and on average. Slopes need two sizes.
+      slopes: by arm those of the family's curve, of the share's log-odds and of the gold reward,
+      per factor of ten in parameters. differences: of pairs of arms, paired by seed, of both
+      slopes, and of the share at every size of the family and on average. Slopes need two sizes.
     """
     family = [name for name in facts if "loss" in facts[name]]
     arms = [*dict.fromkeys(arm for of_model in results.values() for arm in of_model)]
