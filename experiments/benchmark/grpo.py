@@ -189,8 +189,9 @@ def _step(own: Ours) -> Callable[[], Any]:
 
 
 def _draw(own: Ours) -> Callable[[], Any]:
-    """Returns the drawing of completions with their log-probs, without their rewards."""
-    draw = rollouts.make_draw(own.config, own.task.model, own.config.num_generations)
+    """Returns the drawing of completions with what a step reads, without their rewards."""
+    passes = rollouts.passes_in_training(own.config)
+    draw = rollouts.make_draw(own.config, own.task.model, own.config.num_generations, passes)
     keys = iter(jax.random.split(jax.random.key(own.config.seed), 1000))
     trainable, rows = before(own), [own.task.train.encoded[row] for row in own.batch.row]
     return lambda: draw(trainable, next(keys), rows, own.batch.tokens.shape[-1])
@@ -199,7 +200,7 @@ def _draw(own: Ours) -> Callable[[], Any]:
 def _update(own: Ours) -> Callable[[], Any]:
     """Returns the update alone, always from the same completions."""
     state, step = _learner(own)
-    batch = policy_batch(own)
+    batch = policy_batch(own, rollouts.passes_in_training(own.config))
 
     def run() -> Any:
         nonlocal state
@@ -223,9 +224,9 @@ def _learner(own: Ours) -> tuple[training.TrainState, Callable[..., Any]]:
     return state, step
 
 
-def policy_batch(own: Ours) -> PolicyBatch:
+def policy_batch(own: Ours, passes: rollouts.Passes = rollouts.BOTH) -> PolicyBatch:
     """Draws completions and scores them; returns them as an update reads them, on the host."""
-    draw = rollouts.make_draw(own.config, own.task.model, own.config.num_generations)
+    draw = rollouts.make_draw(own.config, own.task.model, own.config.num_generations, passes)
     key = jax.random.key(own.config.seed)
     part = online.draw_part(own.config, own.task, draw, before(own), key, own.batch)
     return online.step_batches(own.config, [part])[0]
@@ -240,6 +241,7 @@ def _compare(own: Ours, theirs: Any) -> str:
       ValueError: if they differ, or a completion has another length.
     """
     batch = policy_batch(own)
+    assert batch.log_probs is not None
     drawn = theirs.completions()["completion_mask"].numpy()
     lengths = np.unique([*batch.mask.sum(-1).ravel(), *drawn.sum(1)])
     if lengths.tolist() != [own.config.max_completion_length]:

@@ -148,6 +148,8 @@ def _setting(config: Config, condition: data.ConditionOn, division: int, root: P
     )
     export.write_files(rows)
     known = {field.name for field in dataclasses.fields(Finetune)}
+    if condition != "examples":
+        known.remove("num_examples")  # which belongs to examples alone
     flags = dataclasses.asdict(config)
     shared = Finetune(**{name: value for name, value in flags.items() if name in known})
     return dataclasses.replace(

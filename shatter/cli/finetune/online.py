@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from shatter import data, training
@@ -15,7 +16,12 @@ from shatter.cli.finetune.objectives import Mean
 from shatter.cli.finetune.policy import PolicyBatch
 from shatter.cli.finetune.pretrained import Pretrained, without_arrays
 from shatter.cli.finetune.rewards import score_all
-from shatter.cli.finetune.rollouts import Rollouts, completions_of, make_draw
+from shatter.cli.finetune.rollouts import (
+    Rollouts,
+    completions_of,
+    make_draw,
+    passes_in_training,
+)
 from shatter.cli.finetune.task import Task
 from shatter.cli.finetune.updates import Measured, Update, on_devices
 from shatter.cli.finetune.values import Estimates, Scored
@@ -67,7 +73,7 @@ def make_update(config: Config, task: Task, num_steps: int) -> tuple[training.Tr
     state = learner.init(start, places.put_everywhere(config, train_key))
     root = jax.random.fold_in(jax.random.key(config.seed), _ROLLOUTS)
     frozen = Frozen(None if task.model.lora is None else task.model.params, None)
-    draw = make_draw(config, task.model, config.num_generations)
+    draw = make_draw(config, task.model, config.num_generations, passes_in_training(config))
 
     def update(
         state: training.TrainState, batches: Sequence[data.Batch]
@@ -83,6 +89,7 @@ def make_update(config: Config, task: Task, num_steps: int) -> tuple[training.Tr
             for batch in arrays:
                 state, metrics = learner.step(state, frozen, training.put_rows(mesh, batch, size))
                 measured.append(metrics)
+        measured = with_largest_difference(measured, len(arrays))
         measured[0] = measured[0] | _metrics(config, parts)
         if estimates := [batch.estimates for batch in arrays if batch.estimates is not None]:
             measured[0] = measured[0] | values.var_explained(_scored(parts), estimates)
@@ -167,11 +174,32 @@ def step_batches(config: Config, parts: Sequence[_Part]) -> list[PolicyBatch]:
             gains = gains - gains.mean(axis=1, keepdims=True)
         deviations = np.full(shape[0], whole) if config.scale_rewards == "batch" else own
         numbers: Any = (gains, deviations, weight, weight / divisor)
-        fields = part.rollouts[:5]
-        dtype = np.asarray(part.rollouts.log_probs).dtype
+        fields, drawn = part.rollouts[:5], part.rollouts.drawn_log_probs
+        is_whole = (config.top_k, config.top_p, config.min_p) == (None, None, None)
+        dtype = np.asarray(drawn).dtype
         rounded = [number.astype(dtype) for number in numbers]
-        made.append(PolicyBatch(*fields, *rounded)._replace(estimates=estimated))
+        batch = PolicyBatch(*fields, *rounded)._replace(estimates=estimated)
+        made.append(batch._replace(drawn_log_probs=drawn) if is_whole else batch)
     return made
+
+
+def with_largest_difference(measured: Sequence[Any], num_batches: int) -> list[Any]:
+    """Returns the metrics of a step's updates with the largest difference of two log-probs.
+
+    Args:
+      measured: the metrics of every batch of every update, with those of `policy.DIFFERENCES`,
+        unless samples were filtered.
+      num_batches: the batches of the first update, whose policy is the one that drew.
+
+    Returns:
+      The metrics, without `policy.DIFFERENCES`, and in the first `sampling/logp_difference_max`.
+    """
+    rest = [{k: v for k, v in row.items() if k != policy.DIFFERENCES} for row in measured]
+    if policy.DIFFERENCES in measured[0]:
+        largest = [jnp.max(row[policy.DIFFERENCES]) for row in measured[:num_batches]]
+        once = jnp.ones_like(largest[0])
+        rest[0]["sampling/logp_difference_max"] = Mean(jnp.max(jnp.stack(largest)), once)
+    return rest
 
 
 def _scored(parts: Sequence[_Part]) -> list[Scored]:
@@ -203,9 +231,5 @@ def _metrics(config: Config, parts: Sequence[_Part]) -> dict[str, Mean]:
     for name in real[0].each:
         values = np.concatenate([part.each[name].ravel() for part in real])
         found |= {f"rewards/{name}/mean": values.mean(), f"rewards/{name}/std": deviation(values)}
-    if (config.top_k, config.top_p, config.min_p) == (None, None, None):
-        scored = of(lambda p: np.asarray(p.rollouts.log_probs).sum(-1))
-        drawn = of(lambda p: p.rollouts.drawn_log_probs)
-        found["sampling/logp_difference_max"] = np.abs(scored - drawn).max()
     once: Any = np.float64(1.0)
     return {name: Mean(once * value, once) for name, value in found.items()}

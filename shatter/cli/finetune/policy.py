@@ -16,6 +16,9 @@ from shatter.cli.finetune.token_scores import policy_and_values
 from shatter.cli.finetune.values import Estimates
 from shatter.types import Array, Key
 
+DIFFERENCES = "sampling/logp_differences"
+"""The metric of how far log-probs of the sampler and of the forward pass of training differ."""
+
 
 class PolicyBatch(NamedTuple):
     """N completions of each of B prompts, and their rewards.
@@ -24,24 +27,27 @@ class PolicyBatch(NamedTuple):
       tokens: int `[B, N, T]`.
       mask: bool `[B, N, T]`, true on the completion.
       valid: bool `[B, N, T]`, false on padding.
-      log_probs: `[B, N, T]`, of the policy that drew them, nats.
-      ref_log_probs: `[B, N, T]`, of the reference, nats.
+      log_probs: `[B, N, T]`, of the policy that drew them, nats; None = nothing reads them.
+      ref_log_probs: `[B, N, T]`, of the reference, nats; None = nothing weighs them.
       rewards: `[B, N]`.
       deviations: `[B]`, by what grpo divides rewards less their mean.
       weight: `[B, N]`, each completion's share of the step's completions; 0 = it fills up a batch.
       token_weight: `[B, N]`, the weight of its tokens in the losses of grpo and ppo.
+      drawn_log_probs: `[B, N]`, as the sampler computed them, nats; None = nothing is compared
+        with them.
       estimates: of ppo's value function; None for the others.
     """
 
     tokens: Array
     mask: Array
     valid: Array
-    log_probs: Array
-    ref_log_probs: Array
+    log_probs: Array | None
+    ref_log_probs: Array | None
     rewards: Array
     deviations: Array
     weight: Array
     token_weight: Array
+    drawn_log_probs: Array | None = None
     estimates: Estimates | None = None
 
 
@@ -65,8 +71,25 @@ class Losses(NamedTuple):
 
 def _penalised(config: Config, log_probs: Array, batch: PolicyBatch) -> Array:
     """Returns rewards less `beta (log pi - log p0)` of the completion, `[B, N]`."""
+    if batch.ref_log_probs is None:
+        return batch.rewards
     log_ratio = jnp.sum(jax.lax.stop_gradient(log_probs) - batch.ref_log_probs, axis=-1)
     return batch.rewards - config.beta * log_ratio
+
+
+def _drew(config: Config, log_probs: Array, batch: PolicyBatch) -> Array:
+    """Returns the log-probs of the policy that drew, `[B, N, T]`: in an only update its own."""
+    if config.num_iterations == 1:
+        return jax.lax.stop_gradient(log_probs)
+    assert batch.log_probs is not None
+    return batch.log_probs
+
+
+def _reference(log_probs: Array, batch: PolicyBatch) -> Array:
+    """Returns the reference's log-probs, `[B, N, T]`; the policy's where nothing weighs them."""
+    if batch.ref_log_probs is None:
+        return jax.lax.stop_gradient(log_probs)
+    return batch.ref_log_probs
 
 
 def _others_mean(values: Array) -> Array:
@@ -79,7 +102,7 @@ def _others_mean(values: Array) -> Array:
 
 def _rloo(config: Config, log_probs: Array, batch: PolicyBatch) -> Losses:
     """Returns PPO's surrogate of documents with the leave-one-out advantage."""
-    old = batch.log_probs if config.num_iterations > 1 else jax.lax.stop_gradient(log_probs)
+    old = _drew(config, log_probs, batch)
     gains = _penalised(config, old, batch)
     advantages = gains - _others_mean(gains)
     own, before = jnp.sum(log_probs, axis=-1), jnp.sum(old, axis=-1)
@@ -100,7 +123,7 @@ def _rloo(config: Config, log_probs: Array, batch: PolicyBatch) -> Losses:
 
 def _grpo(config: Config, log_probs: Array, batch: PolicyBatch) -> Losses:
     """Returns GRPO's loss, whose KL penalty is at every token."""
-    old = batch.log_probs if config.num_iterations > 1 else jax.lax.stop_gradient(log_probs)
+    old = _drew(config, log_probs, batch)
     if config.scale_rewards == "none":
         advantages = batch.rewards - jnp.mean(batch.rewards, axis=-1, keepdims=True)
     else:
@@ -108,7 +131,7 @@ def _grpo(config: Config, log_probs: Array, batch: PolicyBatch) -> Losses:
     found = losses.grpo_loss(
         log_probs,
         old,
-        batch.ref_log_probs,
+        _reference(log_probs, batch),
         advantages,
         batch.mask,
         beta=config.beta,
@@ -122,7 +145,7 @@ def _grpo(config: Config, log_probs: Array, batch: PolicyBatch) -> Losses:
 def _ppo(config: Config, log_probs: Array, batch: PolicyBatch) -> Losses:
     """Returns PPO's surrogate of tokens, whose rewards have the KL penalty in them."""
     assert batch.estimates is not None
-    old = batch.log_probs if config.num_iterations > 1 else jax.lax.stop_gradient(log_probs)
+    old = _drew(config, log_probs, batch)
     advantages = batch.estimates.advantages
     found = losses.ppo_loss(log_probs, old, advantages, batch.mask, clip=config.epsilon)
     return Losses(found, batch.token_weight, jnp.exp(log_probs - old), advantages, batch.mask)
@@ -134,6 +157,7 @@ def _posterior(config: Config, log_probs: Array, batch: PolicyBatch) -> Losses:
     The mean gain of the other completions is taken from the reward and from the loss, so that the
     loss is that of `losses.token_posterior_loss` and its gradient has less variance.
     """
+    assert batch.ref_log_probs is not None  # because beta is not 0
     baselines = _others_mean(_penalised(config, log_probs, batch))
     found = losses.token_posterior_loss(
         log_probs, batch.ref_log_probs, batch.rewards - baselines, batch.mask, beta=config.beta
@@ -160,7 +184,8 @@ def make_objective(
 
     Returns:
       `(trainable, frozen, key, batch) -> (loss, metrics)`, of which those of a step's batches add
-      up. "kl" is the batch's part of the mean of log pi - log p0, nats a completion.
+      up. "kl" is the batch's part of the mean of log pi - log p0, nats a completion; it is absent
+      where there is no reference. `DIFFERENCES` are of every completion, `[B, N]`, nats.
     """
 
     def objective(
@@ -192,9 +217,13 @@ def make_objective(
                 -jnp.sum(batch.weight * jnp.sum(log_probs, axis=-1)),
                 jnp.sum(batch.weight * lengths),
             ),
-            "kl": jnp.sum(batch.weight * jnp.sum(log_probs - batch.ref_log_probs, axis=-1))
-            / config.num_iterations,
         }
+        if batch.ref_log_probs is not None:
+            log_ratio = jnp.sum(log_probs - batch.ref_log_probs, axis=-1)
+            metrics["kl"] = jnp.sum(batch.weight * log_ratio) / config.num_iterations
+        if batch.drawn_log_probs is not None:
+            gap = jnp.abs(jnp.sum(log_probs, axis=-1) - batch.drawn_log_probs)
+            metrics[DIFFERENCES] = jnp.where(batch.weight > 0, gap, 0.0)
         return loss, metrics | _clip_ratios(config, found, batch.weight)
 
     return objective
@@ -203,6 +232,7 @@ def make_objective(
 def _of_policy(log_probs: Array, loss: Array, batch: PolicyBatch) -> dict[str, Mean]:
     """Returns the policy's own loss and half its squared log-ratio, under TRL's names for PPO."""
     counted = jnp.where(batch.mask, batch.weight[..., None], 0.0)
+    assert batch.log_probs is not None
     squares = jnp.square(log_probs - batch.log_probs)
     return {
         "loss/policy_avg": Mean(loss, jnp.sum(batch.weight)),

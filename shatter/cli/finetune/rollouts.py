@@ -30,8 +30,8 @@ class Rollouts(NamedTuple):
       mask: bool `[B, N, T]`, true on the completion, with the token that ended it.
       valid: bool `[B, N, T]`, false on padding.
       log_probs: `[B, N, T]`, of the completion's tokens under the policy that drew them, computed
-        by the forward pass of training, nats; 0 elsewhere.
-      ref_log_probs: `[B, N, T]`, under the reference, nats.
+        by the forward pass of training, nats; 0 elsewhere. None = nothing reads them.
+      ref_log_probs: `[B, N, T]`, under the reference, nats. None = nothing reads them.
       drawn_log_probs: `[B, N]`, of completions under the law that they were drawn from, as the
         sampler computed them, nats.
       values: `[B, N, T]`, of the states in which the completion's tokens were chosen; None = there
@@ -41,8 +41,8 @@ class Rollouts(NamedTuple):
     tokens: Array
     mask: Array
     valid: Array
-    log_probs: Array
-    ref_log_probs: Array
+    log_probs: Array | None
+    ref_log_probs: Array | None
     drawn_log_probs: Array
     values: Array | None = None
 
@@ -64,19 +64,45 @@ Draw = Callable[[Trainable, Key, Sequence[data.Encoded], int], Rollouts]
 """Draws completions of prompts that are padded to a length."""
 
 
-def make_draw(config: Config, model: Pretrained, num_samples: int) -> Draw:
+class Passes(NamedTuple):
+    """Whose log-probs of completions are computed; each costs a forward pass.
+
+    Attributes:
+      policy: those of the policy that drew, and its values.
+      reference: those of the reference.
+    """
+
+    policy: bool
+    reference: bool
+
+
+BOTH = Passes(policy=True, reference=True)
+
+
+def passes_in_training(config: Config) -> Passes:
+    """Returns whose log-probs the updates of a step read.
+
+    A step of one update takes the policy's from its own forward pass. Nothing weighs the
+    reference's where beta is 0.
+    """
+    is_ppo = config.objective == "ppo"
+    return Passes(is_ppo or config.num_iterations > 1, is_ppo or config.beta > 0)
+
+
+def make_draw(config: Config, model: Pretrained, num_samples: int, passes: Passes = BOTH) -> Draw:
     """Makes a function that draws completions; it compiles one program per length of prompts.
 
     Args:
       config: the config.
       model: the pretrained model, on the devices; it is the reference.
       num_samples: completions of each prompt.
+      passes: whose log-probs of the completions are computed.
 
     Returns:
       `(trainable, key, prompts[B], length) -> rollouts`, on the host. B is a multiple of the
       devices that share a batch.
     """
-    run = _program(without_arrays(model), make_sampling(config, model, num_samples))
+    run = _program(without_arrays(model), make_sampling(config, model, num_samples), passes)
     mesh = places.mesh_of(config)
 
     def draw(
@@ -92,7 +118,7 @@ def make_draw(config: Config, model: Pretrained, num_samples: int) -> Draw:
 
 
 @functools.cache
-def _program(model: Pretrained, sampling: Sampling) -> Callable[..., Rollouts]:
+def _program(model: Pretrained, sampling: Sampling, passes: Passes) -> Callable[..., Rollouts]:
     """Compiles `(trainable, pretrained, key, tokens[B, P], valid[B, P]) -> rollouts`."""
 
     @partial(jax.jit, compiler_options=compiler_options(model))
@@ -107,13 +133,14 @@ def _program(model: Pretrained, sampling: Sampling) -> Callable[..., Rollouts]:
         score = lambda p: policy_and_values(
             model, p, trainable.head, samples.tokens, samples.mask, whole, sampling.temperature
         )
-        log_probs, values = score(params)
+        log_probs, values = score(params) if passes.policy else (None, None)
+        ref_log_probs = score(pretrained)[0] if passes.reference else None
         return Rollouts(
             samples.tokens,
             samples.mask,
             whole,
             log_probs,
-            score(pretrained)[0],
+            ref_log_probs,
             samples.log_probs,
             values,
         )

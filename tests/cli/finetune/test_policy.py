@@ -1,8 +1,8 @@
 """Expected gradients of the objectives of reinforcement learning, by enumeration, exactly."""
 
-import dataclasses
 import itertools
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.learning import Frozen, Trainable
 from shatter.cli.finetune.policy import PolicyBatch
 from shatter.cli.finetune.pretrained import Pretrained
-from shatter.cli.finetune.rollouts import Rollouts
+from shatter.cli.finetune.rollouts import Rollouts, passes_in_training
 from shatter.cli.finetune.token_scores import policy_and_values
 from shatter.types import Array, Params
 
@@ -312,6 +312,48 @@ def test_metrics_of_a_step_count_what_is_real():
         lengths.max(),
     )
     np.testing.assert_allclose(found["completions/clipped_ratio"], 1 - finished.mean())
-    assert found["sampling/logp_difference_max"] == 0.0
-    filtered = dataclasses.replace(config, top_k=2)
-    assert "sampling/logp_difference_max" not in online._metrics(filtered, parts)
+
+
+def test_the_largest_difference_is_that_of_the_policy_that_drew():
+    rows = [{policy.DIFFERENCES: np.array([[0.1, 0.3]])}, {policy.DIFFERENCES: np.array([[0.2]])}]
+    later = [{policy.DIFFERENCES: np.array([[9.0]]), "loss": 1.0}]
+    found = online.with_largest_difference([*rows, *later], 2)
+    assert found[0]["sampling/logp_difference_max"] == (0.3, 1.0)
+    assert found[1:] == [{}, {"loss": 1.0}]
+    assert online.with_largest_difference([{"loss": 1.0}], 1) == [{"loss": 1.0}]
+
+
+@pytest.mark.parametrize("objective", ["rloo", "grpo"])
+def test_what_nothing_reads_changes_no_loss(objective: str):
+    config = Config(objective=objective, num_generations=3, max_completion_length=4, beta=0.0)  # type: ignore[arg-type]
+    assert passes_in_training(config) == (False, False)
+    parts = parts_of_a_step()
+    bare = [
+        p._replace(rollouts=p.rollouts._replace(log_probs=None, ref_log_probs=None)) for p in parts
+    ]
+
+    def value_and_gradient(parts: list[online._Part]):
+        batches = jax.tree.map(jnp.asarray, online.step_batches(config, parts))
+
+        def loss(own):
+            found = [
+                policy.OBJECTIVES[objective](config, *pair)
+                for pair in zip(own, batches, strict=True)
+            ]
+            return sum(jnp.sum(f.weight * f.losses) for f in found)
+
+        return jax.value_and_grad(loss)([jnp.asarray(own) for own in constants(parts_of_a_step())])
+
+    jax.tree.map(np.testing.assert_array_equal, value_and_gradient(bare), value_and_gradient(parts))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"objective": "rloo", "beta": 0.1}, (False, True)),
+        ({"objective": "grpo", "num_iterations": 2, "beta": 0.0}, (True, False)),
+        ({"objective": "ppo", "beta": 0.0}, (True, True)),
+    ],
+)
+def test_passes_that_updates_read(changes: dict[str, Any], expected: tuple[bool, bool]):
+    assert passes_in_training(Config(**changes)) == expected

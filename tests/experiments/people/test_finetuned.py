@@ -9,6 +9,7 @@ import pytest
 from experiments.people import export, finetuned
 from experiments.people.finetuned import Config
 from shatter.cli.common.binary import UsageError
+from shatter.cli.finetune import checks
 from tests.experiments.people.test_people import made_up
 
 
@@ -48,6 +49,18 @@ def test_measures_are_found_under_their_names():
     names = ("kl, before", "kl", "kl, uniform", "kl less uniform")
     assert [found[name] for name in names] == [1.0, 0.5, 0.75, -0.25]
     assert "group_kl less uniform" not in found
+
+
+def test_flags_of_one_condition_are_not_passed_to_another(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(export, "write_files", lambda rows: None)
+    changes = {"by": "person", "num_examples": 2, "min_group_size": 1, "data_dir": str(tmp_path)}
+    config = Config(conditions=finetuned.CONDITIONS, model_name_or_path=str(tmp_path), **changes)
+    for condition in finetuned.CONDITIONS:
+        setting = finetuned._setting(config, condition, 0, tmp_path)
+        (tmp_path / "files" / "division0").mkdir(parents=True, exist_ok=True)
+        for file in (setting.dataset_name, *setting.eval_dataset_name):
+            Path(file).touch()
+        checks.check(setting)
 
 
 @pytest.mark.slow
