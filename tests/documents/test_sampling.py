@@ -163,6 +163,7 @@ def test_one_eos_and_nothing_after_it(kind: str):
     assert 0.05 < np.mean(~ends.any(axis=1)) < 0.95
 
 
+@pytest.mark.slow
 def test_cache_and_full_forward_pass_draw_the_same():
     """The same key gives the same tokens with the cache and without."""
     with_cache, _ = drawn("transformer", 0.7)

@@ -42,6 +42,7 @@ def moved(own, seed=9):
     )
 
 
+@pytest.mark.slow
 def test_a_score_is_point_and_prior_and_differential(float64):
     ensemble = SMALL(num_members=4)
     shared, own = start(ensemble)

@@ -120,6 +120,7 @@ NUM = 4000
 play = playing(CONFIG)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_operations", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_expert_is_always_right_at_quality_one(num_operations: int):
     other = ArithmeticConfig(num_operations, max_operand=20, price=0.125)

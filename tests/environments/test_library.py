@@ -17,6 +17,8 @@ from shatter.environments import (
     make_corpus,
 )
 
+pytestmark = pytest.mark.slow
+
 CORPUS = make_corpus(jax.random.key(0))
 CODEC = character_codec(LIBRARY_ALPHABET)
 LIMITS = {"max_action_length": 60, "end_of_action": 0, "codec": CODEC}
@@ -166,9 +168,7 @@ def test_what_answers_are_worth():
         assert all(reward == -0.125 for _, reward, *_ in answers[:-1])
 
 
-@pytest.mark.parametrize(
-    "split", ["train", *(pytest.param(s, marks=pytest.mark.slow) for s in SPLITS[1:])]
-)
+@pytest.mark.parametrize("split", SPLITS)
 def test_the_expert_is_always_right_at_quality_one(split: str):
     """By the shortest way: to search, open and read on, twice, to quote and to answer."""
     environment, expert = library(CORPUS, split=split, price=0.02), library_expert(CORPUS)
@@ -186,7 +186,6 @@ def test_the_expert_is_always_right_at_quality_one(split: str):
         assert document.endswith(f"quoted.\nanswer {asked.answer}\n")
 
 
-@pytest.mark.slow
 def test_the_expert_is_right_at_the_stated_rate_and_slower():
     quality, num = 0.7, 150
     environment, expert = library(CORPUS, price=0.0), library_expert(CORPUS, quality=quality)

@@ -37,6 +37,8 @@ from tests.environments.worlds import (
     uncached,
 )
 
+pytestmark = pytest.mark.slow
+
 every_model = pytest.mark.parametrize("kind", list(MODELS))
 PARAMS = {kind: make_params(lm) for kind, lm in MODELS.items()}
 KEYS = jax.random.split(jax.random.key(3), 64)
@@ -57,7 +59,7 @@ some = functools.cache(drawn)
 fast_step = jax.jit(step)
 
 
-@pytest.mark.parametrize("kind", ["tabular", pytest.param("transformer", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["tabular", "transformer"])
 def test_transcripts_are_what_the_environment_says_to_the_actions(kind: str):
     """A replay of the actions rebuilds every token, reward and flag."""
     transcripts = some(kind)
@@ -88,10 +90,8 @@ def test_transcripts_are_what_the_environment_says_to_the_actions(kind: str):
     ("kind", "filters"),
     [
         ("tabular", {}),
-        pytest.param("transformer", {}, marks=pytest.mark.slow),
-        pytest.param(
-            "transformer", {"temperature": 0.6, "top_k": 3, "top_p": 0.8}, marks=pytest.mark.slow
-        ),
+        ("transformer", {}),
+        ("transformer", {"temperature": 0.6, "top_k": 3, "top_p": 0.8}),
     ],
     ids=str,
 )
@@ -104,10 +104,7 @@ def test_one_full_pass_scores_actions_as_recorded(kind: str, filters: dict):
     np.testing.assert_allclose(transcripts.log_probs, scores, atol=2e-6)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "filters", [{}, pytest.param({"top_k": 1}, marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.parametrize("filters", [{}, {"top_k": 1}], ids=str)
 def test_a_cache_changes_nothing(filters: dict):
     cached, full = (some("transformer", cached=cached, **filters) for cached in (True, False))
     assert_equal_transcripts(cached, full, tolerance=2e-6)
@@ -119,8 +116,8 @@ def test_a_cache_changes_nothing(filters: dict):
     [
         ("tabular", True, {}),
         ("transformer", True, {}),
-        pytest.param("transformer", False, {}, marks=pytest.mark.slow),
-        pytest.param("transformer", True, {"top_k": 1}, marks=pytest.mark.slow),
+        ("transformer", False, {}),
+        ("transformer", True, {"top_k": 1}),
     ],
     ids=str,
 )
@@ -157,7 +154,6 @@ def test_vmap_is_a_loop():
         assert_equal_transcripts(one(KEYS[i]), row(transcripts, i), tolerance=2e-6)
 
 
-@pytest.mark.slow
 def test_frequencies_are_those_of_the_recorded_log_probs():
     """Given the prompt, a transcript has the probability of its actions: exp of their sum."""
     num = 20_000
@@ -207,7 +203,6 @@ def test_an_observation_may_be_empty_or_longer_than_the_prompt():
     assert transcript.turns[:19].tolist() == [0] * 3 + [1] * 7 + [2] * 2 + [3] * 7
 
 
-@pytest.mark.slow
 def test_nothing_is_computed_once_all_lanes_have_ended():
     calls = []
 
@@ -222,7 +217,6 @@ def test_nothing_is_computed_once_all_lanes_have_ended():
     assert len(calls) <= 2 * 4
 
 
-@pytest.mark.slow
 @every_model
 def test_types_hold_in_double_and_half_precision(kind: str, float64):
     lm = MODELS[kind]
@@ -257,7 +251,6 @@ def test_no_gradient_comes_from_what_the_environment_says():
     assert jnp.all(jnp.where(transcripts.is_action, gradient, 1.0) != 0)
 
 
-@pytest.mark.slow
 def test_laws_of_tool_tokens_are_not_trained(float64):
     """In a table, every prefix has its own logits: those before a tool's token stay as they are."""
     lm, params = MODELS["tabular"], jnp.asarray(PARAMS["tabular"], float)

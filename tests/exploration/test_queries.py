@@ -310,6 +310,7 @@ def test_boltzmann_is_the_product_of_the_tempered_mixture():
         assert_law(lifted(boltzmann_queries, SHIFTED, num_keys=20_000, **arguments), law(0.7))
 
 
+@pytest.mark.slow
 def test_thompson_draws_a_member_for_every_query():
     weights = np.exp(centred(LOG_PROBS, VALID).sum(axis=-1)) * (np.arange(Q) < 5)
     law = in_turn(weights / weights.sum(axis=1, keepdims=True))
@@ -319,6 +320,7 @@ def test_thompson_draws_a_member_for_every_query():
         assert_law(lifted(thompson_queries, SHIFTED, num_keys=20_000, **arguments), law)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_slots", [2, 3])
 def test_double_thompson_takes_the_largest_sum_of_its_members(num_slots):
     valid = VALID[:, -num_slots:]

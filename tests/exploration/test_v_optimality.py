@@ -172,6 +172,7 @@ def as_sets(queries):
     return [set(query) for query in np.asarray(queries).tolist()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_responses", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_batch_is_chosen_one_by_one_from_conditioned_covariances(num_responses, float64):
     rng = np.random.default_rng(1)

@@ -91,6 +91,7 @@ def test_the_model_begins_as_the_base(float64: None, name: str):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "deep"))],

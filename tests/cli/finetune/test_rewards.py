@@ -135,6 +135,7 @@ def config(model_folder: Path, tmp_path: Path) -> Config:
     )
 
 
+@pytest.mark.slow
 def test_a_reward_model_scores_as_in_its_training(config: Config):
     """Its documents end with EOS, also where a completion was cut at its largest length."""
     (reward,) = open_rewards(config, load_model(config))

@@ -184,6 +184,7 @@ def test_a_query_file_that_is_gone(answered, tmp_path, capsys):
     assert len(standing_answers(Path(answered.project))[1]) == 8
 
 
+@pytest.mark.slow
 def test_an_empty_query_file_that_nobody_has_answered(config):
     run.experiment(config)
     file = Path(config.project) / "queries" / "round_0000.jsonl"

@@ -24,6 +24,8 @@ from shatter.cli.label.writer import open_writer
 from tests.cli.label.conftest import copied
 from tests.cli.label.projects import answer_all
 
+pytestmark = pytest.mark.slow
+
 
 def half(config: ProposeConfig, **changes) -> ProposeConfig:
     """Returns flags by which half of the queries are audits."""
@@ -66,7 +68,6 @@ def test_audits_are_drawn_uniformly_and_stand_anywhere():
     assert all(batch[batch < 8].tolist() == list(range(6)) for batch in batches)
 
 
-@pytest.mark.slow
 def test_a_batch_with_audits_is_the_same_in_every_call(config):
     config = half(config)
     first = propose(open_project(config), config)
@@ -85,7 +86,6 @@ def test_a_batch_with_audits_is_the_same_in_every_call(config):
     assert not any(map(is_audit, other)) and other[0].round == 1
 
 
-@pytest.mark.slow
 def test_audits_are_never_learned_from(config):
     config = half(config)
     propose(open_project(config), config)
@@ -105,7 +105,6 @@ def test_audits_are_never_learned_from(config):
     jax.tree.map(np.testing.assert_array_equal, *params)
 
 
-@pytest.mark.slow
 def test_answers_to_audits_alone_teach_nothing(config, capsys):
     config = half(config, num_queries=2)
     (audit,) = [q for q in propose(open_project(config), config) if is_audit(q)]
@@ -116,7 +115,6 @@ def test_answers_to_audits_alone_teach_nothing(config, capsys):
     assert "no forecast: 1 audits have an answer" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("way", ["answers", "export"])
 def test_audits_stay_audits_in_another_project(audited, tmp_path, way):
     another = dataclasses.replace(audited, project=str(tmp_path / "another"), num_queries=1)
@@ -141,7 +139,6 @@ def test_audits_stay_audits_in_another_project(audited, tmp_path, way):
     assert learn(open_project(another)).state.history[-1]["answers"] == 14
 
 
-@pytest.mark.slow
 def test_losses_of_audits_are_those_of_their_answers(audited):
     project = open_project(audited)
     queries, answers = standing_answers(project.folder)
@@ -229,7 +226,6 @@ def test_an_arm_of_batches_asks_a_whole_batch(config, arm):
     assert {query.arm for query in batch} == {arm}
 
 
-@pytest.mark.slow
 def test_a_number_of_candidates_that_was_lowered_is_said(config, capsys):
     config = dataclasses.replace(config, num_responses=4, num_queries=4)
     run.experiment(dataclasses.replace(config, num_candidates=500))
@@ -239,7 +235,6 @@ def test_a_number_of_candidates_that_was_lowered_is_said(config, capsys):
     assert "--num_candidates=501 was lowered to 500: --arm=v_optimal takes at most 2000" in said
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("utility", ["sum", "tilt"])
 def test_v_optimal_is_about_the_law_where_utilities_are_log_probs(config, utility):
     config = dataclasses.replace(

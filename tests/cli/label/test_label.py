@@ -71,6 +71,7 @@ def test_members_that_went_astray_are_not_saved(answered: ProposeConfig, monkeyp
     assert open_project(answered).state.num_updates == 0
 
 
+@pytest.mark.slow
 def test_a_batch_stays_until_somebody_has_answered(config: ProposeConfig):
     first = propose(open_project(config), config)
     again = propose(open_project(config), config)
@@ -269,6 +270,7 @@ def test_other_flags_or_other_members_make_another_batch(config: ProposeConfig):
     assert not {q.item_ids for q in first} & {q.item_ids for q in more}
 
 
+@pytest.mark.slow
 def test_answers_taken_back_are_unlearned(answered: ProposeConfig):
     project = learn(open_project(answered))
     with open_writer(project.folder / "answers.jsonl") as writer:

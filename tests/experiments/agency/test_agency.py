@@ -130,6 +130,7 @@ def test_keys_of_the_library_ask_the_questions_of_their_split(library):
         assert set(texts) <= expected and len(set(texts)) > 1
 
 
+@pytest.mark.slow
 def test_the_expert_of_the_library_is_about_training_questions(library):
     pool, codec = library.world.pool, environments.word_codec(library.world.vocabulary)
     corpus = environments.make_corpus(jax.random.key(0), num_companies=3)
@@ -142,6 +143,7 @@ def test_the_expert_of_the_library_is_about_training_questions(library):
     assert not np.asarray(pool.valid)[:, -library.world.limits["max_action_length"] :].any()
 
 
+@pytest.mark.slow
 def test_rows_of_pages_are_pages(library):
     rows = worlds.page_rows(library.world, 40, np.random.default_rng(0), num_rows=3)
     codec = environments.word_codec(library.world.vocabulary)
@@ -214,6 +216,7 @@ def test_the_gradient_of_rl_is_that_of_the_leave_one_out_gains(agent):
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(found)) > 1e-3
 
 
+@pytest.mark.slow
 def test_an_episode_that_is_cut_pays_for_all_of_its_turns(library):
     """One with the right answer in its third turn of ten, and one that ends there without room."""
     seen = jax.tree.map(lambda leaf: leaf[:2], library.world.pool)

@@ -44,6 +44,7 @@ def test_differences_are_paired_and_read_at_the_ends_of_periods(rows):
     assert rows["x", "offline"]["area_less_reference"]["win_greedy"]["mean"] == 0
 
 
+@pytest.mark.slow
 def test_labels_to_where_the_reference_ends(rows):
     labels = rows["x", "online"]["labels_win_greedy"]
     assert labels["mean"]["mean"] == labels["median"] == 20  # .9 after 10 is within a period

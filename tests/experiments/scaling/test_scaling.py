@@ -471,6 +471,7 @@ def test_the_share_preferred_is_the_mean_over_prompts_and_references(seed: task.
     assert mean == pytest.approx(-0.25) and share == pytest.approx(np.mean(expected))
 
 
+@pytest.mark.slow
 def test_the_best_of_n_is_chosen_by_the_learned_reward(
     setting: objectives.Setting, seed: task.Task, monkeypatch
 ):

@@ -36,6 +36,8 @@ from shatter.cli.finetune.rewards import Completion
 from shatter.models import load_tokenizer
 from tests.experiments.search.worlds import load, tiny
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def drawn(folder, tmp_path_factory):
@@ -63,7 +65,6 @@ def drawn(folder, tmp_path_factory):
     return world, fixed, problem, said
 
 
-@pytest.mark.slow
 def test_the_scripted_reward_counts_words_and_repeated_pairs(drawn):
     world, fixed, _, said = drawn
     del fixed
@@ -80,7 +81,6 @@ def test_the_scripted_reward_counts_words_and_repeated_pairs(drawn):
     assert found[:, -1].max() > 0 and found[:, :-1].any()
 
 
-@pytest.mark.slow
 def test_problems_have_rewards_that_are_centred_and_scaled_and_a_head_that_has_learned(
     folder, tmp_path
 ):
@@ -140,7 +140,6 @@ def test_agreement_by_hand_with_ties():
     assert same["accuracy"] == pytest.approx((2.0 + 0.5 + 3.0) / 6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("is_linear", "expected"), [(True, 0.0), (False, 1.0)])
 def test_what_is_out_of_reach_is_nothing_of_a_linear_reward_and_all_of_noise(
     monkeypatch, is_linear: bool, expected: float
@@ -193,7 +192,6 @@ def test_a_sentence_cannot_end_with_two_tokens():
         sentence_end(Bytes())
 
 
-@pytest.mark.slow
 def test_a_judge_scores_as_shatter_finetune_does(folder, judges, tmp_path):
     """The other road pads on the right and reads documents that the host has closed."""
     world, fixed = load(folder, tmp_path, **judges)
@@ -226,7 +224,6 @@ def test_a_judge_scores_as_shatter_finetune_does(folder, judges, tmp_path):
     assert len(lengths) > 1  # some ended early
 
 
-@pytest.mark.slow
 def test_values_are_the_same_read_token_by_token(drawn):
     """With the cache, rows taken in another order, and prompts that are padded."""
     world, fixed, problem, said = drawn
@@ -255,7 +252,6 @@ def test_values_are_the_same_read_token_by_token(drawn):
     assert np.std(whole[:, after:]) > 1e-3
 
 
-@pytest.mark.slow
 def test_a_fit_finds_a_reward_that_is_a_value(drawn):
     """Targets that are linear in what the value reads, at one length, are explained whole."""
     world, fixed, problem, _ = drawn
@@ -296,7 +292,6 @@ def enumerated(world, fixed, problem, place):
     return tokens, valid, log_p0, rewards
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["best_of_n", "guided"])
 def test_rewards_are_those_of_the_enumerated_law(folder, tmp_path, arm: str):
     """The best of 4 has the law F^n - F_-^n; a guided token is drawn from p0 exp(V / beta)."""
@@ -324,7 +319,6 @@ def test_rewards_are_those_of_the_enumerated_law(folder, tmp_path, arm: str):
             assert found[name][seed] == pytest.approx(value, abs=0.1)
 
 
-@pytest.mark.slow
 def test_one_response_of_a_search_is_what_the_trained_policy_says(folder, tmp_path, monkeypatch):
     """best_of_n with one response, and the last column of the training: means of the same law."""
     monkeypatch.setattr(arms, "NUM_EVALUATED", 2_000)
@@ -340,7 +334,6 @@ def test_one_response_of_a_search_is_what_the_trained_policy_says(folder, tmp_pa
     assert (found["learned"] > plain["learned"] + 0.3).all()
 
 
-@pytest.mark.slow
 def test_the_trained_policy_gains(folder, tmp_path):
     changes = {"policy_steps": 60, "policy_rate": 0.02, "batch_size": 32, "rank": 4}
     world, fixed = load(folder, tmp_path, **changes)
@@ -351,7 +344,6 @@ def test_the_trained_policy_gains(folder, tmp_path):
     assert (gain[:, -1] > gain[:, 0] + 0.3).all()
 
 
-@pytest.mark.slow
 def test_a_run_writes_its_folder_and_is_resumed(folder, tmp_path: Path):
     """A part that is there is not computed again; an arm may be added."""
     run.experiment(tiny(folder, tmp_path, arms=("guided", TRAINED)))
@@ -371,7 +363,6 @@ def test_a_run_writes_its_folder_and_is_resumed(folder, tmp_path: Path):
         run.experiment(tiny(folder, tmp_path, num_comparisons=7))
 
 
-@pytest.mark.slow
 def test_a_run_with_one_judge_twice_has_one_reward(folder, judges, tmp_path: Path):
     """What is searched for and what counts are then the same, whatever the arm."""
     same = dict.fromkeys(judges, judges["reward_model"])
