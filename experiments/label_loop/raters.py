@@ -76,7 +76,11 @@ def model_rater(config: Config, date: str | None) -> TextRater:
         arrays = (batch.tokens[0], batch.mask[0], batch.valid[0])
         scaled = config.rater_scale * np.asarray(utilities(frozen.params, *arrays))
         if not np.isfinite(scaled).all():
-            raise UsageError(f"--rater_model: its utilities of {query.query_id} are not finite")
+            raise UsageError(
+                f"--rater_model={config.rater_model}: expected finite utilities of the responses "
+                f"of {query.query_id}, found {scaled.tolist()}: it cannot be computed in "
+                "float32; name another model"
+            )
         chosen = int(np.argmax(scaled + rng.gumbel(size=num)))
         return tuple(1 if k == chosen else 2 for k in range(num))
 

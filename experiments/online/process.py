@@ -12,7 +12,7 @@ from experiments.online import measures
 from experiments.online.arms import ARMS, Arm, Learner
 from experiments.online.members import prior_scale_of
 from experiments.online.one_model import one_model
-from experiments.online.population import make_rater, tastes
+from experiments.online.population import log_tilts, make_rater, tastes, valued
 from experiments.online.two_models import two_models
 from experiments.online.world import (
     Fixed,
@@ -22,10 +22,22 @@ from experiments.online.world import (
     read,
 )
 from shatter import training
+from shatter.cli.common.binary import UsageError
 from shatter.cli.common.compiling import compiler_options
 from shatter.types import Array, Key, Metrics, Params
 
 _PARTS_OF_Z = 16  # the samples that estimate it are drawn in so many parts
+
+_OTHER_MODEL = ("model_name_or_path", "name a model that can be computed in float32")
+_OTHER_TASTE = ("taste", "choose a smaller one")
+_CHECKED = (
+    ("log-probs of the base", *_OTHER_MODEL),
+    ("features of the base", *_OTHER_MODEL),
+    ("normalisers of the population's law", *_OTHER_TASTE),
+    ("utilities by which people choose", *_OTHER_TASTE),
+    ("prior scale of the members", "prior_spread", "choose another"),
+)
+"""What has to be finite before anything is learned, and the flag to change where it is not."""
 
 
 def make_fixed(world: World, params: Params) -> Fixed:
@@ -37,19 +49,40 @@ def make_fixed(world: World, params: Params) -> Fixed:
 
     Returns:
       The arrays.
+
+    Raises:
+      UsageError: if one of them, or what people choose samples of the base by, is not finite; else
+        choices by NaN would be learned from as if they were answers.
     """
     z_key, prior_key, feature_key = jax.random.split(jax.random.key(world.config.seed + 1), 3)
 
-    def arrays(params: Params) -> tuple[Array, ...]:
+    def arrays(params: Params) -> tuple[tuple[Array, ...], Array]:
         fixed = Fixed(params, jnp.zeros(()), jnp.ones(()), jnp.zeros(()), jnp.ones(()))
         fixed = fixed._replace(log_z=log_normalisers(world, fixed, z_key))
         drawn = base_samples(world, params, feature_key, world.config.pool_size)
-        features = read(world, fixed, drawn).features
+        known = read(world, fixed, drawn)
+        features = known.features
         centre, width = jnp.mean(features, axis=(0, 1)), jnp.std(features, axis=(0, 1))
         width = jnp.maximum(width, 1e-6)
-        return fixed.log_z, prior_scale_of(world, fixed, prior_key), centre, width
+        prior_scale = prior_scale_of(world, fixed, prior_key)
+        liked = valued(world, known.log_p0[..., None], log_tilts(world, fixed, known))
+        checked = (known.log_p0, features, fixed.log_z, liked, prior_scale)
+        is_finite = jnp.stack([jnp.all(jnp.isfinite(part)) for part in checked])
+        return (fixed.log_z, prior_scale, centre, width), is_finite
 
-    return Fixed(params, *jax.jit(arrays, compiler_options=compiler_options())(params))
+    found, is_finite = jax.jit(arrays, compiler_options=compiler_options())(params)
+    _assert_finite(world, is_finite)
+    return Fixed(params, *found)
+
+
+def _assert_finite(world: World, is_finite: Array) -> None:
+    """Raises an error about the first of `_CHECKED` that is not finite."""
+    for (name, flag, advice), finite in zip(_CHECKED, is_finite.tolist(), strict=True):
+        if not finite:
+            raise UsageError(
+                f"--{flag}={getattr(world.config, flag)}: expected finite {name} on samples of the "
+                f"base, found NaN or inf: {advice}"
+            )
 
 
 def log_normalisers(world: World, fixed: Fixed, key: Key) -> Array:

@@ -189,6 +189,15 @@ def test_small_groups_are_refused_by_name():
     assert data.learn_conditions(rows, "none", rng()).groups == frozenset()
 
 
+def test_a_group_of_one_person_is_refused_unless_one_is_enough():
+    rows = [*answers(10, 3), *(row._replace(group="g2") for row in answers(1, 9))]
+    assert data.group_sizes(rows) == {"g0": 5, "g1": 5, "g2": 1}
+    for least in (2, 5):
+        with pytest.raises(RowsError, match=rf"at least {least} people .* found 1 in 'g2': what"):
+            data.learn_conditions(rows, "group", rng(), min_group_size=least)
+    assert "g2" in data.learn_conditions(rows, "group", rng(), min_group_size=1).groups
+
+
 def test_sizes_of_groups():
     of = lambda **fields: Row("q", ("a", "b"), (1, 2), group="g", **fields)
     assert data.group_sizes([of(annotator="x"), of(annotator="x"), of(annotator="y")]) == {"g": 2}

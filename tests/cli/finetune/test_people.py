@@ -169,6 +169,22 @@ def test_bad_input(config: Config, changes: dict, message: str):
         load_task(bad)
 
 
+def test_a_group_of_one_person_is_refused_without_a_flag(config: Config, tmp_path: Path):
+    """By the default of --min_group_size, though it has answered more often than five times."""
+    one = [row | {"group": "west", "annotator": "w"} for row in answers(range(1), 6, 2)]
+    write(tmp_path / "train.jsonl", answers(range(10), 2, 0) + one)
+    given = {f.name: getattr(config, f.name) for f in dataclasses.fields(Config)}
+    del given["min_group_size"]
+    alone = Config(**given)
+    with pytest.raises(
+        UsageError,
+        match=r"train.jsonl: group: expected at least 5 people .* found 1 in 'west': .*"
+        r"--min_group_size",
+    ):
+        load_task(alone)
+    load_task(dataclasses.replace(alone, min_group_size=1))
+
+
 @pytest.mark.parametrize("on", ["group", "examples"])
 def test_rows_without_room_are_left_out_in_every_form_and_reported_once(config, tmp_path, on):
     """Their prompts have room as everybody's, because those may lose their beginning."""

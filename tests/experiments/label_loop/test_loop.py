@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file as load_numpy
 from safetensors.numpy import save as save_numpy
 
 from experiments.label_loop import loop
@@ -190,6 +191,31 @@ def test_a_rater_that_cannot_rate(loop_config, tmp_path: Path, model_folder: Pat
     file.write_text(json.dumps(json.loads(file.read_text()) | {"max_position_embeddings": 16}))
     with pytest.raises(UsageError, match="--max_length=24: expected at most the 16 tokens of --ra"):
         experiment(loop_of(rater_model=str(rater)))
+
+
+def test_a_rater_that_answers_nan_stops_the_loop_and_answers_stay(
+    loop_config, config, tmp_path: Path, model_folder: Path
+):
+    rater = tmp_path / "rater"
+    shutil.copytree(model_folder, rater)
+    one = loop_config(rater="model", rater_model=str(rater), pool=config.pool, num_rounds=1)
+    run_loop(one)
+    file = Path(one.project) / "answers.jsonl"
+    before = file.read_bytes()
+    assert before.count(b"\n") == 2
+    weights = load_numpy(rater / "model.safetensors")
+    broken = {name: np.full_like(values, 1e15) for name, values in weights.items()}  # overflow
+    (rater / "model.safetensors").write_bytes(save_numpy(broken))
+    two = dataclasses.replace(one, num_rounds=2)
+    with pytest.raises(
+        UsageError,
+        match=r"--rater_model=.*finite utilities .* of r0001.*found \[nan, nan\].*another",
+    ):
+        run_loop(two)
+    assert file.read_bytes() == before
+    (rater / "model.safetensors").write_bytes(save_numpy(weights))
+    run_loop(two)  # the round that was proposed is answered by a rater that can
+    assert file.read_bytes().startswith(before) and file.read_bytes().count(b"\n") == 4
 
 
 def test_seeds_whose_candidates_differ_learn_in_turn(
