@@ -110,6 +110,12 @@ class Config:
     """Responses drawn afresh for every query, in chat for every prompt a round, by the base or the
     policy, or equally many by every member; not given = 8, chat 16."""
 
+    candidate_top_k: int | None = None
+    """Candidates are drawn from the k likeliest tokens alone, of the base, the policy or the member
+    that says them; not given = from all. It changes what is asked about and nothing else: the
+    log-probs by which members learn, arms choose and people answer are those of whole laws, and so
+    are the samples by which a policy learns, and those that are measured."""
+
     num_steps: int | None = None
     """Adam steps a round on the answers so far; not given = 12, chat 16."""
 

@@ -112,6 +112,9 @@ def make_candidates(
 ) -> Callable[[Key, Params, Array], Query]:
     """Returns a source of candidates: samples of the "base", or equally many of every member.
 
+    They are drawn from the likeliest tokens alone where the config says so. Nothing is weighted by
+    the law that they are drawn from: every log-prob of them is computed anew, without the filter.
+
     Args:
       world: the world.
       params: the base.
@@ -125,10 +128,11 @@ def make_candidates(
     def candidates(key: Key, own: Params, prompt_id: Array) -> Query:
         place = (world.prompts[prompt_id], world.valid[prompt_id])
         number = world.config.num_candidates
+        how: Any = {"temperature": temperature, "top_k": world.config.candidate_top_k}
         if source == "base":
-            drawn = sample(world, params, key, *place, number, temperature=temperature)
+            drawn = sample(world, params, key, *place, number, **how)
         else:
-            drawn = _shares(world, params, own, key, *place, number, temperature=temperature)
+            drawn = _shares(world, params, own, key, *place, number, **how)
         return exploration.sampled_candidates(*drawn, prompt_id=prompt_id)
 
     return candidates

@@ -69,8 +69,9 @@ def check(config: Config) -> Settled:
     open_mesh(config.mesh, num_seeds=config.num_seeds, num_members=config.num_members)
     rates = ("learning_rate", "reward_scale", "reward_rate", "policy_rate")
     binary.positive(config, "prior_spread", "taste", "dpo_beta", "readout_beta", *rates)
+    filters = {"candidate_top_k": binary.whole(2, other=(None,))}  # of one token nothing differs
     shares = {"nudge": binary.real(0), "beta": binary.real(0), "anchor_decay": binary.real(0, 1)}
-    binary.check_ranges(config, shares)
+    binary.check_ranges(config, shares | filters)
     is_retraining = any(ARMS[arm].retrained for arm in config.arms)
     if is_retraining and config.num_rounds % config.period:
         raise binary.UsageError(
