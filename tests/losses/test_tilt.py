@@ -34,10 +34,10 @@ def normalised(log_weights: np.ndarray) -> np.ndarray:
     return weights / weights.sum()
 
 
-def expected_loss(utilities, chance):
-    """Returns the mean of `ilhf_loss` over all pairs and the choices of people."""
-    pairs = jnp.stack([utilities[PAIRS]] * 2)
-    choices = jnp.asarray(np.repeat([[0], [1]], len(PAIRS), 1))
+def expected_loss(utilities, chance, compared=PAIRS):
+    """Returns the mean of `ilhf_loss` over pairs, all by default, and the choices of people."""
+    pairs = jnp.stack([utilities[compared]] * 2)
+    choices = jnp.asarray(np.repeat([[0], [1]], len(compared), 1))
     first, second = ilhf_loss(pairs, choices)
     return jnp.mean(chance * first + (1.0 - chance) * second)
 
@@ -206,6 +206,55 @@ def test_means_over_tokens_move_long_texts_by_their_length(is_tilt):
     found, slope = minimum(of_means)
     assert slope < 1e-13
     np.testing.assert_allclose(found, expected, rtol=1e-8)
+
+
+# --- comparisons of equally long texts ------------------------------------------------------------
+
+
+def matched_objective(logits, share, kl_weight, is_forward):
+    """Returns `objective` of comparisons within a length alone, with KL in one direction."""
+    log_probs, log_p0 = jax.nn.log_softmax(logits), jnp.log(jnp.asarray(P0))
+    utilities = tilted_utilities(log_probs, log_p0, base_share=share)
+    same = np.equal(*LENGTHS[PAIRS.T])
+    forward, reverse = kl_divergence(log_p0, log_probs), kl_divergence(log_probs, log_p0)
+    kl = jnp.where(is_forward, forward, reverse)
+    return expected_loss(utilities, CHANCE[same], PAIRS[same]) + kl_weight * kl
+
+
+def by_length(values):
+    """Returns the sums of values of each length, in the shape of the values."""
+    return np.array([values[LENGTHS == length].sum() for length in LENGTHS])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [1.0, 0.0])
+def test_comparisons_within_a_length_leave_what_a_length_weighs(share):
+    """The answers say nothing of it, so the regulariser decides alone.
+
+    KL(p0 || pi) is that of the lengths' masses plus sum_n p0(n) KL(p0(. | n) || pi(. | n)), and the
+    loss depends on the laws within lengths alone. So at every weight the masses are those of p0,
+    and with the weight towards 0 the law within a length n goes to exp(u) / Z_n (by the tilt
+    p0 exp(u) / Z_n). It is KL in this direction that does so: KL(pi || p0) moves mass away from
+    lengths within which people have changed the law.
+    """
+    within = P0 ** (1 - share) * np.exp(TASTE)
+    within /= by_length(within)
+    errors = []
+    for weight in (1.0, 1e-2, 1e-3, 1e-4):
+        policy, slope = map(np.asarray, minimum(matched_objective, share, weight, True))
+        assert slope < 1e-13
+        np.testing.assert_allclose(by_length(policy), by_length(P0), rtol=1e-9)
+        errors.append(np.abs(policy / by_length(P0) - within).max())
+    assert errors[0] > 0.01  # at a weight of 1 the law is still on its way
+    assert errors[3] < 3e-3 and errors[2] / errors[3] == pytest.approx(10.0, rel=0.2)
+    policy, slope = map(np.asarray, minimum(matched_objective, share, 1e-1, False))
+    assert slope < 1e-13
+    of_length = policy / by_length(policy)
+    kl = by_length(of_length * np.log(of_length / (P0 / by_length(P0))))
+    masses = by_length(P0) * np.exp(-kl)
+    expected = masses / (masses / by_length(np.ones(len(P0)))).sum()
+    np.testing.assert_allclose(by_length(policy), expected, rtol=1e-8)
+    assert np.abs(by_length(policy) / by_length(P0) - 1).max() > 1e-2
 
 
 # --- bad input ------------------------------------------------------------------------------------
