@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from shatter import ensembles, exploration, training
@@ -48,24 +49,54 @@ ARMS = {
 }
 
 
-def chooser(arm: Arm, *, is_tilt: bool) -> Callable[[Key, Array, Array, Array], Array]:
+MATCHED = (exploration.uniform, exploration.infomax)
+"""Arms whose pairs can be held to two responses of one length."""
+
+Choose = Callable[[Key, Array, Array, Array, Array], Array]
+"""`(key, values[M, N], log_p0[N], valid[N], lengths[N]) -> indices[2]`, of one query."""
+
+
+def chooser(arm: Arm, *, is_tilt: bool, match_lengths: bool = False) -> Choose:
     """Returns how an arm chooses the pair of one query.
 
     Args:
       arm: the arm.
       is_tilt: whether values are log pi - log p0, and not log pi.
+      match_lengths: whether the two have equally many tokens, where two candidates have; only of
+        arms in `MATCHED`.
 
     Returns:
-      `(key, values[M, N], log_p0[N], valid[N]) -> indices[2]`.
+      The choice, a `Choose`.
     """
 
-    def choose(key: Key, values: Array, log_p0: Array, valid: Array) -> Array:
+    def choose(key: Key, values: Array, log_p0: Array, valid: Array, lengths: Array) -> Array:
         if is_tilt and arm.explore is exploration.v_optimal:  # it weighs candidates by their law
             law = ensembles.mixture_log_probs(values + jnp.broadcast_to(log_p0, values.shape))
             return exploration.v_optimal(key, values, valid=valid, law=law)
-        return arm.explore(key, values, valid=valid)
+        pair = arm.explore(key, values, valid=valid)
+        if not match_lengths:
+            return pair
+        same = (lengths[:, None] == lengths[None, :]) & valid[:, None] & valid[None, :]
+        same &= ~jnp.eye(len(lengths), dtype=bool)
+        return jnp.where(jnp.any(same), _matched(arm, key, values, same), pair)
 
     return choose
+
+
+def _matched(arm: Arm, key: Key, values: Array, same: Array) -> Array:
+    """Returns the pair of an arm among those that `same[N, N]` marks, if it marks any.
+
+    A uniform pair is a candidate that has another of its length, and one of these.
+    """
+    keys = jax.random.split(key)
+    if arm.explore is exploration.uniform:
+        first = jax.random.categorical(keys[0], jnp.where(jnp.any(same, axis=1), 0.0, -jnp.inf))
+        second = jax.random.categorical(keys[1], jnp.where(same[first], 0.0, -jnp.inf))
+        return jnp.stack([first, second])
+    gains = jnp.where(same, exploration.information_gain(values), -jnp.inf).ravel()
+    order = jax.random.permutation(keys[0], gains.shape[0])  # members that agree: any pair
+    best = order[jnp.argmax(gains[order])]
+    return jnp.stack(jnp.divmod(best, same.shape[0]))
 
 
 class Speaker(NamedTuple):

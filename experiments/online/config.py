@@ -116,6 +116,11 @@ class Config:
     log-probs by which members learn, arms choose and people answer are those of whole laws, and so
     are the samples by which a policy learns, and those that are measured."""
 
+    match_lengths: bool = False
+    """open, ILHF by passive, sampled, pool_infomax and infomax: the two responses of a query have
+    equally many tokens, where two candidates have. So log p0 differs less between them; what a
+    length weighs is then left to the members' prior."""
+
     num_steps: int | None = None
     """Adam steps a round on the answers so far; not given = 12, chat 16."""
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from experiments.online.arms import Choose
 from experiments.online.world import (
     Fixed,
     Read,
@@ -143,7 +144,7 @@ def propose(
     fixed: Fixed,
     candidates: Callable[[Key, Array], Query],
     values: Callable[[Read], Array],
-    choose: Callable[[Key, Array, Array, Array], Array],
+    choose: Choose,
     key: Key,
 ) -> Read:
     """Returns the queries of a round, each about a random prompt, read by the base once.
@@ -156,7 +157,7 @@ def propose(
       fixed: its arrays.
       candidates: `(key, prompt_id) -> candidates[N]`.
       values: `(candidates[C, N]) -> [M, C, N]`, nats, by which a pair is chosen.
-      choose: `(key, values[M, N], log_p0[N], valid[N]) -> indices[2]`, of one query.
+      choose: chooses the pair of one query.
       key: a typed key.
 
     Returns:
@@ -175,8 +176,9 @@ def propose(
         order = jnp.argsort(jax.random.uniform(half_key, valid.shape), axis=1)
         valid = valid & (order < (valid.shape[1] + 1) // 2)
     keys = jax.random.split(explore_key, number)
-    shown = (values(known)[:, pool], known.log_p0[pool], valid)
-    chosen = jax.vmap(choose, in_axes=(0, 1, 0, 0))(keys, *shown)
+    lengths = jnp.sum(known.mask, axis=-1)
+    shown = (values(known)[:, pool], known.log_p0[pool], valid, lengths[pool])
+    chosen = jax.vmap(choose, in_axes=(0, 1, 0, 0, 0))(keys, *shown)
     _, *others = known
     taken = Read(prompt_id, *(leaf[pool[:, None], chosen] for leaf in others))
     is_first = jnp.stack([jnp.ones(number, bool), chosen[:, 1] != chosen[:, 0]], axis=-1)

@@ -25,7 +25,8 @@ def one_model(world: World, fixed: Fixed, arm: Arm) -> Learner:
     config = world.config
     utility = partial(response_utility, world, fixed.params, arm.kind)
     of_all = jax.vmap(utility, in_axes=(0, None))
-    choose = chooser(arm, is_tilt=config.utility == "tilt")
+    is_tilt = config.utility == "tilt"
+    choose = chooser(arm, is_tilt=is_tilt, match_lengths=config.match_lengths)
     sources = make_candidates(world, fixed.params, arm.candidates, arm.temperature)
 
     def ask(key: Key, shared: Params, own: Params, store: training.Store) -> Read:

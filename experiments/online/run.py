@@ -14,7 +14,7 @@ from experiments.common import chunks
 from experiments.common.intervals import format_interval
 from experiments.common.meshes import open_mesh
 from experiments.online import plot
-from experiments.online.arms import ARMS
+from experiments.online.arms import ARMS, MATCHED
 from experiments.online.config import ChooseBy, Config, People, Settled, Utility, settled
 from experiments.online.measures import MEASURES
 from experiments.online.process import make_fixed, make_process
@@ -72,6 +72,8 @@ def check(config: Config) -> Settled:
     filters = {"candidate_top_k": binary.whole(2, other=(None,))}  # of one token nothing differs
     shares = {"nudge": binary.real(0), "beta": binary.real(0), "anchor_decay": binary.real(0, 1)}
     binary.check_ranges(config, shares | filters)
+    if config.match_lengths:
+        _check_matched(config)
     is_retraining = any(ARMS[arm].retrained for arm in config.arms)
     if is_retraining and config.num_rounds % config.period:
         raise binary.UsageError(
@@ -93,6 +95,22 @@ def check(config: Config) -> Settled:
                 f"many, found {getattr(config, name)} and {config.num_members}"
             )
     return config
+
+
+def _check_matched(config: Settled) -> None:
+    """Raises an error if the setting or an arm cannot ask about responses of one length."""
+    if config.setting != "open":
+        raise binary.UsageError(
+            f"--match_lengths: expected --setting=open, found --setting={config.setting}: leave "
+            "--match_lengths out"
+        )
+    can = [name for name, arm in ARMS.items() if arm.kind == "ilhf" and arm.explore in MATCHED]
+    others = [arm for arm in config.arms if arm not in can]
+    if others:
+        raise binary.UsageError(
+            f"--match_lengths: expected --arms among {', '.join(can)}, found {', '.join(others)}: "
+            "name other --arms, or leave --match_lengths out"
+        )
 
 
 def experiment(flags: Config) -> None:

@@ -368,7 +368,7 @@ def test_v_optimal_weighs_candidates_by_their_law_though_values_are_tilts(float6
     @jax.jit
     def pairs(values, log_p0):
         of_law = jax.nn.logsumexp(values + 3.0 * log_p0[None], axis=0)
-        found = choose(keys[2], values, 3.0 * log_p0, valid)
+        found = choose(keys[2], values, 3.0 * log_p0, valid, jnp.ones(6, int))
         return jnp.sort(
             jnp.stack(
                 [

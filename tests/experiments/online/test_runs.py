@@ -78,6 +78,11 @@ def test_bad_flags(folder, tmp_path):
         ({"taste": -1.0}, r"--taste must be positive, found -1"),
         ({"minority": 1.0}, r"--minority must be between 0 and 1, found 1"),
         ({"num_candidates": 5}, r"--num_candidates must be a multiple of --num_members.* 5 and 2"),
+        ({"match_lengths": True}, r"--match_lengths: expected --setting=open, found .*=closed"),
+        (
+            {"match_lengths": True, "setting": "open", "arms": ("infomax", "v_optimal", "online")},
+            r"--arms among passive, pool_infomax, sampled, infomax, found v_optimal, online: name",
+        ),
         ({"candidate_top_k": 1}, r"--candidate_top_k must be at least 2, found 1"),
         ({"adapted_layers": 2}, r"--adapted_layers must be last_mlp_out or from 1 to 1"),
         ({"nudge": -0.1}, r"--nudge must be .* found -0\.1"),
