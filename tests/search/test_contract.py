@@ -186,6 +186,19 @@ def test_an_eos_outside_of_the_vocabulary(name: str):
         jax.eval_shape(call, make_params(0), make_params(1), jax.random.key(0), PROMPT)
 
 
+@pytest.mark.parametrize("cached", [True, False], ids=["cached", "uncached"])
+@every_search
+def test_a_prompt_without_room_for_a_response(name: str, cached: bool):
+    """Of a model that reads 8 tokens: 7 and a response of 3, whose last token is never read."""
+    lm = LM if cached else LM._replace(init_cache=None, decode=None, take_cache=None)
+    shapes = jax.eval_shape(LM.init, jax.random.key(0))
+    call = run(name, lm, reward=lambda tokens, mask: jnp.sum(mask, axis=1, dtype=float))
+    search_after = functools.partial(jax.eval_shape, call, shapes, shapes)
+    with pytest.raises(ValueError, match="found 9 tokens, over max_length 8"):
+        search_after(jax.random.key(0), jnp.ones(7, int))
+    assert search_after(jax.random.key(0), jnp.ones(6, int)).tokens.shape[1] == 9
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["best_of_n", "sequential_monte_carlo", "beam_search"])
 def test_checkify_finds_a_reward_of_nan(name: str):
