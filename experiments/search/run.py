@@ -26,11 +26,13 @@ from experiments.search.config import (
     budgets_of,
     settled,
 )
+from experiments.search.cost import minutes
 from experiments.search.pretrained.setting import check_pretrained, checksums, open_pretrained
 from experiments.search.pretrained.world import load_world
 from experiments.search.setting import Setting, check_exact, open_exact
 from experiments.search.summary import BASELINE, Results, summarise, summary_table
 from shatter.cli.common import binary, run_folder
+from shatter.cli.common.frozen import count_parameters
 from shatter.cli.common.progress import open_console, progress_bar
 
 
@@ -113,12 +115,15 @@ def experiment(config: Config) -> None:
     began = time.perf_counter()
     opener: Callable[[Path], Setting] = lambda folder: open_exact(config)
     models: dict[str, str] = {}
+    size: tuple[int, ...] = ()
     if config.setting == "pretrained":
         world, fixed = load_world(config)
         opener, models = partial(open_pretrained, world, fixed), checksums(fixed)
+        size = count_parameters(fixed.params), 2 * world.sizes.width
     console.print(
         f"search, {config.setting}: {config.num_seeds} seeds, {len(config.arms)} arms, budgets up "
-        f"to {config.budgets[-1]} tokens"
+        f"to {config.budgets[-1]} tokens; about {minutes(config, *size):,.0f} minutes on one CPU "
+        "core"
     )
     free, software = ("run_dir", "data_dir", "arms"), f"jax {jax.__version__}"  # arms are paired
     with run_folder.open_run_folder(

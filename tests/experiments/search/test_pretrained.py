@@ -344,9 +344,14 @@ def test_the_trained_policy_gains(folder, tmp_path):
     assert (gain[:, -1] > gain[:, 0] + 0.3).all()
 
 
-def test_a_run_writes_its_folder_and_is_resumed(folder, tmp_path: Path):
-    """A part that is there is not computed again; an arm may be added."""
+def test_a_run_writes_its_folder_and_is_resumed(folder, tmp_path: Path, monkeypatch, capsys):
+    """A part that is there is not computed again; an arm may be added. The cost is the model's."""
+    sizes = []
+    monkeypatch.setattr(run, "minutes", lambda config, *size: sizes.append(size) or 1234.0)
     run.experiment(tiny(folder, tmp_path, arms=("guided", TRAINED)))
+    params = jax.tree.leaves(load(folder, tmp_path)[1].params)
+    assert sizes == [(sum(leaf.size for leaf in params), 2 * 8)]
+    assert "about 1,234 minutes on one CPU core" in capsys.readouterr().out.replace("\n", " ")
     out = tmp_path / "run"
     before = json.loads((out / "summary.json").read_text())
     (out / "arms" / "guided_12.npz").unlink()

@@ -35,10 +35,12 @@ def tiny(tmp_path, **changes):
     return Config(run_dir=str(tmp_path), **{**TINY, **changes})
 
 
-def test_a_run_writes_its_folder_and_is_resumed(tmp_path, monkeypatch):
+def test_a_run_writes_its_folder_and_is_resumed(tmp_path, monkeypatch, capsys):
     """A part that is there is not computed again; an arm may be added."""
     first = (*SEARCHES[:2], TRAINED)
     run.experiment(tiny(tmp_path, arms=first))
+    told = capsys.readouterr().out.replace("\n", " ")
+    assert "3 arms, budgets up to 8 tokens; about 0 minutes" in told
     before = json.loads((tmp_path / "summary.json").read_text())
     assert {row["arm"] for row in before} == {"problem", *first, BEST_OF[TRAINED]}
     searched = arms.run_search
