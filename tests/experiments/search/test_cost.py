@@ -48,3 +48,11 @@ def test_it_grows_with_the_run(model: dict | None):
     ]
     assert all(cost(**changes) > cost() for changes in more)
     assert all(cost(arms=known.arms[:number]) < cost() for number in range(1, len(known.arms)))
+
+
+def test_draws_are_of_every_prompt():
+    doubled = lambda prompts: (
+        of(STORIES, num_prompts=prompts, num_draws=16)
+        - of(STORIES, num_prompts=prompts, num_draws=8)
+    )
+    assert doubled(8) == pytest.approx(2 * doubled(4))
