@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from shatter.cli.common import processes
 from shatter.cli.common.binary import UsageError
@@ -18,6 +19,9 @@ from shatter.data.atomic import write_atomically
 
 Record = dict[str, float]
 """One row of the metrics: `step`, `epoch` and measures by name."""
+
+COLLAPSED = 0.01
+"""Nats a token: with less entropy a policy of short completions has one for each prompt."""
 
 Sums = dict[str, list[float]]
 """Weighted sums and their weights by name, of which means are made."""
@@ -89,6 +93,23 @@ def means(config: Config, sums: Sums) -> Record:
     if "objective" in row:
         row["loss"] = row.pop("objective") + config.kl_weight * row.get("kl", 0.0)
     return row
+
+
+def warn_of_collapse(rows: Sequence[Record], row: Record) -> None:
+    """Warns when the entropy of a token falls below `COLLAPSED`, once each time that it falls.
+
+    Args:
+      rows: the rows before.
+      row: the new row; only those of reinforcement learning have the entropy.
+    """
+    entropy = row.get("entropy", math.inf)
+    before = next((r["entropy"] for r in reversed(rows) if "entropy" in r), math.inf)
+    if entropy < COLLAPSED <= before:
+        logging.warning(
+            "the policy says hardly more than one thing to a prompt: the entropy of a token is "
+            "%.4f nats. Raise --beta, or lower --learning_rate, if it should keep its variety.",
+            entropy,
+        )
 
 
 class Log:

@@ -244,6 +244,7 @@ def _report(run: _Run, position: _Position, start: _Start) -> _Position:
         position = _fetch(run, position)
     if is_logged:
         row = history.means(config, position.sums)
+        history.warn_of_collapse(run.log.rows, row)
         rate = {"learning_rate": float(run.schedule(step - 1)), "num_tokens": position.tokens}
         run.log.add(_at_step(run, step) | row | rate)
         speed = _speed(start, position, run.length.num_steps)

@@ -12,7 +12,7 @@ import pytest
 from shatter.cli.common.binary import UsageError
 from shatter.cli.finetune import checkpoints
 from shatter.cli.finetune.config import Config
-from shatter.cli.finetune.history import Log
+from shatter.cli.finetune.history import Log, warn_of_collapse
 
 FACTS = {"devices": "2: cpu", "jax": "0.1"}
 
@@ -184,6 +184,18 @@ def test_a_renamed_checkpoint_is_not_gone_on_from(tmp_path: Path, caplog: pytest
     (tmp_path / "checkpoints" / "6").rename(tmp_path / "checkpoints" / "60")
     assert resumed(Config(), tmp_path).step == 4  # type: ignore[union-attr]
     assert "checkpoints/60 is that of step 6, renamed" in caplog.text
+
+
+def test_a_policy_that_collapses_is_warned_of_once(caplog: pytest.LogCaptureFixture):
+    rows: list[dict[str, float]] = [{"eval_x/reward": 1.0}]
+    for entropy in (0.5, 0.009, 0.001, 0.02):
+        warn_of_collapse(rows, {"entropy": entropy})
+        rows.append({"entropy": entropy})
+    warn_of_collapse(rows, {"loss": 1.0})
+    (record,) = caplog.records
+    assert "the entropy of a token is 0.0090 nats. Raise --beta" in record.getMessage()
+    warn_of_collapse(rows, {"entropy": 0.0})
+    assert len(caplog.records) == 2
 
 
 def test_metrics_that_cannot_be_read_are_named(tmp_path: Path):

@@ -95,6 +95,15 @@ def test_a_run_raises_its_reward_and_writes_its_folder(config: Config):
     assert "checkpoints" not in {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.slow
+def test_a_run_warns_of_a_policy_that_collapses(
+    config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr("shatter.cli.finetune.history.COLLAPSED", 9.0)
+    finetune(config)
+    assert caplog.text.count("hardly more than one thing to a prompt") == 1
+
+
 class Killed(BaseException):
     """Stands for a kill, because nothing catches it."""
 
