@@ -20,6 +20,7 @@ from experiments.scaling.model import Model, make_model
 from experiments.scaling.process import run_arm
 from experiments.scaling.summary import (
     Results,
+    beside_table,
     difference_table,
     model_table,
     share_table,
@@ -237,7 +238,10 @@ def _write(
     plot.draw(config, results, summary, folder / "scaling.png")
     console.print(share_table(config, summary))
     console.print(model_table(summary))
-    console.print(difference_table(summary))
+    if summary.get("differences"):
+        console.print(difference_table(summary))
+    if summary["beside"]:
+        console.print(beside_table(summary))
 
 
 def updates_of(config: Config, num_rounds: int) -> np.ndarray:

@@ -56,6 +56,7 @@ def summarise(config: Config, results: Results, facts: dict[str, dict[str, Any]]
       slopes: by arm those of the family's curve, of the share's log-odds and of the gold reward,
       per factor of ten in parameters. differences: of pairs of arms, paired by seed, of both
       slopes, and of the share at every size of the family and on average. Slopes need two sizes.
+      beside: by model beside the family the differences of the share, also from the base.
     """
     family = [name for name in facts if "loss" in facts[name]]
     arms = [*dict.fromkeys(arm for of_model in results.values() for arm in of_model)]
@@ -67,7 +68,8 @@ def summarise(config: Config, results: Results, facts: dict[str, dict[str, Any]]
         }
         for name in facts
     }
-    summary: dict[str, Any] = {"arms": arms, "models": models}
+    beside = {name: _share_differences(results[name]) for name in facts if name not in family}
+    summary: dict[str, Any] = {"arms": arms, "models": models, "beside": beside}
     if len(family) < 2:
         return summary
     parameters = np.array([facts[name]["parameters"] for name in family])
@@ -92,6 +94,17 @@ def summarise(config: Config, results: Results, facts: dict[str, dict[str, Any]]
         if one in arms and other in arms
     }
     return summary
+
+
+def _share_differences(of_model: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
+    """Returns the differences between arms of one model's share, paired by seed."""
+    from_base = [(arm, "base") for arm in of_model if arm != "base"]
+    share = {arm: measures["share"][:, -1] for arm, measures in of_model.items()}
+    return {
+        f"{one} - {other}": mean_interval(share[one] - share[other])
+        for one, other in (*from_base, *COMPARED)
+        if one in share and other in share
+    }
 
 
 def share_table(config: Config, summary: dict[str, Any]) -> Table:
@@ -131,6 +144,21 @@ def model_table(summary: dict[str, Any]) -> Table:
     table.add_row("held-out loss", *(f"{of['loss']:.3f}" if "loss" in of else "" for of in models))
     accuracies = [of.get("best_of_n", {}).get("accuracy") for of in models]
     table.add_row("reward model right", *(format_interval(value) for value in accuracies))
+    return table
+
+
+def beside_table(summary: dict[str, Any]) -> Table:
+    """Returns how the shares of arms differ in the models beside the family."""
+    table = Table(
+        title="share, one arm less another, beside the family",
+        caption="paired by seed, means [95%]",
+    )
+    table.add_column("arms")
+    for name in summary["beside"]:
+        table.add_column(name)
+    for pair in dict.fromkeys(pair for of in summary["beside"].values() for pair in of):
+        cells = (of.get(pair) for of in summary["beside"].values())
+        table.add_row(pair, *map(format_interval, cells))
     return table
 
 

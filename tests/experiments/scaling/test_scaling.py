@@ -430,6 +430,15 @@ def test_curves_are_compared_seed_by_seed(tmp_path):
     assert summary.share_table(config, found).row_count == 2
     assert summary.model_table(found).row_count == 4
     assert len(summary.difference_table(found).columns) == 4 + 2
+    own = results["other"]
+    expected = np.mean(own["rl"]["share"][:, -1] - own["sft"]["share"][:, -1])
+    assert found["beside"].keys() == {"other"}
+    assert found["beside"]["other"]["rl - sft"]["mean"] == pytest.approx(expected)
+    with_base = summary.summarise(
+        config, {"other": {**own, "base": own["sft"]}}, {"other": facts["other"]}
+    )
+    assert with_base["beside"]["other"]["rl - base"]["mean"] == pytest.approx(expected)
+    assert summary.beside_table(with_base).row_count == 3
 
 
 def always(judge: task.Judge, said: list[str]) -> task.Judge:
