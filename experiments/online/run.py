@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import chunks
+from experiments.common import chunks, kept
 from experiments.common.intervals import format_interval
 from experiments.common.meshes import open_mesh
 from experiments.online import plot
@@ -129,14 +129,16 @@ def experiment(flags: Config) -> None:
             f"{config.setting}, {config.model_name_or_path}: arms {', '.join(arms)}; "
             f"{config.num_seeds} seeds, {queries[-1]} comparisons each, on {jax.default_backend()}"
         )
-        results = _run(config, world, params, arms, folder, console)
+        results, seconds = _run(config, world, params, arms, folder, console)
         rows = [
             row
             for arm, metrics in results.items()
             for row in run_folder.metric_rows(config.setting, ARMS[arm].kind, arm, queries, metrics)
         ]
         run_folder.write_csv(folder / "metrics.csv", rows)
-        summary = [summarise(config.setting, arm, results, queries) for arm in results]
+        summary = [
+            {**summarise(config, arm, results, queries), "seconds": seconds[arm]} for arm in results
+        ]
         run_folder.write_json(folder / "summary.json", summary)
         figure = plot.draw(config.setting, results, queries, folder)
         console.print(_table(config.setting, summary))
@@ -155,18 +157,22 @@ def _run(
     arms: tuple[str, ...],
     folder: Path,
     console: Console,
-) -> Results:
+) -> tuple[Results, dict[str, float | None]]:
+    """Returns the metrics of every arm, and the seconds that it took, all seeds."""
     fixed = make_fixed(world, params)
     keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
     plan = chunks.equal_chunks(config.num_rounds, config.queries_per_round, config.chunk_rounds)
     results: Results = {}
+    seconds = {}
     with progress_bar(console, len(arms) * config.num_rounds) as advance:
         for arm in arms:
             advance(arm, 0)
-            results[arm] = chunks.run_seeds(
+            own = folder / "arms" / arm
+            run = partial(
+                chunks.run_seeds,
                 make_process(world, arm),
                 keys,
-                folder / "arms" / arm,
+                own,
                 plan,
                 shared=(fixed,),
                 seeds_at_once=1,
@@ -175,7 +181,8 @@ def _run(
                 ),
                 progress=partial(advance, arm),
             )
-    return results
+            results[arm], seconds[arm] = kept.run_timed(own, run)
+    return results, seconds
 
 
 def _warn(console: Console, row: dict) -> None:
@@ -195,13 +202,14 @@ def _table(setting: str, rows: list[dict]) -> Table:
         "median comparisons to half of the base's KL(q || p0) (share of seeds never there)",
     )
     names = MEASURES[setting]
-    for heading in ("arm", *names, "half"):
+    for heading in ("arm", *names, "half", "seconds"):
         table.add_column(heading, justify="left" if heading == "arm" else "right")
     start = [format_interval(rows[0]["start"][name], interval=False) for name in names]
-    table.add_row("start", *start, "")
+    table.add_row("start", *start, "", "")
     for row in rows:
         cells = [format_interval(row[name]) for name in names]
-        table.add_row(row["arm"], *cells, row["half"]["text"])
+        seconds = "" if row["seconds"] is None else f"{row['seconds']:.0f}"
+        table.add_row(row["arm"], *cells, row["half"]["text"], seconds)
     return table
 
 

@@ -1,6 +1,5 @@
 """`python -m experiments.pipeline.run`: see README.md beside this file."""
 
-import json
 import time
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import chunks
+from experiments.common import chunks, kept
 from experiments.common.didactic import check_documents
 from experiments.common.intervals import format_interval
 from experiments.pipeline import plot
@@ -82,7 +81,7 @@ def experiment(config: Config) -> None:
         began = time.perf_counter()
         for setting in dict.fromkeys(setting for setting, _ in plan):
             of_world.check_rater(_laws(setting))
-        results = _run(plan, folder, console)
+        results, seconds = _run(plan, folder, console)
         labels = _labels(config)
         rows = [
             row
@@ -92,13 +91,7 @@ def experiment(config: Config) -> None:
             )
         ]
         run_folder.write_csv(folder / "metrics.csv", rows)
-        summary = [
-            {
-                **summarise(setting, name, results, labels),
-                "seconds": _seconds(folder, setting, name),
-            }
-            for setting, name in plan
-        ]
+        summary = [{**summarise(*key, results, labels), "seconds": seconds[key]} for key in plan]
         run_folder.write_json(folder / "summary.json", summary)
         figure = plot.draw(config, results, labels, folder)
         console.print(_table(summary))
@@ -125,15 +118,18 @@ def _laws(setting: Setting) -> np.ndarray:
     return np.asarray(jax.jit(jax.vmap(lambda key: draw(key).log_q))(_keys(setting.config)))
 
 
-def _run(plan: list[tuple[Setting, str]], folder: Path, console: Console) -> Results:
-    results = {}
+def _run(
+    plan: list[tuple[Setting, str]], folder: Path, console: Console
+) -> tuple[Results, dict[tuple[Setting, str], float | None]]:
+    """Returns the metrics of every algorithm, and the seconds that it took, all seeds."""
+    results, seconds = {}, {}
     with progress_bar(console, sum(s.config.num_rounds for s, _ in plan)) as advance:
         for setting, name in plan:
             title, config = f"{setting.name} {name}", setting.config
             advance(title, 0)
             own = folder / "runs" / setting.name / name
-            is_fresh, began = not own.exists(), time.perf_counter()
-            results[setting, name] = chunks.run_seeds(
+            run = partial(
+                chunks.run_seeds,
                 make_process(setting, name),
                 _keys(config),
                 own,
@@ -142,16 +138,8 @@ def _run(plan: list[tuple[Setting, str]], folder: Path, console: Console) -> Res
                 ),
                 progress=partial(advance, title),
             )
-            if is_fresh:
-                seconds = {"seconds": time.perf_counter() - began}
-                run_folder.write_json(own / "seconds.json", seconds)
-    return results
-
-
-def _seconds(folder: Path, setting: Setting, name: str) -> float | None:
-    """Returns how long an algorithm took, all seeds and compilation; None if it was resumed."""
-    path = folder / "runs" / setting.name / name / "seconds.json"
-    return float(json.loads(path.read_text())["seconds"]) if path.exists() else None
+            results[setting, name], seconds[setting, name] = kept.run_timed(own, run)
+    return results, seconds
 
 
 def _warn(console: Console, row: dict) -> None:

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common.intervals import Interval, curve_saving, mean_interval
+from experiments.common.costs import cost
+from experiments.common.curves import arrivals, extrapolated, fitted
+from experiments.common.intervals import Interval, mean_interval
 from experiments.pipeline.algorithms import ALGORITHMS, BASELINE
 from experiments.pipeline.config import Setting
-from experiments.pipeline.curves import fit_curve, labels_at, win_rate_at
-from shatter.evaluation import bootstrap_interval, queries_to_level
 
 Results = dict[tuple[Setting, str], dict[str, np.ndarray]]
 MEASURES = (
@@ -27,7 +27,6 @@ MEASURES = (
     "population_to_limit",
 )
 COLLAPSED = 0.05  # nats of entropy, below which a policy says one thing
-SAME = 1e-4  # win rates that are this near are the same
 EARLY = (1, 2, 4)  # periods after which differences are reported
 
 
@@ -65,8 +64,8 @@ def summarise(setting: Setting, name: str, results: Results, labels: np.ndarray)
         "area": {m: mean_interval(_area(metrics[m])) for m in ("win_greedy", "win_rate", "kl")},
         "collapsed": float(np.mean(metrics["entropy"][:, -1] < COLLAPSED)),
         "fall": _fall(metrics["win_greedy"]),
-        "curve": _fitted(metrics["win_greedy"], labels),
-        "cost": cost(setting, name),
+        "curve": fitted(metrics["win_greedy"], labels),
+        "cost": algorithm_cost(setting, name),
     }
     if reference is None:
         return row
@@ -80,50 +79,29 @@ def summarise(setting: Setting, name: str, results: Results, labels: np.ndarray)
         for part, values in parts.items():
             row.setdefault(f"{part}_less_reference", {})[measure] = mean_interval(values)
     for measure in ("win_greedy", "win_rate"):
-        row[f"labels_{measure}"] = _arrivals(metrics[measure], reference[measure], labels)
-    row["extrapolated"] = _extrapolated(metrics["win_greedy"], reference["win_greedy"], labels)
+        row[f"labels_{measure}"] = arrivals(metrics[measure], reference[measure], labels)
+    row["extrapolated"] = extrapolated(metrics["win_greedy"], reference["win_greedy"], labels)
     return row
 
 
-def cost(setting: Setting, name: str) -> dict[str, int]:
-    """Returns what an algorithm holds and does in a run of one seed.
+def algorithm_cost(setting: Setting, name: str) -> dict[str, int]:
+    """Returns what an algorithm holds and does in a run of one seed, as `costs.cost`.
 
-    Args:
-      setting: the setting.
-      name: the algorithm.
-
-    Returns:
-      "models": language models in memory, pretrained and moving averages among them; "heads": of
-      the reward model; "answer_steps": gradient steps on answers, of all members and heads
-      together; "policy_steps": those on samples; "samples": documents drawn from a model,
-      candidates among them.
+    Of a policy that is retrained and that nobody asks in between, only the last training counts.
     """
     config, algorithm = setting.config, ALGORITHMS[name]
     num_candidates = 2 if algorithm.arm == "passive" else config.num_candidates
-    asked = config.num_rounds * config.queries_per_round * num_candidates
-    learned = config.num_rounds * config.num_steps
-    if algorithm.kind != "pipeline":
-        members = config.num_members if algorithm.kind == "ilhf" else 1
-        models = members + 1  # the pretrained model, as the centre of the prior or the reference
-        return _cost(models, 0, learned * members, 0, asked)
-    heads = 1 + (config.num_particles if algorithm.arm == "selection" else 0)
-    policy_steps = config.num_rounds * config.policy_steps
-    if algorithm.retrained:
-        # Only the last training counts where nobody asks the policy in between.
-        is_asked = algorithm.responses == "learner"
-        policy_steps *= config.num_rounds // config.period if is_asked else 1
-    samples = asked + policy_steps * 2 * config.policy_batch
-    return _cost(3, heads, learned * heads, policy_steps, samples)
-
-
-def _cost(models: int, heads: int, answers: int, policy: int, samples: int) -> dict[str, int]:
-    return {
-        "models": models,
-        "heads": heads,
-        "answer_steps": answers,
-        "policy_steps": policy,
-        "samples": samples,
-    }
+    is_retrained = algorithm.retrained and algorithm.responses == "learner"
+    trainings = config.num_rounds // config.period if is_retrained else 1
+    return cost(
+        algorithm.kind,
+        members=config.num_members,
+        particles=config.num_particles if algorithm.arm == "selection" else 0,
+        answer_steps=config.num_rounds * config.num_steps,
+        policy_steps=trainings * config.num_rounds * config.policy_steps,
+        candidates=config.num_rounds * config.queries_per_round * num_candidates,
+        step_samples=2 * config.policy_batch,
+    )
 
 
 def _reference(setting: Setting, name: str, results: Results) -> dict[str, np.ndarray] | None:
@@ -141,46 +119,3 @@ def _fall(curves: np.ndarray) -> Interval:
     """Returns the mean curve's highest value less its last, with an interval at that round."""
     best = int(curves.mean(axis=0).argmax())
     return {**mean_interval(curves[:, best] - curves[:, -1]), "period": best}
-
-
-def _fitted(curves: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Returns the fit to the mean curve, and, an extrapolation, its win rate at ten budgets."""
-    fit = lambda seeds: fit_curve(labels[1:], curves[seeds.astype(int), 1:].mean(axis=0))
-    later = lambda seeds: float(win_rate_at(fit(seeds), 10.0 * labels[-1]))
-    return {
-        "a": fit(np.arange(len(curves))).a,
-        "b": _interval(lambda seeds: fit(seeds).b, len(curves)),
-        "at_ten_budgets": _interval(later, len(curves)),
-    }
-
-
-def _arrivals(curves: np.ndarray, others: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    asked, censored = queries_to_level(-curves, labels, SAME - others[:, -1])
-    return {
-        "mean": mean_interval(asked),
-        "median": float(np.median(asked)),
-        "never": float(np.mean(censored)),
-        "saving": curve_saving(-curves, -others, labels, same=SAME),
-    }
-
-
-def _extrapolated(curves: np.ndarray, others: np.ndarray, labels: np.ndarray) -> Interval:
-    """Returns how many times the budget the reference would need, by the fit of its curve.
-
-    An extrapolation where it is above 1: to where this algorithm's mean win rate ends.
-    """
-
-    def times(seeds: np.ndarray) -> float:
-        rows = seeds.astype(int)
-        curve = fit_curve(labels[1:], others[rows, 1:].mean(axis=0))
-        return min(labels_at(curve, float(curves[rows, -1].mean())) / float(labels[-1]), 1e6)
-
-    return _interval(times, len(curves))
-
-
-def _interval(statistic: Any, num_seeds: int) -> Interval:
-    seeds = np.arange(num_seeds)
-    low, high = bootstrap_interval(
-        statistic, seeds, rng=np.random.default_rng(0), num_resamples=1000
-    )
-    return {"mean": float(statistic(seeds)), "low": low, "high": high}

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.common.curves import Curve, fit_curve, labels_at, win_rate_at
 from experiments.common.didactic import make_world, open_logits
 from experiments.pipeline import run, world
 from experiments.pipeline.algorithms import ALGORITHMS
 from experiments.pipeline.config import VALUES, Config, Setting, settings
-from experiments.pipeline.curves import Curve, fit_curve, labels_at, win_rate_at
 from experiments.pipeline.measures import measure
-from experiments.pipeline.summary import cost
+from experiments.pipeline.summary import algorithm_cost
 from shatter import documents, losses
 from shatter.cli.common.binary import UsageError
 
@@ -152,7 +152,7 @@ def test_what_an_algorithm_costs():
     )  # fmt: skip
     setting = Setting("x", config, ())
     names = ("models", "heads", "answer_steps", "policy_steps", "samples")
-    values = lambda name: tuple(cost(setting, name)[n] for n in names)
+    values = lambda name: tuple(algorithm_cost(setting, name)[n] for n in names)
     assert values("online") == (3, 1, 8, 24, 4 * 3 * 2 + 24 * 14)
     assert values("periodic") == (3, 1, 8, 48, 4 * 3 * 2 + 48 * 14)
     assert values("offline") == values("online")

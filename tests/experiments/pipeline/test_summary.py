@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from experiments.common.curves import Curve, win_rate_at
 from experiments.pipeline.config import Config, Setting
-from experiments.pipeline.curves import Curve, win_rate_at
 from experiments.pipeline.summary import COLLAPSED, MEASURES, summarise
 
 SETTING = Setting("x", Config(num_rounds=8, period=2), ())
