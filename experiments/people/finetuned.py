@@ -16,11 +16,11 @@ from experiments.common.sources import attribution, model_folder
 from experiments.people import export
 from shatter import data
 from shatter.cli.common import binary, run_folder
+from shatter.cli.common.people import split_scores
 from shatter.cli.common.progress import open_console, progress_bar
 from shatter.cli.common.utilities import Form
 from shatter.cli.finetune import checks
 from shatter.cli.finetune.config import Config as Finetune
-from shatter.cli.finetune.evaluation import split_scores
 from shatter.cli.finetune.run import finetune
 from shatter.cli.finetune.task import AS_EVERYBODY, Task, load_task
 
@@ -169,7 +169,8 @@ def uniform_row(setting: Finetune, task: Task) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for name, split in task.held_out.items():
         nothing = np.zeros((len(split.encoded), max(len(e.completions) for e in split.encoded)))
-        scores, _ = split_scores(setting, split.encoded, nothing)
+        rows = [row.row for row in split.encoded]
+        scores, _ = split_scores(rows, nothing, min_group_size=setting.min_group_size)
         row |= {f"eval_{name}/{measure}": value for measure, value in scores.items()}
     return row
 

@@ -159,6 +159,33 @@ def score_rankings(rows: Sequence[Row], utilities: npt.ArrayLike) -> dict[str, f
     )
 
 
+def held_out_scores(rows: Sequence[Row], utilities: npt.ArrayLike) -> dict[str, float]:
+    """Measures how well utilities predict held-out comparisons.
+
+    Rows of two completions have the measures of `score`, and rows of more those of `score_rankings`
+    with the prefix `ranking_`. Rows of which fewer than two completions were shown compare nothing
+    and are left out.
+
+    Args:
+      rows: R rows of at most K completions.
+      utilities: `[R, K]`, nats.
+
+    Returns:
+      Measures by name. A mean over nothing is absent.
+    """
+    utilities = np.asarray(utilities)
+    compared = [n for n, row in enumerate(rows) if sum(rank >= 0 for rank in row.ranks) > 1]
+    pairs = [n for n in compared if len(rows[n].completions) == 2]
+    rankings = [n for n in compared if len(rows[n].completions) > 2]
+    scores = {}
+    if pairs:
+        scores = score([rows[n] for n in pairs], utilities[pairs, :2])
+    if rankings:
+        found = score_rankings([rows[n] for n in rankings], utilities[rankings])
+        scores |= {f"ranking_{name}": value for name, value in found.items()}
+    return scores
+
+
 @functools.cache
 def ranking_losses() -> Callable[..., Array]:
     """Returns `shatter.losses.ilhf_ranking_loss`, compiled."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from shatter import data
+from shatter.cli.common.people import LEAST_GROUP
 from shatter.cli.common.utilities import Form
 
 ObjectiveName = Literal[
@@ -190,7 +191,7 @@ class Config:
     """Share of every training answer's weight that goes to prompts that say less of the person,
     down to nothing, so that the same model answers as a group and as everybody."""
 
-    min_group_size: int = 5
+    min_group_size: int = LEAST_GROUP
     """Smallest number of people in a group that prompts or evaluations may name; with
     --condition_on, smaller groups are refused."""
 

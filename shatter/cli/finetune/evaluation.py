@@ -1,18 +1,17 @@
 """The evaluation of a run, and what its steps read of the frozen model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from shatter import data
 from shatter.cli.common.binary import UsageError
+from shatter.cli.common.people import Person, split_scores
 from shatter.cli.finetune import measures, reference, scoring
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.divergences import make_divergences
 from shatter.cli.finetune.history import Record
 from shatter.cli.finetune.learning import Frozen, Trainable
-from shatter.cli.finetune.people import Person, group_rows, person_scores, soft_scores
 from shatter.cli.finetune.task import Task
 
 
@@ -107,7 +106,8 @@ def make_evaluate(config: Config, task: Task, refs: dict[str, np.ndarray]) -> Ev
                     f"the model's scores of {name} are not finite: the run went astray; lower "
                     "--learning_rate, or go on from an earlier checkpoint with another"
                 )
-            scores, persons = split_scores(config, split.encoded, values)
+            rows = [row.row for row in split.encoded]
+            scores, persons = split_scores(rows, values, min_group_size=config.min_group_size)
             if persons:
                 people[name] = persons
             if config.objective == "sft":
@@ -116,41 +116,3 @@ def make_evaluate(config: Config, task: Task, refs: dict[str, np.ndarray]) -> Ev
         return Evaluation(metrics, people)
 
     return evaluate
-
-
-def split_scores(
-    config: Config, encoded: Sequence[data.Encoded], utilities: np.ndarray
-) -> tuple[Record, list[Person]]:
-    """Measures how well utilities predict held-out comparisons: overall, by group and by person.
-
-    Args:
-      config: the config.
-      encoded: the rows.
-      utilities: `[rows, K]`, nats.
-
-    Returns:
-      Measures by name, and the persons.
-    """
-    scores: Record = measures.held_out_scores(encoded, utilities) | soft_scores(encoded, utilities)
-    scores |= _by_group(config, encoded, utilities)
-    persons = person_scores(encoded, utilities)
-    return scores | (_over_persons(persons) if persons else {}), persons
-
-
-def _by_group(config: Config, encoded: Sequence[data.Encoded], utilities: np.ndarray) -> Record:
-    """Returns log-loss and soft KL of every group's own answers, as `group=NAME/measure`."""
-    scores: Record = {}
-    for group, rows in group_rows(encoded, config.min_group_size).items():
-        of_group = [encoded[n] for n in rows]
-        found = measures.held_out_scores(of_group, utilities[rows])
-        found |= soft_scores(of_group, utilities[rows])
-        kept = (name for name in found if name.endswith(("log_loss", "soft_kl")))
-        scores |= {f"group={group}/{name}": found[name] for name in kept}
-    return scores
-
-
-def _over_persons(persons: Sequence[Person]) -> Record:
-    """Returns means over persons, each of whom counts once."""
-    rates = [person.error_rate for person in persons if not np.isnan(person.error_rate)]
-    scores = {"person_log_loss": float(np.mean([person.log_loss for person in persons]))}
-    return scores | ({"person_error_rate": float(np.mean(rates))} if rates else {})

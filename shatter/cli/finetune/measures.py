@@ -8,32 +8,6 @@ from shatter import data
 from shatter.cli.common import votes
 
 
-def held_out_scores(encoded: Sequence[data.Encoded], utilities: np.ndarray) -> dict[str, float]:
-    """Measures how well utilities predict held-out comparisons.
-
-    Rows of two completions have the measures of `votes.score`, and rows of more those of
-    `votes.score_rankings` with the prefix `ranking_`. Rows of which fewer than two completions were
-    shown compare nothing and are left out.
-
-    Args:
-      encoded: the rows.
-      utilities: `[rows, K]`, nats.
-
-    Returns:
-      Measures by name. A mean over nothing is absent.
-    """
-    compared = [n for n, row in enumerate(encoded) if sum(rank >= 0 for rank in row.ranks) > 1]
-    pairs = [n for n in compared if len(encoded[n].completions) == 2]
-    rankings = [n for n in compared if len(encoded[n].completions) > 2]
-    scores = {}
-    if pairs:
-        scores = votes.score([encoded[n].row for n in pairs], utilities[pairs, :2])
-    if rankings:
-        measures = votes.score_rankings([encoded[n].row for n in rankings], utilities[rankings])
-        scores |= {f"ranking_{name}": value for name, value in measures.items()}
-    return scores
-
-
 def demonstration_scores(
     encoded: Sequence[data.Encoded], log_probs: np.ndarray
 ) -> dict[str, float]:

@@ -13,12 +13,12 @@ from rich.console import Console
 
 from shatter.cli.common import processes, run_folder
 from shatter.cli.common.binary import UsageError
+from shatter.cli.common.people import Person
 from shatter.cli.common.progress import open_console, progress_bar
 from shatter.cli.finetune import history, places, plan, plot, results, train
 from shatter.cli.finetune.checks import check, cluster_of, free_fields
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.dry_run import count_steps, describe
-from shatter.cli.finetune.people import Person
 from shatter.cli.finetune.task import Task, load_task
 
 FLAGS = Config

@@ -11,6 +11,7 @@ import optax
 from shatter import data, training
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.checkpoints import Checkpoints
+from shatter.cli.common.people import Person
 from shatter.cli.finetune import (
     checkpoints,
     evaluation,
@@ -25,7 +26,6 @@ from shatter.cli.finetune.history import Log as _Log
 from shatter.cli.finetune.history import Record, Sums
 from shatter.cli.finetune.learning import Trainable
 from shatter.cli.finetune.optimizer import make_schedule
-from shatter.cli.finetune.people import Person
 from shatter.cli.finetune.task import Task
 from shatter.cli.finetune.updates import Measured, Update, make_update
 

@@ -8,7 +8,8 @@ import numpy as np
 from scipy.special import log_softmax, logsumexp, softmax
 
 from shatter import data, evaluation
-from shatter.cli.common.votes import score, to_pairs
+from shatter.cli.common.people import split_scores
+from shatter.cli.common.votes import to_pairs
 from shatter.cli.label.inputs import OF_POOL
 from shatter.cli.label.pool import draw_queries
 from shatter.cli.label.project import Project, item_key, utilities
@@ -22,8 +23,8 @@ CLAIM_PAIRS = 512  # of the pool, by which the members' claims are measured
 def measures_of(project: Project) -> dict[str, float]:
     """Returns how well the members predict the held-out comparisons, and how much they disagree.
 
-    For each held-out file there are log_loss (nats per vote for either), accuracy and
-    calibration_error of the members' mixture (`shatter.cli.common.votes.score`); joint_log_loss,
+    For each held-out file there are the measures of the members' mixture that `shatter finetune`
+    has (`people.split_scores`), those of groups of five people or more among them; joint_log_loss,
     the dyadic joint log-loss of 10 labels, nats; and disagreement, nats. For the pool there is
     disagreement alone.
 
@@ -48,7 +49,7 @@ def _scores(project: Project, rows: Sequence[data.Row]) -> dict[str, float]:
     members = utilities(project, items)
     # Used as utilities, the mixture's log-probs of the choice give back its probabilities.
     mixture = logsumexp(log_softmax(members, axis=-1), axis=0) - np.log(len(members))
-    scores = score(rows, mixture)
+    scores, _ = split_scores(rows, mixture)
     pairs = to_pairs(rows)
     decided = pairs.votes[:, :2].sum(axis=1) > 0
     members = members[:, pairs.rows[decided]]

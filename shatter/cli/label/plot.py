@@ -20,7 +20,8 @@ def draw(history: Sequence[dict[str, Any]], path: Path) -> None:
     """
     answers = [row["answers"] for row in history]
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), constrained_layout=True)
-    names = [name for name in history[-1] if name.endswith("/log_loss")]
+    of_files = lambda name: name.endswith("/log_loss") and name.count("/") == 1  # not of groups
+    names = [name for name in history[-1] if of_files(name)]
     for name in names:
         # The space is there because matplotlib hides a label that begins with _.
         label = f" {name.removesuffix('/log_loss')}"

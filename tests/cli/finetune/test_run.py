@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from shatter import data, documents, models
-from shatter.cli.common import cache, run_folder
+from shatter.cli.common import cache, run_folder, votes
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.progress import open_console
-from shatter.cli.finetune import batches, learning, measures, plan, reference, run, train
+from shatter.cli.finetune import batches, learning, plan, reference, run, train
 from shatter.cli.finetune.checks import check, free_fields
 from shatter.cli.finetune.config import Config
 from shatter.cli.finetune.dry_run import describe
@@ -522,7 +522,7 @@ def test_rankings_of_three_are_judged(tiny: Config, tmp_path: Path):
     encoded = load_task(config).held_out["k"].encoded
     assert [row.weight for row in encoded] == [1, 3, 1]
     utilities = np.array([[1.0, 0.0, -1.0], [0.5, 0.5, 0.0], [0.5, 0.5, 0.0]])
-    found = measures.held_out_scores(encoded, utilities)
+    found = votes.held_out_scores([row.row for row in encoded], utilities)
     first = [
         -np.log(np.exp(u[k]) / np.exp(u).sum()) for u, k in zip(utilities, (0, 0, 1), strict=True)
     ]

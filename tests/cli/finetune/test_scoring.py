@@ -54,63 +54,6 @@ def encoded(*rows: tuple) -> list[Encoded]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("rows", "present"),
-    [
-        ([((1, 1, 1), (1, 1, 1), 1.0, None)], set()),  # a tie
-        ([((1, 1, 1), (1, -1, -1), 1.0, None)], set()),  # one response shown
-        ([((1, 1, 1), (1, 2, 3), 0.0, None)], set()),  # no weight
-        ([((1, 1, 1), (1, 1, 1), 1.0, (0.0, 0.0, 0.0, 3.0))], set()),  # nobody could say
-        ([((1, 1, 1), (1, 1, 1), 1.0, (2.0, 2.0, 2.0))], {"ranking_share_kl"}),
-        ([((2,), (1,), 1.0, None)], set()),  # demonstrations
-        (
-            [((1, 1, 1), (1, 1, 1), 9.0, None), ((1, 1), (1, 2), 1.0, None)],
-            {"log_loss", "accuracy", "calibration_error"},
-        ),
-    ],
-    ids=["tie", "one shown", "no weight", "no votes", "votes", "demonstrations", "one of two"],
-)
-def test_held_out_measures_of_nothing_are_absent(rows: list, present: set[str]):
-    some = encoded(*rows)
-    utilities = np.zeros((len(some), max(len(row.completions) for row in some)))
-    found = measures.held_out_scores(some, utilities)
-    assert found.keys() == present and np.isfinite(list(found.values())).all()
-    if "accuracy" in found:  # the tie counts for nothing, whatever it weighs
-        half = {"log_loss": np.log(2), "accuracy": 0.5, "calibration_error": 0.5}
-        assert found == pytest.approx(half)
-
-
-def test_rows_that_compare_nothing_do_not_change_how_pairs_are_measured():
-    pairs = encoded(((1, 1), (1, 2), 3.0, None), ((1, 1), (2, 1), 1.0, None))
-    utilities = np.array([[0.3, -0.4], [0.1, 0.2]])
-    alone = measures.held_out_scores(pairs, utilities)
-    assert "calibration_error" in alone
-    others = encoded(((4,), (0,), 1.0, None), ((1, 1, 1), (-1, 1, -1), 1.0, None))
-    among = measures.held_out_scores(
-        [others[0], *pairs, others[1]],
-        np.array([[9.0, 0.0, 0.0], [0.3, -0.4, 0.0], [0.1, 0.2, 0.0], [9.0, 9.0, 9.0]]),
-    )
-    assert among == alone
-
-
-def test_rankings_among_pairs_have_measures_of_their_own():
-    pairs = encoded(((1, 1), (1, 2), 3.0, None), ((1, 1), (2, 1), 1.0, None))
-    rankings = encoded(((1, 1, 1), (1, 2, 2), 2.0, None), ((1, 1, 1), (3, 1, -1), 1.0, None))
-    of_pairs = np.array([[0.3, -0.4, 0.0], [0.1, 0.2, 0.0]])
-    of_rankings = np.array([[0.7, 0.1, -0.2], [0.4, 0.4, 9.0]])
-    alone = measures.held_out_scores(pairs, of_pairs) | measures.held_out_scores(
-        rankings, of_rankings
-    )
-    among = measures.held_out_scores(
-        [rankings[0], *pairs, rankings[1]],
-        np.stack([of_rankings[0], *of_pairs, of_rankings[1]]),
-    )
-    assert among == alone
-    first = -np.log(np.exp(0.7) / np.exp(of_rankings[0]).sum())
-    assert among["ranking_log_loss"] == pytest.approx((2 * first + np.log(2)) / 3)
-    assert among["ranking_accuracy"] == pytest.approx((2 * 2 + 0.5) / (2 * 2 + 1))
-
-
 def test_demonstrations_are_judged_by_the_loss_of_sft():
     """The measure is the weighted mean over the tokens of the best completions, as in training."""
     rows = encoded(

@@ -248,8 +248,13 @@ def test_candidates_follow_the_prompt_as_it_is_encoded(config: ProposeConfig):
 
 
 @pytest.mark.slow
-def test_held_out_files_may_come_later_and_stay(config: ProposeConfig):
-    files, config = config.eval_files, dataclasses.replace(config, eval_files=())
+def test_held_out_files_may_come_later_and_stay(config: ProposeConfig, tmp_path: Path):
+    people = [
+        {"prompt": "", "chosen": "a", "rejected": "bb", "annotator": f"p{n}", "group": "g"}
+        for n in range(5)
+    ]
+    files = (*config.eval_files, write(tmp_path / "people.jsonl", people))
+    config = dataclasses.replace(config, eval_files=())
     run.experiment(config)
     answer_all(config)
     run.experiment(LearnConfig(project=config.project))
@@ -258,8 +263,13 @@ def test_held_out_files_may_come_later_and_stay(config: ProposeConfig):
     run.experiment(config)
     run.experiment(LearnConfig(project=config.project))
     summary = json.loads((Path(config.project) / "summary.json").read_text())
-    assert "held/log_loss" in summary["after"]
+    after = summary["after"]
+    assert {"held/log_loss", "held/soft_cross_entropy", "held/soft_manhattan"} <= after.keys()
     assert "held/log_loss" not in summary["before"]
+    loss = after["people/log_loss"]
+    for name in ("group=g/log_loss", "person_log_loss"):
+        assert after[f"people/{name}"] == pytest.approx(loss, rel=1e-5)
+    assert after["people/person_error_rate"] == (loss > np.log(2))
 
 
 def test_other_flags_or_other_members_make_another_batch(config: ProposeConfig):

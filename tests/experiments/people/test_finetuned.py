@@ -72,7 +72,8 @@ def test_a_tiny_run(by, make_model, tmp_path: Path, monkeypatch, capsys):
     config = Config(
         dataset="polis",
         by=by,
-        conditions=("none", "group"),
+        conditions=("none", "group", *(("examples",) if by == "person" else ())),
+        num_examples=2,
         model_name_or_path=str(tmp_path / "tiny"),
         run_dir=str(tmp_path / "runs"),
         num_seeds=2,
@@ -90,5 +91,8 @@ def test_a_tiny_run(by, make_model, tmp_path: Path, monkeypatch, capsys):
     # The groups want opposite things, and only prompts that say the group can tell them apart.
     measure = "group_kl" if by == "group" else "log_loss"
     assert summary[f"group/{measure}"]["mean"] < summary[f"none/{measure}"]["mean"] - 0.05
+    if by == "person":
+        losses = [summary[f"{name}/log_loss"]["mean"] for name in finetuned.CONDITIONS]
+        assert len(set(losses)) == 3  # earlier answers fit into these prompts
     finetuned.experiment(config)  # every division is only read
     assert json.loads((folder / "summary.json").read_text()) == summary

@@ -12,6 +12,7 @@ from shatter.cli.common.votes import Floats
 from shatter.data.layouts import text_key
 
 FEWEST_ANSWERS = 2  # that make shares
+LEAST_GROUP = 5  # people, of a group that is named where nobody says otherwise
 
 
 class Person(NamedTuple):
@@ -32,12 +33,43 @@ class Person(NamedTuple):
     error_rate: float
 
 
-def soft_scores(encoded: Sequence[data.Encoded], utilities: np.ndarray) -> dict[str, float]:
+def split_scores(
+    rows: Sequence[data.Row], utilities: np.ndarray, *, min_group_size: int = LEAST_GROUP
+) -> tuple[dict[str, float], list[Person]]:
+    """Measures how well utilities predict held-out comparisons: overall, by group and by person.
+
+    Args:
+      rows: R rows of at most K completions.
+      utilities: `[R, K]`, nats.
+      min_group_size: the smallest size of a group that is named.
+
+    Returns:
+      Measures by name: `votes.held_out_scores`, `soft_scores`, log-loss and soft KL of every
+      group's own answers as `group=NAME/measure`, and person_log_loss and person_error_rate, means
+      over persons, each of whom counts once; and the persons.
+    """
+    scores = votes.held_out_scores(rows, utilities) | soft_scores(rows, utilities)
+    for group, numbers in group_rows(rows, min_group_size).items():
+        of_group = [rows[n] for n in numbers]
+        found = votes.held_out_scores(of_group, utilities[numbers])
+        found |= soft_scores(of_group, utilities[numbers])
+        kept = (name for name in found if name.endswith(("log_loss", "soft_kl")))
+        scores |= {f"group={group}/{name}": found[name] for name in kept}
+    persons = person_scores(rows, utilities)
+    rates = [person.error_rate for person in persons if not np.isnan(person.error_rate)]
+    if persons:
+        scores["person_log_loss"] = float(np.mean([person.log_loss for person in persons]))
+    if rates:
+        scores["person_error_rate"] = float(np.mean(rates))
+    return scores, persons
+
+
+def soft_scores(rows: Sequence[data.Row], utilities: np.ndarray) -> dict[str, float]:
     """Compares predicted shares with those of the people who chose each completion.
 
     Args:
-      encoded: the rows.
-      utilities: `[rows, K]`, nats.
+      rows: R rows of at most K completions.
+      utilities: `[R, K]`, nats.
 
     Returns:
       soft_cross_entropy, soft_kl (KL(shares || model), nats) and soft_manhattan: means over
@@ -48,13 +80,13 @@ def soft_scores(encoded: Sequence[data.Encoded], utilities: np.ndarray) -> dict[
     shares: dict[tuple, Floats] = {}
     laws: dict[tuple, Floats] = {}
     known: dict[tuple, float] = {}
-    for row, values in zip(encoded, utilities.astype(float), strict=True):
+    for row, values in zip(rows, utilities.astype(float), strict=True):
         choice, num = data.best_place(row.ranks), len(row.completions)
         if choice is None or num < 2 or min(row.ranks) < 0:
             continue
-        keys = [text_key(completion) for completion in row.row.completions]
+        keys = [text_key(completion) for completion in row.completions]
         order = sorted(range(num), key=keys.__getitem__)
-        about = (row.prompt.tobytes(), *(keys[k] for k in order))
+        about = (text_key(row.prompt), *(keys[k] for k in order))
         laws.setdefault(about, log_softmax(values[order]))
         shares.setdefault(about, np.zeros(num))[order.index(choice)] += row.weight
         votes_of_choice = 1.0 if row.votes is None else row.votes[choice]
@@ -75,34 +107,33 @@ def soft_scores(encoded: Sequence[data.Encoded], utilities: np.ndarray) -> dict[
     }
 
 
-def person_scores(encoded: Sequence[data.Encoded], utilities: np.ndarray) -> list[Person]:
+def person_scores(rows: Sequence[data.Row], utilities: np.ndarray) -> list[Person]:
     """Measures how well each person's answers are predicted.
 
     Args:
-      encoded: the rows; those without annotator, without an order or without weight do not count.
-      utilities: `[rows, K]`, nats.
+      rows: R rows; those without annotator, without an order or without weight do not count.
+      utilities: `[R, K]`, nats.
 
     Returns:
       The persons, in the order of their first rows.
     """
-    rows = [
+    numbers = [
         n
-        for n, row in enumerate(encoded)
-        if row.row.annotator is not None and not data.without_preference([row.row])
+        for n, row in enumerate(rows)
+        if row.annotator is not None and not data.without_preference([row])
     ]
-    if not rows:
+    if not numbers:
         return []
     names: dict[str, int] = {}
     groups: dict[str, set[str]] = {}
-    for n in rows:
-        about = encoded[n].row
+    of_rows = [rows[n] for n in numbers]
+    for about in of_rows:
         names.setdefault(str(about.annotator), len(names))
         groups.setdefault(str(about.annotator), set()).add(about.group or "")
-    of_rows = [encoded[n].row for n in rows]
     persons: Any = np.array([names[str(row.annotator)] for row in of_rows])
     weights: Any = np.array([row.weight for row in of_rows])
     ranks = votes.pad_ranks(of_rows)
-    values = utilities[rows, : ranks.shape[1]]
+    values = utilities[numbers, : ranks.shape[1]]
     choices: Any = np.array([data.best_place(row.ranks) for row in of_rows], float)  # NaN = none
     chose = np.flatnonzero(np.isfinite(choices))
     shown: Any = np.where(ranks >= 0, values, -np.inf)[chose]
@@ -127,16 +158,16 @@ def person_scores(encoded: Sequence[data.Encoded], utilities: np.ndarray) -> lis
     ]
 
 
-def group_rows(encoded: Sequence[data.Encoded], min_group_size: int) -> dict[str, list[int]]:
+def group_rows(rows: Sequence[data.Row], min_group_size: int) -> dict[str, list[int]]:
     """Returns the numbers of every group's rows, by name, without groups that are too small.
 
     Args:
-      encoded: the rows.
+      rows: the rows.
       min_group_size: the smallest size of a group, as `shatter.data.group_sizes` counts it.
     """
-    sizes = data.group_sizes([row.row for row in encoded])
+    sizes = data.group_sizes(rows)
     found: dict[str, list[int]] = {}
-    for n, row in enumerate(encoded):
-        if row.row.group is not None and sizes[row.row.group] >= min_group_size:
-            found.setdefault(row.row.group, []).append(n)
+    for n, row in enumerate(rows):
+        if row.group is not None and sizes[row.group] >= min_group_size:
+            found.setdefault(row.group, []).append(n)
     return dict(sorted(found.items()))
