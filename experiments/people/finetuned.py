@@ -89,6 +89,9 @@ class Config:
     max_length: int = 256
     """Largest number of tokens of a prompt and an option."""
 
+    gradient_checkpointing: bool = False
+    """As in `shatter finetune`: less memory and more time, which long prompts may need."""
+
     kl_samples: int = 16
     """Responses by which the KL from the pretrained model is estimated."""
 
