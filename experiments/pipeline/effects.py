@@ -31,15 +31,20 @@ class Config:
     """
 
     folders: tuple[str, ...] = ()
-    """Required. Folders of figures of `experiments.pipeline.run`, each with metrics.csv. Together
-    they have all combinations, as the one run of one figure has."""
+    """Required. Folders of figures of `experiments.pipeline.run`, or of one setting of
+    `experiments.online.run`, each with metrics.csv. Together they have all combinations, as the one
+    run of one figure has."""
+
+    algorithms: tuple[str, ...] = ()
+    """Algorithms that count; not given = all that the folders have."""
 
 
-def read_cells(folders: tuple[str, ...]) -> Cells:
+def read_cells(folders: tuple[str, ...], algorithms: tuple[str, ...] = ()) -> Cells:
     """Reads the measures of all cells.
 
     Args:
       folders: those of the figures.
+      algorithms: those that count; all if none is named.
 
     Returns:
       The cells; one that several folders have is of the last.
@@ -56,9 +61,18 @@ def read_cells(folders: tuple[str, ...]) -> Cells:
             )
         config = json.loads((folder / "config.json").read_text())
         with (folder / "metrics.csv").open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["metric"] in MEASURES]
+            rows = [
+                row
+                for row in csv.DictReader(file)
+                if row["metric"] in MEASURES and (not algorithms or row["arm"] in algorithms)
+            ]
         for name, part in itertools.groupby(rows, lambda row: (row["setting"], row["arm"])):
             cells[_levels(config, *name)] = _measures([*part])
+    unknown = set(algorithms) - {cell[-1].partition(",")[0] for cell in cells}
+    if unknown:
+        raise UsageError(
+            f"--algorithms: expected some that the folders have, found {', '.join(sorted(unknown))}"
+        )
     levels = [sorted({cell[place] for cell in cells}) for place in range(len(FACTORS))]
     missing = [cell for cell in itertools.product(*levels) if cell not in cells]
     if missing:
@@ -70,10 +84,12 @@ def read_cells(folders: tuple[str, ...]) -> Cells:
 def _levels(config: dict[str, Any], setting: str, algorithm: str) -> tuple[str, ...]:
     """Returns the levels of a cell; the setting's name has the value that its figure changes."""
     name, _, value = setting.partition("=")
-    values = {key: str(config[key]) for key in ("nudge", "anchor_decay", "selection")}
+    values = {
+        key: str(config[key]) for key in ("nudge", "anchor_decay", "selection") if key in config
+    }
     if value:
         values[name] = value
-    if algorithm == "information_directed":
+    if algorithm == "information_directed" and "selection" in values:
         algorithm = f"{algorithm}, {values['selection']}"
     return values["nudge"], values["anchor_decay"], algorithm
 
@@ -125,7 +141,7 @@ def effects(cells: Cells) -> list[tuple[str, dict[str, np.ndarray]]]:
 def experiment(config: Config) -> None:
     """Prints the table."""
     binary.require(config, ("folders",), "--folders runs/pipeline/nudge")
-    rows = effects(read_cells(config.folders))
+    rows = effects(read_cells(config.folders, config.algorithms))
     table = Table(title="paired by seed, means [95%]")
     for heading in ("", *(rows[0][1] if rows else ())):
         table.add_column(heading)

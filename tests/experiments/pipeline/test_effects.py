@@ -62,3 +62,15 @@ def test_what_is_missing_is_named(tmp_path: Path):
     )
     with pytest.raises(UsageError, match=r"found none of nudge=0.0, anchor_decay=0.0, algorithm="):
         read_cells(folders)
+
+
+def test_algorithms_are_chosen_and_a_run_of_online_is_read(tmp_path: Path):
+    folder = write_figure(tmp_path / "1", "1.0")
+    config = {"nudge": 0.1, "anchor_decay": 1.0}  # experiments.online has no --selection
+    (tmp_path / "1" / "config.json").write_text(json.dumps(config))
+    found = dict(effects(read_cells((folder,))))
+    assert list(found) == ["nudge: 0.1 less 0.0", "algorithm: information_directed less online"]
+    alone = dict(effects(read_cells((folder,), ("online",))))
+    assert list(alone) == ["nudge: 0.1 less 0.0"]
+    with pytest.raises(UsageError, match=r"expected some that the folders have, found lucky"):
+        read_cells((folder,), ("online", "lucky"))
