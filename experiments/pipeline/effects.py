@@ -84,9 +84,8 @@ def read_cells(folders: tuple[str, ...], algorithms: tuple[str, ...] = ()) -> Ce
 def _levels(config: dict[str, Any], setting: str, algorithm: str) -> tuple[str, ...]:
     """Returns the levels of a cell; the setting's name has the value that its figure changes."""
     name, _, value = setting.partition("=")
-    values = {
-        key: str(config[key]) for key in ("nudge", "anchor_decay", "selection") if key in config
-    }
+    keys: tuple[str, ...] = ("nudge", "anchor_decay", "selection")  # online has no selection
+    values = {key: str(config[key]) for key in keys if key in config}
     if value:
         values[name] = value
     if algorithm == "information_directed" and "selection" in values:
