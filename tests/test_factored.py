@@ -14,7 +14,7 @@ KINDS = ("embedding", "kernel", "members")
 MASK = jnp.array([[False, True, True, True, False], [False, False, True, True, True]])
 
 
-@pytest.fixture(params=[8, 23])
+@pytest.fixture(params=[8, pytest.param(23, marks=pytest.mark.slow)])
 def slices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slices of 8 columns, of which the last two overlap, or all columns in one."""
     monkeypatch.setattr("shatter.factored.sizes.SLICE_SIZE", request.param * BATCH * (LENGTH - 1))

@@ -32,7 +32,7 @@ jitted_decode = {
     [
         ("didactic", 8, [4, 4]),
         pytest.param("didactic", 8, [1] * 8, marks=pytest.mark.slow),
-        ("didactic", 8, [1, 1, 1, 1, 4]),
+        pytest.param("didactic", 8, [1, 1, 1, 1, 4], marks=pytest.mark.slow),
         ("didactic", 11, [8]),
         pytest.param("gpt2", 8, [4, 4], marks=pytest.mark.slow),
         ("llama", 8, [4, 4]),

@@ -338,6 +338,7 @@ def test_remat_trades_memory_for_time(float64: None, monkeypatch: pytest.MonkeyP
     assert little < some < 0.7 * much and little < 0.5 * much
 
 
+@pytest.mark.slow
 def test_members_by_vmap_are_members_in_a_loop(params):
     tokens, valid = pad([6, 7])
     scales = jnp.array([0.7, 1.0, 1.3])

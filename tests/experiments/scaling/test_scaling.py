@@ -344,7 +344,6 @@ def test_the_recipe_is_that_of_pretraining_alone(corpus: Corpus):
         ({"beta": -1.0}, "--beta"),
         ({"taste": 0.0}, "--taste"),
         ({"sizes": ()}, "at least one of"),
-        ({"num_evaluated": 100_000}, "fewer than 100000"),
         ({"data_dir": "nowhere"}, "nowhere"),
     ],
 )
@@ -538,7 +537,13 @@ def test_a_pretrained_folder_and_a_reward_of_votes(
     assert 0 < found[name]["rl"]["share"]["mean"] < 1
 
 
-def test_pretrained_models_of_one_name_are_refused(tmp_path, make_model):
+def test_more_prompts_than_the_text_has_are_refused(tmp_path, small_corpus):
+    with pytest.raises(UsageError, match="fewer than 100000"):
+        run.experiment(tiny(tmp_path / "new", num_evaluated=100_000))
+    assert not (tmp_path / "new").exists()
+
+
+def test_pretrained_models_of_one_name_are_refused(tmp_path, make_model, small_corpus):
     folders = [str(tmp_path / place / "same") for place in "ab"]
     for folder in folders:
         make_model(Path(folder), 1)
