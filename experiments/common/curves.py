@@ -64,7 +64,7 @@ def labels_at(curve: Curve, win_rate: float) -> float:
         return float(np.exp((curve.level - loss) / curve.b))
 
 
-def fitted(curves: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def summarise_fit(curves: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Returns the fit to the mean curve, and, an extrapolation, its win rate at ten budgets.
 
     Args:
@@ -83,7 +83,7 @@ def fitted(curves: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     }
 
 
-def arrivals(curves: np.ndarray, others: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def labels_to_end(curves: np.ndarray, others: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Returns the labels to where others' win rates end.
 
     Args:
@@ -105,11 +105,11 @@ def arrivals(curves: np.ndarray, others: np.ndarray, labels: np.ndarray) -> dict
     }
 
 
-def extrapolated(curves: np.ndarray, others: np.ndarray, labels: np.ndarray) -> Interval:
+def budgets_to_end(curves: np.ndarray, others: np.ndarray, labels: np.ndarray) -> Interval:
     """Returns how many times the budget others would need to where the mean win rate ends.
 
     By the fit of their curve, so that it is an extrapolation where it is above 1; a million stands
-    for more. The arguments are those of `arrivals`.
+    for more. The arguments are those of `labels_to_end`.
     """
 
     def times(seeds: np.ndarray) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common.costs import cost
-from experiments.common.curves import arrivals, extrapolated, fitted
+from experiments.common.curves import budgets_to_end, labels_to_end, summarise_fit
 from experiments.common.intervals import mean_interval
 from experiments.online.arms import ARMS
 from experiments.online.config import Settled
@@ -105,9 +105,9 @@ def _win_curves(
     if len(queries) < 3:
         return {}
     names = ("win_greedy", "win_rate")
-    found = {"curve": {name: fitted(metrics[name], queries) for name in names}}
+    found = {"curve": {name: summarise_fit(metrics[name], queries) for name in names}}
     if reference is None:
         return found
-    for part, read in (("labels", arrivals), ("extrapolated", extrapolated)):
+    for part, read in (("labels", labels_to_end), ("extrapolated", budgets_to_end)):
         found[part] = {name: read(metrics[name], reference[name], queries) for name in names}
     return found

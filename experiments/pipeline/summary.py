@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common.costs import cost
-from experiments.common.curves import arrivals, extrapolated, fitted
+from experiments.common.curves import budgets_to_end, labels_to_end, summarise_fit
 from experiments.common.intervals import Interval, mean_interval
 from experiments.pipeline.algorithms import ALGORITHMS, BASELINE
 from experiments.pipeline.config import Setting
@@ -64,7 +64,7 @@ def summarise(setting: Setting, name: str, results: Results, labels: np.ndarray)
         "area": {m: mean_interval(_area(metrics[m])) for m in ("win_greedy", "win_rate", "kl")},
         "collapsed": float(np.mean(metrics["entropy"][:, -1] < COLLAPSED)),
         "fall": _fall(metrics["win_greedy"]),
-        "curve": fitted(metrics["win_greedy"], labels),
+        "curve": summarise_fit(metrics["win_greedy"], labels),
         "cost": algorithm_cost(setting, name),
     }
     if reference is None:
@@ -79,8 +79,8 @@ def summarise(setting: Setting, name: str, results: Results, labels: np.ndarray)
         for part, values in parts.items():
             row.setdefault(f"{part}_less_reference", {})[measure] = mean_interval(values)
     for measure in ("win_greedy", "win_rate"):
-        row[f"labels_{measure}"] = arrivals(metrics[measure], reference[measure], labels)
-    row["extrapolated"] = extrapolated(metrics["win_greedy"], reference["win_greedy"], labels)
+        row[f"labels_{measure}"] = labels_to_end(metrics[measure], reference[measure], labels)
+    row["extrapolated"] = budgets_to_end(metrics["win_greedy"], reference["win_greedy"], labels)
     return row
 
 
