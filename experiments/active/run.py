@@ -15,7 +15,7 @@ from experiments.active.config import Config, Setting, settings
 from experiments.active.inputs import make_inputs
 from experiments.active.summary import Results, summarise
 from experiments.active.tables import tables
-from experiments.common import chunks
+from experiments.common import chunks, threads
 from experiments.common.meshes import open_mesh
 from experiments.common.sources import model_folder
 from experiments.judgements.datasets import DATASETS
@@ -74,6 +74,7 @@ def check(config: Config) -> list[Setting]:
 def experiment(config: Config) -> None:
     """Runs every arm with every ensemble, then writes and prints the results."""
     plan = check(config)
+    threads.allow()
     console = open_console()
     arms = tuple(dict.fromkeys(("random", *(config.arms or ARMS))))
     cost = sum(SECONDS[s.kind] * s.num_seeds * len(arms) for s in plan) / 60

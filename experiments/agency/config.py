@@ -48,10 +48,11 @@ class Config:
     """Root of all random keys."""
 
     num_seeds: int = 10
-    """Seeds, each with its own demonstrations and its own start; all run in one call an arm."""
+    """Seeds, each with its own demonstrations and its own start."""
 
     seeds_at_once: int = 1
-    """Seeds that are computed together; on a CPU one after the other is the fastest."""
+    """Seeds that are vmapped together; one is the fastest on a CPU, each core of which, at most
+    four, has a batch of a small model."""
 
     num_operations: int = 2
     """Operations in a question of arithmetic, each a call of the calculator."""

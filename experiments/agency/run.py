@@ -19,6 +19,7 @@ from experiments.agency.process import (
     make_start,
 )
 from experiments.agency.report import write_results
+from experiments.common import threads
 from experiments.common.chunks import equal_chunks, run_seeds
 from shatter.cli.common import binary, run_folder
 from shatter.cli.common.progress import open_console, progress_bar
@@ -99,6 +100,7 @@ def _check_together(config: Config) -> None:
 def experiment(config: Config) -> None:
     """Runs every arm from every start, then writes and prints the results."""
     check(config)
+    threads.allow()
     console = open_console()
     agent = make_agent(config)
     updates = config.num_rounds * config.updates_per_round

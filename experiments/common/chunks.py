@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import meshes
+from experiments.common import meshes, threads
 from shatter import training
 from shatter.cli.common.binary import UsageError
 from shatter.cli.common.checkpoints import Checkpoints, assert_same_software
@@ -102,13 +102,13 @@ def run_seeds(
         one_seed = lambda carry: process.rounds(carry, first_round, chunk, *shared)
         return _over_seeds(one_seed, seeds_at_once, mesh)(carries)
 
-    # Without a mesh the host calls one batch of seeds after the other: a loop inside the program
-    # takes SmolLM2 1.9 times as long on a CPU.
-    in_turn = partial(_in_turn, seeds_at_once if mesh is None else None)
+    # Without a mesh the host calls a batch of seeds at a time: a loop inside the program takes
+    # SmolLM2 1.9 times as long on a CPU, and small models leave cores idle.
+    by_batches = partial(_by_batches, seeds_at_once if mesh is None else None)
     if mesh is not None:
         inputs = training.put(inputs, meshes.shardings(mesh, inputs))
     start = _jitted_start(process.start, seeds_at_once, mesh)
-    carry, first = in_turn(lambda batch: start(batch, shared), inputs)
+    carry, first = by_batches(start, inputs, shared)
     history = {
         name: jnp.zeros((len(value), 1 + num_rounds, *value.shape[1:])).at[:, 0].set(value)
         for name, value in first.items()
@@ -123,10 +123,8 @@ def run_seeds(
         for chunk in plan:
             next_round = first_round + chunk.num_rounds
             if next_round > saved:
-                of_batch = partial(
-                    rounds, first_round=jnp.asarray(first_round), chunk=chunk, shared=shared
-                )
-                carry, metrics = in_turn(of_batch, carry)
+                number = jnp.asarray(first_round)
+                carry, metrics = by_batches(rounds, carry, number, chunk, shared)
                 columns = slice(1 + first_round, 1 + next_round)
                 history = {k: v.at[:, columns].set(metrics[k]) for k, v in history.items()}
                 _check_finite(history, columns)
@@ -152,14 +150,18 @@ def _jitted_start(
     return jax.jit(every, compiler_options=compiler_options())
 
 
-def _in_turn(at_once: int | None, program: Callable[[Any], Any], seeds: Any) -> Any:
-    """Calls the program on one batch of seeds after the other, and joins what it returns."""
+def _by_batches(at_once: int | None, program: Any, seeds: Any, *rest: Any) -> Any:
+    """Calls a jitted program on every batch of seeds, and joins what it returns."""
     num_seeds = len(jax.tree.leaves(seeds)[0])
     size = at_once or num_seeds
+    firsts = range(0, num_seeds, size)
     batch = lambda first: jax.tree.map(lambda leaf: leaf[first : first + size], seeds)
-    found = [jax.block_until_ready(program(batch(first))) for first in range(0, num_seeds, size)]
-    if len(found) == 1:
-        return found[0]
+    if len(firsts) == 1:
+        return program(seeds, *rest)
+    for first in {0, firsts[-1]}:  # the last batch may be smaller
+        program.lower(batch(first), *rest).compile()
+    run = lambda first: jax.block_until_ready(program(batch(first), *rest))
+    found = list(threads.in_threads(run, firsts, threads.num_at_once((batch(0), rest))))
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
 
 

@@ -38,11 +38,11 @@ class Config:
     """Root of all random keys; division s of the people is drawn from seed + s."""
 
     num_seeds: int = 10
-    """Seeds, all in one jitted call an arm; each with its own division of the people."""
+    """Seeds, each with its own division of the people."""
 
     seeds_at_once: int | None = None
-    """Seeds that are vmapped together, batch after batch in one call; if not given, one on a CPU,
-    because its caches are small, and all elsewhere."""
+    """Seeds that are vmapped together; if not given, one on a CPU, because its caches are small,
+    and all elsewhere. Small models have a batch on each core, of at most four."""
 
     num_members: int = 5
     """Members of the ensemble."""

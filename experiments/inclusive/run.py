@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from experiments.common import chunks, sources
+from experiments.common import chunks, sources, threads
 from experiments.inclusive import plot, populations, process, references, texts
 from experiments.inclusive.arms import ARMS
 from experiments.inclusive.config import Config
@@ -64,6 +64,7 @@ def check(config: Config) -> tuple[str, ...]:
 def experiment(config: Config) -> None:
     """Runs every arm, then writes and prints the results beside those of the references."""
     arms = check(config)
+    threads.allow()
     console = open_console()
     population = populations.load(config)
     console.print(

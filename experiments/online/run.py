@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import chunks, kept
+from experiments.common import chunks, kept, threads
 from experiments.common.intervals import format_interval
 from experiments.common.meshes import open_mesh
 from experiments.online import plot
@@ -116,6 +116,7 @@ def _check_matched(config: Settled) -> None:
 def experiment(flags: Config) -> None:
     """Runs every arm of the setting, then writes and prints the results."""
     config = check(flags)
+    threads.allow()
     console = open_console()
     began = time.perf_counter()
     world, params = load_world(config)

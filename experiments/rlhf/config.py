@@ -50,8 +50,8 @@ class Config:
     one vmapped call."""
 
     seeds_at_once: int | None = None
-    """Number of runs that are vmapped at a time within the call; none = one if a transformer learns
-    on a CPU, otherwise all."""
+    """Number of runs that are vmapped together; none = one if a transformer learns on a CPU,
+    otherwise all. Small models have a batch on each core, of at most four."""
 
     betas: tuple[float, ...] = (1.0, 0.5, 0.1)
     """KL coefficients of the pipelines, DPO and IPO; ILHF and SLiC have none."""

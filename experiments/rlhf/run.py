@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from experiments.common import chunks
+from experiments.common import chunks, threads
 from experiments.common.didactic import check_documents
 from experiments.inclusive import texts
 from experiments.rlhf import plot
@@ -78,6 +78,7 @@ def check(config: Config) -> None:
 def experiment(config: Config) -> None:
     """Trains every objective, then writes and prints the results."""
     check(config)
+    threads.allow()
     console = open_console()
     names = config.objectives or tuple(OBJECTIVES)
     console.print(

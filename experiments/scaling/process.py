@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from scipy.special import expit
 
+from experiments.common import threads
 from experiments.common.kept import load_or_run
 from experiments.scaling import arms
 from experiments.scaling.arms import Said
@@ -53,12 +54,19 @@ def run_arm(
     Raises:
       UsageError: if a measure is not finite, or a file is damaged.
     """
-    parts, size = [], seeds_at_once(model.params)
-    for first in range(0, len(model.tasks), size):
-        some = range(first, min(first + size, len(model.tasks)))
-        run = partial(_group, model, judge, arm, some, folder)
-        parts.append(load_or_run(folder / f"{arm}_{first}.npz", run, mend=MEND))
-        progress(len(some))
+    num_seeds, size = len(model.tasks), seeds_at_once(model.params)
+    groups = [range(num_seeds)[first : first + size] for first in range(0, num_seeds, size)]
+
+    def of_group(seeds: range) -> dict[str, np.ndarray]:
+        run = partial(_group, model, judge, arm, seeds, folder)
+        return load_or_run(folder / f"{arm}_{seeds[0]}.npz", run, mend=MEND)
+
+    parts = [of_group(groups[0])]  # which compiles what the others use
+    progress(len(groups[0]))
+    at_once = threads.num_at_once(model.params)
+    for part in threads.in_threads(of_group, groups[1:], at_once):
+        progress(len(groups[len(parts)]))
+        parts.append(part)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

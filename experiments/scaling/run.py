@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from experiments.common import threads
 from experiments.scaling import plot
 from experiments.scaling.config import ARMS, NEED_REWARD, SIZES, UNTRAINED, Config, GoldName
 from experiments.scaling.corpus import Corpus, load_corpus, prompts_of
@@ -85,6 +86,7 @@ def check(config: Config) -> None:
 def experiment(config: Config) -> None:
     """Pretrains the family, runs every arm on every model, writes and prints the results."""
     check(config)
+    threads.allow()
     console = open_console()
     began = time.perf_counter()
     corpus = load_corpus(config.data_dir or None)
