@@ -42,7 +42,7 @@ class Config:
     demonstrations and comparisons, which are the same for all models and all ways to use them.
     """
 
-    sizes: tuple[str, ...] = ("8k", "16k", "42k", "120k", "240k")
+    sizes: tuple[str, ...] = ("8k", "16k", "42k", "120k")
     """Members of the family: 8k, 16k, 42k, 120k, 240k, 600k, 1M, 3M. A run folder may get more."""
 
     models: tuple[str, ...] = ()
