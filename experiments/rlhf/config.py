@@ -46,8 +46,7 @@ class Config:
     """Root of all random keys."""
 
     num_seeds: int = 10
-    """Number of seeds, each with its own comparisons. All seeds and betas of an objective run in
-    one vmapped call."""
+    """Number of seeds, each with its own comparisons."""
 
     seeds_at_once: int | None = None
     """Number of runs that are vmapped together; none = one if a transformer learns on a CPU,
