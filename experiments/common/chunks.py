@@ -102,8 +102,8 @@ def run_seeds(
         one_seed = lambda carry: process.rounds(carry, first_round, chunk, *shared)
         return _over_seeds(one_seed, seeds_at_once, mesh)(carries)
 
-    # Without a mesh the host calls a batch of seeds at a time: a loop inside the program takes
-    # SmolLM2 1.9 times as long on a CPU, and small models leave cores idle.
+    # Without a mesh the host calls a batch of seeds at a time: on a CPU `jax.lax.map` is slower
+    # with large models, and leaves cores idle with small ones.
     by_batches = partial(_by_batches, seeds_at_once if mesh is None else None)
     if mesh is not None:
         inputs = training.put(inputs, meshes.shardings(mesh, inputs))
